@@ -87,7 +87,9 @@ def parse_linear(name: str) -> LinearName:
     """Take a native linear name apart; ValueError for anything that is not a linear of a transformer block."""
     match = _LINEAR.match(name)
     if match is None or match[2] not in _ROLE_OF_PATH:
-        raise ValueError(f"{name!r} is not a linear of a WAN block; expected blocks.N. and one of {sorted(_ROLE_OF_PATH)}")
+        raise ValueError(
+            f"{name!r} is not a linear of a WAN block; expected blocks.N. and one of {sorted(_ROLE_OF_PATH)}"
+        )
     return LinearName(int(match[1]), match[2], _ROLE_OF_PATH[match[2]])
 
 
