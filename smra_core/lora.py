@@ -50,8 +50,7 @@ def init_lora(spec: WanSpec, plan: SparsePlan, rank: int, generator: torch.Gener
 
 def _init_pair(shape: tuple[int, int], rank: int, generator: torch.Generator) -> LoraPair:
     out_features, in_features = shape
-    bound = 1 / math.sqrt(in_features)  # kaiming_uniform_(a=sqrt(5)) written out
-    a = (2 * torch.rand(rank, in_features, generator=generator) - 1) * bound
+    a = nn.init.kaiming_uniform_(torch.empty(rank, in_features), a=math.sqrt(5), generator=generator)
     return LoraPair(a, torch.zeros(out_features, rank))
 
 
