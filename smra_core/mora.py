@@ -1,7 +1,7 @@
 """Motion representation alignment (paper section "MoRA"): what the motion LoRA is trained for.
 
-`L = L_temporal + alpha L_MoRA`. The clean video that the model predicts is decoded to pixels, and its optical flow
-between adjacent frames is pulled to the reference video's.
+`L = L_temporal + alpha L_MoRA`. The clean video that the model predicts is decoded to pixels, and its optical
+flow between adjacent frames is pulled to the reference video's.
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,9 @@ class MotionSettings:
     debias: bool = True
     """Add MotionDirector's appearance-debiased velocity loss, as the release does."""
     flow_weight: str = "none"
-    """How L_MoRA counts by noise level: `none` (paper), or `clean`, 2 (1 - sigma) and nothing above sigma 0.9."""
+    """How L_MoRA counts by noise level: `none` (paper), or `clean`, 2 (1 - sigma) and nothing above sigma
+    0.9.
+    """
     weighted_velocity: bool = True
     """Weight the velocity loss by noise level (flow_matching.velocity_weight), as the release trains."""
     shift: float = 1.0
@@ -53,9 +55,11 @@ class MotionSample(NamedTuple):
 
 
 def flow_alignment_loss(flow: Tensor, reference: Tensor) -> Tensor:
-    """L_MoRA: L1 of the flow, x in widths and y in heights, summed over both and averaged over pixels and pairs.
+    """L_MoRA: L1 of the flow, x in widths and y in heights, summed over both and averaged over pixels and
+    pairs.
 
-    `... P 2 H W` in pixels twice; the result has the leading shape. One pixel sideways everywhere gives 1 / W.
+    `... P 2 H W` in pixels twice; the result has the leading shape. One pixel sideways everywhere gives 1 /
+    W.
     """
     height, width = flow.shape[-2:]
     size = flow.new_tensor([width, height]).view(2, 1, 1)
@@ -63,7 +67,8 @@ def flow_alignment_loss(flow: Tensor, reference: Tensor) -> Tensor:
 
 
 def debiased(velocity: Tensor, anchor: Tensor) -> Tensor:
-    """Velocity with the appearance that all frames share taken out (MotionDirector, "appearance-debiased loss").
+    """Velocity with the appearance that all frames share taken out (MotionDirector, "appearance-debiased
+    loss").
 
     `B C f h w`; `anchor` `B` picks each sample's anchor latent frame. Returns sqrt(2) v - v[anchor].
     """
@@ -72,7 +77,9 @@ def debiased(velocity: Tensor, anchor: Tensor) -> Tensor:
 
 
 def temporal_loss(velocity: Tensor, target: Tensor, anchor: Tensor | None = None) -> Tensor:
-    """L_temporal: mean squared velocity error, plus that of the debiased velocities when an anchor is given. `B`."""
+    """L_temporal: mean squared velocity error, plus that of the debiased velocities when an anchor is given.
+    `B`.
+    """
     error = ((velocity - target) ** 2).flatten(1).mean(1)
     if anchor is None:
         return error
@@ -80,9 +87,11 @@ def temporal_loss(velocity: Tensor, target: Tensor, anchor: Tensor | None = None
 
 
 def flow_weight(sigma: Tensor, kind: str) -> Tensor:
-    """Weight of L_MoRA by noise level, `B`: 1 (`none`, paper), or 2 (1 - sigma) below 0.9 and 0 above (`clean`).
+    """Weight of L_MoRA by noise level, `B`: 1 (`none`, paper), or 2 (1 - sigma) below 0.9 and 0 above
+    (`clean`).
 
-    Near sigma 1 the predicted video is a blur whose flow says little; `clean` has mean 0.99 over uniform sigmas.
+    Near sigma 1 the predicted video is a blur whose flow says little; `clean` has mean 0.99 over uniform
+    sigmas.
     """
     if kind == "none":
         return torch.ones_like(sigma)

@@ -80,11 +80,12 @@ def sample(
     on_step: Callable[[int, int], None] | None = None,
     on_evaluation: Callable[[Evaluation], None] | None = None,
 ) -> Tensor:
-    """Denoise `start` (`B 16 f h w`, at noise level sigmas[0]) down the noise levels; returns latents in model space.
+    """Denoise `start` (`B 16 f h w`, at noise level sigmas[0]) down the noise levels; returns latents in
+    model space.
 
-    `context` and `negative` are `B T 4096`; guidance 1 evaluates the model on `context` alone. Before each evaluation
-    every LoRA gets the strength that `t_point` gives it at that evaluation's own sigma, also inside a two-evaluation
-    step. The model is left as found, whatever happens.
+    `context` and `negative` are `B T 4096`; guidance 1 evaluates the model on `context` alone. Before each
+    evaluation every LoRA gets the strength that `t_point` gives it at that evaluation's own sigma, also
+    inside a two-evaluation step. The model is left as found, whatever happens.
     """
     levels = sigmas.tolist()
     schedule = t_point or TPointSchedule()

@@ -52,7 +52,8 @@ class SubjectSample(NamedTuple):
 
 
 def mask_to_latent(mask_px: Tensor) -> Tensor:
-    """Subject mask `1 H W` on the latent grid, `1 1 h w` of 0 and 1: every cell that the subject touches counts.
+    """Subject mask `1 H W` on the latent grid, `1 1 h w` of 0 and 1: every cell that the subject touches
+    counts.
 
     ValueError when nothing is left: a region loss over no pixel would teach nothing.
     """
@@ -68,23 +69,30 @@ def mask_to_latent(mask_px: Tensor) -> Tensor:
 
 
 def region_loss(velocity: Tensor, target: Tensor, mask_latent: Tensor) -> Tensor:
-    """L_region: squared velocity error averaged inside the mask. `B C f h w`, mask `B 1 f h w`, result `B`."""
+    """L_region: squared velocity error averaged inside the mask. `B C f h w`, mask `B 1 f h w`, result
+    `B`.
+    """
     error = ((velocity - target) ** 2 * mask_latent).flatten(1).sum(1)
     return error / (mask_latent.flatten(1).sum(1) * velocity.shape[1])
 
 
 def sura_loss(projected: Tensor, features: Tensor) -> Tensor:
-    """L_SuRA: mean over all tokens of minus the cosine to the teacher's feature. `B L D` twice, result `B` in [-1, 1]."""
+    """L_SuRA: mean over all tokens of minus the cosine to the teacher's feature. `B L D` twice, result `B` in
+    [-1, 1].
+    """
     if projected.shape != features.shape:
         raise ValueError(
-            f"{projected.shape[1]} tokens of width {projected.shape[2]} cannot be aligned with {features.shape[1]} "
-            f"DINOv2 patches of width {features.shape[2]}. Features must come from the same image size as the latents."
+            f"{projected.shape[1]} tokens of width {projected.shape[2]} cannot be aligned with "
+            f"{features.shape[1]} DINOv2 patches of width {features.shape[2]}. Features must come from the same "
+            "image size as the latents."
         )
     return -F.cosine_similarity(projected, features, dim=-1).mean(1)
 
 
 def projector(dim: int, feature_dim: int, width: int, generator: torch.Generator) -> nn.Sequential:
-    """The trainable MLP h_phi: three linears with SiLU between (as REPA's), float32, drawn from the generator alone."""
+    """The trainable MLP h_phi: three linears with SiLU between (as REPA's), float32, drawn from the generator
+    alone.
+    """
     sizes = [dim, width, width, feature_dim]
     layers: list[nn.Module] = []
     for inputs, outputs in zip(sizes, sizes[1:], strict=False):

@@ -1,4 +1,6 @@
-"""A denoiser small enough for finite differences in float64, with the real interface and the real linear names."""
+"""A denoiser small enough for finite differences in float64, with the real interface and the real linear
+names.
+"""
 
 import pytest
 import torch

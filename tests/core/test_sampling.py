@@ -43,7 +43,8 @@ def test_every_evaluation_has_the_strengths_of_its_sigma(toy_denoiser, steps, sh
         denoiser, torch.randn(SHAPE), sigmas, positive, negative, 2.0, loras,
         TPointSchedule(star), sampler, on_evaluation=seen.append,
     )  # fmt: skip
-    # The oracle: the level nearest to T_point is the last early boundary, found by brute force over the run's levels.
+    # The oracle: the level nearest to T_point is the last early boundary, found by brute force over the run's
+    # levels.
     levels = sigmas.tolist()
     inner = levels[1:-1] if levels[0] >= 0.999 else levels[:-1]
     switch = min(inner, key=lambda level: abs(level - star)) + 1e-6
@@ -77,7 +78,9 @@ def test_guidance_extrapolates_from_negative_to_positive(toy_denoiser):
     positive, negative = contexts()
     run = lambda context, guidance, other: sample(denoiser, noise, sigmas, context, other, guidance)  # noqa: E731
     plain, opposite = run(positive, 1.0, negative), run(negative, 1.0, positive)
-    torch.testing.assert_close(run(positive, 3.0, negative), opposite + 3 * (plain - opposite), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        run(positive, 3.0, negative), opposite + 3 * (plain - opposite), rtol=0, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("sampler, tolerance", [("euler", 0.3), ("heun", 0.02)])
@@ -108,7 +111,10 @@ def test_the_model_is_left_as_found_when_sampling_is_cancelled(toy_denoiser):
 
 def test_noise_of_a_video_depends_on_its_own_seed_alone():
     settings = SamplingSettings(width=64, height=64, frames=5, seed=3)
-    three, one = initial_noise(settings, 3), initial_noise(SamplingSettings(width=64, height=64, frames=5, seed=5))
+    three, one = (
+        initial_noise(settings, 3),
+        initial_noise(SamplingSettings(width=64, height=64, frames=5, seed=5)),
+    )
     assert three.shape == (3, 16, 2, 8, 8)
     assert torch.equal(three[2], one[0])
 

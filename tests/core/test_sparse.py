@@ -81,7 +81,9 @@ def test_t_point_at_the_ends_never_or_always_switches():
 
 
 # First late step for sigma 0.92105 as the host's `simple` scheduler gives it (measured on the real host).
-@pytest.mark.parametrize("shift, steps, expected", [(5, 50, 15), (5, 30, 9), (5, 20, 6), (8, 50, 20), (8, 4, 2)])
+@pytest.mark.parametrize(
+    "shift, steps, expected", [(5, 50, 15), (5, 30, 9), (5, 20, 6), (8, 50, 20), (8, 4, 2)]
+)
 def test_the_switch_falls_on_the_runs_nearest_level(shift, steps, expected):
     assert early_steps(TPointSchedule(0.92105), sampling_sigmas(steps, shift).tolist()) == expected
 
