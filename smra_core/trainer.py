@@ -96,9 +96,10 @@ def train_lora(
 ) -> TrainState:
     """Train the LoRA in place; with a run folder, go on from its state and keep it up to date.
 
-    Whatever ends the loop (the last step, an exception from `on_step`, an interrupt, out of memory), the model
-    is left as found and the last finished step is saved. All randomness of a step comes from the seed and the
-    step's number, so that a resumed run repeats an uninterrupted one. Raises NonFiniteLoss, NoGradient.
+    Whatever ends the loop (the last step, an exception from `on_step`, an interrupt, out of memory), the
+    model is left as found and the last finished step is saved. All randomness of a step comes from the seed
+    and the step's number, so that a resumed run repeats an uninterrupted one. Raises NonFiniteLoss,
+    NoGradient.
     """
     state = TrainState(lora, objective.trainables(), settings.learning_rate, settings.weight_decay)
     if run is not None:
@@ -126,7 +127,8 @@ def train_lora(
                     on_step(info)
     except torch.OutOfMemoryError as error:
         raise torch.OutOfMemoryError(
-            f"Out of memory in step {state.step + 1}; the steps before are kept. Lower the frames, the width "
+            f"Out of memory in step {state.step + 1}; the steps before are kept. Lower the frames, the "
+            "width "
             "and height, or batch_size, and for a motion LoRA the window of latents."
         ) from error
     finally:
@@ -186,14 +188,13 @@ def moved(batch: Sample, device: torch.device) -> Sample:
     return type(batch)(*(part.to(device) if isinstance(part, Tensor) else part for part in batch))
 
 
-def _check_finite(
-    total: Tensor, losses: Mapping[str, Tensor], chosen: Sequence[Sample], step: int
-) -> None:
+def _check_finite(total: Tensor, losses: Mapping[str, Tensor], chosen: Sequence[Sample], step: int) -> None:
     for place, value in enumerate(total.tolist()):
         if not math.isfinite(value):
             parts = {name: round(loss[place].item(), 4) for name, loss in losses.items()}
             raise NonFiniteLoss(
-                f"The loss of {chosen[place].name} is {value} in step {step} ({parts}); the steps before are "
+                f"The loss of {chosen[place].name} is {value} in step {step} ({parts}); the steps before "
+                "are "
                 "kept. Look at that file, or lower the learning rate."
             )
 
@@ -218,7 +219,8 @@ def _check_reached(lora: Lora) -> None:
     dead = [name for name, pair in lora.items() if pair.b.grad is None or not pair.b.grad.any()]
     if dead:
         raise NoGradient(
-            f"{len(dead)} of {len(lora)} adapters have no gradient after step 1, first {dead[0]}. The losses do "
+            f"{len(dead)} of {len(lora)} adapters have no gradient after step 1, first {dead[0]}. The "
+            "losses do "
             "not reach them: the model's patches or loader take those linears out of the graph."
         )
 

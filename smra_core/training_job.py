@@ -124,4 +124,3 @@ def _metadata(workplace: Workplace, job: TrainingJob) -> LoraMetadata:
         name=job.name,
         version=__version__,
     )
-

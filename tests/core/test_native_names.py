@@ -28,9 +28,12 @@ def test_diffusers_reads_a_dit_under_our_native_names_as_the_one_it_was():
 def test_diffusers_reads_a_vae_under_our_native_names_as_the_one_it_was():
     state = AutoencoderKLWan(base_dim=4, z_dim=4).state_dict()
     native = native_vae_state(state)
-    assert {"conv1.weight", "conv2.weight", "encoder.conv1.weight", "decoder.middle.0.residual.0.gamma"} <= set(
-        native
-    )
+    assert {
+        "conv1.weight",
+        "conv2.weight",
+        "encoder.conv1.weight",
+        "decoder.middle.0.residual.0.gamma",
+    } <= set(native)
     same(convert_wan_vae_to_diffusers(dict(native)), state)
 
 
