@@ -1,11 +1,13 @@
 """SEA-RAFT: optical flow between frames, differentiable with respect to the frames.
 
 Frames are RGB `B 3 H W` in 0..255; flow is `B 2 H W`, (dx, dy) in pixels of the given size, from the first
-frame to the second. A net comes frozen and in eval mode from `load_sea_raft` (sea_raft_files.py).
+frame to the second. A net comes frozen and in eval mode from `load_sea_raft`.
 """
 
+import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -13,45 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .sea_raft_config import SeaRaftConfig, working_scale
+from .sea_raft_files import config_of, metadata_of, with_both_norm_names
 from .sea_raft_layers import CELL, CorrelationPyramid, FeatureEncoder, UpdateBlock, cell_grid, upsample_convex
+from .weight_file import fill_module, read_weight_file, write_weight_file
 
-
-@dataclass(frozen=True)
-class SeaRaftConfig:
-    """Sizes of one SEA-RAFT and how it is run; the defaults are those of the published nets."""
-
-    name: str
-    blocks: tuple[int, int, int]
-    """Residual blocks of each encoder stage."""
-    stem: int = 64
-    widths: tuple[int, int, int] = (64, 128, 256)
-    dim: int = 128
-    """Channels of hidden state and of context."""
-    levels: int = 4
-    radius: int = 4
-    refinements: int = 2
-    iterations: int = 4
-    scale: int = -1
-    """Flow is found on frames resized by 2**scale: -1 for the Spring weights, 0 for Sintel and KITTI."""
-
-    @property
-    def correlations(self) -> int:
-        return self.levels * (2 * self.radius + 1) ** 2
-
-    @property
-    def least_side(self) -> int:
-        """Shortest side in pixels, after scaling, that leaves two cells on the coarsest correlation level."""
-        return 2 * CELL * 2 ** (self.levels - 1)
-
-
-SEA_RAFT_S = SeaRaftConfig("SEA-RAFT S", blocks=(2, 2, 2))
-SEA_RAFT_M = SeaRaftConfig("SEA-RAFT M", blocks=(3, 4, 6))
-SEA_RAFT_L = replace(SEA_RAFT_M, name="SEA-RAFT L", iterations=12)
-"""The published L is the weights of M, run longer."""
-SEA_RAFT_MINIATURE = SeaRaftConfig(
-    "SEA-RAFT miniature", (1, 1, 1), 16, (16, 24, 40), dim=32, levels=2, radius=3, iterations=3, scale=0
-)
-"""For clips of 64x64 pixels with small motions."""
+log = logging.getLogger("smrabooth")
 
 PAIRS_PER_CHUNK = 4
 """Pairs whose activations are alive together: 3.4 GB for M at 576x320 (0.84 GB a pair)."""
@@ -180,19 +149,37 @@ class SeaRaft(nn.Module):
         return F.interpolate(flow, size=tuple(size), mode="bilinear", align_corners=False) * gain
 
 
-def working_scale(config: SeaRaftConfig, height: int, width: int) -> int:
-    """The scale (power of two) at which frames of this size are compared: the config's, or 0 for small ones.
+def load_sea_raft(path: str | Path, scale: int | None = None, iterations: int | None = None) -> SeaRaft:
+    """The net in a file, frozen, in eval mode, float32, on the CPU.
 
-    ValueError when even full size is below `config.least_side`.
+    S or M is found from the names. `scale` replaces the Spring weights' -1 (0 for Sintel and KITTI weights),
+    `iterations` the 4 (12 makes M the published L). ValueError if the file is not readable (see
+    `read_weight_file`), is not SEA-RAFT, or if any weight is missing, unknown, misshapen or not finite.
     """
-    short = min(height, width)
-    for scale in (config.scale, 0):
-        if short * 2.0**scale >= config.least_side:
-            return scale
-    raise ValueError(
-        f"Frames of {width}x{height} are too small for {config.name}: the short side must be at least "
-        f"{config.least_side} px. Use larger frames."
-    )
+    file = read_weight_file(path)
+    config = config_of(file)
+    changes = {name: n for name, n in (("scale", scale), ("iterations", iterations)) if n is not None}
+    net = _unfilled(replace(config, **changes))
+    fill_module(net, with_both_norm_names(file.tensors), str(file.path))
+    log.info("SEA-RAFT: %s from %s", config.name, file.path.name)
+    return net.freeze()
+
+
+def save_sea_raft(net: SeaRaft, path: str | Path, dtype: torch.dtype = torch.float16) -> None:
+    """Write a net and its sizes as safetensors, one name per norm; floating weights in `dtype`."""
+    tensors = {
+        name: (value.to(dtype) if value.is_floating_point() else value).contiguous()
+        for name, value in net.state_dict().items()
+        if ".downsample.1." not in name
+    }
+    write_weight_file(path, tensors, metadata_of(net.config))
+
+
+def _unfilled(config: SeaRaftConfig) -> SeaRaft:
+    """A net whose weights are not initialised: filling it is the next step."""
+    with torch.device("meta"):
+        net = SeaRaft(config)
+    return net.to_empty(device="cpu")
 
 
 def _head(dim: int, outputs: int, kernel: int) -> nn.Sequential:

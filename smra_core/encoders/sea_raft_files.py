@@ -5,18 +5,15 @@ ptlflow's Lightning .ckpt, `module.` prefixes, and our own miniature (its sizes 
 """
 
 import json
-import logging
 import re
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .sea_raft import SEA_RAFT_M, SEA_RAFT_S, SeaRaft, SeaRaftConfig
-from .weight_file import WeightFile, fill_module, read_weight_file, write_weight_file
-
-log = logging.getLogger("smrabooth")
+from .sea_raft_config import SEA_RAFT_M, SEA_RAFT_S, SeaRaftConfig
+from .weight_file import WeightFile
 
 CONFIG_KEY = "sea_raft_config"
 """Metadata entry with the sizes, as JSON, of a net that is not a published one."""
@@ -25,38 +22,6 @@ _ONLY_IN_M = "fnet.layer3.5.conv1.weight"
 _SHARED_NORM = re.compile(r"^(.+)\.(bn3|downsample\.1)\.(.+)$")
 _LARGEST = {"blocks": 12, "stem": 512, "widths": 512, "dim": 512, "levels": 6, "radius": 8, "refinements": 8}
 _LARGEST |= {"iterations": 64}
-
-
-def load_sea_raft(path: str | Path, scale: int | None = None, iterations: int | None = None) -> SeaRaft:
-    """The net in a file, frozen, in eval mode, float32, on the CPU.
-
-    S or M is found from the names. `scale` replaces the Spring weights' -1 (0 for Sintel and KITTI weights),
-    `iterations` the 4 (12 makes M the published L). ValueError if the file is not readable (see
-    `read_weight_file`), is not SEA-RAFT, or if any weight is missing, unknown, misshapen or not finite.
-    """
-    file = read_weight_file(path)
-    if _FIRST_WEIGHT not in file.tensors:
-        raise ValueError(
-            f"{file.path} is not SEA-RAFT: it has no {_FIRST_WEIGHT}, but for example {min(file.tensors)}. "
-            "Choose Tartan-C-T-TSKH-spring540x960-M.pth, or another file of princeton-vl/SEA-RAFT."
-        )
-    config = _config_of(file)
-    changes = {name: n for name, n in (("scale", scale), ("iterations", iterations)) if n is not None}
-    net = _unfilled(replace(config, **changes))
-    fill_module(net, with_both_norm_names(file.tensors), str(file.path))
-    log.info("SEA-RAFT: %s from %s", config.name, file.path.name)
-    return net.freeze()
-
-
-def save_sea_raft(net: SeaRaft, path: str | Path, dtype: torch.dtype = torch.float16) -> None:
-    """Write a net and its sizes as safetensors, one name per norm; floating weights in `dtype`."""
-    tensors = {
-        name: (value.to(dtype) if value.is_floating_point() else value).contiguous()
-        for name, value in net.state_dict().items()
-        if ".downsample.1." not in name
-    }
-    metadata = {CONFIG_KEY: json.dumps(asdict(net.config))}
-    write_weight_file(path, tensors, metadata)
 
 
 def with_both_norm_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -77,7 +42,17 @@ def with_both_norm_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.zeros((), dtype=torch.long) for name in counters} | complete
 
 
-def _config_of(file: WeightFile) -> SeaRaftConfig:
+def metadata_of(config: SeaRaftConfig) -> dict[str, str]:
+    return {CONFIG_KEY: json.dumps(asdict(config))}
+
+
+def config_of(file: WeightFile) -> SeaRaftConfig:
+    """Which net a file holds: S or M by its names, others by metadata. ValueError if it is not SEA-RAFT."""
+    if _FIRST_WEIGHT not in file.tensors:
+        raise ValueError(
+            f"{file.path} is not SEA-RAFT: it has no {_FIRST_WEIGHT}, but for example {min(file.tensors)}. "
+            "Choose Tartan-C-T-TSKH-spring540x960-M.pth, or another file of princeton-vl/SEA-RAFT."
+        )
     if CONFIG_KEY in file.metadata:
         return _config_from_json(file.metadata[CONFIG_KEY], file.path)
     return SEA_RAFT_M if _ONLY_IN_M in file.tensors else SEA_RAFT_S
@@ -104,10 +79,3 @@ def _check_sizes(config: SeaRaftConfig) -> None:
             raise ValueError(f"{name} is {value}; {least} to {most} is allowed")
     if config.scale not in (0, -1) or len(config.blocks) != 3 or len(config.widths) != 3:
         raise ValueError("scale must be 0 or -1, and there are three stages")
-
-
-def _unfilled(config: SeaRaftConfig) -> SeaRaft:
-    """A net whose weights are not initialised: filling it is the next step."""
-    with torch.device("meta"):
-        net = SeaRaft(config)
-    return net.to_empty(device="cpu")

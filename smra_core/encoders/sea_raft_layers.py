@@ -40,7 +40,14 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(conv_bn(self.conv1, self.bn1, x))
         y = F.relu(conv_bn(self.conv2, self.bn2, y))  # also before the sum, unlike the usual residual net
-        return F.relu(y + (x if self.downsample is None else conv_bn(*self.downsample, x)))
+        return F.relu(y + self._shortcut(x))
+
+    def _shortcut(self, x: Tensor) -> Tensor:
+        if self.downsample is None:
+            return x
+        projection = self.downsample[0]
+        assert isinstance(projection, nn.Conv2d)
+        return conv_bn(projection, self.bn3, x)
 
 
 class FeatureEncoder(nn.Module):

@@ -8,13 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from smra_core.encoders.sea_raft import (
-    SEA_RAFT_M,
-    SEA_RAFT_MINIATURE,
-    SEA_RAFT_S,
-    SeaRaft,
-    working_scale,
-)
+from smra_core.encoders.sea_raft import SeaRaft
+from smra_core.encoders.sea_raft_config import SEA_RAFT_M, SEA_RAFT_MINIATURE, SEA_RAFT_S, working_scale
 from smra_core.encoders.sea_raft_layers import CorrelationPyramid, ResidualBlock, conv_bn, upsample_convex
 
 sys.path.insert(0, str(Path(__file__).with_name("data")))

@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from smra_core.encoders.sea_raft import SEA_RAFT_M, SEA_RAFT_MINIATURE, SEA_RAFT_S, SeaRaft
-from smra_core.encoders.sea_raft_files import CONFIG_KEY, load_sea_raft, save_sea_raft
+from smra_core.encoders.sea_raft import SeaRaft, load_sea_raft, save_sea_raft
+from smra_core.encoders.sea_raft_config import SEA_RAFT_M, SEA_RAFT_MINIATURE, SEA_RAFT_S
+from smra_core.encoders.sea_raft_files import CONFIG_KEY
 
 sys.path.insert(0, str(Path(__file__).with_name("data")))
 from make_sea_raft_golden import seeded_weights  # noqa: E402
