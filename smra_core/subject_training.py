@@ -1,0 +1,69 @@
+"""From a subject folder to a subject LoRA: encode once, free the encoders, train, save."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from .encoders.dinov2 import load_dinov2
+from .on_demand import on_demand
+from .subject_set import SubjectImage
+from .sura import SubjectObjective, SubjectSample, SubjectSettings, mask_to_latent
+from .tensor_cache import content_hash
+from .trainer import StepInfo, TrainSettings
+from .training_job import TrainedLora, TrainingJob, run_job
+from .workplace import Workplace
+
+
+def train_subject(
+    workplace: Workplace,
+    images: Sequence[SubjectImage],
+    dinov2: Path,
+    settings: SubjectSettings,
+    train: TrainSettings,
+    name: str = "subject",
+    on_step: Callable[[StepInfo], None] | None = None,
+) -> TrainedLora:
+    """Train, resume or extend the subject LoRA of these images; a finished run is returned at once."""
+    samples = prepare_subject(workplace, images, dinov2)
+    feature_dim = samples[0].features.shape[-1]
+    spec = workplace.backbone.spec()
+    objective = SubjectObjective(settings, spec.dim, feature_dim, train.seed)
+    objective.projector.to(workplace.device)
+    job = TrainingJob("subject", name, settings, train, objective, samples)
+    return run_job(workplace, job, on_step)
+
+
+def prepare_subject(
+    workplace: Workplace, images: Sequence[SubjectImage], dinov2: Path
+) -> list[SubjectSample]:
+    """All that training needs of the images, each encoder loaded at most once and freed before the next."""
+    masks = [_mask_of(image) for image in images]  # first, as a missing mask is refused
+    contexts = workplace.contexts([image.caption for image in images])
+    latents = workplace.latents([image.pixels[None] for image in images])
+    features = patch_features(workplace, [image.pixels for image in images], dinov2)
+    return [
+        SubjectSample(image.name, z, contexts[image.caption], mask, feature)
+        for image, z, mask, feature in zip(images, latents, masks, features, strict=True)
+    ]
+
+
+def _mask_of(image: SubjectImage) -> Tensor:
+    if image.mask_px is None:
+        raise ValueError(f"{image.name} has no mask. Add one to masks/, or let SAM find it with --sam FILE.")
+    return mask_to_latent(image.mask_px)
+
+
+def patch_features(workplace: Workplace, pictures: Sequence[Tensor], dinov2: Path) -> list[Tensor]:
+    """DINOv2's patch features `N D` of each picture `3 H W` in [0, 1]."""
+    weights = content_hash(dinov2)
+    with on_demand(lambda: load_dinov2(dinov2).to(workplace.device)) as teacher:
+
+        def encode(picture: Tensor) -> Tensor:
+            def compute() -> dict[str, Tensor]:
+                return {"features": teacher().patch_features(picture[None].to(workplace.device))[0].cpu()}
+
+            key = {"dinov2": weights, "picture": content_hash(picture)}
+            return workplace.cache.get_or_compute("dinov2", key, compute)["features"]
+
+        return [encode(picture) for picture in pictures]
