@@ -103,22 +103,25 @@ def test_three_dialects_give_equal_features(tmp_path, config):
         torch.testing.assert_close(load(tmp_path, named).patch_features(random_pictures()), features)
 
 
-@pytest.mark.parametrize("config", [PLAIN, GATED], ids=["mlp", "swiglu"])
+@pytest.mark.parametrize("config", [PLAIN, GATED, REGISTERS], ids=["mlp", "swiglu", "registers"])
 def test_features_are_those_of_transformers_own_dinov2(tmp_path, config):
     transformers = pytest.importorskip("transformers")
     sizes = dict(hidden_size=WIDTH, num_hidden_layers=DEPTH, num_attention_heads=HEADS, mlp_ratio=4)
     sizes |= dict(use_swiglu_ffn=config.gated, image_size=14 * GRID, patch_size=14)
-    transformers.Dinov2Config(**sizes).save_pretrained(tmp_path)
+    kind = "Dinov2WithRegisters" if config.registers else "Dinov2"
+    sizes |= dict(num_register_tokens=config.registers) if config.registers else {}
+    getattr(transformers, kind + "Config")(**sizes).save_pretrained(tmp_path)
     tensors = transformers_names(random_weights(config), config)
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
-    reference, loading = transformers.Dinov2Model.from_pretrained(tmp_path, output_loading_info=True)
+    model_class = getattr(transformers, kind + "Model")
+    reference, loading = model_class.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(loading[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     # At the size the positions were learned on, where no two programs resample them differently.
     pictures = torch.rand(1, 3, 16 * GRID, 16 * GRID, generator=torch.Generator().manual_seed(2))
     mean, std = (torch.tensor(rgb)[:, None, None] for rgb in (IMAGENET_MEAN, IMAGENET_STD))
     resized = F.interpolate(pictures, (14 * GRID, 14 * GRID), mode="bicubic", antialias=True)
     with torch.no_grad():
-        expected = reference.eval()((resized - mean) / std).last_hidden_state[:, 1:]
+        expected = reference.eval()((resized - mean) / std).last_hidden_state[:, 1 + config.registers :]
     torch.testing.assert_close(
         load(tmp_path, tensors).patch_features(pictures), expected, atol=2e-5, rtol=1e-4
     )
