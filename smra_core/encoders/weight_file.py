@@ -68,8 +68,7 @@ def _refuse_odd_archive(path: Path) -> None:
     """Only zip archives, not compressed, as torch writes since 1.6: their size bounds the memory."""
     if not zipfile.is_zipfile(path):
         raise ValueError(
-            f"{path} is not a weight file of PyTorch 1.6 or newer: it is truncated, or in the older "
-            "format. "
+            f"{path} is not a weight file of PyTorch 1.6 or newer: it is truncated, or in the older format. "
             "Download it again, or get a .safetensors version."
         )
     with zipfile.ZipFile(path) as archive:

@@ -1,0 +1,185 @@
+"""DINOv2 weights from the files people have, brought to timm's names, and the sizes of the net in them.
+
+Read: timm's safetensors, the authors' .pth (`mask_token`, `mlp.w12`), and the files of transformers
+(`embeddings.*`, `encoder.layer.N.*`) that ComfyUI keeps in clip_vision; each with or without registers.
+"""
+
+import re
+from dataclasses import dataclass
+from math import isqrt
+
+import torch
+from torch import Tensor
+
+from .weight_file import WeightFile
+
+HEADS_KEY = "heads"
+"""Metadata entry with the attention heads of a net whose width is not a published one."""
+PATCH = 14
+_HEADS = {384: 6, 768: 12, 1024: 16, 1536: 24}
+"""By width: ViT-S, B, L and g, whose heads are all 64 wide. No tensor's shape tells the number of heads."""
+_PATCH_WEIGHT = "patch_embed.proj.weight"
+_BLOCK = re.compile(r"^blocks\.(\d+)\.")
+_MOST_BLOCKS, _WIDEST, _LARGEST_GRID, _MOST_REGISTERS = 64, 4096, 128, 64
+
+_TRANSFORMERS = [
+    (re.compile(rf"^{pattern}\.(weight|bias)$"), name)
+    for pattern, name in (
+        (r"embeddings\.patch_embeddings\.projection", r"patch_embed.proj.\1"),
+        (r"encoder\.layer\.(\d+)\.(norm[12])", r"blocks.\1.\2.\3"),
+        (r"encoder\.layer\.(\d+)\.attention\.output\.dense", r"blocks.\1.attn.proj.\2"),
+        (r"encoder\.layer\.(\d+)\.mlp\.(fc[12])", r"blocks.\1.mlp.\2.\3"),
+        (r"encoder\.layer\.(\d+)\.mlp\.weights_in", r"blocks.\1.mlp.fc1.\2"),
+        (r"encoder\.layer\.(\d+)\.mlp\.weights_out", r"blocks.\1.mlp.fc2.\2"),
+        (r"layernorm", r"norm.\1"),
+    )
+] + [
+    (re.compile(r"^embeddings\.(cls_token|mask_token|register_tokens)$"), r"\1"),
+    (re.compile(r"^embeddings\.position_embeddings$"), "pos_embed"),
+    (re.compile(r"^encoder\.layer\.(\d+)\.layer_scale([12])\.lambda1$"), r"blocks.\1.ls\2.gamma"),
+]
+_AUTHORS = [
+    (re.compile(r"^(blocks\.\d+\.mlp)\.w12\."), r"\1.fc1."),
+    (re.compile(r"^(blocks\.\d+\.mlp)\.w3\."), r"\1.fc2."),
+]
+_QUERY = re.compile(r"^encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(weight|bias)$")
+
+
+@dataclass(frozen=True)
+class DinoV2Config:
+    """Sizes of one DINOv2: a vision transformer on 14 px patches."""
+
+    width: int
+    depth: int
+    heads: int
+    hidden: int
+    """Outputs of a feed-forward net's first linear: of both halves together where it is gated (SwiGLU)."""
+    gated: bool
+    grid: int
+    """Patches along a side of the square that the position embeddings were learned on."""
+    registers: int
+
+
+def with_timm_names(file: WeightFile) -> dict[str, Tensor]:
+    """All tensors under timm's names; the mask token, which only pre-training uses, is left out.
+
+    ValueError if the file is in none of the three dialects, or a query, key or value lacks its companions.
+    """
+    tensors = _from_transformers(file) if _is_of_transformers(file) else file.tensors
+    tensors = {_renamed(name, _AUTHORS): value for name, value in tensors.items()}
+    tensors.pop("mask_token", None)
+    if _PATCH_WEIGHT not in tensors:
+        raise ValueError(
+            f"{file.path} is not DINOv2: it has no {_PATCH_WEIGHT}, but for example "
+            f"{', '.join(sorted(file.tensors)[:5])}. Choose dinov2_vitg14_pretrain.pth of "
+            "facebookresearch/dinov2, facebook/dinov2-giant, or timm/vit_giant_patch14_dinov2.lvd142m."
+        )
+    return _with_class_position_folded(tensors) if "register_tokens" in tensors else tensors
+
+
+def config_of(tensors: dict[str, Tensor], file: WeightFile) -> DinoV2Config:
+    """Sizes of the net whose tensors, in timm's names, these are; `heads` for other widths from metadata.
+
+    ValueError where shapes contradict DINOv2, or where the number of heads is unknown.
+    """
+    patch, position, mlp_in, mlp_out = (
+        _needed(tensors, name, dims, file)
+        for name, dims in (
+            (_PATCH_WEIGHT, 4),
+            ("pos_embed", 3),
+            ("blocks.0.mlp.fc1.weight", 2),
+            ("blocks.0.mlp.fc2.weight", 2),
+        )
+    )
+    width, channels, *patch_size = patch.shape
+    if channels != 3 or patch_size != [PATCH, PATCH]:
+        raise ValueError(
+            f"{file.path} cuts {channels} channels into patches of {patch_size} px; DINOv2 cuts RGB into "
+            f"{PATCH} px patches. Choose a file with patch14 or vit*14 in its name."
+        )
+    registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
+    config = DinoV2Config(
+        width=width,
+        depth=len({match[1] for name in tensors if (match := _BLOCK.match(name))}),
+        heads=_heads(width, file),
+        hidden=mlp_in.shape[0],
+        gated=mlp_out.shape[1] * 2 == mlp_in.shape[0],
+        grid=isqrt(position.shape[1] - (0 if registers else 1)),
+        registers=registers,
+    )
+    _check_sizes(config, file)
+    return config
+
+
+def _is_of_transformers(file: WeightFile) -> bool:
+    return "embeddings.patch_embeddings.projection.weight" in file.tensors
+
+
+def _from_transformers(file: WeightFile) -> dict[str, Tensor]:
+    named = {_renamed(n, _TRANSFORMERS): v for n, v in file.tensors.items() if not _QUERY.match(n)}
+    for block, kind in sorted({(m[1], m[3]) for n in file.tensors if (m := _QUERY.match(n))}):
+        prefix = f"encoder.layer.{block}.attention.attention"
+        parts = [f"{prefix}.{role}.{kind}" for role in ("query", "key", "value")]
+        if lacking := [name for name in parts if name not in file.tensors]:
+            raise ValueError(f"{file.path} lacks {', '.join(lacking)}. Download the file again.")
+        named[f"blocks.{block}.attn.qkv.{kind}"] = torch.cat([file.tensors[name] for name in parts])
+    return named
+
+
+def _renamed(name: str, rules: list[tuple[re.Pattern, str]]) -> str:
+    for pattern, replacement in rules:
+        if pattern.match(name):
+            return pattern.sub(replacement, name)
+    return name
+
+
+def _with_class_position_folded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """timm gives nets with registers positions of patches only: that of the class token joins the token."""
+    folded = dict(tensors)
+    folded["reg_token"] = folded.pop("register_tokens")
+    if "cls_token" in tensors and "pos_embed" in tensors:
+        folded["cls_token"] = tensors["cls_token"] + tensors["pos_embed"][:, :1]
+        folded["pos_embed"] = tensors["pos_embed"][:, 1:]
+    return folded
+
+
+def _needed(tensors: dict[str, Tensor], name: str, dims: int, file: WeightFile) -> Tensor:
+    if name not in tensors or tensors[name].ndim != dims:
+        seen = f"of shape {tuple(tensors[name].shape)}" if name in tensors else "missing"
+        raise ValueError(
+            f"{file.path} is not DINOv2: {name} ({dims} dimensions) is {seen}. The file has for example "
+            f"{', '.join(sorted(file.tensors)[:5])}."
+        )
+    return tensors[name]
+
+
+def _heads(width: int, file: WeightFile) -> int:
+    text = file.metadata.get(HEADS_KEY, str(_HEADS.get(width, "")))
+    if not text:
+        raise ValueError(
+            f"{file.path} is a DINOv2 of width {width}, which was never published (known: {list(_HEADS)}), "
+            f"and does not say how many attention heads it has. Write {HEADS_KEY!r} into its metadata."
+        )
+    heads = int(text) if re.fullmatch(r"[0-9]{1,4}", text) else 0
+    if not heads or width % heads:
+        raise ValueError(
+            f"{file.path} says it has {text[:20]!r} attention heads; width {width} must divide by it."
+        )
+    return heads
+
+
+def _check_sizes(config: DinoV2Config, file: WeightFile) -> None:
+    """Refuse sizes that only a hostile file would ask for, before anything is built."""
+    limits = {
+        "width": _WIDEST,
+        "depth": _MOST_BLOCKS,
+        "hidden": 8 * config.width,
+        "grid": _LARGEST_GRID,
+        "registers": _MOST_REGISTERS,
+    }
+    for name, most in limits.items():
+        least = 0 if name == "registers" else 1
+        if not least <= getattr(config, name) <= most:
+            raise ValueError(
+                f"{file.path}: its {name} is {getattr(config, name)}; a DINOv2 has {least} to {most}."
+            )

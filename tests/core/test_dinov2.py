@@ -1,0 +1,221 @@
+"""DINOv2: one file in three dialects is one net, and its patches are the grid of WAN's tokens."""
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from smra_core.encoders.dinov2 import IMAGENET_MEAN, IMAGENET_STD, DinoV2, load_dinov2
+from smra_core.encoders.dinov2_files import DinoV2Config
+
+WIDTH, DEPTH, HEADS, GRID = 32, 2, 4, 5
+PLAIN = DinoV2Config(WIDTH, DEPTH, HEADS, hidden=4 * WIDTH, gated=False, grid=GRID, registers=0)
+GATED = dataclasses.replace(PLAIN, hidden=176, gated=True)  # 2 * 88: what DINOv2's rounding gives for 32
+REGISTERS = dataclasses.replace(PLAIN, registers=4)
+METADATA = {"heads": str(HEADS)}
+ROWS, COLUMNS = 3, 4
+
+
+def random_weights(config, seed=0):
+    """Weights in timm's names, none of them zero or one, so that a swap of any two shows."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {name: value.shape for name, value in DinoV2(config).vit.state_dict().items()}
+    return {
+        name: 0.2 * torch.randn(shape, generator=generator) + ("norm" in name)
+        for name, shape in shapes.items()
+    }
+
+
+def random_pictures(batch=2):
+    return torch.rand(batch, 3, 16 * ROWS, 16 * COLUMNS, generator=torch.Generator().manual_seed(1))
+
+
+def authors_names(weights, config):
+    """Back to the names of facebookresearch's .pth files."""
+    renamed = {"mask_token": torch.zeros(1, config.width)} | weights
+    if config.gated:
+        renamed = {
+            k.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3"): v for k, v in renamed.items()
+        }
+    if config.registers:  # one vector, split at will between class token and its position
+        renamed["register_tokens"] = renamed.pop("reg_token")
+        class_position = torch.full((1, 1, config.width), 0.25)
+        renamed["cls_token"] = weights["cls_token"] - class_position
+        renamed["pos_embed"] = torch.cat([class_position, weights["pos_embed"]], 1)
+    return renamed
+
+
+def transformers_names(weights, config):
+    """Back to the names that `Dinov2Model.save_pretrained` writes."""
+    top = authors_names(weights, dataclasses.replace(config, gated=False))
+    named = {
+        "embeddings.cls_token": top["cls_token"],
+        "embeddings.mask_token": top["mask_token"],
+        "embeddings.position_embeddings": top["pos_embed"],
+        "embeddings.patch_embeddings.projection.weight": top["patch_embed.proj.weight"],
+        "embeddings.patch_embeddings.projection.bias": top["patch_embed.proj.bias"],
+        "layernorm.weight": top["norm.weight"],
+        "layernorm.bias": top["norm.bias"],
+    }
+    if config.registers:
+        named["embeddings.register_tokens"] = top["register_tokens"]
+    for block in range(config.depth):
+        named |= transformers_block(weights, config, f"blocks.{block}", f"encoder.layer.{block}")
+    return named
+
+
+def transformers_block(weights, config, ours, theirs):
+    named = {
+        f"{theirs}.layer_scale1.lambda1": weights[f"{ours}.ls1.gamma"],
+        f"{theirs}.layer_scale2.lambda1": weights[f"{ours}.ls2.gamma"],
+    }
+    first, second = ("weights_in", "weights_out") if config.gated else ("fc1", "fc2")
+    for kind in ("weight", "bias"):
+        named |= {
+            f"{theirs}.norm1.{kind}": weights[f"{ours}.norm1.{kind}"],
+            f"{theirs}.norm2.{kind}": weights[f"{ours}.norm2.{kind}"],
+            f"{theirs}.attention.output.dense.{kind}": weights[f"{ours}.attn.proj.{kind}"],
+            f"{theirs}.mlp.{first}.{kind}": weights[f"{ours}.mlp.fc1.{kind}"],
+            f"{theirs}.mlp.{second}.{kind}": weights[f"{ours}.mlp.fc2.{kind}"],
+        }
+        parts = weights[f"{ours}.attn.qkv.{kind}"].chunk(3)
+        for role, part in zip(("query", "key", "value"), parts, strict=True):
+            named[f"{theirs}.attention.attention.{role}.{kind}"] = part.contiguous()
+    return named
+
+
+def load(tmp_path, tensors, metadata=METADATA):
+    path = tmp_path / "dino.safetensors"
+    save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata)
+    return load_dinov2(path)
+
+
+@pytest.mark.parametrize("config", [PLAIN, GATED, REGISTERS], ids=["mlp", "swiglu", "registers"])
+def test_three_dialects_give_equal_features(tmp_path, config):
+    weights = random_weights(config)
+    features = load(tmp_path, weights).patch_features(random_pictures())
+    assert features.shape == (2, ROWS * COLUMNS, WIDTH) and features.std() > 0.1
+    for named in (authors_names(weights, config), transformers_names(weights, config)):
+        assert named.keys() != weights.keys()
+        # The class token is a sum in two of the dialects, so its last bit may differ.
+        torch.testing.assert_close(load(tmp_path, named).patch_features(random_pictures()), features)
+
+
+@pytest.mark.parametrize("config", [PLAIN, GATED, REGISTERS], ids=["mlp", "swiglu", "registers"])
+def test_features_are_those_of_transformers_own_dinov2(tmp_path, config):
+    transformers = pytest.importorskip("transformers")
+    sizes = dict(hidden_size=WIDTH, num_hidden_layers=DEPTH, num_attention_heads=HEADS, mlp_ratio=4)
+    sizes |= dict(use_swiglu_ffn=config.gated, image_size=14 * GRID, patch_size=14)
+    kind = "Dinov2WithRegisters" if config.registers else "Dinov2"
+    sizes |= dict(num_register_tokens=config.registers) if config.registers else {}
+    getattr(transformers, kind + "Config")(**sizes).save_pretrained(tmp_path)
+    tensors = transformers_names(random_weights(config), config)
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    model_class = getattr(transformers, kind + "Model")
+    reference, loading = model_class.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(loading[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    # At the size the positions were learned on, where no two programs resample them differently.
+    pictures = torch.rand(1, 3, 16 * GRID, 16 * GRID, generator=torch.Generator().manual_seed(2))
+    mean, std = (torch.tensor(rgb)[:, None, None] for rgb in (IMAGENET_MEAN, IMAGENET_STD))
+    resized = F.interpolate(pictures, (14 * GRID, 14 * GRID), mode="bicubic", antialias=True)
+    with torch.no_grad():
+        expected = reference.eval()((resized - mean) / std).last_hidden_state[:, 1 + config.registers :]
+    torch.testing.assert_close(
+        load(tmp_path, tensors).patch_features(pictures), expected, atol=2e-5, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("y, x", [(0, 0), (0, 3), (2, 1)])
+def test_each_patch_sees_its_own_16_pixels_in_y_x_order(tmp_path, y, x):
+    net = load(tmp_path, random_weights(PLAIN))
+    grey = torch.full((1, 3, 16 * ROWS, 16 * COLUMNS), 0.5)
+    bright = grey.clone()
+    bright[..., 16 * y : 16 * (y + 1), 16 * x : 16 * (x + 1)] = 1
+    change = (net.patch_features(bright) - net.patch_features(grey)).norm(dim=-1)[0]
+    assert change.argmax() == y * COLUMNS + x
+
+
+def test_a_published_width_needs_no_metadata(tmp_path):
+    small = DinoV2Config(384, 1, 6, hidden=1536, gated=False, grid=2, registers=0)
+    net = load(tmp_path, random_weights(small), metadata=None)
+    assert net.vit.blocks[0].attn.num_heads == 6
+
+
+def test_an_original_pth_is_read(tmp_path):
+    small = DinoV2Config(384, 1, 6, hidden=1536, gated=False, grid=2, registers=0)
+    weights = random_weights(small)
+    torch.save(authors_names(weights, small), tmp_path / "dinov2_pretrain.pth")
+    net = load_dinov2(tmp_path / "dinov2_pretrain.pth")
+    assert all(torch.equal(value, weights[name]) for name, value in net.vit.state_dict().items())
+
+
+def test_the_teacher_is_frozen_and_leaves_random_numbers_alone(tmp_path):
+    weights = random_weights(PLAIN)
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    net = load(tmp_path, weights).train()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not any(module.training for module in net.modules())
+    assert not net.patch_features(random_pictures().requires_grad_()).requires_grad
+
+
+def test_a_missing_weight_is_named(tmp_path):
+    weights = random_weights(PLAIN)
+    del weights["blocks.1.ls2.gamma"]
+    with pytest.raises(ValueError, match=r"1 weights are missing \(blocks\.1\.ls2\.gamma\)"):
+        load(tmp_path, weights)
+
+
+def test_an_unknown_weight_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"1 are unknown \(head\.weight\)"):
+        load(tmp_path, random_weights(PLAIN) | {"head.weight": torch.zeros(10, WIDTH)})
+
+
+def test_a_query_without_its_key_is_refused(tmp_path):
+    tensors = transformers_names(random_weights(PLAIN), PLAIN)
+    del tensors["encoder.layer.1.attention.attention.key.bias"]
+    with pytest.raises(ValueError, match=r"lacks encoder\.layer\.1\.attention\.attention\.key\.bias"):
+        load(tmp_path, tensors)
+
+
+def test_another_model_is_refused_with_what_it_holds(tmp_path):
+    with pytest.raises(ValueError, match="is not DINOv2.*text_model.embeddings.weight"):
+        load(tmp_path, {"text_model.embeddings.weight": torch.zeros(2, 2)})
+
+
+def test_another_patch_size_is_refused(tmp_path):
+    weights = random_weights(PLAIN)
+    weights["patch_embed.proj.weight"] = torch.zeros(WIDTH, 3, 16, 16)
+    with pytest.raises(ValueError, match=r"\[16, 16\] px.*patch14"):
+        load(tmp_path, weights)
+
+
+def test_an_unpublished_width_must_say_its_heads(tmp_path):
+    with pytest.raises(ValueError, match="does not say how many attention heads"):
+        load(tmp_path, random_weights(PLAIN), metadata=None)
+
+
+@pytest.mark.parametrize("heads", ["5", "0", "-4", "four", "9" * 5000])
+def test_impossible_heads_are_refused(tmp_path, heads):
+    with pytest.raises(ValueError, match="width 32 must divide by it"):
+        load(tmp_path, random_weights(PLAIN), {"heads": heads})
+
+
+def test_an_absurd_depth_is_refused_before_anything_is_built(tmp_path):
+    absurd = {f"blocks.{index}.x": torch.zeros(1) for index in range(200)}
+    with pytest.raises(ValueError, match="depth is 200"):
+        load(tmp_path, random_weights(PLAIN) | absurd)
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 4, 32, 32), (1, 3, 30, 32), (1, 3, 32, 40)])
+def test_pictures_off_the_token_grid_are_refused(shape):
+    with pytest.raises(ValueError, match="multiples of 16 px"):
+        DinoV2(PLAIN).patch_features(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("value", [-1.0, 255.0, float("nan")])
+def test_pictures_outside_0_to_1_are_refused(value):
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        DinoV2(PLAIN).patch_features(torch.full((1, 3, 32, 32), value))
