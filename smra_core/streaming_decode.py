@@ -144,7 +144,9 @@ def upsampling(module: nn.Module) -> Layer:
             carry.after.append(black_past(x))  # the first frame does not enter the time convolution
         elif in_time:
             x = rearrange(causal(module.time_conv, x, carry), "b (n c) t h w -> b c (t n) h w", n=2)
-        frames = module.resample(rearrange(x, "b c t h w -> (b t) c h w"))
+        # Not the module's own upsampling, which goes through float32 whatever the dtype.
+        frames = F.interpolate(rearrange(x, "b c t h w -> (b t) c h w"), scale_factor=2, mode="nearest-exact")
+        frames = module.resample[1](frames)
         return rearrange(frames, "(b t) c h w -> b c t h w", b=len(x))
 
     return Layer(run, int(in_time))
