@@ -101,7 +101,7 @@ def _check_fit(linears: Mapping[str, nn.Module], lora: Lora) -> None:
     unknown = [name for name in lora if name not in linears]
     if unknown:
         raise ValueError(
-            f"The LoRA has {len(unknown)} of {len(lora)} modules that this model lacks, first {unknown[0]!r}; "
+            f"The LoRA has {len(unknown)} of {len(lora)} modules that the model lacks, first {unknown[0]!r}; "
             f"the model has {len(linears)} linears. It was probably trained on another WAN (1.3B has 30 "
             "blocks, 14B has 40)."
         )

@@ -83,8 +83,8 @@ def sura_loss(projected: Tensor, features: Tensor) -> Tensor:
     if projected.shape != features.shape:
         raise ValueError(
             f"{projected.shape[1]} tokens of width {projected.shape[2]} cannot be aligned with "
-            f"{features.shape[1]} DINOv2 patches of width {features.shape[2]}. Features must come from the same "
-            "image size as the latents."
+            f"{features.shape[1]} DINOv2 patches of width {features.shape[2]}. Features must come from "
+            "the same image size as the latents."
         )
     return -F.cosine_similarity(projected, features, dim=-1).mean(1)
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from smra_core.trainer import collate
 
 from smra_core.flow_matching import velocity_weight
 from smra_core.lora import Injection, init_lora, injected
@@ -14,7 +15,6 @@ from smra_core.sura import (
     region_loss,
     sura_loss,
 )
-from smra_core.trainer import collate
 
 BATCH, GRID, DIM, FEATURES, TEXT = 2, 4, 8, 5, 6
 

@@ -1,0 +1,96 @@
+"""Picture and mask files as people have them (turned, transparent, grey, 16-bit, palettes), made plain
+8-bit.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+# Pillow would also start outside programs for some formats (EPS); a data set has no use for those.
+_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF")
+_SIXTEEN_BIT = 65535
+
+
+class Picture(NamedTuple):
+    """One picture, upright."""
+
+    rgb: Image.Image
+    """Transparent parts lie over white."""
+    alpha_mask: Image.Image | None
+    """0 or 255 where the picture is less or more than half opaque; None when it is opaque everywhere."""
+    notes: list[str]
+
+
+def read_picture(path: Path) -> Picture:
+    """Read a picture as 8-bit RGB, turned as its EXIF orientation says. ValueError, with the path, if it
+    fails.
+    """
+    image, notes = _open_upright(path)
+    if not _is_transparent(image):
+        return Picture(image.convert("RGB"), None, notes)
+    rgba = image.convert("RGBA")
+    alpha = rgba.getchannel("A")
+    rgb = _over(rgba, "white")
+    if alpha.getextrema()[0] == 255:
+        return Picture(rgb, None, notes)
+    mask = alpha.point([0] * 128 + [255] * 128)
+    return Picture(rgb, mask, [*notes, "its transparent parts lie over white"])
+
+
+def read_mask(path: Path) -> tuple[Image.Image, list[str]]:
+    """Read a mask as 0 (background) and 255 (subject), and notes about it.
+
+    The subject is what is brighter than half the mask's brightest value, so that masks stored as 0 and 1 or
+    in colours are understood; transparent is background. ValueError, with the path, when no pixel is subject.
+    """
+    image, notes = _open_upright(path)
+    rgb = _over(image.convert("RGBA"), "black") if _is_transparent(image) else image.convert("RGB")
+    brightness = np.asarray(rgb).max(axis=2)
+    brightest = int(brightness.max())
+    if brightest == 0:
+        raise ValueError(
+            f"The mask {path} is empty (all black). Paint the subject white, or remove the file."
+        )
+    if brightest < 128:
+        notes.append(f"its brightest value is {brightest} of 255; above half of that counts as subject")
+    return Image.fromarray(np.where(brightness > brightest / 2, 255, 0).astype(np.uint8)), notes
+
+
+def _open_upright(path: Path) -> tuple[Image.Image, list[str]]:
+    try:
+        with Image.open(path, formats=_FORMATS) as file:
+            count = getattr(file, "n_frames", 1)
+            upright = ImageOps.exif_transpose(file)
+            upright.load()
+    except Exception as error:  # decoders raise whatever a damaged file leads them to
+        raise ValueError(
+            f"{path} cannot be read as a picture ({error}). Save it again as PNG or JPEG, or take it out."
+        ) from error
+    notes = [f"it holds {count} pictures, the first is used"] if count > 1 else []
+    return _eight_bit(upright, path), notes
+
+
+def _eight_bit(image: Image.Image, path: Path) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError(f"{path} stores floating-point values. Save it as an 8-bit or 16-bit picture.")
+    if not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > _SIXTEEN_BIT:
+        raise ValueError(
+            f"{path} stores values from {values.min()} to {values.max()}; 16 bits reach from 0 to "
+            f"{_SIXTEEN_BIT}. "
+            "Save it as an 8-bit or 16-bit picture."
+        )
+    return Image.fromarray(np.rint(values / (_SIXTEEN_BIT / 255)).astype(np.uint8))
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    return image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
+
+
+def _over(rgba: Image.Image, colour: str) -> Image.Image:
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, colour), rgba).convert("RGB")
