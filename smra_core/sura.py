@@ -107,7 +107,7 @@ class SubjectObjective:
     """Region loss and SuRA; the projector is trained beside the LoRA and thrown away after."""
 
     def __init__(self, settings: SubjectSettings, dim: int, feature_dim: int, seed: int = 0):
-        self.settings = settings
+        self.settings, self.shift = settings, settings.shift
         self.weights: Mapping[str, float] = {"region": 1.0, "sura": settings.sura_weight}
         generator = torch.Generator().manual_seed(seed)
         self.projector = projector(dim, feature_dim, settings.projector_width, generator)

@@ -1,0 +1,127 @@
+"""One training run on disk: its folder, its LoRA file, and what the file says about itself."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import __version__
+from .backbone import Denoiser
+from .lora import init_lora
+from .lora_file import LoraMetadata, save_lora
+from .mora import MotionSample, MotionSettings
+from .on_demand import on_demand
+from .run_folder import LOSSES, RunFolder
+from .sura import SubjectSample, SubjectSettings
+from .tensor_cache import content_hash
+from .train_state import TrainState
+from .trainer import Objective, StepInfo, TrainSettings, train_lora
+from .workplace import Workplace
+
+log = logging.getLogger("smrabooth")
+
+LORA_FILE = "lora.safetensors"
+FREE_TO_CHANGE = ("steps", "save_every")
+"""Settings that do not change what is learnt up to a given step: another value goes on with the same run."""
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """What to train: an objective over samples, under settings."""
+
+    role: str
+    """`subject` or `motion`."""
+    name: str
+    settings: SubjectSettings | MotionSettings
+    train: TrainSettings
+    samples: Sequence[SubjectSample] | Sequence[MotionSample]
+    captions: Sequence[str]
+    make_objective: Callable[[], Objective]
+    """Called only when there is something left to train, as it may load models."""
+    teachers: tuple[str, ...] = ()
+    """Content hashes of nets that take part in training itself."""
+
+
+class TrainedLora(NamedTuple):
+    path: Path
+    losses: Path
+    steps: int
+
+
+def run_job(
+    workplace: Workplace, job: TrainingJob, on_step: Callable[[StepInfo], None] | None = None
+) -> TrainedLora:
+    """Train, resume or extend a run; a finished one is returned without loading any model."""
+    run = RunFolder(workplace.runs, f"{job.role}-{job.name}", fingerprint(workplace, job))
+    with run.locked():
+        path = run.path / LORA_FILE
+        done = run.finished_steps()
+        if done >= job.train.steps and path.is_file():
+            log.info("%s is trained already (%d steps): %s", job.name, done, path)
+            return TrainedLora(path, run.path / LOSSES, done)
+        state = _train(workplace, job, run, path, on_step)
+        run.finish(state.step)
+        return TrainedLora(path, run.path / LOSSES, state.step)
+
+
+def _train(
+    workplace: Workplace,
+    job: TrainingJob,
+    run: RunFolder,
+    path: Path,
+    on_step: Callable[[StepInfo], None] | None,
+) -> TrainState:
+    settings = job.settings
+    generator = torch.Generator().manual_seed(job.train.seed)
+    lora = init_lora(workplace.backbone.spec(), settings.plan, settings.rank, generator)
+    for pair in lora.values():
+        pair.to(workplace.device)
+    objective = job.make_objective()
+    with on_demand(lambda: _load_for_training(workplace)) as denoiser:
+        state = train_lora(denoiser(), lora, objective, job.samples, job.train, run, on_step)
+    save_lora(path, lora, _metadata(workplace, job))
+    return state
+
+
+def _load_for_training(workplace: Workplace) -> Denoiser:
+    # Checkpointing a tiny model on the CPU only costs time; on a GPU memory is what is short.
+    checkpoint = workplace.device.type != "cpu" or workplace.backbone.spec().dim > 512
+    return workplace.backbone.load_denoiser(workplace.dtype, workplace.device, checkpoint)
+
+
+def fingerprint(workplace: Workplace, job: TrainingJob) -> dict[str, Any]:
+    """All that a run depends on, as JSON values."""
+    train = dataclasses.asdict(job.train)
+    return {
+        "role": job.role,
+        "settings": {**dataclasses.asdict(job.settings), "plan": str(job.settings.plan)},
+        "train": {name: value for name, value in train.items() if name not in FREE_TO_CHANGE},
+        "samples": [_sample_hash(sample) for sample in job.samples],
+        "base": workplace.backbone.fingerprint()["transformer"],
+        "dtype": str(workplace.dtype),
+        "teachers": list(job.teachers),
+    }
+
+
+def _sample_hash(sample: SubjectSample | MotionSample) -> str:
+    parts = [content_hash(part) for part in sample if isinstance(part, Tensor)]
+    return content_hash("\n".join(parts).encode())
+
+
+def _metadata(workplace: Workplace, job: TrainingJob) -> LoraMetadata:
+    return LoraMetadata(
+        role=job.role,
+        plan=str(job.settings.plan),
+        rank=job.settings.rank,
+        base_model=workplace.backbone.spec().name,
+        captions=tuple(dict.fromkeys(job.captions)),
+        steps=job.train.steps,
+        name=job.name,
+        version=__version__,
+    )
+
