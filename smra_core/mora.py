@@ -114,10 +114,20 @@ def flow_weight(sigma: Tensor, kind: str) -> Tensor:
 class MotionObjective:
     """Temporal loss and MoRA; nothing is trained beside the LoRA."""
 
-    def __init__(self, settings: MotionSettings, decoder: StreamingDecoder, flow_net: PairFlows):
-        self.settings = settings
+    def __init__(
+        self, settings: MotionSettings, decoder: StreamingDecoder | None, flow_net: PairFlows | None
+    ):
+        """Decoder and flow net may be None when mora_weight is 0, and only then."""
+        self.settings, self.shift = settings, settings.shift
         self.weights: Mapping[str, float] = {"temporal": 1.0, "mora": settings.mora_weight}
-        self.flow = FlowObjective(decoder, flow_net, flow_alignment_loss)
+        self.flow = None
+        if settings.mora_weight:
+            if decoder is None or flow_net is None:
+                raise ValueError(
+                    f"MoRA at weight {settings.mora_weight} needs WAN's decoder and an optical flow net. Load "
+                    "both, or set mora_weight to 0 to train on the temporal loss alone."
+                )
+            self.flow = FlowObjective(decoder, flow_net, flow_alignment_loss)
 
     def trainables(self) -> dict[str, nn.Parameter]:
         return {}
@@ -129,10 +139,11 @@ class MotionObjective:
         noisy = add_noise(batch.latents, noise, sigma)
         velocity = denoiser.velocity(noisy, sigma, batch.context).velocity
         temporal = self._temporal(velocity, velocity_target(batch.latents, noise), sigma, generator)
-        if not self.settings.mora_weight:
+        if self.flow is None:
             return {"temporal": temporal}
         x0 = x0_from_velocity(noisy, velocity, sigma)
-        return {"temporal": temporal, "mora": self._mora(x0, batch.reference_flow, sigma, generator)}
+        mora = self._mora(self.flow, x0, batch.reference_flow, sigma, generator)
+        return {"temporal": temporal, "mora": mora}
 
     def _temporal(
         self, velocity: Tensor, target: Tensor, sigma: Tensor, generator: torch.Generator
@@ -146,14 +157,21 @@ class MotionObjective:
             loss = loss * velocity_weight(sigma, self.settings.shift)
         return loss
 
-    def _mora(self, x0: Tensor, reference: Tensor, sigma: Tensor, generator: torch.Generator) -> Tensor:
+    def _mora(
+        self,
+        flow: FlowObjective,
+        x0: Tensor,
+        reference: Tensor,
+        sigma: Tensor,
+        generator: torch.Generator,
+    ) -> Tensor:
         """Flow loss times its weight; samples that weigh nothing are not decoded."""
         window = window_of(x0.shape[2], self.settings.window, generator)
         weight = flow_weight(sigma, self.settings.flow_weight).to(x0.dtype)
         counted = weight.nonzero()[:, 0]
         if not len(counted):
             return torch.zeros_like(weight)
-        loss = streamed_loss(x0[counted], reference[counted], self.flow, window)
+        loss = streamed_loss(x0[counted], reference[counted], flow, window)
         return torch.zeros_like(weight).index_put((counted,), weight[counted] * loss.to(weight))
 
 

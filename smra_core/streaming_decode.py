@@ -111,8 +111,9 @@ def unwhitened(latents: Tensor) -> Tensor:
 
 def layers_of(vae: nn.Module) -> list[Layer]:
     """The decoder's parts in order, cut finely: one part's activations are the peak."""
-    decoder = vae.decoder
-    entry = lambda x, carry: causal(decoder.conv_in, causal(vae.post_quant_conv, x, carry), carry)  # noqa: E731
+    # Taken out of the VAE, so that its encoder can be freed.
+    decoder, unquantised = vae.decoder, vae.post_quant_conv
+    entry = lambda x, carry: causal(decoder.conv_in, causal(unquantised, x, carry), carry)  # noqa: E731
     head = lambda x, carry: causal(decoder.conv_out, F.silu(decoder.norm_out(x)), carry)  # noqa: E731
     layers = [Layer(entry, 1)]
     first, *others = decoder.mid_block.resnets

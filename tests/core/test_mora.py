@@ -186,11 +186,11 @@ def test_the_temporal_loss_draws_its_anchor_and_is_weighted_by_noise_level(toy_d
     )
 
 
-def test_mora_weight_zero_decodes_nothing_and_is_bit_equal_to_the_temporal_loss_alone(toy_denoiser):
+def test_mora_weight_zero_needs_no_decoder_and_is_bit_equal_to_the_temporal_loss_alone(toy_denoiser):
     denoiser, decoder = toy_denoiser().double(), Decoder()
-    without = MotionObjective(MotionSettings(mora_weight=0.0, window=2), decoder, smooth_flow)
+    without = MotionObjective(MotionSettings(mora_weight=0.0, window=2), None, None)
     plain = drawn_losses(without, denoiser)
-    assert set(plain) == {"temporal"} and not decoder.decoded and without.trainables() == {}
+    assert set(plain) == {"temporal"} and without.trainables() == {}
     both = drawn_losses(MotionObjective(MotionSettings(window=2), decoder, smooth_flow), denoiser)
     assert torch.equal(plain["temporal"], both["temporal"]) and decoder.decoded
 
@@ -205,3 +205,8 @@ def test_samples_too_noisy_to_count_are_not_decoded(toy_denoiser):
     decoder.decoded.clear()
     assert drawn_losses(objective, denoiser, torch.tensor([0.95, 1.0]))["mora"].tolist() == [0, 0]
     assert not decoder.decoded
+
+
+def test_mora_without_a_flow_net_is_refused():
+    with pytest.raises(ValueError, match="weight 1.0 needs.*flow net.*mora_weight to 0"):
+        MotionObjective(MotionSettings(), Decoder(), None)
