@@ -4,12 +4,16 @@
 flow between adjacent frames is pulled to the reference video's.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .backbone import Denoiser
+from .flow_matching import add_noise, velocity_target, velocity_weight, x0_from_velocity
+from .pixel_gradient import FlowObjective, PairFlows, StreamingDecoder, streamed_loss
 from .sparse import MOTION, SparsePlan
 
 ANCHOR_SCALE = 2**0.5
@@ -36,8 +40,17 @@ class MotionSettings:
     weighted_velocity: bool = True
     """Weight the velocity loss by noise level (flow_matching.velocity_weight), as the release trains."""
     shift: float = 1.0
+    window: int = 0
+    """Latents that L_MoRA looks at in a step, at a place drawn anew each time; 0 is the whole clip (paper).
+    A window costs less memory and time; its gradient stays within it.
+    """
 
     def __post_init__(self):
+        if self.window < 0 or self.window == 1:
+            raise ValueError(
+                f"A window of {self.window} latents may hold no pair of frames. Give 2 or more, or 0 for the "
+                "whole clip."
+            )
         if self.flow_weight not in ("none", "clean"):
             raise ValueError(f"flow_weight {self.flow_weight!r} is not known; give 'none' or 'clean'.")
 
@@ -96,3 +109,77 @@ def flow_weight(sigma: Tensor, kind: str) -> Tensor:
     if kind == "none":
         return torch.ones_like(sigma)
     return torch.where(sigma > 0.9, 0.0, 2 * (1 - sigma))
+
+
+class MotionObjective:
+    """Temporal loss and MoRA; nothing is trained beside the LoRA."""
+
+    def __init__(
+        self, settings: MotionSettings, decoder: StreamingDecoder | None, flow_net: PairFlows | None
+    ):
+        """Decoder and flow net may be None when mora_weight is 0, and only then."""
+        self.settings, self.shift = settings, settings.shift
+        self.weights: Mapping[str, float] = {"temporal": 1.0, "mora": settings.mora_weight}
+        self.flow = None
+        if settings.mora_weight:
+            if decoder is None or flow_net is None:
+                raise ValueError(
+                    f"MoRA at weight {settings.mora_weight} needs WAN's decoder and an optical flow net. Load "
+                    "both, or set mora_weight to 0 to train on the temporal loss alone."
+                )
+            self.flow = FlowObjective(decoder, flow_net, flow_alignment_loss)
+
+    def trainables(self) -> dict[str, nn.Parameter]:
+        return {}
+
+    def losses(
+        self, denoiser: Denoiser, batch, sigma: Tensor, noise: Tensor, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Per-sample losses of a collated batch of MotionSample."""
+        noisy = add_noise(batch.latents, noise, sigma)
+        velocity = denoiser.velocity(noisy, sigma, batch.context).velocity
+        temporal = self._temporal(velocity, velocity_target(batch.latents, noise), sigma, generator)
+        if self.flow is None:
+            return {"temporal": temporal}
+        x0 = x0_from_velocity(noisy, velocity, sigma)
+        mora = self._mora(self.flow, x0, batch.reference_flow, sigma, generator)
+        return {"temporal": temporal, "mora": mora}
+
+    def _temporal(
+        self, velocity: Tensor, target: Tensor, sigma: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        batch, _, frames = velocity.shape[:3]
+        anchor = None
+        if self.settings.debias:
+            anchor = torch.randint(frames, (batch,), generator=generator).to(velocity.device)
+        loss = temporal_loss(velocity, target, anchor)
+        if self.settings.weighted_velocity:
+            loss = loss * velocity_weight(sigma, self.settings.shift)
+        return loss
+
+    def _mora(
+        self,
+        flow: FlowObjective,
+        x0: Tensor,
+        reference: Tensor,
+        sigma: Tensor,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Flow loss times its weight; samples that weigh nothing are not decoded."""
+        window = window_of(x0.shape[2], self.settings.window, generator)
+        weight = flow_weight(sigma, self.settings.flow_weight).to(x0.dtype)
+        counted = weight.nonzero()[:, 0]
+        if not len(counted):
+            return torch.zeros_like(weight)
+        loss = streamed_loss(x0[counted], reference[counted], flow, window)
+        return torch.zeros_like(weight).index_put((counted,), weight[counted] * loss.to(weight))
+
+
+def window_of(latents: int, size: int, generator: torch.Generator) -> range:
+    """Latents that a step looks at: all when size is 0 or no smaller than the clip, or `size` from a drawn
+    start.
+    """
+    if not 0 < size < latents:
+        return range(latents)
+    start = int(torch.randint(latents - size + 1, (), generator=generator))
+    return range(start, start + size)

@@ -1,8 +1,22 @@
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKLWan
 
-from smra_core.mora import MotionSettings, debiased, flow_alignment_loss, flow_weight, temporal_loss
+from smra_core.flow_matching import add_noise, velocity_target, velocity_weight
+from smra_core.lora import Injection, init_lora, injected
+from smra_core.mora import (
+    MotionObjective,
+    MotionSample,
+    MotionSettings,
+    debiased,
+    flow_alignment_loss,
+    flow_weight,
+    temporal_loss,
+    window_of,
+)
+from smra_core.sparse import ALL_LAYERS
+from smra_core.streaming_decode import FrozenDecoder
 
 BATCH, PAIRS, HEIGHT, WIDTH = 2, 3, 4, 8
 LATENTS = (BATCH, 16, 3, 4, 4)
@@ -53,3 +67,146 @@ def test_flow_weights_by_noise_level():
 def test_an_unknown_flow_weight_is_refused():
     with pytest.raises(ValueError, match="'late' is not known"):
         MotionSettings(flow_weight="late")
+
+
+@pytest.mark.parametrize("window", [-1, 1])
+def test_a_window_that_may_hold_no_pair_is_refused(window):
+    with pytest.raises(ValueError, match=f"window of {window} latents.*2 or more"):
+        MotionSettings(window=window)
+
+
+def test_windows_fall_everywhere_in_the_clip_and_nowhere_else():
+    generator = torch.Generator().manual_seed(0)
+    drawn = {window_of(5, 3, generator) for _ in range(50)}
+    assert drawn == {range(0, 3), range(1, 4), range(2, 5)}
+    assert window_of(5, 0, generator) == window_of(5, 5, generator) == window_of(5, 9, generator) == range(5)
+
+
+TEXT, FRAMES, SIDE = 6, 9, 16
+SIGMA = torch.tensor([0.3, 0.8])
+
+
+class Decoder:
+    """Counts the latents that it decodes."""
+
+    def __init__(self, dtype=torch.float64):
+        torch.manual_seed(5)
+        self.inner = FrozenDecoder.of(AutoencoderKLWan(base_dim=4).requires_grad_(False).to(dtype))
+        self.decoded = []
+
+    def step(self, latent, past):
+        self.decoded.append(latent)
+        return self.inner.step(latent, past)
+
+
+def smooth_flow(frames):
+    """A stand-in flow net, differentiable everywhere."""
+    before, after = frames[:-1] / 100, frames[1:] / 100
+    return torch.stack([torch.tanh(before[:, 0] * after[:, 1]), torch.sin(after[:, 2] + before[:, 1])], 1)
+
+
+def motion_batch():
+    torch.manual_seed(0)
+    latents, noise = torch.randn(2, BATCH, 16, 3, 2, 2, dtype=torch.float64)
+    context = torch.randn(BATCH, 3, TEXT, dtype=torch.float64)
+    reference = 3 * torch.randn(BATCH, FRAMES - 1, 2, SIDE, SIDE, dtype=torch.float64)
+    return MotionSample("two clips", latents, context, reference), noise
+
+
+def drawn_losses(objective, denoiser, sigma=SIGMA):
+    batch, noise = motion_batch()
+    return objective.losses(denoiser, batch, sigma, noise, torch.Generator().manual_seed(2))
+
+
+def random_lora(denoiser):
+    lora = init_lora(denoiser.spec, ALL_LAYERS, 2, torch.Generator().manual_seed(0))
+    torch.manual_seed(4)
+    for pair in lora.values():
+        pair.double().b.data.normal_(std=0.1)
+    return lora
+
+
+@pytest.mark.parametrize("changes", [{}, {"flow_weight": "clean", "debias": False}])
+def test_lora_gradients_of_the_losses_equal_finite_differences(toy_denoiser, finite_difference, changes):
+    denoiser = toy_denoiser().double()
+    objective = MotionObjective(MotionSettings(mora_weight=2.0, **changes), Decoder(), smooth_flow)
+    lora = random_lora(denoiser)
+
+    def total():
+        losses = drawn_losses(objective, denoiser)
+        return sum(objective.weights[name] * value.mean() for name, value in losses.items())
+
+    with injected(denoiser.linears(), Injection(lora)):
+        total().backward()
+        for name in ("blocks.0.self_attn.v", "blocks.1.ffn.2"):
+            for parameter in lora[name].parameters():
+                direction = torch.randn_like(parameter)
+                slope = finite_difference(total, parameter, direction)
+                assert (parameter.grad * direction).sum().item() == pytest.approx(slope, rel=1e-6, abs=1e-9)
+
+
+def test_mora_is_the_flow_error_of_the_decoded_prediction(toy_denoiser):
+    denoiser, decoder = toy_denoiser().double(), Decoder()
+    batch, noise = motion_batch()
+    noisy = add_noise(batch.latents, noise, SIGMA)
+    x0 = noisy - SIGMA.double().view(-1, 1, 1, 1, 1) * denoiser.velocity(noisy, SIGMA, batch.context).velocity
+    pixels = torch.cat([*decoder.inner.stream(x0)], 2).transpose(1, 2)
+    flow = torch.stack([smooth_flow((clip + 1) * 127.5) for clip in pixels])
+    losses = drawn_losses(MotionObjective(MotionSettings(), decoder, smooth_flow), denoiser)
+    torch.testing.assert_close(losses["mora"], flow_alignment_loss(flow, batch.reference_flow))
+
+
+def test_a_windowed_step_sees_the_frames_of_its_window(toy_denoiser):
+    denoiser, decoder = toy_denoiser().double(), Decoder()
+    seen = []
+
+    def watched(frames):
+        seen.append(len(frames))
+        return smooth_flow(frames)
+
+    objective = MotionObjective(MotionSettings(window=2, debias=False), decoder, watched)
+    start = window_of(3, 2, torch.Generator().manual_seed(2)).start
+    losses = drawn_losses(objective, denoiser)
+    assert seen == BATCH * ([5] if start == 0 else [5, 5]) and losses["mora"].shape == (BATCH,)
+
+
+def test_the_temporal_loss_draws_its_anchor_and_is_weighted_by_noise_level(toy_denoiser):
+    denoiser = toy_denoiser().double()
+    batch, noise = motion_batch()
+    anchor = torch.randint(3, (BATCH,), generator=torch.Generator().manual_seed(2))
+    velocity = denoiser.velocity(add_noise(batch.latents, noise, SIGMA), SIGMA, batch.context).velocity
+    expected = temporal_loss(velocity, velocity_target(batch.latents, noise), anchor)
+    plain, weighted = (
+        MotionObjective(MotionSettings(mora_weight=0.0, weighted_velocity=by_level), Decoder(), smooth_flow)
+        for by_level in (False, True)
+    )
+    assert torch.equal(drawn_losses(plain, denoiser)["temporal"], expected)
+    torch.testing.assert_close(
+        drawn_losses(weighted, denoiser)["temporal"], expected * velocity_weight(SIGMA), rtol=1e-6, atol=0
+    )
+
+
+def test_mora_weight_zero_needs_no_decoder_and_is_bit_equal_to_the_temporal_loss_alone(toy_denoiser):
+    denoiser, decoder = toy_denoiser().double(), Decoder()
+    without = MotionObjective(MotionSettings(mora_weight=0.0, window=2), None, None)
+    plain = drawn_losses(without, denoiser)
+    assert set(plain) == {"temporal"} and without.trainables() == {}
+    both = drawn_losses(MotionObjective(MotionSettings(window=2), decoder, smooth_flow), denoiser)
+    assert torch.equal(plain["temporal"], both["temporal"]) and decoder.decoded
+
+
+def test_samples_too_noisy_to_count_are_not_decoded(toy_denoiser):
+    denoiser, decoder = toy_denoiser().double(), Decoder()
+    objective = MotionObjective(MotionSettings(flow_weight="clean"), decoder, smooth_flow)
+    everything = drawn_losses(objective, denoiser, torch.tensor([0.3, 0.8]))["mora"]
+    decoder.decoded.clear()
+    mora = drawn_losses(objective, denoiser, torch.tensor([0.95, 0.8]))["mora"]
+    assert mora[0] == 0 and torch.equal(mora[1], everything[1])
+    decoder.decoded.clear()
+    assert drawn_losses(objective, denoiser, torch.tensor([0.95, 1.0]))["mora"].tolist() == [0, 0]
+    assert not decoder.decoded
+
+
+def test_mora_without_a_flow_net_is_refused():
+    with pytest.raises(ValueError, match="weight 1.0 needs.*flow net.*mora_weight to 0"):
+        MotionObjective(MotionSettings(), Decoder(), None)
