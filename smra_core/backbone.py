@@ -13,7 +13,7 @@ class Prediction(NamedTuple):
     velocity: Tensor
     """`B 16 f h w`."""
     tokens: Tensor | None
-    """`B L D`, the residual stream after the tapped block, tokens in t,y,x order; None when no block was tapped."""
+    """`B L D`: the residual stream after the tapped block, in t,y,x order; None without a tap."""
 
 
 class Denoiser(Protocol):
@@ -22,16 +22,16 @@ class Denoiser(Protocol):
     spec: WanSpec
 
     def linears(self) -> dict[str, nn.Module]:
-        """Modules of all block linears by native name (`blocks.N.self_attn.q`); adapters replace their `forward`."""
+        """Block linears by native name (`blocks.N.self_attn.q`); adapters replace their `forward`."""
         ...
 
     def velocity(
         self, noisy_latents: Tensor, sigma: Tensor, context: Tensor, tap: int | None = None
     ) -> Prediction:
-        """Predict the velocity of `B 16 f h w` latents in model space at sigma `B`, under text context `B T 4096`.
+        """Predict the velocity of latents `B 16 f h w` at sigma `B`, given text context `B T 4096`.
 
-        `tap` is the block whose output tokens are wanted (0: the first). Gradients flow to adapters and to the
-        latents; blocks are checkpointed when the model was asked to be.
+        `tap` is the block whose output tokens are wanted (0: the first). Gradients flow to adapters and to
+        the latents; blocks are checkpointed when the model was asked to be.
         """
         ...
 

@@ -59,7 +59,7 @@ def _bell(sigma: Tensor) -> Tensor:
 
 
 def sampling_sigmas(steps: int, shift: float = 1.0, denoise: float = 1.0) -> Tensor:
-    """Noise levels of a run, float32 `steps + 1` from high to 0; denoise < 1 keeps the last part of a longer run.
+    """Noise levels of a run, float32 `steps + 1`, high to 0; denoise < 1 is the tail of a longer run.
 
     At shift 1 and denoise 1 this is linspace(1, 0): step 15 of 50 is sigma 0.70.
     """

@@ -38,7 +38,7 @@ Lora = dict[str, LoraPair]
 
 
 def init_lora(spec: WanSpec, plan: SparsePlan, rank: int, generator: torch.Generator) -> Lora:
-    """New pairs for every linear of the plan: A kaiming-uniform(sqrt 5), B zero, alpha = rank (as peft and the release).
+    """New pairs for the plan's linears: A kaiming-uniform(sqrt 5), B zero, alpha = rank (as the release).
 
     The numbers depend on the generator alone, not on global random state.
     """
@@ -50,8 +50,7 @@ def init_lora(spec: WanSpec, plan: SparsePlan, rank: int, generator: torch.Gener
 
 def _init_pair(shape: tuple[int, int], rank: int, generator: torch.Generator) -> LoraPair:
     out_features, in_features = shape
-    bound = 1 / math.sqrt(in_features)  # kaiming_uniform_(a=sqrt(5)) written out
-    a = (2 * torch.rand(rank, in_features, generator=generator) - 1) * bound
+    a = nn.init.kaiming_uniform_(torch.empty(rank, in_features), a=math.sqrt(5), generator=generator)
     return LoraPair(a, torch.zeros(out_features, rank))
 
 
@@ -66,8 +65,8 @@ class Injection:
 def injected(linears: Mapping[str, nn.Module], *injections: Injection) -> Iterator[None]:
     """Add LoRAs to the linears' outputs inside the block; afterwards every module is exactly as before.
 
-    Only the instances' `forward` is replaced: weights, state dict keys and other people's patches stay untouched.
-    ValueError when a LoRA names a linear that the model does not have, or one of another shape.
+    Only the instances' `forward` is replaced: weights, state dict keys and other people's patches stay
+    untouched. ValueError when a LoRA names a linear that the model does not have, or one of another shape.
     """
     for injection in injections:
         _check_fit(linears, injection.lora)
@@ -102,14 +101,15 @@ def _check_fit(linears: Mapping[str, nn.Module], lora: Lora) -> None:
     unknown = [name for name in lora if name not in linears]
     if unknown:
         raise ValueError(
-            f"The LoRA has {len(unknown)} of {len(lora)} modules that this model lacks, first {unknown[0]!r}; the "
-            f"model has {len(linears)} linears. It was probably trained on another WAN (1.3B has 30 blocks, 14B 40)."
+            f"The LoRA has {len(unknown)} of {len(lora)} modules that this model lacks, first {unknown[0]!r}; "
+            f"the model has {len(linears)} linears. It was probably trained on another WAN (1.3B has 30 "
+            "blocks, 14B has 40)."
         )
     for name, pair in lora.items():
         module = linears[name]
         shape = (module.out_features, module.in_features)
         if shape != (pair.b.shape[0], pair.a.shape[1]):
             raise ValueError(
-                f"The LoRA's {name} is for a linear of {(pair.b.shape[0], pair.a.shape[1])} (out, in), the model's is "
-                f"{shape}. Use a LoRA trained on this model's size."
+                f"The LoRA's {name} is for a linear of {(pair.b.shape[0], pair.a.shape[1])} (out, in), the "
+                f"model's is {shape}. Use a LoRA trained on this model's size."
             )

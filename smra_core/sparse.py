@@ -1,7 +1,8 @@
-"""Sparse injection: which linears a LoRA may touch (SparsePlan) and how strong it is at a noise level (TPointSchedule).
+"""Sparse injection: which linears a LoRA may touch (SparsePlan) and how strong it is at a noise level
+(TPointSchedule).
 
-Paper section "Subject-Motion Association Decoupling". A plan answers two questions with one rule: which linears
-get an adapter in training, and which entries of a LoRA file are used when sampling.
+Paper section "Subject-Motion Association Decoupling". A plan answers two questions with one rule: which
+linears get an adapter in training, and which entries of a LoRA file are used when sampling.
 """
 
 import math
@@ -49,7 +50,7 @@ class SparsePlan:
             ) from error
         if span is not None and (len(span) != 2 or not 0 <= span[0] < span[1]):
             raise ValueError(
-                f"Block range {blocks!r} of plan {text!r} is empty or malformed; give first:last+1, e.g. 0:15."
+                f"Block range {blocks!r} of plan {text!r} is malformed; give first:last+1, e.g. 0:15."
             )
         return cls(chosen, span)
 
@@ -82,7 +83,8 @@ class Strengths:
         return cls(value, value)
 
 
-# The paper says "doubled" and gives no numbers; the authors' release ends at 0.8. Doubling up to 0.8 keeps both.
+# The paper says "doubled" and gives no numbers; the authors' release ends at 0.8. Doubling up to 0.8 keeps
+# both.
 SUBJECT_STRENGTHS = Strengths(0.4, 0.8)
 SUBJECT_STRENGTHS_RELEASE = Strengths(0.6, 0.8)
 SUBJECT_STRENGTHS_STRONG = Strengths(0.5, 1.0)
@@ -98,8 +100,8 @@ STRENGTH_PRESETS = {
 class TPointSchedule:
     """The noise level at which the strengths switch: above it early, at and below it late.
 
-    Stored as a sigma because "step 15" means another noise level under every shift and step count; step 15 of 50 at
-    the authors' shift 1.0 is sigma 0.70.
+    Stored as a sigma because "step 15" means another noise level under every shift and step count; step 15 of
+    50 at the authors' shift 1.0 is sigma 0.70.
     """
 
     sigma: float = 0.70
@@ -115,9 +117,9 @@ class TPointSchedule:
     def boundary(self, sigmas: Sequence[float]) -> float:
         """The noise level of this run at and below which the late strengths hold.
 
-        The switch falls on the run's own level nearest to T_point, so that rounding in a sampler's table never moves
-        it by a step. A finished run keeps at least one late step and a run from pure noise one early step; a part of
-        a run that lies wholly on one side is wholly early (-1) or late (inf).
+        The switch falls on the run's own level nearest to T_point, so that rounding in a sampler's table
+        never moves it by a step. A finished run keeps at least one late step and a run from pure noise one
+        early step; a part of a run that lies wholly on one side is wholly early (-1) or late (inf).
         """
         levels = [float(level) for level in sigmas]
         if self.sigma >= 1.0:

@@ -84,7 +84,9 @@ _LINEAR = re.compile(r"^blocks\.(\d+)\.(.+)$")
 
 
 def parse_linear(name: str) -> LinearName:
-    """Take a native linear name apart; ValueError for anything that is not a linear of a transformer block."""
+    """Take a native linear name apart; ValueError for anything that is not a linear of a transformer
+    block.
+    """
     match = _LINEAR.match(name)
     if match is None or match[2] not in _ROLE_OF_PATH:
         raise ValueError(

@@ -1,0 +1,125 @@
+import pytest
+import torch
+
+from smra_core.flow_matching import sampling_sigmas
+from smra_core.lora import LoraPair, init_lora
+from smra_core.sampling import SamplingSettings, ScheduledLora, initial_noise, sample
+from smra_core.sparse import MOTION, SUBJECT, Strengths, TPointSchedule
+
+SHAPE, TEXT = (1, 16, 2, 4, 4), 6
+
+
+def contexts():
+    torch.manual_seed(0)
+    return torch.randn(1, 3, TEXT), torch.randn(1, 3, TEXT)
+
+
+def loud_lora(denoiser, plan):
+    generator = torch.Generator().manual_seed(7)
+    return {
+        name: LoraPair(pair.a.detach(), torch.randn(pair.b.shape, generator=generator))
+        for name, pair in init_lora(denoiser.spec, plan, 2, generator).items()
+    }
+
+
+def oracle(sigma, switch):
+    return (0.4, 1.0) if sigma > switch else (0.8, 1.0)
+
+
+@pytest.mark.parametrize("denoise", [1.0, 0.6])
+@pytest.mark.parametrize("sampler", ["euler", "heun"])
+@pytest.mark.parametrize("shift", [1.0, 3.0, 5.0, 8.0])
+@pytest.mark.parametrize("steps", [4, 8, 20, 50])
+def test_every_evaluation_has_the_strengths_of_its_sigma(toy_denoiser, steps, shift, sampler, denoise):
+    denoiser = toy_denoiser(blocks=1, dim=2, ffn=2)
+    loras = [
+        ScheduledLora(loud_lora(denoiser, SUBJECT), Strengths(0.4, 0.8)),
+        ScheduledLora(loud_lora(denoiser, MOTION), Strengths.constant(1.0)),
+    ]
+    sigmas = sampling_sigmas(steps, shift, denoise)
+    star, seen = 0.7, []
+    positive, negative = contexts()
+    sample(
+        denoiser, torch.randn(SHAPE), sigmas, positive, negative, 2.0, loras,
+        TPointSchedule(star), sampler, on_evaluation=seen.append,
+    )  # fmt: skip
+    # The oracle: the level nearest to T_point is the last early boundary, found by brute force over the run's
+    # levels.
+    levels = sigmas.tolist()
+    inner = levels[1:-1] if levels[0] >= 0.999 else levels[:-1]
+    switch = min(inner, key=lambda level: abs(level - star)) + 1e-6
+    if star >= levels[0]:
+        switch = 1.0
+    assert len(seen) == (steps if sampler == "euler" else 2 * steps - 1)
+    assert [evaluation.strengths for evaluation in seen] == [oracle(e.sigma, switch) for e in seen]
+
+
+def test_strengths_zero_give_the_base_bit_for_bit(toy_denoiser):
+    denoiser = toy_denoiser()
+    noise, sigmas = torch.randn(SHAPE), sampling_sigmas(4)
+    off = [ScheduledLora(loud_lora(denoiser, plan), Strengths.constant(0.0)) for plan in (SUBJECT, MOTION)]
+    base = sample(denoiser, noise, sigmas, *contexts())
+    assert torch.equal(base, sample(denoiser, noise, sigmas, *contexts(), loras=off))
+    on = [ScheduledLora(lora, Strengths(0.0, 0.5)) for lora, _ in off]
+    assert not torch.equal(base, sample(denoiser, noise, sigmas, *contexts(), loras=on))
+
+
+def test_guidance_one_needs_no_negative(toy_denoiser):
+    denoiser = toy_denoiser()
+    noise, sigmas = torch.randn(SHAPE), sampling_sigmas(3)
+    positive, negative = contexts()
+    once = sample(denoiser, noise, sigmas, positive, negative, guidance=1.0)
+    assert torch.equal(once, sample(denoiser, noise, sigmas, positive, -negative, guidance=1.0))
+
+
+def test_guidance_extrapolates_from_negative_to_positive(toy_denoiser):
+    denoiser = toy_denoiser()
+    noise, sigmas = torch.randn(SHAPE), torch.tensor([1.0, 0.0])
+    positive, negative = contexts()
+    run = lambda context, guidance, other: sample(denoiser, noise, sigmas, context, other, guidance)  # noqa: E731
+    plain, opposite = run(positive, 1.0, negative), run(negative, 1.0, positive)
+    torch.testing.assert_close(
+        run(positive, 3.0, negative), opposite + 3 * (plain - opposite), rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("sampler, tolerance", [("euler", 0.3), ("heun", 0.02)])
+def test_samplers_follow_a_field_with_a_known_end(sampler, tolerance):
+    class Field:  # dx/dsigma = x, so x(0) = x(1) / e
+        def linears(self):
+            return {}
+
+        def velocity(self, noisy, sigma, context, tap=None):
+            return type("P", (), {"velocity": noisy})
+
+    start = torch.ones(1, 1)
+    end = sample(Field(), start, torch.linspace(1, 0, 6), start, start, 1.0, sampler=sampler)
+    assert end.item() == pytest.approx(2.718281828**-1, rel=tolerance)
+
+
+def test_the_model_is_left_as_found_when_sampling_is_cancelled(toy_denoiser):
+    denoiser = toy_denoiser()
+
+    def cancel(step, steps):
+        raise KeyboardInterrupt
+
+    loras = [ScheduledLora(loud_lora(denoiser, SUBJECT), Strengths(0.4, 0.8))]
+    with pytest.raises(KeyboardInterrupt):
+        sample(denoiser, torch.randn(SHAPE), sampling_sigmas(4), *contexts(), loras=loras, on_step=cancel)
+    assert all("forward" not in module.__dict__ for module in denoiser.linears().values())
+
+
+def test_noise_of_a_video_depends_on_its_own_seed_alone():
+    settings = SamplingSettings(width=64, height=64, frames=5, seed=3)
+    three, one = (
+        initial_noise(settings, 3),
+        initial_noise(SamplingSettings(width=64, height=64, frames=5, seed=5)),
+    )
+    assert three.shape == (3, 16, 2, 8, 8)
+    assert torch.equal(three[2], one[0])
+
+
+@pytest.mark.parametrize("changes", [{"width": 830}, {"frames": 50}, {"sampler": "ddim"}])
+def test_impossible_settings_are_refused(changes):
+    with pytest.raises(ValueError, match="Use|give"):
+        SamplingSettings(**changes)
