@@ -147,7 +147,7 @@ class ClipEmbedder:
         if not Path(folder, "config.json").is_file():
             raise ValueError(
                 f"No CLIP model in {str(folder)!r}: config.json is missing. Give a folder as transformers "
-                "saves it: config.json, model.safetensors, preprocessor_config.json and the tokenizer's files."
+                "saves it, with model.safetensors, preprocessor_config.json and the tokenizer's files."
             )
         self.model = CLIPModel.from_pretrained(folder, local_files_only=True).eval().requires_grad_(False)
         self.processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
