@@ -1,0 +1,189 @@
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from smra_core.lora import LoraPair, init_lora
+from smra_core.lora_file import DIALECTS_OUT, LoraMetadata, convert_lora, load_lora, save_lora
+from smra_core.lora_report import delta_norm, describe_lora, render_report
+from smra_core.native_names import diffusers_linear
+from smra_core.sparse import ALL_LAYERS, MOTION, SUBJECT
+from smra_core.wan import WAN_1_3B, WanSpec
+
+SPEC = WanSpec("tiny", blocks=2, dim=6, ffn=10, heads=1)
+RANK = 3
+
+
+def random_lora(plan=ALL_LAYERS, spec=SPEC, rank=RANK):
+    lora = init_lora(spec, plan, rank, torch.Generator().manual_seed(0))
+    torch.manual_seed(1)
+    for pair in lora.values():
+        pair.b.data.normal_()
+    return lora
+
+
+def flat(name):
+    return name.replace(".", "_")
+
+
+# name of a module and of its factors in each dialect
+FOREIGN = {
+    "comfyui": (lambda n: f"diffusion_model.{n}", "lora_A.weight", "lora_B.weight"),
+    "diffsynth": (lambda n: n, "lora_A.default.weight", "lora_B.default.weight"),
+    "diffsynth with pipe": (lambda n: f"pipe.dit.{n}", "lora_A.default.weight", "lora_B.default.weight"),
+    "release, subject": (lambda n: n, "lora_A.spatial_lora.weight", "lora_B.spatial_lora.weight"),
+    "release, motion": (lambda n: n, "lora_A.temporal_lora.weight", "lora_B.temporal_lora.weight"),
+    "peft": (lambda n: f"base_model.model.{n}", "lora_A.weight", "lora_B.weight"),
+    "diffusers": (lambda n: f"transformer.{diffusers_linear(n)}", "lora_A.weight", "lora_B.weight"),
+    "diffusers, bare": (diffusers_linear, "lora_A.weight", "lora_B.weight"),
+    "kohya": (lambda n: f"lora_unet_{flat(n)}", "lora_down.weight", "lora_up.weight"),
+    "kohya, wan-fun": (lambda n: f"lora_unet__{flat(n)}", "lora_down.weight", "lora_up.weight"),
+    "kohya of diffusers": (
+        lambda n: f"lora_unet_{flat(diffusers_linear(n))}",
+        "lora_down.weight",
+        "lora_up.weight",
+    ),
+    "lycoris": (lambda n: f"lycoris_{flat(n)}", "lora_down.weight", "lora_up.weight"),
+}
+
+
+def same(loaded, lora):
+    assert loaded.keys() == lora.keys()
+    for name, pair in lora.items():
+        torch.testing.assert_close(loaded[name].delta(), pair.delta())
+
+
+@pytest.mark.parametrize("dialect", FOREIGN)
+def test_every_dialect_is_read_whole(dialect, tmp_path):
+    lora, (module, first, second) = random_lora(), FOREIGN[dialect]
+    tensors = {}
+    for name, pair in lora.items():
+        tensors[f"{module(name)}.{first}"] = pair.a.detach().clone()
+        tensors[f"{module(name)}.{second}"] = pair.b.detach().clone()
+    save_file(tensors, tmp_path / "lora.safetensors")
+    loaded = load_lora(tmp_path / "lora.safetensors", SPEC)
+    same(loaded.lora, lora)
+    assert loaded.ignored == []
+    assert list(loaded.lora) == SPEC.linear_names()
+
+
+@pytest.mark.parametrize("dialect", DIALECTS_OUT)
+def test_converting_there_and_back_keeps_every_change(dialect, tmp_path):
+    lora = random_lora(MOTION)
+    save_lora(tmp_path / "own.safetensors", lora, LoraMetadata("motion", "v,o", RANK, captions=("a", "b")))
+    convert_lora(tmp_path / "own.safetensors", tmp_path / "there.safetensors", dialect)
+    loaded = load_lora(tmp_path / "there.safetensors")
+    same(loaded.lora, lora)
+    assert loaded.dialect == dialect
+    assert loaded.metadata == LoraMetadata("motion", "v,o", RANK, captions=("a", "b"))
+
+
+def test_alpha_over_rank_is_the_scale(tmp_path):
+    tensors = {
+        "lora_unet_blocks_0_ffn_0.lora_down.weight": torch.ones(RANK, 6),
+        "lora_unet_blocks_0_ffn_0.lora_up.weight": torch.ones(10, RANK),
+        "lora_unet_blocks_0_ffn_0.alpha": torch.tensor(1.5),
+    }
+    save_file(tensors, tmp_path / "lora.safetensors")
+    delta = load_lora(tmp_path / "lora.safetensors").lora["blocks.0.ffn.0"].delta()
+    torch.testing.assert_close(delta, torch.full((10, 6), RANK * 1.5 / RANK))
+
+
+def test_our_own_scale_is_baked_in_and_no_alpha_is_written(tmp_path):
+    pair = LoraPair(torch.ones(RANK, 6), torch.ones(6, RANK), scale=0.5)
+    save_lora(tmp_path / "lora.safetensors", {"blocks.0.self_attn.q": pair}, LoraMetadata())
+    with safe_open(tmp_path / "lora.safetensors", framework="pt") as file:
+        assert set(file.keys()) == {
+            "diffusion_model.blocks.0.self_attn.q.lora_A.weight",
+            "diffusion_model.blocks.0.self_attn.q.lora_B.weight",
+        }
+        assert file.metadata()["modelspec.architecture"] == "wan2.1/lora"
+    same(load_lora(tmp_path / "lora.safetensors").lora, {"blocks.0.self_attn.q": pair})
+
+
+@pytest.mark.parametrize("plan, modules", [(SUBJECT, 150), (MOTION, 180)])
+def test_the_papers_plans_fill_a_file_of_the_real_model(plan, modules, tmp_path):
+    save_lora(tmp_path / "lora.safetensors", random_lora(plan, WAN_1_3B, rank=1), LoraMetadata())
+    report = describe_lora(load_lora(tmp_path / "lora.safetensors", WAN_1_3B))
+    assert sum(report.modules.values()) == modules
+
+
+def test_what_is_no_linear_of_a_block_is_listed(tmp_path):
+    tensors = {
+        "diffusion_model.blocks.0.self_attn.q.lora_A.weight": torch.ones(RANK, 6),
+        "diffusion_model.blocks.0.self_attn.q.lora_B.weight": torch.ones(6, RANK),
+        "pipe.projectors.0.weight": torch.ones(2, 2),
+        "diffusion_model.vace_blocks.0.self_attn.q.lora_A.weight": torch.ones(RANK, 6),
+        "diffusion_model.head.head.lora_A.weight": torch.ones(RANK, 6),
+    }
+    save_file(tensors, tmp_path / "lora.safetensors")
+    loaded = load_lora(tmp_path / "lora.safetensors")
+    assert list(loaded.lora) == ["blocks.0.self_attn.q"] and len(loaded.ignored) == 3
+
+
+@pytest.mark.parametrize(
+    "tensors, message",
+    [
+        (
+            {"some.weight": torch.ones(1)},
+            r"no LoRA of a WAN block. Its 1 tensors look like \['some.weight'\]",
+        ),
+        ({"blocks.0.ffn.0.lora_A.weight": torch.ones(RANK, 6)}, "blocks.0.ffn.0 without its factor B"),
+        (
+            {
+                "blocks.0.ffn.0.lora_A.weight": torch.ones(RANK, 6),
+                "blocks.0.ffn.0.lora_B.weight": torch.ones(10, RANK + 1),
+            },
+            r"factors of blocks.0.ffn.0 are \(3, 6\) and \(10, 4\)",
+        ),
+        (
+            {
+                "blocks.0.ffn.0.lora_A.weight": torch.full((RANK, 6), float("nan")),
+                "blocks.0.ffn.0.lora_B.weight": torch.ones(10, RANK),
+            },
+            "blocks.0.ffn.0 holds NaN",
+        ),
+        (
+            {
+                "blocks.0.ffn.0.lora_A.weight": torch.ones(RANK, 6),
+                "diffusion_model.blocks.0.ffn.0.lora_A.weight": torch.ones(RANK, 6),
+            },
+            "has a of blocks.0.ffn.0 twice",
+        ),
+    ],
+)
+def test_files_that_are_not_whole_are_refused(tensors, message, tmp_path):
+    save_file(tensors, tmp_path / "lora.safetensors")
+    with pytest.raises(ValueError, match=message):
+        load_lora(tmp_path / "lora.safetensors")
+
+
+def test_a_lora_of_another_model_is_refused(tmp_path):
+    save_lora(tmp_path / "lora.safetensors", random_lora(), LoraMetadata())
+    with pytest.raises(ValueError, match="does not fit Wan2.1-T2V-1.3B: blocks.0.self_attn.q"):
+        load_lora(tmp_path / "lora.safetensors", WAN_1_3B)
+
+
+def test_metadata_of_strangers_is_not_trusted():
+    odd = {
+        "smrabooth.role": "[1]",
+        "smrabooth.rank": '"x"',
+        "smrabooth.plan": "{",
+        "smrabooth.captions": '["a"]',
+    }
+    assert LoraMetadata.from_file(odd) == LoraMetadata(captions=("a",))
+
+
+def test_norms_equal_those_of_the_dense_changes(tmp_path):
+    lora = random_lora()
+    save_lora(tmp_path / "lora.safetensors", lora, LoraMetadata("subject", "q,k", RANK, name="dog"))
+    report = describe_lora(load_lora(tmp_path / "lora.safetensors"))
+    for pair in lora.values():
+        assert delta_norm(pair) == pytest.approx(pair.delta().norm().item(), rel=1e-5)
+    dense = torch.cat([pair.delta().flatten() for name, pair in lora.items() if name.endswith(".q")])
+    assert report.role_norms["q"] == pytest.approx(dense.norm().item(), rel=1e-5)
+    first = torch.cat([pair.delta().flatten() for name, pair in lora.items() if "blocks.0." in name])
+    assert report.block_norms[0] == pytest.approx(first.norm().item(), rel=1e-5)
+    assert report.plan == "q,k,v,o,ffn.0,ffn.2 (all-layers)"
+    text = render_report(report)
+    assert "comfyui" in text and "dog" in text and f"{len(lora)}" in text
