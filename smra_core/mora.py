@@ -124,8 +124,8 @@ class MotionObjective:
         if settings.mora_weight:
             if decoder is None or flow_net is None:
                 raise ValueError(
-                    f"MoRA at weight {settings.mora_weight} needs WAN's decoder and an optical flow net. Load "
-                    "both, or set mora_weight to 0 to train on the temporal loss alone."
+                    f"MoRA at weight {settings.mora_weight} needs WAN's decoder and a net for optical flow. "
+                    "Load both, or set mora_weight to 0 to train on the temporal loss alone."
                 )
             self.flow = FlowObjective(decoder, flow_net, flow_alignment_loss)
 

@@ -208,5 +208,5 @@ def test_samples_too_noisy_to_count_are_not_decoded(toy_denoiser):
 
 
 def test_mora_without_a_flow_net_is_refused():
-    with pytest.raises(ValueError, match="weight 1.0 needs.*flow net.*mora_weight to 0"):
+    with pytest.raises(ValueError, match="weight 1.0 needs.*optical flow.*mora_weight to 0"):
         MotionObjective(MotionSettings(), Decoder(), None)
