@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from .encoders.dinov2 import load_dinov2
@@ -18,30 +19,53 @@ from .workplace import Workplace
 def train_subject(
     workplace: Workplace,
     images: Sequence[SubjectImage],
-    dinov2: Path,
+    dinov2: Path | None,
     settings: SubjectSettings,
     train: TrainSettings,
     name: str = "subject",
     on_step: Callable[[StepInfo], None] | None = None,
 ) -> TrainedLora:
-    """Train, resume or extend the subject LoRA of these images; a finished run is returned at once."""
+    """Train, resume or extend the subject LoRA of these images; a finished run is returned at once.
+
+    `dinov2` is the file of the teacher's weights; it may be None when sura_weight is 0 (ValueError
+    otherwise), and is not read then.
+    """
+    if settings.sura_weight and dinov2 is None:
+        raise ValueError(
+            f"SuRA at weight {settings.sura_weight} needs DINOv2's weights. Give their file, or set "
+            "sura_weight "
+            "to 0 to train on the region loss alone."
+        )
+    dinov2 = dinov2 if settings.sura_weight else None
     samples = prepare_subject(workplace, images, dinov2)
-    feature_dim = samples[0].features.shape[-1]
-    spec = workplace.backbone.spec()
-    objective = SubjectObjective(settings, spec.dim, feature_dim, train.seed)
-    objective.projector.to(workplace.device)
-    job = TrainingJob("subject", name, settings, train, objective, samples)
+    job = TrainingJob(
+        "subject", name, settings, train, samples, [image.caption for image in images],
+        make_objective=lambda: _objective(workplace, samples[0], settings, train.seed),
+    )  # fmt: skip
     return run_job(workplace, job, on_step)
 
 
+def _objective(
+    workplace: Workplace, sample: SubjectSample, settings: SubjectSettings, seed: int
+) -> SubjectObjective:
+    objective = SubjectObjective(settings, workplace.backbone.spec().dim, sample.features.shape[-1], seed)
+    objective.projector.to(workplace.device)
+    return objective
+
+
 def prepare_subject(
-    workplace: Workplace, images: Sequence[SubjectImage], dinov2: Path
+    workplace: Workplace, images: Sequence[SubjectImage], dinov2: Path | None
 ) -> list[SubjectSample]:
-    """All that training needs of the images, each encoder loaded at most once and freed before the next."""
+    """All that training needs of the images, each encoder loaded at most once and freed before the next.
+
+    Without a teacher the features are empty.
+    """
     masks = [_mask_of(image) for image in images]  # first, as a missing mask is refused
     contexts = workplace.contexts([image.caption for image in images])
     latents = workplace.latents([image.pixels[None] for image in images])
-    features = patch_features(workplace, [image.pixels for image in images], dinov2)
+    features = [torch.zeros(0, 1)] * len(images)
+    if dinov2 is not None:
+        features = patch_features(workplace, [image.pixels for image in images], dinov2)
     return [
         SubjectSample(image.name, z, contexts[image.caption], mask, feature)
         for image, z, mask, feature in zip(images, latents, masks, features, strict=True)

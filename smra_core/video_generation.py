@@ -43,6 +43,9 @@ def generate(
     latents: dict[str, Tensor] = {}
     with on_demand(lambda: workplace.backbone.load_denoiser(workplace.dtype, workplace.device)) as denoiser:
         for arm in arms:
+            for lora, _ in arm.loras:
+                for pair in lora.values():
+                    pair.to(workplace.device, workplace.dtype)
             report = None if on_step is None else _named(on_step, arm.name)
             latents[arm.name] = sample(
                 denoiser(), noise, sigmas, context, unguided, settings.guidance,

@@ -18,7 +18,7 @@ from .encoders.weight_file import read_weight_file
 from .wan import LATENT_CHANNELS, WanSpec
 
 MINIATURE = "miniature"
-_WEIGHTS = Path(__file__).parent / "miniature" / "weights"
+WEIGHTS = Path(__file__).parent / "miniature" / "weights"
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 _HEAD_DIM = 128
 """Width of an attention head in every WAN."""
@@ -84,7 +84,7 @@ def find_backbone(model: str, vae: str | None = None, text_encoder: str | None =
     """
     if model == MINIATURE:
         files = BackboneFiles(
-            _WEIGHTS / "wan_miniature_t2v.safetensors", _WEIGHTS / "wan_miniature_vae.safetensors", None
+            WEIGHTS / "wan_miniature_t2v.safetensors", WEIGHTS / "wan_miniature_vae.safetensors", None
         )
     elif Path(model).is_dir():
         folder = Path(model)

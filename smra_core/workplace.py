@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .diffusers_wan import BackboneFiles
 from .on_demand import on_demand
 from .tensor_cache import TensorCache, content_hash
+from .wan_files import BackboneFiles
 
 
 @dataclass(frozen=True)

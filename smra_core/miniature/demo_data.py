@@ -1,0 +1,53 @@
+"""The demo's own subject folder and motion clip, in the layout that the authors' data has."""
+
+import csv
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from ..video_file import write_video
+from .world import Scene, render
+
+FPS = 8
+SUBJECT = "ball"
+REFERENCE = Scene("square", "red", "plain", "gray", "zigzag")
+"""The clip whose motion is learnt: another shape in other colours than the subject."""
+SUBJECT_PLACES = (("black", (22.0, 40.0)), ("gray", (40.0, 24.0)), ("navy", (32.0, 32.0)))
+"""Background and centre of each reference picture."""
+
+
+def write_demo_subject(folder: Path) -> Path:
+    """Pictures, masks and metadata.csv of the held-out subject."""
+    rows = []
+    for number, (background, centre) in enumerate(SUBJECT_PLACES):
+        scene = Scene(subject=SUBJECT, background=background, centre=centre)
+        painted = render(scene, frames=1)
+        names = [f"{kind}/{number:02}.png" for kind in ("images", "masks")]
+        for name, content in zip(names, (painted.frames[0], painted.mask_px), strict=True):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            _png(content).save(folder / name)
+        rows.append([*names, scene.picture_prompt()])
+    _write_table(folder / "metadata.csv", ["video", "mask", "prompt"], rows)
+    return folder
+
+
+def write_demo_motion(folder: Path) -> Path:
+    """A clip of the held-out motion and metadata.csv."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_video(folder / "00.mp4", render(REFERENCE).frames, FPS)
+    _write_table(
+        folder / "metadata.csv", ["video", "prompt"], [[f"{folder.name}/00.mp4", REFERENCE.prompt()]]
+    )
+    return folder
+
+
+def _png(content: Tensor) -> Image.Image:
+    """`3 H W` or `1 H W` in [0, 1]."""
+    values = (content * 255).round().byte().permute(1, 2, 0).numpy()
+    return Image.fromarray(values if values.shape[-1] == 3 else values[..., 0])
+
+
+def _write_table(path: Path, header: list[str], rows: list[list[str]]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
