@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_UMASK = os.umask(0)  # it can only be read by setting it
+os.umask(_UMASK)
+
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
@@ -22,6 +25,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         yield draft
         with open(draft, "rb+") as written:  # Windows syncs only what is open for writing
             os.fsync(written.fileno())
+        draft.chmod(0o666 & ~_UMASK)  # some writers make files that only their owner can read
         os.replace(draft, target)
     finally:
         draft.unlink(missing_ok=True)

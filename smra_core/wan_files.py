@@ -76,6 +76,11 @@ class BackboneFiles:
         return Umt5Text(encoder.to(device), tokenizer)
 
 
+MINIATURE_FILES = BackboneFiles(
+    WEIGHTS / "wan_miniature_t2v.safetensors", WEIGHTS / "wan_miniature_vae.safetensors", None
+)
+
+
 def find_backbone(model: str, vae: str | None = None, text_encoder: str | None = None) -> BackboneFiles:
     """`miniature`, a diffusers folder, or a native DiT file with its VAE file and UMT5 folder.
 
@@ -83,9 +88,7 @@ def find_backbone(model: str, vae: str | None = None, text_encoder: str | None =
     than WAN 2.1's text-to-video, or quantised.
     """
     if model == MINIATURE:
-        files = BackboneFiles(
-            WEIGHTS / "wan_miniature_t2v.safetensors", WEIGHTS / "wan_miniature_vae.safetensors", None
-        )
+        files = MINIATURE_FILES
     elif Path(model).is_dir():
         folder = Path(model)
         files = BackboneFiles(
@@ -130,7 +133,7 @@ def _load(kind: Any, path: Path, config: Mapping[str, Any], dtype: torch.dtype) 
     with _config_folder(kind.__name__, config) as folder:
         source = str(path) if path.suffix == ".safetensors" and not _prefix(_shapes(path)) else _bare(path)
         model = kind.from_single_file(source, config=folder, torch_dtype=dtype, local_files_only=True)
-    return model.to(dtype)
+    return model
 
 
 @contextmanager

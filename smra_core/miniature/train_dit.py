@@ -20,7 +20,7 @@ from .world import Scene, random_scene, render
 
 HEADS, HEAD_DIM, FFN, BLOCKS = 2, 128, 1024, 4
 CLIPS = 4000
-STEPS, BATCH, PICTURE_BATCH = 6000, 24, 48
+STEPS, BATCH, PICTURE_BATCH = 5000, 24, 48
 PICTURE_EVERY = 6
 """Every so many steps a batch of single frames, so that subjects given as images are in distribution."""
 PEAK_RATE, EMA = 1e-3, 0.999

@@ -45,7 +45,7 @@ HELD_OUT_SUBJECTS: dict[str, tuple[str, Texture]] = {
     "badge": ("square", bullseye(PINK, INDIGO)),
 }
 """Shape and texture of subjects in colours and patterns that no stage of pre-training has seen."""
-AMPLITUDE, RADIUS = 11.0, 11.0
+AMPLITUDE, RADIUS = 11.0, 13.0
 """Pixels that a motion goes to each side of its middle, and a sprite's usual radius."""
 
 
@@ -119,8 +119,8 @@ def triangle_wave(u: Tensor) -> Tensor:
 def growth(motion: str, u: Tensor) -> Tensor:
     """Radius in units of the scene's, for progress u."""
     if motion == "growing":
-        return 0.6 + 0.8 * u
-    return 1.4 - 0.8 * u if motion == "shrinking" else torch.ones_like(u)
+        return 0.6 + 0.7 * u
+    return 1.3 - 0.7 * u if motion == "shrinking" else torch.ones_like(u)
 
 
 def all_scenes() -> list[Scene]:
@@ -130,10 +130,10 @@ def all_scenes() -> list[Scene]:
 
 
 def vary(scene: Scene, generator: torch.Generator) -> Scene:
-    """The scene at another place (up to 6 px away) and of another size (9 to 12 px)."""
+    """The scene at another place (up to 4 px away) and of another size (11.5 to 14.5 px)."""
     dx, dy, r = torch.rand(3, generator=generator).tolist()
-    centre = (SIZE / 2 + 12 * dx - 6, SIZE / 2 + 12 * dy - 6)
-    return replace(scene, centre=centre, radius=9 + 3 * r)
+    centre = (SIZE / 2 + 8 * dx - 4, SIZE / 2 + 8 * dy - 4)
+    return replace(scene, centre=centre, radius=11.5 + 3 * r)
 
 
 def random_scene(generator: torch.Generator) -> Scene:
