@@ -8,6 +8,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor, nn
 
 from .backbone import Prediction
+from .cpu_layers import with_fast_layers
 from .native_names import native_linear
 from .wan import LATENT_MEAN, LATENT_STD, SPECS, TEXT_TOKENS, TIMESTEPS, WanSpec
 
@@ -78,7 +79,7 @@ class DiffusersCodec:
     """A frozen `AutoencoderKLWan` in model space (protocol: backbone.VideoCodec)."""
 
     def __init__(self, vae: AutoencoderKLWan):
-        self.vae = vae.eval().requires_grad_(False)
+        self.vae = with_fast_layers(vae.eval().requires_grad_(False))
         weight = vae.post_quant_conv.weight
         self.mean = torch.tensor(LATENT_MEAN, dtype=weight.dtype, device=weight.device).view(1, -1, 1, 1, 1)
         self.std = torch.tensor(LATENT_STD, dtype=weight.dtype, device=weight.device).view(1, -1, 1, 1, 1)

@@ -1,8 +1,8 @@
 """WAN's own module names and diffusers' names for the same modules.
 
-Native names are the ones in WAN 2.1's checkpoints, in ComfyUI and in nearly every LoRA; diffusers renames them
-when it reads such a file (`from_single_file`). This table goes both ways for linears, and back for whole
-checkpoints.
+Native names are the ones in WAN 2.1's checkpoints, in ComfyUI and in nearly every LoRA; diffusers renames
+them when it reads such a file (`from_single_file`). This table goes both ways for linears, and back for
+whole checkpoints.
 """
 
 import re

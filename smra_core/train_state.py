@@ -1,4 +1,4 @@
-"""Everything that a training run changes, as named tensors: adapters, other trainables, the optimiser's memory."""
+"""Everything that a training run changes, as named tensors: adapters, projector, the optimiser's memory."""
 
 from collections.abc import Mapping
 

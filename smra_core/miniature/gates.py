@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..cpu_precision import bfloat16_where_fast
 from ..flow_matching import sampling_sigmas
 from ..sampling import SamplingSettings, initial_noise, sample
 from ..wan_files import MINIATURE_FILES
@@ -73,7 +74,7 @@ def gate_vae(count: int = 140) -> Tally:
     codec = MINIATURE_FILES.load_codec(torch.float32, CPU)
     tally = Tally()
     for scene in tqdm(spread_scenes(count, (*MOTION_WORDS, *HELD_OUT_MOTIONS)), desc="VAE gate", unit="clip"):
-        with torch.autocast("cpu", torch.bfloat16):  # three times as fast as float32, and as right
+        with bfloat16_where_fast():
             back = codec.decode(codec.encode(as_video(render(scene).frames)))
         tally.add(scene, as_frames(back[0].float()))
     return tally
@@ -97,7 +98,7 @@ def sampled(prompts: Sequence[str], batch: int = 8) -> Iterable[Tensor]:
         context = text.encode(list(prompts[start : start + batch]))
         noise = initial_noise(replace(SETTINGS, seed=1000 + start), len(context))
         negative = text.encode([""] * len(context))
-        with torch.autocast("cpu", torch.bfloat16):
+        with bfloat16_where_fast():
             latents = sample(denoiser, noise, sigmas, context, negative, SETTINGS.guidance)
             pixels = [codec.decode(z[None]).float() for z in latents]
         yield from (as_frames(clip[0]) for clip in pixels)

@@ -8,8 +8,10 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ..cpu_precision import bfloat16_where_fast
 from ..flow_matching import add_noise, shift_sigma, velocity_target
 from ..wan import TEXT_DIM, TIMESTEPS
+from ..wan_files import MINIATURE_FILES
 from .data_parallel import average_gradients, gathered, run_processes
 from .hashed_text import HashedText
 from .latent_space import channel_statistics, fold_statistics, to_latents
@@ -19,11 +21,11 @@ from .whole_clip_vae import encode_moments
 from .world import Scene, random_scene, render
 
 HEADS, HEAD_DIM, FFN, BLOCKS = 2, 128, 1024, 4
-CLIPS = 4000
-STEPS, BATCH, PICTURE_BATCH = 5000, 24, 48
+CLIPS = 3200
+STEPS, BATCH, PICTURE_BATCH = 3400, 16, 32
 PICTURE_EVERY = 6
 """Every so many steps a batch of single frames, so that subjects given as images are in distribution."""
-PEAK_RATE, EMA = 1e-3, 0.999
+PEAK_RATE, EMA = 1.5e-3, 0.999
 SHIFT = 3.0
 NO_TEXT = 0.1
 """Part of the captions that are left out, for classifier-free guidance."""
@@ -42,13 +44,15 @@ def train_dit(build: Path, processes: int = 2, seed: int = 0) -> None:
 
 
 def trained_vae(build: Path) -> AutoencoderKLWan:
-    """The VAE of stage 1 with WAN's latent statistics folded in."""
+    """The VAE of stage 1 with WAN's latent statistics folded in; the shipped one where none was trained."""
+    if not (build / "vae.pt").is_file():
+        return MINIATURE_FILES.load_codec(torch.float32, torch.device("cpu")).vae
     state = torch.load(build / "vae.pt", weights_only=True)
     vae = new_vae().eval().requires_grad_(False)
     vae.load_state_dict(state["vae"])
     generator = torch.Generator().manual_seed(1)
     clips = torch.stack([render(random_scene(generator)).frames for _ in range(64)])
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), bfloat16_where_fast():
         means = torch.cat([encode_moments(vae, c.transpose(1, 2) * 2 - 1)[0] for c in clips.split(4)])
     fold_statistics(vae, *channel_statistics(means.float()))
     return vae
@@ -102,7 +106,7 @@ def _encoded_clips(rank: int, build: Path, seed: int) -> tuple[list[Scene], Tens
         return scenes, torch.load(kept, weights_only=True)
     vae, share = trained_vae(build), CLIPS // dist.get_world_size()
     mine = scenes[rank * share : (rank + 1) * share]
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), bfloat16_where_fast():
         encoded = [to_latents(vae, render(scene).frames[None]) for scene in mine]
     latents = gathered(torch.cat(encoded))
     if rank == 0:
@@ -128,6 +132,6 @@ def _loss(dit: WanTransformer3DModel, x0: Tensor, context: Tensor, generator: to
     even = (torch.arange(len(x0)) + torch.rand(len(x0), generator=generator)) / len(x0)
     sigma = shift_sigma(even.clamp_min(1e-3), SHIFT)
     noise = torch.randn(x0.shape, generator=generator)
-    with torch.autocast("cpu", torch.bfloat16):
+    with bfloat16_where_fast():
         velocity = dit(add_noise(x0, noise, sigma), sigma * TIMESTEPS, context, return_dict=False)[0]
     return ((velocity.float() - velocity_target(x0, noise)) ** 2).mean()

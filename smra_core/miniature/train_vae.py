@@ -9,6 +9,8 @@ import torch.distributed as dist
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
+from ..cpu_layers import with_fast_layers
+from ..cpu_precision import bfloat16_where_fast
 from .data_parallel import average_gradients, run_processes
 from .random_clips import random_clip
 from .sprite import FRAMES, SIZE
@@ -37,7 +39,7 @@ IMAGES = Phase(0, 16, 1, 32)
 
 
 def new_vae() -> AutoencoderKLWan:
-    return AutoencoderKLWan(base_dim=BASE_DIM, z_dim=16)
+    return with_fast_layers(AutoencoderKLWan(base_dim=BASE_DIM, z_dim=16))
 
 
 def train_vae(build: Path, processes: int = 2, seed: int = 0) -> None:
@@ -98,7 +100,7 @@ def _crops(pool: Tensor, phase: Phase, generator: torch.Generator) -> Tensor:
 
 
 def _losses(vae: AutoencoderKLWan, pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
-    with torch.autocast("cpu", torch.bfloat16):
+    with bfloat16_where_fast():
         mean, log_variance = (part.float() for part in encode_moments(vae, pixels))
         log_variance = log_variance.clamp(-12, 4)
         noise = torch.randn(mean.shape, generator=generator)
@@ -112,7 +114,7 @@ def _losses(vae: AutoencoderKLWan, pixels: Tensor, generator: torch.Generator) -
 @torch.no_grad()
 def _held_psnr(vae: AutoencoderKLWan, frames: Tensor) -> float:
     pixels = frames.transpose(1, 2) * 2 - 1
-    with torch.autocast("cpu", torch.bfloat16):
+    with bfloat16_where_fast():
         back = torch.cat([decode_clip(vae, encode_moments(vae, clip[None])[0]) for clip in pixels])
     errors = ((back.float().clamp(-1, 1) - pixels) ** 2).mean((1, 2, 3, 4))
     return sum(psnr(error) for error in errors.tolist()) / len(errors)

@@ -6,7 +6,7 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanUpsample
 from torch import nn
 
-from smra_core.streaming_decode import FrozenDecoder, over_stacked_taps, over_volume, unwhitened
+from smra_core.streaming_decode import FrozenDecoder, unwhitened
 from smra_core.wan import LATENT_MEAN, LATENT_STD, frames_of_latent
 
 LATENTS = (2, 16, 3, 2, 3)
@@ -64,14 +64,6 @@ def test_model_space_is_whitened():
     mean, std = torch.tensor(LATENT_MEAN), torch.tensor(LATENT_STD)
     whitened = torch.stack([torch.zeros(16), torch.ones(16)]).view(2, 16, 1, 1, 1)
     torch.testing.assert_close(unwhitened(whitened).flatten(1), torch.stack([mean, mean + std]))
-
-
-@pytest.mark.parametrize("kernel", [(3, 3, 3), (3, 1, 1), (1, 1, 1)])
-def test_stacked_taps_are_a_convolution_over_the_volume(kernel):
-    x, weight, bias = torch.randn(2, 3, 5, 4, 6), torch.randn(7, 3, *kernel), torch.randn(7)
-    torch.testing.assert_close(
-        over_stacked_taps(x, weight, bias), over_volume(x, weight, bias), atol=1e-5, rtol=1e-5
-    )
 
 
 def test_the_vae_of_wan_22_is_refused():

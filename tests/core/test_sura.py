@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from smra_core.trainer import collate
 
 from smra_core.flow_matching import velocity_weight
 from smra_core.lora import Injection, init_lora, injected
@@ -15,6 +14,7 @@ from smra_core.sura import (
     region_loss,
     sura_loss,
 )
+from smra_core.trainer import collate
 
 BATCH, GRID, DIM, FEATURES, TEXT = 2, 4, 8, 5, 6
 
