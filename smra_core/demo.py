@@ -98,11 +98,11 @@ def run_demo(
 
 def read_materials(out: Path, subject: Path | None, motion: Path | None, prompt: str | None) -> Materials:
     """Read the user's files, or write the demo's own to disk first and read those."""
-    from .miniature.demo_data import write_demo_motion, write_demo_subject
+    from .miniature.demo_data import write_motion, write_subject
 
     own = subject is None and motion is None
-    pictures = read_subject_set(subject or write_demo_subject(out / "data" / "subject"), (SIZE, SIZE))
-    clip = read_motion_clip(motion or write_demo_motion(out / "data" / "motion"), (SIZE, SIZE), FRAMES)
+    pictures = read_subject_set(subject or write_subject(out / "data" / "subject"), (SIZE, SIZE))
+    clip = read_motion_clip(motion or write_motion(out / "data" / "motion"), (SIZE, SIZE), FRAMES)
     for note in (*pictures.notes, *clip.notes):
         log.info("note: %s", note)
     pictures = pictures._replace(images=with_masks(pictures.images, None))

@@ -47,10 +47,7 @@ class DinoV2(nn.Module):
         by cosine 0.99997. ValueError unless H and W are multiples of 16 and the values fit.
         """
         _check_pictures(pictures)
-        sides = [PATCH * (side // TOKEN) for side in pictures.shape[-2:]]
-        weight = self.vit.patch_embed.proj.weight
-        resized = F.interpolate(pictures.float(), sides, mode="bicubic", antialias=True, align_corners=False)
-        tokens = self.vit.forward_features(_normalised(resized).to(weight))
+        tokens = self.vit.forward_features(normalised_patches(pictures).to(self.vit.patch_embed.proj.weight))
         return tokens[:, self.vit.num_prefix_tokens :]
 
 
@@ -91,9 +88,12 @@ def _vision_transformer(config: DinoV2Config) -> VisionTransformer:
     )
 
 
-def _normalised(pictures: Tensor) -> Tensor:
-    mean, std = (pictures.new_tensor(rgb)[:, None, None] for rgb in (IMAGENET_MEAN, IMAGENET_STD))
-    return (pictures - mean) / std
+def normalised_patches(pictures: Tensor) -> Tensor:
+    """Pictures `B 3 H W` in [0, 1] as the net wants them: ImageNet's statistics, 14 px for every 16."""
+    sides = [PATCH * (side // TOKEN) for side in pictures.shape[-2:]]
+    resized = F.interpolate(pictures.float(), sides, mode="bicubic", antialias=True, align_corners=False)
+    mean, std = (resized.new_tensor(rgb)[:, None, None] for rgb in (IMAGENET_MEAN, IMAGENET_STD))
+    return (resized - mean) / std
 
 
 def _check_pictures(pictures: Tensor) -> None:
