@@ -28,9 +28,10 @@ from ..training_job import TrainedLora
 from ..video_generation import Arm, generate
 from ..wan_files import MINIATURE, MINIATURE_FILES
 from ..workplace import Workplace
-from .bench_arms import ARMS, MOTION_TRAINING, SAMPLING, SUBJECT_TRAINING, BenchArm
+from .bench_arms import ARMS, SAMPLING, BenchArm
 from .bench_figures import PROMPT_BACKGROUNDS, clip_figures, prompt_of
 from .demo_data import write_motion, write_subject
+from .small_settings import MOTION_TRAINING, SUBJECT_TRAINING
 from .sprite import FRAMES, SIZE
 from .world import HELD_OUT_MOTIONS, HELD_OUT_SUBJECTS
 

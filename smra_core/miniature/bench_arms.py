@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 
 from ..mora import MotionSettings
-from ..sampling import SamplingSettings
 from ..sparse import (
     ALL_LAYERS,
     MOTION_WITHOUT_FFN_0,
@@ -13,15 +12,11 @@ from ..sparse import (
     TPointSchedule,
 )
 from ..sura import SubjectSettings
-from ..trainer import TrainSettings
-from .sprite import FRAMES, SIZE
+from .small_settings import MOTION, SUBJECT
+from .small_settings import SAMPLING as WATCHED_SAMPLING
 
-SUBJECT = SubjectSettings(width=SIZE, height=SIZE, projector_width=256)
-MOTION = MotionSettings(width=SIZE, height=SIZE, frames=FRAMES, window=2)
-# A tiny net learns with larger steps and on more samples a step than a large one.
-SUBJECT_TRAINING = TrainSettings(steps=150, batch_size=8, accumulate=1, learning_rate=1e-3)
-MOTION_TRAINING = TrainSettings(steps=100, batch_size=2, accumulate=1, learning_rate=1e-3)
-SAMPLING = SamplingSettings(steps=20, shift=3.0, guidance=3.0, width=SIZE, height=SIZE, frames=FRAMES, fps=8)
+SAMPLING = replace(WATCHED_SAMPLING, steps=20)
+"""Fewer steps than the demo's: many clips are needed, and T_point is a noise level."""
 T_POINT_STEPS = 50
 """T_point is told as a step of the paper's run: 50 steps at shift 1."""
 
