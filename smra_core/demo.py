@@ -29,7 +29,6 @@ from .progress_bar import TrainingBar
 from .report_page import Picture, Video, write_report
 from .sampling import SamplingSettings, ScheduledLora
 from .sparse import ALL_LAYERS, MOTION_STRENGTHS, SUBJECT_STRENGTHS, Strengths, TPointSchedule
-from .subject_masks import with_masks
 from .subject_set import SubjectSet, read_subject_set
 from .subject_training import train_subject
 from .sura import SubjectSettings
@@ -101,11 +100,11 @@ def read_materials(out: Path, subject: Path | None, motion: Path | None, prompt:
     from .miniature.demo_data import write_demo_motion, write_demo_subject
 
     own = subject is None and motion is None
-    pictures = read_subject_set(subject or write_demo_subject(out / "data" / "subject"), (SIZE, SIZE))
+    folder = subject or write_demo_subject(out / "data" / "subject")
+    pictures = read_subject_set(folder, (SIZE, SIZE), require_masks=True)
     clip = read_motion_clip(motion or write_demo_motion(out / "data" / "motion"), (SIZE, SIZE), FRAMES)
     for note in (*pictures.notes, *clip.notes):
         log.info("note: %s", note)
-    pictures = pictures._replace(images=with_masks(pictures.images, None))
     if prompt is None and own:
         prompts = [f"a sks ball vvt moving on a {name} background" for name in BACKGROUNDS]
     else:
