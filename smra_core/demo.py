@@ -31,7 +31,6 @@ from .progress_bar import TrainingBar
 from .report_page import Picture, Video, write_report
 from .sampling import ScheduledLora
 from .sparse import ALL_LAYERS, MOTION_STRENGTHS, SUBJECT_STRENGTHS, Strengths, TPointSchedule
-from .subject_masks import with_masks
 from .subject_set import SubjectSet, read_subject_set
 from .subject_training import train_subject
 from .sura import SubjectSettings
@@ -92,11 +91,11 @@ def run_demo(
 def read_materials(out: Path, subject: Path | None, motion: Path | None, prompt: str | None) -> Materials:
     """Read the user's files, or write the demo's own to disk first and read those."""
     own = subject is None and motion is None
-    pictures = read_subject_set(subject or write_subject(out / "data" / "subject"), SIZE)
+    folder = subject or write_subject(out / "data" / "subject")
+    pictures = read_subject_set(folder, SIZE, require_masks=True)
     clip = read_motion_clip(motion or write_motion(out / "data" / "motion"), SIZE, SAMPLING.frames)
     for note in (*pictures.notes, *clip.notes):
         log.info("note: %s", note)
-    pictures = pictures._replace(images=with_masks(pictures.images, None))
     if prompt is None and own:
         prompts = [f"a sks ball vvt moving on a {name} background" for name in BACKGROUNDS]
     else:

@@ -84,7 +84,7 @@ def _train(
     objective = job.make_objective()
     with on_demand(lambda: _load_for_training(workplace)) as denoiser:
         state = train_lora(denoiser(), lora, objective, job.samples, job.train, run, on_step)
-    save_lora(path, lora, _metadata(workplace, job))
+    save_lora(path, lora, _metadata(workplace, job, state.step))
     return state
 
 
@@ -113,14 +113,14 @@ def _sample_hash(sample: SubjectSample | MotionSample) -> str:
     return content_hash("\n".join(parts).encode())
 
 
-def _metadata(workplace: Workplace, job: TrainingJob) -> LoraMetadata:
+def _metadata(workplace: Workplace, job: TrainingJob, steps: int) -> LoraMetadata:
     return LoraMetadata(
         role=job.role,
         plan=str(job.settings.plan),
         rank=job.settings.rank,
         base_model=workplace.backbone.spec().name,
         captions=tuple(dict.fromkeys(job.captions)),
-        steps=job.train.steps,
+        steps=steps,
         name=job.name,
         version=__version__,
     )
