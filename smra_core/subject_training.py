@@ -1,7 +1,10 @@
 """From a subject folder to a subject LoRA: encode once, free the encoders, train, save."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,7 +16,9 @@ from .sura import SubjectObjective, SubjectSample, SubjectSettings, mask_to_late
 from .tensor_cache import content_hash
 from .trainer import StepInfo, TrainSettings
 from .training_job import TrainedLora, TrainingJob, run_job
-from .workplace import Workplace
+
+if TYPE_CHECKING:  # it needs diffusers, which ComfyUI does without
+    from .workplace import Workplace
 
 
 def train_subject(
@@ -48,7 +53,7 @@ def train_subject(
 def _objective(
     workplace: Workplace, sample: SubjectSample, settings: SubjectSettings, seed: int
 ) -> SubjectObjective:
-    objective = SubjectObjective(settings, workplace.backbone.spec().dim, sample.features.shape[-1], seed)
+    objective = SubjectObjective(settings, workplace.spec().dim, sample.features.shape[-1], seed)
     objective.projector.to(workplace.device)
     return objective
 

@@ -1,6 +1,5 @@
 """Where a WAN 2.1 model lies on disk, what it is, and how to load its parts; nothing is ever downloaded."""
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -13,18 +12,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .backbone import TextEncoder
-from .diffusers_wan import DiffusersCodec, DiffusersDenoiser, Umt5Text, named_spec
+from .diffusers_wan import DiffusersCodec, DiffusersDenoiser, Umt5Text
 from .encoders.weight_file import read_weight_file
-from .wan import LATENT_CHANNELS, WanSpec
+from .file_identity import identity
+from .wan import LATENT_CHANNELS, WanSpec, named_spec
 
 MINIATURE = "miniature"
 WEIGHTS = Path(__file__).parent / "miniature" / "weights"
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 _HEAD_DIM = 128
 """Width of an attention head in every WAN."""
-_WHOLE = 64 << 20
-"""Files up to this size are hashed whole."""
-_PIECE, _PIECES = 1 << 16, 256
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -245,29 +242,3 @@ def _shapes(path: Path) -> Shapes:
 
 def _prefix(shapes: Mapping[str, Any]) -> str:
     return next((p for p in _PREFIXES if any(name.startswith(p) for name in shapes)), "")
-
-
-def identity(path: Path) -> str:
-    """sha256 of a file, or of all weight files and configs in a folder.
-
-    Of files over 64 MB the size and 256 pieces spread over the whole are hashed: a retrained model differs
-    everywhere, and reading 30 GB before every run would cost more than it protects.
-    """
-    digest = hashlib.sha256()
-    kinds = ("*.safetensors", "*.json", "*.bin", "*.model")
-    files = sorted(f for kind in kinds for f in path.rglob(kind)) if path.is_dir() else [path]
-    for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size} ".encode() if path.is_dir() else f"{size} ".encode())
-        _hash_pieces(file, size, digest)
-    return digest.hexdigest()
-
-
-def _hash_pieces(file: Path, size: int, digest) -> None:
-    with open(file, "rb") as content:
-        if size <= _WHOLE:
-            digest.update(content.read())
-            return
-        for piece in range(_PIECES):
-            content.seek(piece * (size - _PIECE) // (_PIECES - 1))
-            digest.update(content.read(_PIECE))
