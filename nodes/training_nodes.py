@@ -1,0 +1,3 @@
+"""The nodes around training, by their final ids."""
+
+TRAINING_NODES = {}
