@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .encoders.dinov2 import load_dinov2
+from .file_identity import identity
 from .on_demand import on_demand
 from .subject_set import SubjectImage
 from .sura import SubjectObjective, SubjectSample, SubjectSettings, mask_to_latent
@@ -85,7 +86,7 @@ def _mask_of(image: SubjectImage) -> Tensor:
 
 def patch_features(workplace: Workplace, pictures: Sequence[Tensor], dinov2: Path) -> list[Tensor]:
     """DINOv2's patch features `N D` of each picture `3 H W` in [0, 1]."""
-    weights = content_hash(dinov2)
+    weights = identity(dinov2)
     with on_demand(lambda: load_dinov2(dinov2).to(workplace.device)) as teacher:
 
         def encode(picture: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Tests that import ComfyUI: collected only by its own interpreter, which the outer tests start."""
+"""Runs inside the host's own interpreter, started by tests/host/test_inside_the_host.py."""
 
 import importlib.util
 import os
@@ -7,31 +7,51 @@ from pathlib import Path
 
 import pytest
 
-HOST = os.environ.get("SMRA_TEST_HOST")
 PACK = Path(__file__).parents[3]
-collect_ignore_glob = [] if HOST else ["test_*.py"]
+sys.path.insert(0, os.environ["COMFYUI_PATH"])
+sys.path.append(str(Path(__file__).parent))
 
-if HOST:
-    sys.path.insert(0, HOST)
-    from comfy.cli_args import args
+import comfy.cli_args  # noqa: E402
 
-    # Before anything of the host is imported, as it looks for a GPU at once.
-    args.cpu = True
-    args.base_directory = os.environ["SMRA_TEST_BASE"]
-    args.disable_dynamic_vram = True
-    import torch
+# Before anything else of the host is imported: it looks for a graphics card as soon as it is.
+comfy.cli_args.args.cpu = True
 
-    torch.set_num_threads(1)
+
+def load_pack():
+    """The pack as the host imports it: a package named after its folder, without being installed."""
+    name = "smrabooth_pack"
+    spec = importlib.util.spec_from_file_location(
+        name, PACK / "__init__.py", submodule_search_locations=[str(PACK)]
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+load_pack()
 
 
 @pytest.fixture(scope="session")
-def pack():
-    """The pack, imported as the host imports it."""
-    if "smra_pack" not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            "smra_pack", PACK / "__init__.py", submodule_search_locations=[str(PACK)]
-        )
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["smra_pack"] = module
-        spec.loader.exec_module(module)
-    return importlib.import_module
+def state():
+    import tiny_wan
+
+    return tiny_wan.state_dict()
+
+
+@pytest.fixture(scope="session")
+def model(state):
+    import tiny_wan
+
+    return tiny_wan.load(state)
+
+
+@pytest.fixture
+def loras():
+    """Random factors of a subject and a motion LoRA."""
+    import tiny_wan
+
+    return (
+        tiny_wan.lora_tensors(tiny_wan.SUBJECT_LAYERS, seed=1),
+        tiny_wan.lora_tensors(tiny_wan.MOTION_LAYERS, seed=2),
+    )

@@ -6,17 +6,17 @@ import os
 
 import pytest
 import torch
-from tiny_wan import BLOCKS, DIM, FFN, dit_state, load_dit, quantised
+from training_models import BLOCKS, DIM, FFN, dit_state, load_dit, pack, quantised
 
 SHAPE = (1, 16, 2, 4, 6)
 TOKENS = 2 * 2 * 3
 
 
 @pytest.fixture(scope="module")
-def core(pack):
+def core():
     """The parts of the core that the tests use."""
-    lora, wan = pack("smra_pack.smra_core.lora"), pack("smra_pack.smra_core.wan")
-    sparse = pack("smra_pack.smra_core.sparse")
+    lora, wan = pack("smra_core.lora"), pack("smra_core.wan")
+    sparse = pack("smra_core.sparse")
 
     class Core:
         Injection, injected, init_lora = (
@@ -31,8 +31,8 @@ def core(pack):
 
 
 @pytest.fixture(scope="module")
-def host_wan(pack):
-    return pack("smra_pack.nodes.host_wan")
+def host_wan():
+    return pack("nodes.host_wan")
 
 
 @pytest.fixture(scope="module")

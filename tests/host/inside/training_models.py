@@ -1,11 +1,17 @@
 """WAN models of random weights in native names, small enough for a test, loaded by the host's own loaders."""
 
+import importlib
 import json
 
 import torch
 from safetensors.torch import save_file
 
 DIM, FFN, BLOCKS = 256, 128, 2
+
+
+def pack(module):
+    """A module of the pack, which conftest.py imported as the host does."""
+    return importlib.import_module(f"smrabooth_pack.{module}")
 
 
 def dit_state(blocks=BLOCKS, seed=0, channels=16):
@@ -68,9 +74,16 @@ def load_vae(folder, dim=8):
     import comfy.utils
     from comfy.ldm.wan.vae import WanVAE
 
-    torch.manual_seed(1)
-    net = WanVAE(dim=dim, z_dim=16, temperal_downsample=[False, True, True])
+    # The host's layers are made without initial values.
+    net, generator = WanVAE(dim=dim, z_dim=16, temperal_downsample=[False, True, True]), torch.Generator()
+    state = {
+        name: torch.randn(value.shape, generator=generator.manual_seed(place))
+        / max(1, value[0].numel()) ** 0.5
+        if value.ndim > 3 and not name.endswith("gamma")
+        else torch.ones_like(value)
+        for place, (name, value) in enumerate(net.state_dict().items())
+    }
     file = folder / "vae.safetensors"
-    save_file({k: v.clone() for k, v in net.state_dict().items()}, file)
+    save_file(state, file)
     with torch.inference_mode():
         return comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(file)))
