@@ -1,7 +1,10 @@
 """From a reference clip to a motion LoRA: encode once, measure its optical flow once, train, save."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,11 +13,12 @@ from .encoders.sea_raft import SeaRaft, load_sea_raft
 from .mora import MotionObjective, MotionSample, MotionSettings
 from .motion_clip import MotionClip
 from .on_demand import on_demand
-from .streaming_decode import FrozenDecoder
 from .tensor_cache import content_hash
 from .trainer import StepInfo, TrainSettings
 from .training_job import TrainedLora, TrainingJob, run_job
-from .workplace import Workplace
+
+if TYPE_CHECKING:  # it needs diffusers, which ComfyUI does without
+    from .workplace import Workplace
 
 
 def train_motion(
@@ -57,7 +61,7 @@ def _identity(workplace: Workplace, sea_raft: Path | None) -> tuple[str, ...]:
     """Of the nets that training goes through."""
     if sea_raft is None:
         return ()
-    return (workplace.backbone.fingerprint()["vae"], content_hash(sea_raft))
+    return (workplace.vae_identity(), content_hash(sea_raft))
 
 
 def prepare_motion(workplace: Workplace, clip: MotionClip, sea_raft: Path | None) -> MotionSample:
@@ -89,8 +93,7 @@ def load_objective(workplace: Workplace, sea_raft: Path | None, settings: Motion
     """The objective with the nets that take part in training."""
     if sea_raft is None:
         return MotionObjective(settings, None, None)
-    codec = workplace.backbone.load_codec(workplace.codec_dtype, workplace.device)
-    return MotionObjective(settings, FrozenDecoder.of(codec.vae), _flow_net(workplace, sea_raft).pair_flows)
+    return MotionObjective(settings, workplace.frozen_decoder(), _flow_net(workplace, sea_raft).pair_flows)
 
 
 def _flow_net(workplace: Workplace, sea_raft: Path) -> SeaRaft:

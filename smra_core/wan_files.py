@@ -1,6 +1,5 @@
 """Where a WAN 2.1 model lies on disk, what it is, and how to load its parts; nothing is ever downloaded."""
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,20 +9,18 @@ from typing import Any
 import torch
 
 from .backbone import TextEncoder
-from .diffusers_wan import DiffusersCodec, DiffusersDenoiser, Umt5Text, named_spec
-from .encoders.weight_file import INDEX, parts_of, read_shapes, read_weight_file
+from .diffusers_wan import DiffusersCodec, DiffusersDenoiser, Umt5Text
+from .encoders.weight_file import INDEX, read_shapes, read_weight_file
+from .file_identity import identity
 from .native_names import native_dit_name, native_vae_name
 from .native_weights import Shapes, check_native, fill_native, native_weights
 from .umt5_file import TOKENIZER_KEY, check_umt5, load_umt5, tokenizer_folder
-from .wan import LATENT_CHANNELS, WanSpec
+from .wan import LATENT_CHANNELS, WanSpec, named_spec
 from .wan_kinds import dit_config, prefix_of, vae_config
 
 MINIATURE = "miniature"
 WEIGHTS = Path(__file__).parent / "miniature" / "weights"
 _AUTHORS_VAE, _AUTHORS_TEXT = "Wan2.1_VAE.pth", "models_t5_umt5-xxl-enc-bf16.pth"
-_WHOLE = 64 << 20
-"""Files up to this size are hashed whole."""
-_PIECE, _PIECES = 1 << 16, 256
 
 
 @dataclass(frozen=True)
@@ -231,31 +228,3 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{folder} has no readable config.json ({error}). Download the model again."
         ) from error
-
-
-def identity(path: Path) -> str:
-    """sha256 of a file, of the parts that an index lists, or of all weight files and configs in a folder.
-
-    Of files over 64 MB the size and 256 pieces spread over the whole are hashed: a retrained model differs
-    everywhere, and reading 30 GB before every run would cost more than it protects.
-    """
-    digest = hashlib.sha256()
-    kinds = ("*.safetensors", "*.json", "*.bin", "*.model")
-    files = sorted(f for kind in kinds for f in path.rglob(kind)) if path.is_dir() else [path]
-    if path.name.endswith(INDEX):
-        files = parts_of(path)
-    for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size} ".encode() if path.is_dir() else f"{size} ".encode())
-        _hash_pieces(file, size, digest)
-    return digest.hexdigest()
-
-
-def _hash_pieces(file: Path, size: int, digest) -> None:
-    with open(file, "rb") as content:
-        if size <= _WHOLE:
-            digest.update(content.read())
-            return
-        for piece in range(_PIECES):
-            content.seek(piece * (size - _PIECE) // (_PIECES - 1))
-            digest.update(content.read(_PIECE))

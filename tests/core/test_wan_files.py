@@ -6,8 +6,9 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from safetensors.torch import save_file
 
 from smra_core.diffusers_wan import DiffusersCodec, DiffusersDenoiser
+from smra_core.file_identity import identity
 from smra_core.native_names import native_dit_state, native_vae_state
-from smra_core.wan_files import find_backbone, identity
+from smra_core.wan_files import find_backbone
 
 SIZES = dict(num_attention_heads=1, attention_head_dim=128, ffn_dim=16, num_layers=2, text_dim=8, freq_dim=8)
 CPU = torch.device("cpu")
@@ -77,8 +78,8 @@ def test_a_changed_weight_changes_the_fingerprint(models, native):
 
 
 def test_large_files_are_told_apart_by_size_and_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr("smra_core.wan_files._WHOLE", 10)
-    monkeypatch.setattr("smra_core.wan_files._PIECE", 4)
+    monkeypatch.setattr("smra_core.file_identity._WHOLE", 10)
+    monkeypatch.setattr("smra_core.file_identity._PIECE", 4)
     (tmp_path / "a").write_bytes(b"x" * 5000)
     (tmp_path / "b").write_bytes(b"x" * 4999 + b"y")
     (tmp_path / "c").write_bytes(b"x" * 5001)
