@@ -4,7 +4,7 @@
 flow between adjacent frames is pulled to the reference video's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,12 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from .backbone import Denoiser
+from .decode_windows import whole_clip
 from .flow_matching import add_noise, velocity_target, velocity_weight, x0_from_velocity
-from .pixel_gradient import FlowObjective, PairFlows, StreamingDecoder, streamed_loss
+from .pixel_gradient import FlowObjective, PairFlows, StreamingDecoder, Stretch, streamed_loss
 from .sparse import MOTION, SparsePlan
 
 ANCHOR_SCALE = 2**0.5
 """a of MotionDirector's debiasing; b is 1, so that a^2 - b^2 = 1 keeps the motion part's size."""
+
+LATENTS_AT_ONCE = 1
+"""Whose decoding is one graph in the low-memory mode; two halve the copying and need 2.5 GB more."""
+DECODES = ("auto", "exact", "exact-low-memory", "windowed", "tiny")
+"""`exact` decodes the whole clip in every step (paper), `exact-low-memory` too with its graph in pieces,
+`windowed` a window of it, `tiny` the whole clip with a small decoder.
+"""
 
 
 @dataclass(frozen=True)
@@ -40,17 +48,24 @@ class MotionSettings:
     weighted_velocity: bool = True
     """Weight the velocity loss by noise level (flow_matching.velocity_weight), as the release trains."""
     shift: float = 1.0
-    window: int = 0
-    """Latents that L_MoRA looks at in a step, at a place drawn anew each time; 0 is the whole clip (paper).
-    A window costs less memory and time; its gradient stays within it.
+    decode: str = "auto"
+    """How a step looks at its pixels, one of DECODES: `auto` chooses `windowed` or `tiny` by free memory."""
+    window: int = 3
+    """Latents whose frames a windowed step compares, at a place drawn anew each time (the release: 6 of the
+    13 that 49 frames have).
     """
+    context: int = 2
+    """Latents decoded before a window, so that the decoder knows what came before."""
 
     def __post_init__(self):
-        if self.window < 0 or self.window == 1:
-            raise ValueError(
-                f"A window of {self.window} latents may hold no pair of frames. Give 2 or more, or 0 for the "
-                "whole clip."
-            )
+        if self.decode not in DECODES:
+            raise ValueError(f"decode {self.decode!r} is not known; give one of {', '.join(DECODES)}.")
+        for name in ("window", "context"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name} must be at least 1 latent, got {getattr(self, name)}. For the whole clip choose "
+                    "decode 'exact'."
+                )
         if self.flow_weight not in ("none", "clean"):
             raise ValueError(f"flow_weight {self.flow_weight!r} is not known; give 'none' or 'clean'.")
 
@@ -115,10 +130,16 @@ class MotionObjective:
     """Temporal loss and MoRA; nothing is trained beside the LoRA."""
 
     def __init__(
-        self, settings: MotionSettings, decoder: StreamingDecoder | None, flow_net: PairFlows | None
+        self,
+        settings: MotionSettings,
+        decoder: StreamingDecoder | None,
+        flow_net: PairFlows | None,
+        stretches: Mapping[str, Sequence[Stretch]] | None = None,
     ):
-        """Decoder and flow net may be None when mora_weight is 0, and only then."""
-        self.settings, self.shift = settings, settings.shift
+        """Decoder and flow net may be None when mora_weight is 0, and only then. `stretches` are what a step
+        may look at, by clip name, all equally likely; without them it is the whole clip.
+        """
+        self.settings, self.shift, self.stretches = settings, settings.shift, stretches
         self.weights: Mapping[str, float] = {"temporal": 1.0, "mora": settings.mora_weight}
         self.flow = None
         if settings.mora_weight:
@@ -127,7 +148,8 @@ class MotionObjective:
                     f"MoRA at weight {settings.mora_weight} needs WAN's decoder and a net for optical flow. "
                     "Load both, or set mora_weight to 0 to train on the temporal loss alone."
                 )
-            self.flow = FlowObjective(decoder, flow_net, flow_alignment_loss)
+            at_once = LATENTS_AT_ONCE if settings.decode == "exact-low-memory" else 0
+            self.flow = FlowObjective(decoder, flow_net, flow_alignment_loss, at_once)
 
     def trainables(self) -> dict[str, nn.Parameter]:
         return {}
@@ -142,7 +164,7 @@ class MotionObjective:
         if self.flow is None:
             return {"temporal": temporal}
         x0 = x0_from_velocity(noisy, velocity, sigma)
-        mora = self._mora(self.flow, x0, batch.reference_flow, sigma, generator)
+        mora = self._mora(self.flow, x0, batch, sigma, generator)
         return {"temporal": temporal, "mora": mora}
 
     def _temporal(
@@ -158,28 +180,20 @@ class MotionObjective:
         return loss
 
     def _mora(
-        self,
-        flow: FlowObjective,
-        x0: Tensor,
-        reference: Tensor,
-        sigma: Tensor,
-        generator: torch.Generator,
+        self, flow: FlowObjective, x0: Tensor, batch, sigma: Tensor, generator: torch.Generator
     ) -> Tensor:
         """Flow loss times its weight; samples that weigh nothing are not decoded."""
-        window = window_of(x0.shape[2], self.settings.window, generator)
+        stretches = self._drawn(batch.name, x0.shape[2], generator)
         weight = flow_weight(sigma, self.settings.flow_weight).to(x0.dtype)
         counted = weight.nonzero()[:, 0]
         if not len(counted):
             return torch.zeros_like(weight)
-        loss = streamed_loss(x0[counted], reference[counted], flow, window)
+        chosen = [stretches[index] for index in counted.tolist()]
+        loss = streamed_loss(x0[counted], batch.reference_flow[counted], flow, chosen)
         return torch.zeros_like(weight).index_put((counted,), weight[counted] * loss.to(weight))
 
-
-def window_of(latents: int, size: int, generator: torch.Generator) -> range:
-    """Latents that a step looks at: all when size is 0 or no smaller than the clip, or `size` from a drawn
-    start.
-    """
-    if not 0 < size < latents:
-        return range(latents)
-    start = int(torch.randint(latents - size + 1, (), generator=generator))
-    return range(start, start + size)
+    def _drawn(self, names: Sequence[str], latents: int, generator: torch.Generator) -> list[Stretch]:
+        """For each sample one of its clip's stretches, all equally likely."""
+        choices = [self.stretches[name] if self.stretches else whole_clip(latents) for name in names]
+        drawn = torch.rand(len(names), generator=generator).tolist()
+        return [some[int(place * len(some))] for some, place in zip(choices, drawn, strict=True)]

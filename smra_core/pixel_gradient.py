@@ -1,9 +1,8 @@
 """The gradient that a loss on the optical flow of decoded pixels sends to latents, in little memory.
 
 Decoder and flow net are far larger in activations than the DiT, and both are frozen. So the loss and its
-gradient with respect to the latents are computed at once, a few frame pairs and one latent at a time, and
-only that gradient is kept for the DiT's backward pass. It is exact: backpropagation through time over the
-decoder's steps.
+gradient with respect to the latents are computed at once, the flow a few frame pairs at a time, and only that
+gradient is kept for the DiT's backward pass. It is exact for the part of the clip that is decoded.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,11 +13,11 @@ from einops import rearrange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .streaming_decode import Past
+from .frozen_blocks import Past
 from .wan import frames_of_latent, pixel_frames
 
 PAIRS_AT_ONCE = 4
-"""Frame pairs whose flow activations are alive together: 3.4 GB with SEA-RAFT-M at 576x320."""
+"""Frame pairs whose flow activations are alive together: 0.84 GB each with SEA-RAFT-M on 576x320 pixels."""
 
 PairFlows = Callable[[Tensor], Tensor]
 """Frames `F 3 H W` in 0..255 to the flow of adjacent pairs `F-1 2 H W`, differentiable."""
@@ -27,61 +26,81 @@ FlowLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 class StreamingDecoder(Protocol):
-    def step(self, latent: Tensor, past: Past | None) -> tuple[Tensor, Past]:
-        """Pixels `B 3 n H W` of one latent `B 16 1 h w`, and what it leaves to the next."""
+    def step(self, latents: Tensor, past: Past | None) -> tuple[Tensor, Past]:
+        """Pixels `B 3 n H W` in [-1, 1] of some latents `B 16 k h w`, and what they leave to the next."""
         ...
 
 
 class FlowObjective(NamedTuple):
-    """What decoded pixels are held to."""
+    """What decoded pixels are held to, and how the gradient gets back to the latents."""
 
     decoder: StreamingDecoder
     pair_flows: PairFlows
     loss: FlowLoss
+    latents_at_once: int = 0
+    """Latents whose decoding is one graph; 0 is all. Fewer need less memory and one more forward pass: the
+    gradient is then followed from step to step, through the states in between, which wait in host memory.
+    """
 
 
-class DecodedLatent(NamedTuple):
-    """A latent `1 16 1 h w`, what the decoder knew before it, and the pixels `1 3 n H W` that came out."""
+class Stretch(NamedTuple):
+    """What of a clip is decoded and compared in a step."""
 
-    latent: Tensor
-    past: Past | None
-    pixels: Tensor
+    counted: range
+    """Latents whose frames are the second of a compared pair."""
+    first: int = 0
+    """Where decoding starts. All that is decoded gets a gradient."""
+    past: Past | None = None
+    """What the decoder remembers before `first`; held still. None at the start of a clip only."""
+    weight: float = 1.0
+    """Of the mean over its pairs: an estimate of the whole clip's mean needs it where windows differ."""
 
 
 def streamed_loss(
-    latents: Tensor, reference: Tensor, objective: FlowObjective, window: range | None = None
+    latents: Tensor, reference: Tensor, objective: FlowObjective, stretches: Sequence[Stretch] | None = None
 ) -> Tensor:
     """Loss `B` of the flow of decoded latents `B 16 f h w` against a reference flow `B F-1 2 H W`.
 
-    A window compares only the pairs whose second frame is one of its latents' frames. Latents before it are
-    decoded, as the window looks back on them, but get no gradient; later ones are not decoded. ValueError
-    when reference and latents differ in length, or when the window holds no pair.
+    A stretch for each sample says what is compared; without, the whole clip is. ValueError when reference and
+    latents differ in length, or when a stretch holds no pair or lies outside of the clip.
     """
-    window = range(latents.shape[2]) if window is None else window
-    _check(latents, reference, window)
-    return _StreamedLoss.apply(latents, reference, objective, window)
+    stretches = [Stretch(range(latents.shape[2]))] * len(latents) if stretches is None else stretches
+    for stretch in stretches:
+        _check(latents, reference, stretch)
+    return _StreamedLoss.apply(latents, reference, objective, stretches)
 
 
-def _check(latents: Tensor, reference: Tensor, window: range) -> None:
+def _check(latents: Tensor, reference: Tensor, stretch: Stretch) -> None:
     frames = pixel_frames(latents.shape[2])
     if reference.shape[1] != frames - 1:
         raise ValueError(
             f"{latents.shape[2]} latents decode to {frames} frames and {frames - 1} pairs, but the reference "
             f"flow has {reference.shape[1]}. Compute it from the clip that the latents were encoded from."
         )
-    if not 0 <= window.start < window.stop <= latents.shape[2] or window.stop == 1:
+    counted, first = stretch.counted, stretch.first
+    if not 0 <= counted.start < counted.stop <= latents.shape[2] or counted.stop == 1:
         raise ValueError(
-            f"Latents {window.start} to {window.stop - 1} of {latents.shape[2]} hold no pair of frames. "
+            f"Latents {counted.start} to {counted.stop - 1} of {latents.shape[2]} hold no pair of frames. "
             "Give a window inside the clip that has a latent after the first."
+        )
+    if not 0 <= first <= max(counted.start - 1, 0):
+        raise ValueError(
+            f"Decoding from latent {first} cannot show the first pair of latent {counted.start}, "
+            f"which begins in the latent before. Start at latent {max(counted.start - 1, 0)} or earlier."
+        )
+    if (stretch.past is None) != (first == 0):
+        raise ValueError(
+            f"Decoding from latent {first} {'needs' if first else 'must not have'} a past. Give what the "
+            "decoder left after the latent before, and none at the start of a clip."
         )
 
 
 class _StreamedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, latents, reference, objective, window):
+    def forward(ctx, latents, reference, objective, stretches):
         per_sample = [
-            loss_and_gradient(sample[None].detach(), flow, objective, window)
-            for sample, flow in zip(latents, reference, strict=True)
+            loss_and_gradient(sample[None].detach(), flow, objective, stretch)
+            for sample, flow, stretch in zip(latents, reference, stretches, strict=True)
         ]
         losses, gradients = zip(*per_sample, strict=True)
         ctx.save_for_backward(torch.cat(gradients))
@@ -95,33 +114,72 @@ class _StreamedLoss(torch.autograd.Function):
 
 
 def loss_and_gradient(
-    latents: Tensor, reference: Tensor, objective: FlowObjective, window: range
+    latents: Tensor, reference: Tensor, objective: FlowObjective, stretch: Stretch
 ) -> tuple[Tensor, Tensor]:
     """Loss (scalar) of one sample `1 16 f h w` against `F-1 2 H W`, and its gradient `1 16 f h w`."""
-    lead, steps = decoded_window(latents, objective.decoder, window)
-    pixels = torch.cat([*lead, *(step.pixels for step in steps)], 2)
-    last = frames_of_latent(window.stop - 1).stop
-    loss, pull = flow_loss_and_gradient(pixels, reference[last - pixels.shape[2] : last - 1], objective)
-    pulls = pull[:, :, len(lead) :].split([step.pixels.shape[2] for step in steps], 2)
+    decoded = slice(stretch.first, stretch.counted.stop)
+    begin = max(frames_of_latent(stretch.counted.start).start - 1, 0)
+    pairs = reference[begin : frames_of_latent(stretch.counted.stop - 1).stop - 1]
+    skipped = begin - frames_of_latent(stretch.first).start
+    past = stretch.past and tuple(tensor.to(latents.device) for tensor in stretch.past)
+
+    def compare(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of all decoded pixels, and its gradient; frames before the first pair get none."""
+        loss, pull = flow_loss_and_gradient(pixels[:, :, skipped:], pairs, objective)
+        return loss, torch.nn.functional.pad(pull, (0, 0, 0, 0, skipped, 0))
+
+    route = _in_steps if objective.latents_at_once else _in_one_graph
+    loss, part = route(latents[:, :, decoded], past, objective, compare)
     gradient = torch.zeros_like(latents)
-    gradient[:, :, window.start : window.stop] = backpropagated(steps, pulls, objective.decoder)
-    return loss, gradient
+    gradient[:, :, decoded] = part
+    return loss * stretch.weight, gradient * stretch.weight
+
+
+Comparison = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def _in_one_graph(
+    latents: Tensor, past: Past | None, objective: FlowObjective, compare: Comparison
+) -> tuple[Tensor, Tensor]:
+    inputs = latents.detach().requires_grad_()
+    with torch.enable_grad():
+        pixels, _ = objective.decoder.step(inputs, past)
+    loss, pull = compare(pixels.detach())
+    return loss, torch.autograd.grad(pixels, inputs, pull)[0]
+
+
+def _in_steps(
+    latents: Tensor, past: Past | None, objective: FlowObjective, compare: Comparison
+) -> tuple[Tensor, Tensor]:
+    """Decode without a graph, then walk back with the graph of one step at a time."""
+    pieces = list(latents.split(objective.latents_at_once, 2))
+    pixels, shelf = decoded_in_steps(pieces, past, objective.decoder)
+    frames = [part.shape[2] for part in pixels]
+    pixels = torch.cat(pixels, 2)
+    loss, pull = compare(pixels)
+    del pixels
+    return loss, backpropagated(pieces, shelf, pull.split(frames, 2), objective.decoder)
 
 
 @torch.no_grad()
-def decoded_window(
-    latents: Tensor, decoder: StreamingDecoder, window: range
-) -> tuple[list[Tensor], list[DecodedLatent]]:
-    """The last frame before the window, if there is one, and every step of the window."""
-    past, lead, steps = None, [], []
-    for index, latent in enumerate(latents[:, :, : window.stop].split(1, 2)):
-        pixels, after = decoder.step(latent, past)
-        if index in window:
-            steps.append(DecodedLatent(latent, past, pixels))
-        else:
-            lead = [pixels[:, :, -1:]]
-        past = after
-    return lead, steps
+def decoded_in_steps(
+    pieces: Sequence[Tensor], past: Past | None, decoder: StreamingDecoder
+) -> tuple[list[Tensor], list[Past | None]]:
+    """Pixels of each piece of latents, and what the decoder knew before it, put away in host memory."""
+    pixels, shelf = [], []
+    for piece in pieces:
+        shelf.append(put_away(past))
+        part, past = decoder.step(piece, past)
+        pixels.append(part)
+    return pixels, shelf
+
+
+def put_away(past: Past | None) -> Past | None:
+    return past and tuple(tensor.cpu() for tensor in past)
+
+
+def taken_back(past: Past, like: Tensor) -> list[Tensor]:
+    return [tensor.to(like.device).detach().requires_grad_() for tensor in past]
 
 
 def flow_loss_and_gradient(
@@ -143,17 +201,18 @@ def flow_loss_and_gradient(
     return loss, rearrange(gradient, "f c h w -> 1 c f h w").to(pixels.dtype)
 
 
-def backpropagated(steps: list[DecodedLatent], pulls: Sequence[Tensor], decoder: StreamingDecoder) -> Tensor:
-    """Gradient `1 16 n h w` of the steps' latents, from the gradients of their pixels, last step first.
+def backpropagated(
+    pieces: Sequence[Tensor], shelf: list[Past | None], pulls: Sequence[Tensor], decoder: StreamingDecoder
+) -> Tensor:
+    """Gradient `1 16 n h w` of the latents, from the gradients of their pixels, last piece first.
 
-    Only one step's graph is alive; to the step before it hands the gradient of what that one left. Takes the
-    steps off the list, to free what they hold.
+    Only one piece's graph is alive; to the piece before it hands the gradient of what that one left. Takes
+    the states off the shelf, to free them.
     """
     gradients: list[Tensor] = []
     later: list[Tensor] = []
-    for pull in reversed(pulls):
-        latent, past, _ = steps.pop()
-        inputs = [tensor.detach().requires_grad_() for tensor in (latent, *(past or ()))]
+    for latents, pull in zip(reversed(pieces), reversed(pulls), strict=True):
+        inputs = [latents.detach().requires_grad_(), *taken_back(shelf.pop() or (), latents)]
         with torch.enable_grad():
             pixels, after = decoder.step(inputs[0], tuple(inputs[1:]) or None)
         # The clip's first latent leaves some black frames, which lead back to nothing.

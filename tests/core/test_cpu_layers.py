@@ -26,7 +26,7 @@ def test_stacked_taps_are_a_convolution_over_the_volume(kernel):
 def test_only_narrow_float32_volumes_are_rewritten(channels, dtype, slow):
     x, weight = (
         torch.randn(1, channels, 3, 2, 2, dtype=dtype),
-        torch.randn(64, channels, 3, 1, 1, dtype=dtype),
+        torch.randn(NARROW, channels, 3, 1, 1, dtype=dtype),
     )
     assert slow_as_volume(x, weight) == slow
     torch.testing.assert_close(conv3d(x, weight, None), F.conv3d(x, weight), atol=1e-4, rtol=1e-4)

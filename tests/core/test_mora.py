@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKLWan
+import torch.nn.functional as F
 
+from smra_core.decode_windows import whole_clip
 from smra_core.flow_matching import add_noise, velocity_target, velocity_weight
 from smra_core.lora import Injection, init_lora, injected
 from smra_core.mora import (
@@ -13,10 +14,9 @@ from smra_core.mora import (
     flow_alignment_loss,
     flow_weight,
     temporal_loss,
-    window_of,
 )
+from smra_core.pixel_gradient import Stretch
 from smra_core.sparse import ALL_LAYERS
-from smra_core.streaming_decode import FrozenDecoder
 
 BATCH, PAIRS, HEIGHT, WIDTH = 2, 3, 4, 8
 LATENTS = (BATCH, 16, 3, 4, 4)
@@ -69,17 +69,13 @@ def test_an_unknown_flow_weight_is_refused():
         MotionSettings(flow_weight="late")
 
 
-@pytest.mark.parametrize("window", [-1, 1])
-def test_a_window_that_may_hold_no_pair_is_refused(window):
-    with pytest.raises(ValueError, match=f"window of {window} latents.*2 or more"):
-        MotionSettings(window=window)
-
-
-def test_windows_fall_everywhere_in_the_clip_and_nowhere_else():
-    generator = torch.Generator().manual_seed(0)
-    drawn = {window_of(5, 3, generator) for _ in range(50)}
-    assert drawn == {range(0, 3), range(1, 4), range(2, 5)}
-    assert window_of(5, 0, generator) == window_of(5, 5, generator) == window_of(5, 9, generator) == range(5)
+@pytest.mark.parametrize("changes, message", [
+    ({"window": 0}, "window must be at least 1"), ({"context": 0}, "context must be at least 1"),
+    ({"decode": "whole"}, "'whole' is not known.*auto, exact"),
+])  # fmt: skip
+def test_settings_that_decode_nothing_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        MotionSettings(**changes)
 
 
 TEXT, FRAMES, SIDE = 6, 9, 16
@@ -87,16 +83,26 @@ SIGMA = torch.tensor([0.3, 0.8])
 
 
 class Decoder:
-    """Counts the latents that it decodes."""
+    """A stand-in decoder, differentiable everywhere, that remembers one latent; counts what it decodes."""
 
-    def __init__(self, dtype=torch.float64):
+    def __init__(self):
         torch.manual_seed(5)
-        self.inner = FrozenDecoder.of(AutoencoderKLWan(base_dim=4).requires_grad_(False).to(dtype))
+        self.colours = torch.randn(4, 3, 32, dtype=torch.float64) / 4
         self.decoded = []
 
-    def step(self, latent, past):
-        self.decoded.append(latent)
-        return self.inner.step(latent, past)
+    def step(self, latents, past):
+        self.decoded.append(latents)
+        before = torch.zeros_like(latents[:, :, :1]) if past is None else past[0]
+        seen = torch.cat([torch.cat([before, latents[:, :, :-1]], 2), latents], 1)
+        frames = torch.tanh(torch.einsum("npc,bcthw->bptnhw", self.colours, seen)).flatten(2, 3)
+        frames = frames[:, :, 3:] if past is None else frames
+        return F.interpolate(frames, scale_factor=(1, 8, 8), mode="nearest"), (latents[:, :, -1:],)
+
+    def stream(self, latents):
+        past = None
+        for latent in latents.split(1, 2):
+            pixels, past = self.step(latent, past)
+            yield pixels
 
 
 def smooth_flow(frames):
@@ -110,7 +116,7 @@ def motion_batch():
     latents, noise = torch.randn(2, BATCH, 16, 3, 2, 2, dtype=torch.float64)
     context = torch.randn(BATCH, 3, TEXT, dtype=torch.float64)
     reference = 3 * torch.randn(BATCH, FRAMES - 1, 2, SIDE, SIDE, dtype=torch.float64)
-    return MotionSample("two clips", latents, context, reference), noise
+    return MotionSample(["one", "two"], latents, context, reference), noise
 
 
 def drawn_losses(objective, denoiser, sigma=SIGMA):
@@ -150,24 +156,22 @@ def test_mora_is_the_flow_error_of_the_decoded_prediction(toy_denoiser):
     batch, noise = motion_batch()
     noisy = add_noise(batch.latents, noise, SIGMA)
     x0 = noisy - SIGMA.double().view(-1, 1, 1, 1, 1) * denoiser.velocity(noisy, SIGMA, batch.context).velocity
-    pixels = torch.cat([*decoder.inner.stream(x0)], 2).transpose(1, 2)
+    pixels = torch.cat([*decoder.stream(x0)], 2).transpose(1, 2)
     flow = torch.stack([smooth_flow((clip + 1) * 127.5) for clip in pixels])
     losses = drawn_losses(MotionObjective(MotionSettings(), decoder, smooth_flow), denoiser)
     torch.testing.assert_close(losses["mora"], flow_alignment_loss(flow, batch.reference_flow))
 
 
-def test_a_windowed_step_sees_the_frames_of_its_window(toy_denoiser):
+def test_each_sample_sees_a_stretch_of_its_own_clip_and_all_are_drawn_alike(toy_denoiser):
     denoiser, decoder = toy_denoiser().double(), Decoder()
-    seen = []
-
-    def watched(frames):
-        seen.append(len(frames))
-        return smooth_flow(frames)
-
-    objective = MotionObjective(MotionSettings(window=2, debias=False), decoder, watched)
-    start = window_of(3, 2, torch.Generator().manual_seed(2)).start
-    losses = drawn_losses(objective, denoiser)
-    assert seen == BATCH * ([5] if start == 0 else [5, 5]) and losses["mora"].shape == (BATCH,)
+    stretches = {"one": whole_clip(3), "two": [Stretch(range(1, 2)), Stretch(range(0, 2), weight=3.0)]}
+    objective = MotionObjective(MotionSettings(), decoder, smooth_flow, stretches)
+    generator = torch.Generator().manual_seed(0)
+    drawn = [tuple(objective._drawn(["two", "one"], 3, generator)) for _ in range(50)]
+    assert {chosen for _, chosen in drawn} == {Stretch(range(3))}
+    assert 15 < sum(chosen == stretches["two"][0] for chosen, _ in drawn) < 35
+    drawn_losses(objective, denoiser)
+    assert [latents.shape[2] for latents in decoder.decoded] == [3, 2]
 
 
 def test_the_temporal_loss_draws_its_anchor_and_is_weighted_by_noise_level(toy_denoiser):
@@ -188,10 +192,10 @@ def test_the_temporal_loss_draws_its_anchor_and_is_weighted_by_noise_level(toy_d
 
 def test_mora_weight_zero_needs_no_decoder_and_is_bit_equal_to_the_temporal_loss_alone(toy_denoiser):
     denoiser, decoder = toy_denoiser().double(), Decoder()
-    without = MotionObjective(MotionSettings(mora_weight=0.0, window=2), None, None)
+    without = MotionObjective(MotionSettings(mora_weight=0.0), None, None)
     plain = drawn_losses(without, denoiser)
     assert set(plain) == {"temporal"} and without.trainables() == {}
-    both = drawn_losses(MotionObjective(MotionSettings(window=2), decoder, smooth_flow), denoiser)
+    both = drawn_losses(MotionObjective(MotionSettings(), decoder, smooth_flow), denoiser)
     assert torch.equal(plain["temporal"], both["temporal"]) and decoder.decoded
 
 

@@ -14,7 +14,7 @@ from smra_core.tensor_cache import TensorCache
 from smra_core.trainer import TrainSettings
 from smra_core.workplace import Workplace
 
-FRAMES, SIDE, TEXT = 5, 64, 6
+FRAMES, SIDE, TEXT = 5, SEA_RAFT_MINIATURE.least_side, 6
 
 
 class Backbone:

@@ -7,7 +7,7 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanUpsample
 from torch import nn
 
-from smra_core.pixel_gradient import FlowObjective, flow_loss_and_gradient, streamed_loss
+from smra_core.pixel_gradient import FlowObjective, Stretch, flow_loss_and_gradient, streamed_loss
 from smra_core.streaming_decode import FrozenDecoder, unwhitened
 
 BATCH, LATENTS, PAIRS = 2, 4, 12
@@ -83,26 +83,44 @@ def test_the_gradient_is_the_slope(objective, clip, finite_difference):
     assert (gradient * direction).sum().item() == pytest.approx(slope, rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    "window, pairs", [(range(2, 4), slice(4, 12)), (range(1, 2), slice(0, 4)), (range(0, 3), slice(0, 8))]
-)
-def test_a_window_compares_its_own_frames_with_the_latents_before_held_still(
-    vae, objective, clip, window, pairs
-):
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_the_graph_in_pieces_gives_the_same_gradient(objective, clip, at_once):
     latents, reference = clip
-    still = torch.cat([latents[:, :, : window.start].detach(), latents[:, :, window.start :]], 2)
-    expected = plain_losses(vae, still, reference, pairs)
-    losses = streamed_loss(latents, reference, objective, window)
+    expected = streamed_loss(latents, reference, objective)
+    losses = streamed_loss(latents, reference, objective._replace(latents_at_once=at_once))
     torch.testing.assert_close(losses, expected, atol=1e-12, rtol=1e-9)
-    torch.testing.assert_close(
-        gradient_of(losses, latents), gradient_of(expected, latents), atol=1e-12, rtol=1e-9
-    )
+    gradient, expected = gradient_of(losses, latents), gradient_of(expected, latents)
+    torch.testing.assert_close(gradient, expected, atol=1e-12, rtol=1e-9)
 
 
-def test_windows_that_share_out_the_clip_average_to_the_whole_loss(objective, clip):
+def state_before(decoder, latents, first):
+    return None if first == 0 else decoder.step(latents.detach()[:, :, :first], None)[1]
+
+
+@pytest.mark.parametrize("at_once", [0, 1])
+@pytest.mark.parametrize("first, window, pairs", [
+    (1, range(2, 4), slice(4, 12)), (0, range(1, 2), slice(0, 4)), (0, range(0, 3), slice(0, 8)),
+])  # fmt: skip
+def test_a_stretch_compares_its_window_with_the_latents_before_it_held_still(
+    vae, objective, clip, first, window, pairs, at_once
+):
+    latents, reference = (tensor[:1] for tensor in clip)
+    still = torch.cat([latents[:, :, :first].detach(), latents[:, :, first:]], 2)
+    expected = plain_losses(vae, still, reference, pairs)
+    stretch = Stretch(window, first, state_before(objective.decoder, latents, first), weight=2.0)
+    losses = streamed_loss(latents, reference, objective._replace(latents_at_once=at_once), [stretch])
+    torch.testing.assert_close(losses, 2 * expected, atol=1e-12, rtol=1e-9)
+    gradient, expected = (torch.autograd.grad(total, latents)[0] for total in (losses, 2 * expected))
+    torch.testing.assert_close(gradient, expected, atol=1e-12, rtol=1e-9)
+
+
+def test_parameters_before_the_latents_get_the_gradient_of_one_graph(vae, objective, clip):
     latents, reference = clip
-    parts = [streamed_loss(latents, reference, objective, range(k, k + 1)) for k in range(1, LATENTS)]
-    torch.testing.assert_close(torch.stack(parts).mean(0), streamed_loss(latents, reference, objective))
+    weight = torch.eye(16, dtype=torch.float64).requires_grad_()
+    predicted = torch.einsum("dc,bcfhw->bdfhw", weight, latents.detach())
+    losses = plain_losses(vae, predicted, reference), streamed_loss(predicted, reference, objective)
+    expected, gradient = (torch.autograd.grad(x.sum(), weight, retain_graph=True)[0] for x in losses)
+    assert ((gradient - expected).norm() / expected.norm()).item() < 1e-12
 
 
 def test_samples_do_not_touch_each_other(objective, clip):
@@ -134,7 +152,14 @@ def test_a_reference_of_another_length_is_refused(objective, clip):
         streamed_loss(latents, reference[:, 1:], objective)
 
 
-@pytest.mark.parametrize("window", [range(0, 1), range(3, 5), range(2, 2)])
-def test_a_window_without_pairs_is_refused(objective, clip, window):
-    with pytest.raises(ValueError, match="hold no pair"):
-        streamed_loss(*clip, objective, window)
+@pytest.mark.parametrize("stretch, message", [
+    (Stretch(range(0, 1)), "hold no pair"),
+    (Stretch(range(3, 5)), "hold no pair"),
+    (Stretch(range(2, 2)), "hold no pair"),
+    (Stretch(range(2, 3), 2, ()), "Start at latent 1 or earlier"),
+    (Stretch(range(2, 3), 1), "from latent 1 needs a past"),
+    (Stretch(range(2, 3), 0, ()), "must not have a past"),
+])  # fmt: skip
+def test_a_stretch_that_cannot_be_compared_is_refused(objective, clip, stretch, message):
+    with pytest.raises(ValueError, match=message):
+        streamed_loss(*clip, objective, [stretch] * BATCH)
