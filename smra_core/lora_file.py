@@ -114,32 +114,36 @@ def load_lora(path: str | Path, spec: WanSpec | None = None) -> LoadedLora:
     pair is missing or misshapen, or when it does not fit `spec`.
     """
     file = read_weight_file(path)
+    loaded = parse_lora(file.tensors, file.path.name, file.metadata)
+    if spec is not None:
+        _check_spec(loaded.lora, spec, file.path.name)
+    return loaded
+
+
+def parse_lora(
+    tensors: Mapping[str, Tensor], source: str, metadata: Mapping[str, str] | None = None
+) -> LoadedLora:
+    """The LoRA in tensors that are in memory already; `source` is what errors call them."""
     halves: dict[str, dict[str, Tensor]] = {}
     dialects: dict[str, int] = {}
     ignored = []
-    for key, tensor in file.tensors.items():
+    for key, tensor in tensors.items():
         found = _parse(key)
         if found is None:
             ignored.append(key)
             continue
         name, half, dialect = found
         if half in halves.setdefault(name, {}):
-            raise ValueError(
-                f"{file.path.name} has {half} of {name} twice, second as {key!r}. Export it anew."
-            )
+            raise ValueError(f"{source} has {half} of {name} twice, second as {key!r}. Export it anew.")
         halves[name][half] = tensor.float()
         dialects[dialect] = dialects.get(dialect, 0) + 1
     if not halves:
         raise ValueError(
-            f"{file.path.name} has no LoRA of a WAN block. Its {len(ignored)} tensors look like "
-            f"{ignored[:_SHOWN]}."
+            f"{source} has no LoRA of a WAN block. Its {len(ignored)} tensors look like {ignored[:_SHOWN]}."
         )
-    lora = {name: _pair(name, parts, file.path.name) for name, parts in _in_order(halves)}
-    if spec is not None:
-        _check_spec(lora, spec, file.path.name)
-    return LoadedLora(
-        lora, LoraMetadata.from_file(file.metadata), max(dialects, key=dialects.__getitem__), ignored
-    )
+    lora = {name: _pair(name, parts, source) for name, parts in _in_order(halves)}
+    dialect = max(dialects, key=dialects.__getitem__)
+    return LoadedLora(lora, LoraMetadata.from_file(metadata or {}), dialect, ignored)
 
 
 class _Found(NamedTuple):

@@ -1,0 +1,16 @@
+"""The nodes of the pack; the only code that knows ComfyUI."""
+
+from .load_miniature import LoadMiniature
+from .sparse_lora_loader import SparseLoRALoader
+from .t_point_scheduler import TPointScheduler
+
+NODE_CLASS_MAPPINGS = {
+    "SMRATPointScheduler": TPointScheduler,
+    "SMRASparseLoRALoader": SparseLoRALoader,
+    "SMRALoadMiniature": LoadMiniature,
+}
+NODE_DISPLAY_NAME_MAPPINGS = {
+    "SMRATPointScheduler": "SMRA T_point Scheduler",
+    "SMRASparseLoRALoader": "SMRA Sparse LoRA Loader",
+    "SMRALoadMiniature": "SMRA Load Miniature",
+}
