@@ -118,23 +118,33 @@ def load_lora(path: str | Path, spec: WanSpec | None = None) -> LoadedLora:
     """
     path = Path(path)
     file = read_weight_file(path / ADAPTER_WEIGHTS if path.is_dir() else path)
-    source = file.path.name
-    _refuse_other_algorithms(file.tensors, source)
-    halves, modules, dialects, ignored = _sorted_out(file.tensors, source)
+    config = adapter_config(file.path, file.metadata)
+    loaded = parse_lora(file.tensors, file.path.name, file.metadata, config)
+    if spec is not None:
+        _check_spec(loaded.lora, spec, file.path.name)
+    return loaded
+
+
+def parse_lora(
+    tensors: Mapping[str, Tensor],
+    source: str,
+    metadata: Mapping[str, str] | None = None,
+    config: AdapterConfig | None = None,
+) -> LoadedLora:
+    """The LoRA in tensors that are in memory already; `source` is what errors call them. Errors as load_lora."""
+    _refuse_other_algorithms(tensors, source)
+    halves, modules, dialects, ignored = _sorted_out(tensors, source)
     if not halves:
         raise ValueError(
             f"{source} has no LoRA of a WAN block. Its {len(ignored)} tensors look like {ignored[:_SHOWN]}; "
             "needed are names such as 'diffusion_model.blocks.0.self_attn.q.lora_A.weight'. It is for "
             "another model, or no LoRA."
         )
-    config = adapter_config(file.path, file.metadata)
     lora = {name: _pair(name, parts, modules[name], config, source) for name, parts in _in_order(halves)}
-    metadata = LoraMetadata.from_file(file.metadata)
-    _check_own_rank(metadata, lora, source)
-    if spec is not None:
-        _check_spec(lora, spec, source)
+    own = LoraMetadata.from_file(metadata or {})
+    _check_own_rank(own, lora, source)
     _tell_left_out(ignored, source)
-    return LoadedLora(lora, metadata, max(dialects, key=dialects.__getitem__), ignored)
+    return LoadedLora(lora, own, max(dialects, key=dialects.__getitem__), ignored)
 
 
 Halves = dict[str, dict[str, Tensor]]
