@@ -131,7 +131,7 @@ def parse_lora(
     metadata: Mapping[str, str] | None = None,
     config: AdapterConfig | None = None,
 ) -> LoadedLora:
-    """The LoRA in tensors that are in memory already; `source` is what errors call them. Errors as load_lora."""
+    """The LoRA in tensors that are in memory already; `source` is what errors call them (as load_lora's)."""
     _refuse_other_algorithms(tensors, source)
     halves, modules, dialects, ignored = _sorted_out(tensors, source)
     if not halves:
