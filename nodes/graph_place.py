@@ -55,8 +55,8 @@ class GraphPlace:
 
         return [latents_of(clip) for clip in clips]
 
-    def frozen_decoder(self) -> FrozenDecoder:
-        return frozen_decoder(self.vae, self.device)
+    def frozen_decoder(self, recompute: bool = False) -> FrozenDecoder:
+        return frozen_decoder(self.vae, self.device, recompute)
 
     @contextmanager
     def denoiser_for_training(self) -> Iterator[HostDenoiser]:

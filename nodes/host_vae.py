@@ -4,15 +4,10 @@ The decoder is a copy (147 MB in bfloat16): the graph's own weights may be strea
 pass still needs them, and the host's VAE.decode clamps in place.
 """
 
-from collections.abc import Callable
-from types import SimpleNamespace
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..smra_core.cpu_layers import channel_norm
-from ..smra_core.streaming_decode import FrozenDecoder, Layer, causal, residual, upsampling
+from ..smra_core.streaming_decode import FrozenDecoder
 from ..smra_core.wan import LATENT_CHANNELS
 
 
@@ -34,14 +29,13 @@ def encode(vae, model, frames: Tensor) -> Tensor:
     return model.model.process_latent_in(latents)[0].float().cpu()
 
 
-def frozen_decoder(vae, device: torch.device) -> FrozenDecoder:
+def frozen_decoder(vae, device: torch.device, recompute: bool = False) -> FrozenDecoder:
     """A private decoder with the weights of the graph's VAE."""
-    decoder, unquantised = private_decoder(vae, device)
-    return FrozenDecoder(native_layers(decoder, unquantised), vae.vae_dtype)
+    return FrozenDecoder.of(private_vae(vae, device), recompute)
 
 
-def private_decoder(vae, device: torch.device) -> tuple[nn.Module, nn.Module]:
-    """A copy of the decoder and of the pointwise convolution before it, frozen."""
+def private_vae(vae, device: torch.device) -> nn.Module:
+    """A frozen copy of the decoder and of the pointwise convolution before it; the encoder has no weights."""
     from comfy.ldm.wan.vae import WanVAE
 
     source = vae.first_stage_model
@@ -54,41 +48,12 @@ def private_decoder(vae, device: torch.device) -> tuple[nn.Module, nn.Module]:
             attn_scales=source.attn_scales,
             temperal_downsample=source.temperal_downsample,
         )
-    parts = []
     for name in ("decoder", "conv2"):
-        part, prefix = getattr(net, name), f"{name}."
+        prefix = f"{name}."
         weights = {
             key.removeprefix(prefix): value.detach().to(device, vae.vae_dtype, copy=True)
             for key, value in vae.get_sd().items()
             if key.startswith(prefix)
         }
-        part.load_state_dict(weights, assign=True)
-        parts.append(part.requires_grad_(False).eval())
-    return parts[0], parts[1]
-
-
-def native_layers(decoder: nn.Module, unquantised: nn.Module) -> list[Layer]:
-    """The parts of the host's decoder in order, under the names that the streamed decoder knows."""
-    norm, _, last = decoder.head
-    layers = [Layer(lambda x, carry: causal(decoder.conv1, causal(unquantised, x, carry), carry), 1)]
-    for part in (*decoder.middle, *decoder.upsamples):
-        layers.append(_layer(part))
-    finish = lambda x, carry: causal(last, F.silu(_norm(norm)(x)), carry)  # noqa: E731
-    return [*layers, Layer(finish, 1)]
-
-
-def _layer(part: nn.Module) -> Layer:
-    if hasattr(part, "residual"):
-        first, _, conv1, second, _, _, conv2 = part.residual
-        named = SimpleNamespace(
-            norm1=_norm(first), conv1=conv1, norm2=_norm(second), conv2=conv2, conv_shortcut=part.shortcut
-        )
-        return residual(named)  # type: ignore[arg-type]
-    if hasattr(part, "resample"):
-        return upsampling(part)
-    return Layer(lambda x, carry: part(x), 0)
-
-
-def _norm(norm: nn.Module) -> Callable[[Tensor], Tensor]:
-    plain = SimpleNamespace(scale=norm.scale, gamma=norm.gamma, bias=0.0 if norm.bias is None else norm.bias)
-    return lambda x: channel_norm(plain, x)  # type: ignore[arg-type]
+        getattr(net, name).load_state_dict(weights, assign=True)
+    return net.requires_grad_(False).eval()

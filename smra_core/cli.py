@@ -54,7 +54,9 @@ MOTION_HELP = {
     "height": "height that the clip is cropped to, a multiple of 16",
     "frames": "frames of the clip, 4n+1; fewer need less memory",
     "mora_weight": "weight of the optical-flow alignment; 0 turns it and the decoder off",
-    "window": "latents that are decoded in a step, 0 for the whole clip; fewer need less memory",
+    "decode": "auto, exact (paper: the whole clip), exact-low-memory, windowed or tiny",
+    "window": "latents that a windowed step compares; more need more memory",
+    "context": "latents decoded before a window; more are nearer to the whole clip and need more memory",
     "flow_weight": "how the flow loss counts by noise level: none (paper) or clean",
 }
 TRAIN_HELP = {
@@ -178,6 +180,7 @@ def _train_motion(commands) -> None:
     parser = commands.add_parser("train-motion", help="train a motion LoRA on a clip")
     parser.add_argument("clip", type=Path, help="a video file, or a folder with one and its metadata.csv")
     parser.add_argument("--sea-raft", type=Path, help="SEA-RAFT weights (spring-M, or S for small cards)")
+    parser.add_argument("--tiny-decoder", type=Path, help="lighttaew2_1 or taew2_1, for small cards")
     parser.add_argument("--caption", help="caption of the clip, e.g. 'a person is vvt walking'")
     parser.add_argument("--start", type=int, default=0, help="first frame that is used (default: 0)")
     parser.add_argument("--stride", type=int, default=1, help="use every n-th frame (default: 1)")
@@ -199,7 +202,7 @@ def run_train_motion(args: argparse.Namespace) -> None:
     train = settings_from(args, TrainSettings, TRAIN_HELP)
     with TrainingBar("motion LoRA") as report:
         name = args.name or args.clip.stem
-        trained = train_motion(workplace, clip, sea_raft, settings, train, name, report)
+        trained = train_motion(workplace, clip, sea_raft, settings, train, name, report, args.tiny_decoder)
     print(trained.path)
 
 

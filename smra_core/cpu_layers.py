@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from .known_faults import conv3d_wastes_memory
+
 NARROW = 128
 """Channels below which a conv3d is rewritten."""
 
@@ -23,8 +25,12 @@ def conv3d(x: Tensor, weight: Tensor, bias: Tensor | None, borders: tuple[int, i
 
 
 def slow_as_volume(x: Tensor, weight: Tensor) -> bool:
-    narrow = min(weight.shape[:2]) < NARROW
-    return x.device.type == "cpu" and x.dtype == torch.float32 and weight.shape[2] > 1 and narrow
+    """Whether a conv2d over stacked time taps is better: fast on a CPU, sparing on some GPUs."""
+    if weight.shape[2] == 1:
+        return False
+    if x.device.type == "cuda":
+        return conv3d_wastes_memory(x.dtype)
+    return x.device.type == "cpu" and x.dtype == torch.float32 and min(weight.shape[:2]) < NARROW
 
 
 def over_stacked_taps(

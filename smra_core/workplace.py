@@ -62,9 +62,9 @@ class Workplace:
     def vae_identity(self) -> str:
         return self.backbone.fingerprint()["vae"]
 
-    def frozen_decoder(self) -> FrozenDecoder:
-        """The video VAE's decoder, for gradients through it."""
-        return FrozenDecoder.of(self.backbone.load_codec(self.codec_dtype, self.device).vae)
+    def frozen_decoder(self, recompute: bool = False) -> FrozenDecoder:
+        """The video VAE's decoder, for gradients through it (see streaming_decode for `recompute`)."""
+        return FrozenDecoder.of(self.backbone.load_codec(self.codec_dtype, self.device).vae, recompute)
 
     @contextmanager
     def denoiser_for_training(self) -> Iterator[Denoiser]:

@@ -3,14 +3,16 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
+from safetensors.torch import save_file
 
 from smra_core.diffusers_wan import DiffusersCodec
 from smra_core.encoders.sea_raft import SeaRaft, load_sea_raft, save_sea_raft
 from smra_core.encoders.sea_raft_config import SEA_RAFT_MINIATURE
 from smra_core.mora import MotionSettings
 from smra_core.motion_clip import MotionClip
-from smra_core.motion_training import prepare_motion, train_motion
+from smra_core.motion_training import load_objective, prepare_motion, train_motion
 from smra_core.tensor_cache import TensorCache
+from smra_core.tiny_decoder import TinyDecoder
 from smra_core.trainer import TrainSettings
 from smra_core.workplace import Workplace
 
@@ -85,6 +87,44 @@ def test_a_clip_becomes_a_lora_and_a_finished_run_loads_nothing(workplace, clip,
     before = list(loaded)
     again = train_motion(workplace, clip, sea_raft, settings, short())
     assert again == first and workplace.backbone.loaded == before
+
+
+@pytest.mark.parametrize("decode", ["exact", "exact-low-memory"])
+def test_every_way_to_decode_trains(workplace, clip, sea_raft, decode):
+    steps = []
+    train_motion(
+        workplace, clip, sea_raft, MotionSettings(rank=2, decode=decode), short(steps=1), on_step=steps.append
+    )
+    assert steps[0].losses["mora"] > 0
+
+
+def test_windows_start_from_states_of_the_clip(workplace, clip, sea_raft):
+    longer = clip._replace(frames=torch.cat([clip.frames, clip.frames[1:], clip.frames[1:]]))
+    settings = MotionSettings(rank=2, decode="windowed", window=1, context=1)
+    sample = prepare_motion(workplace, longer, sea_raft)
+    stretches = load_objective(workplace, sea_raft, settings, [sample]).stretches["pan"]
+    assert [(kept.first, kept.counted, kept.past is None) for kept in stretches] == [
+        (0, range(1, 2), True), (1, range(2, 3), False), (2, range(3, 4), False),
+    ]  # fmt: skip
+
+
+def test_with_a_tiny_decoder_the_reference_is_the_clip_as_it_shows_it(
+    workplace, clip, sea_raft, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("smra_core.tiny_decoder.WORST_MATCH", float("inf"))  # random nets do not agree
+    torch.manual_seed(9)
+    tiny = TinyDecoder((8, 8, 8, 8))
+    save_file(tiny.state_dict(), tmp_path / "tiny.safetensors")
+    larger = clip._replace(frames=clip.frames.repeat(1, 1, 2, 2))
+    sample = prepare_motion(workplace, larger, sea_raft, tmp_path / "tiny.safetensors")
+    assert sample.reference_flow.shape == (FRAMES - 1, 2, SIDE, SIDE)
+    settings = MotionSettings(rank=2, decode="tiny")
+    steps = []
+    train_motion(
+        workplace, larger, sea_raft, settings, short(steps=1), on_step=steps.append,
+        tiny_decoder=tmp_path / "tiny.safetensors",
+    )  # fmt: skip
+    assert steps[0].losses["mora"] >= 0
 
 
 def test_another_flow_net_is_another_run(workplace, clip, sea_raft):

@@ -1,0 +1,175 @@
+"""Which way to decode a motion step can afford: its memory told beforehand, and the choice by what is free.
+
+The estimate adds up the large tensors that each part keeps, from their sizes alone. Measured against what
+tensors hold on the meta device; weights, optimiser and the device's own needs are added for the choice.
+"""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from .mora import LATENTS_AT_ONCE, MotionSettings
+from .pixel_gradient import PAIRS_AT_ONCE
+from .wan import LATENT_CHANNELS, PATCH, SPATIAL_STRIDE, WanSpec, latent_frames, pixel_frames
+
+log = logging.getLogger("smrabooth")
+
+GB = 1e9
+_HALF, _FLOAT = 2, 4
+_DECODER_WIDTH = 96
+_BLOCK_TENSORS = 29
+"""Token-wide tensors that one block of the DiT keeps for its backward pass (0.84 GB at 9360 tokens)."""
+_FLOW_BYTES = 4600
+"""That SEA-RAFT M keeps for a pixel of a pair at its working size (0.21 GB a pair at half of 576x320)."""
+_DEVICE_NEEDS = 1.3 * GB
+"""CUDA context and workspaces of convolutions; a guess."""
+_OTHER_WEIGHTS = 0.4 * GB
+"""DiT's embeddings, the VAE's decoder and the flow net."""
+_MARGIN = 1.15
+"""The estimate is good to 15 %."""
+
+
+@dataclass(frozen=True)
+class DecodeChoice:
+    """A way to decode, and the most that the step's activations take."""
+
+    decode: str
+    recompute: bool
+    """Of the full decoder's blocks, half is computed again in backward."""
+    bytes: float
+
+
+def estimate(settings: MotionSettings, decode: str, recompute: bool, spec: WanSpec) -> DecodeChoice:
+    """Peak of a motion step's activations in half precision, one sample a step, DiT blocks checkpointed."""
+    tokens = _tokens(settings)
+    block_inputs = spec.blocks * tokens * spec.dim * _HALF
+    dit = block_inputs + _BLOCK_TENSORS * tokens * spec.dim * _HALF + 12 * _latent_bytes(settings)
+    waiting = block_inputs + 12 * _latent_bytes(settings)
+    return DecodeChoice(decode, recompute, max(dit, waiting + _decoding(settings, decode, recompute)))
+
+
+def choose_decode(
+    settings: MotionSettings, spec: WanSpec, device: torch.device, has_tiny: bool
+) -> DecodeChoice:
+    """The way that the settings name, or for `auto` the dearest of three that fits into the free memory.
+
+    ValueError when the tiny decoder is asked for and there is none. Logs what the step will need.
+    """
+    if settings.decode == "tiny" and not has_tiny:
+        raise ValueError(
+            "decode 'tiny' needs a tiny decoder's file. Give lighttaew2_1 or taew2_1, or change decode."
+        )
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    ways = [way for way in _ways(settings.decode) if way[0] != "tiny" or has_tiny]
+    choices = [estimate(settings, decode, recompute, spec) for decode, recompute in ways]
+    if free is None:
+        return choices[0]
+    beside = beside_activations(settings, spec)
+    choice = _first_that_fits(choices, free, beside)
+    need = choice.bytes + beside
+    log.info(
+        "decode: %s%s, about %.1f GB (%.1f of them activations) of %.1f GB free",
+        choice.decode, " with recompute" if choice.recompute else "", need / GB, choice.bytes / GB, free / GB,
+    )  # fmt: skip
+    if need > free:
+        hint = "" if has_tiny else " A tiny decoder's file (lighttaew2_1) would need the least."
+        log.warning("The step may run out of memory: lower the frames, width or height.%s", hint)
+    return choice
+
+
+def _ways(decode: str) -> list[tuple[str, bool]]:
+    """Decode and whether to recompute, the one that needs most memory and least time first."""
+    return {
+        "auto": [("windowed", False), ("windowed", True), ("tiny", False)],
+        "windowed": [("windowed", False), ("windowed", True)],
+        "exact": [("exact", False), ("exact", True)],
+        "exact-low-memory": [("exact-low-memory", False)],
+        "tiny": [("tiny", False)],
+    }[decode]
+
+
+def _first_that_fits(choices: list[DecodeChoice], free: float, beside: float) -> DecodeChoice:
+    """Or, if none does, the one that needs least."""
+    fitting = [choice for choice in choices if choice.bytes * _MARGIN + beside <= free]
+    return fitting[0] if fitting else min(choices, key=lambda choice: choice.bytes)
+
+
+def beside_activations(settings: MotionSettings, spec: WanSpec) -> float:
+    """Bytes of weights, LoRA with its optimiser, and the device's own needs, for what is not loaded yet."""
+    block = 8 * spec.dim**2 + 2 * spec.dim * spec.ffn
+    frozen = spec.blocks * block * _HALF + _OTHER_WEIGHTS
+    names = settings.plan.select(spec.linear_names())
+    trained = sum(settings.rank * sum(spec.linear_shape(name)) for name in names)
+    return frozen + 4 * trained * _FLOAT + _DEVICE_NEEDS
+
+
+def _tokens(settings: MotionSettings) -> int:
+    side = SPATIAL_STRIDE * PATCH[1]
+    return latent_frames(settings.frames) * (settings.height // side) * (settings.width // side)
+
+
+def _latent_bytes(settings: MotionSettings) -> float:
+    area = settings.height * settings.width / SPATIAL_STRIDE**2
+    return LATENT_CHANNELS * latent_frames(settings.frames) * area * _FLOAT
+
+
+def _decoding(settings: MotionSettings, decode: str, recompute: bool) -> float:
+    """Of decoder, pixels and flow together."""
+    latents = latent_frames(settings.frames)
+    area = settings.height * settings.width
+    if decode == "tiny":
+        frames = pixel_frames(latents)
+        flow = PAIRS_AT_ONCE * _FLOW_BYTES * area / 4
+        return _tiny_kept(latents, area) + frames * 3 * area / 4 * (_HALF + 3 * _FLOAT) + flow
+    flow = PAIRS_AT_ONCE * _FLOW_BYTES * area / 4
+    if decode == "exact-low-memory":
+        pixels = pixel_frames(latents) * 3 * area * (_HALF + 3 * _FLOAT)
+        step = _kept(LATENTS_AT_ONCE, area, recompute) + _working(4 * LATENTS_AT_ONCE, area)
+        return pixels + max(flow, step + 3 * _states(area))
+    past = 0.0
+    if decode == "windowed":
+        latents = min(settings.window + settings.context, latents)
+        past = _states(area)
+    frames = 4 * latents
+    pixels = frames * 3 * area * (_HALF + 3 * _FLOAT)
+    kept = _kept(latents, area, recompute) + past
+    return kept + max(pixels + flow, _working(frames, area) + frames * 3 * area * _HALF)
+
+
+def _stages(latents: int) -> list[tuple[int, int, float]]:
+    """(blocks times channels that are kept, frames, share of the full area) of the decoder's four stages."""
+    width = _DECODER_WIDTH
+    return [
+        (4 * width * 5, latents, 1 / 64),
+        (2 * width + 2 * 4 * width, 2 * latents, 1 / 16),
+        (2 * width * 3, 4 * latents, 1 / 4),
+        (width * 4, 4 * latents, 1.0),
+    ]
+
+
+def _kept(latents: int, area: float, recompute: bool) -> float:
+    """Inputs of the decoder's blocks, and unless recomputed as much inside of them."""
+    inputs = sum(channels * frames * share for channels, frames, share in _stages(latents)) * area * _HALF
+    if recompute:
+        return inputs
+    inner = sum(channels * frames * share for channels, frames, share in _stages(latents)) * area * _HALF
+    return inputs + inner * 0.8
+
+
+def _working(frames: int, area: float) -> float:
+    """Gradients before and after a block at full size, and a few frames' worth of what is inside."""
+    return _DECODER_WIDTH * area * _HALF * (2 * frames + 8 * 6)
+
+
+def _states(area: float) -> float:
+    """What the decoder remembers: two frames for each of its convolutions."""
+    per_stage = [(4 * _DECODER_WIDTH * 12, 1 / 64), (4 * _DECODER_WIDTH * 7, 1 / 16)]
+    per_stage += [(2 * _DECODER_WIDTH * 6, 1 / 4), (_DECODER_WIDTH * 7, 1.0)]
+    return sum(channels * share for channels, share in per_stage) * area * 2 * _HALF
+
+
+def _tiny_kept(latents: int, area: float) -> float:
+    """Three activations of each of its nine memory blocks, at half the size."""
+    stages = [(256 * 10, latents, 1 / 64), (128 * 10, latents, 1 / 16), (64 * 11, 2 * latents, 1 / 4)]
+    return sum(channels * frames * share for channels, frames, share in stages) * area * _HALF

@@ -1,0 +1,229 @@
+"""What a training step costs at the paper's size, counted on the meta device: FLOPs, memory, traffic.
+
+    python -m tests.benchmarks.motion_step [case ...] [--width 576 --height 320 --frames 49 --blocks 30]
+
+The real modules run without data, so the numbers are the same on every machine. Weights, optimiser, the CUDA
+context and the workspaces of convolutions come on top of the memory.
+"""
+
+import argparse
+import logging
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+
+from smra_core import pixel_gradient
+from smra_core.decode_windows import warm_stretches, whole_clip
+from smra_core.diffusers_wan import DiffusersDenoiser
+from smra_core.encoders.sea_raft import SeaRaft
+from smra_core.encoders.sea_raft_config import SEA_RAFT_M
+from smra_core.flow_matching import x0_from_velocity
+from smra_core.lora import Injection, init_lora, injected
+from smra_core.mora import LATENTS_AT_ONCE, MotionSettings, flow_alignment_loss, temporal_loss
+from smra_core.pixel_gradient import FlowObjective, streamed_loss
+from smra_core.sparse import SUBJECT
+from smra_core.streaming_decode import FrozenDecoder, unwhitened
+from smra_core.sura import SubjectSettings, projector, region_loss, sura_loss
+from smra_core.tiny_decoder import TinyDecoder
+from smra_core.wan import WAN_1_3B, latent_frames
+from tests.benchmarks.meters import counted
+
+META, BF16 = torch.device("meta"), torch.bfloat16
+DINOV2_G = 1536
+"""Width of DINOv2 ViT-g's features."""
+
+
+class Step:
+    """A motion step's models and inputs, without data."""
+
+    def __init__(self, args):
+        self.settings = MotionSettings(width=args.width, height=args.height, frames=args.frames)
+        self.blocks = args.blocks
+        with META:
+            self.vae = AutoencoderKLWan().to(BF16).requires_grad_(False)
+            self.flow_net = SeaRaft(SEA_RAFT_M).freeze()
+            self.tiny = TinyDecoder().to(BF16)
+        self.latents = latent_frames(args.frames)
+        self.shape = (1, 16, self.latents, args.height // 8, args.width // 8)
+
+    def denoiser(self, checkpoint):
+        spec = WAN_1_3B
+        with META:
+            dit = WanTransformer3DModel(
+                num_layers=self.blocks, ffn_dim=spec.ffn, num_attention_heads=spec.heads,
+                attention_head_dim=spec.dim // spec.heads,
+            ).to(BF16)  # fmt: skip
+        return DiffusersDenoiser(dit.train(), checkpoint)
+
+    def trained(self, plan, rank, loss, shape, checkpoint=True):
+        """A function that runs a step: velocity, `loss(noisy, velocity, tokens)`, backward."""
+        denoiser = self.denoiser(checkpoint)
+        lora = init_lora(denoiser.spec, plan, rank, torch.Generator())
+        for pair in lora.values():
+            pair.to(META)
+        noisy, sigma = torch.empty(shape, device=META), torch.empty(1, device=META)
+        context = torch.empty(1, 512, 4096, device=META, dtype=BF16)
+
+        def step():
+            with injected(denoiser.linears(), Injection(lora)):
+                velocity, tokens = denoiser.velocity(
+                    noisy, sigma, context, tap=0 if plan is SUBJECT else None
+                )
+                loss(noisy, velocity, tokens).mean().backward()
+            for pair in lora.values():
+                pair.zero_grad(set_to_none=True)
+
+        return step
+
+    def motion(self, mora=None, checkpoint=True):
+        target, sigma = torch.empty(self.shape, device=META), torch.empty(1, device=META)
+        anchor = torch.zeros(1, dtype=torch.long, device=META)
+
+        def loss(noisy, velocity, tokens):
+            total = temporal_loss(velocity, target, anchor)
+            return total if mora is None else total + mora(x0_from_velocity(noisy, velocity, sigma))
+
+        return self.trained(self.settings.plan, self.settings.rank, loss, self.shape, checkpoint)
+
+    def reference(self, shrink=1):
+        height, width = self.settings.height // shrink, self.settings.width // shrink
+        return torch.empty(1, self.settings.frames - 1, 2, height, width, device=META)
+
+    def naive(self):
+        def mora(x0):
+            pixels = self.vae.decode(unwhitened(x0).to(BF16)).sample
+            frames = (pixels[0].transpose(0, 1).float() + 1) * 127.5
+            flow = self.flow_net.pair_flows(frames, pairs_per_chunk=len(frames))
+            return flow_alignment_loss(flow, self.reference()[0])
+
+        return self.motion(mora, checkpoint=False)
+
+    def streamed(self, decoder, stretch=None, at_once=0, shrink=1):
+        objective = FlowObjective(decoder, self.flow_net.pair_flows, flow_alignment_loss, at_once)
+        reference = self.reference(shrink)
+        stretch = stretch or whole_clip(self.latents)[0]
+
+        def mora(x0):
+            # The states come from host memory in a real step, so they count when they arrive.
+            past = stretch.past and tuple(torch.empty_like(tensor) for tensor in stretch.past)
+            return streamed_loss(x0, reference, objective, [stretch._replace(past=past)])
+
+        return self.motion(mora)
+
+    def windowed(self, recompute):
+        """The most costly window: one in the middle, with all of its context."""
+        decoder = FrozenDecoder.of(self.vae, recompute)
+        reference = torch.empty(self.shape[1:], device=META)
+        return self.streamed(
+            decoder, warm_stretches(reference, decoder, self.settings.window, self.settings.context)[-1]
+        )
+
+    def subject(self, aligned):
+        settings = SubjectSettings()
+        shape = (1, 16, 1, settings.height // 8, settings.width // 8)
+        target, mask = torch.empty(shape, device=META), torch.empty(shape, device=META)[:, :1]
+        head = projector(WAN_1_3B.dim, DINOV2_G, settings.projector_width, torch.Generator()).to(META)
+        features = torch.empty(1, shape[-1] * shape[-2] // 4, DINOV2_G, device=META)
+
+        def loss(noisy, velocity, tokens):
+            region = region_loss(velocity, target, mask)
+            return region + sura_loss(head(tokens.float()), features) if aligned else region
+
+        return self.trained(settings.plan, settings.rank, loss, shape, checkpoint=False)
+
+
+CASES = {
+    "plain": ("temporal loss alone, DiT blocks checkpointed", lambda step: step.motion()),
+    "naive": ("one graph, nothing recomputed", lambda step: step.naive()),
+    "exact": (
+        "whole clip, blocks recomputed by half",
+        lambda step: step.streamed(FrozenDecoder.of(step.vae, recompute=True)),
+    ),
+    "exact-low-memory": (
+        f"whole clip, graph of {LATENTS_AT_ONCE} latent at a time, states in host memory",
+        lambda step: step.streamed(FrozenDecoder.of(step.vae), at_once=LATENTS_AT_ONCE),
+    ),
+    "windowed": ("window, nothing recomputed", lambda step: step.windowed(recompute=False)),
+    "windowed-recompute": ("window, blocks recomputed by half", lambda step: step.windowed(recompute=True)),
+    "tiny": (
+        "whole clip, tiny decoder at half size",
+        lambda step: step.streamed(step.tiny, shrink=2),
+    ),
+}
+SUBJECT_CASES = {
+    "region": ("region loss alone", lambda step: step.subject(aligned=False)),
+    "sura": ("with SuRA", lambda step: step.subject(aligned=True)),
+}
+
+
+def prepare_for_meta():
+    """What the meta device has no notion of: states that wait in host memory, and autocast."""
+    # States leave the device; as there is no other place here, they are made again when they come back.
+    pixel_gradient.put_away = lambda past: past and tuple((t.shape, t.dtype) for t in past)
+    pixel_gradient.taken_back = lambda past, like: [
+        torch.empty(shape, dtype=dtype, device=META, requires_grad=True) for shape, dtype in past
+    ]
+    torch.autocast = lambda *args, **options: nullcontext()
+
+
+def measure(cases, args):
+    rows, first = [], None
+    for name, (text, make) in cases.items():
+        if args.cases and name not in args.cases:
+            continue
+        started = time.process_time()
+        count = counted(make(Step(args)))
+        first = first or count
+        rows.append((name, text, count, count.flops / first.flops))
+        print(f"{name}: {time.process_time() - started:.0f} s", file=sys.stderr)
+    return rows
+
+
+def table(rows, base):
+    lines = [
+        f"| mode | what | TFLOP | / {base} | activation peak GB | saved GB | moved GB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {name} | {text} | {count.flops / 1e12:.1f} | {ratio:.3f} | {count.peak / 1e9:.2f} | "
+        f"{count.saved / 1e9:.2f} | {count.moved / 1e9:.0f} |"
+        for name, text, count, ratio in rows
+    ]
+    return "\n".join(lines)
+
+
+def conditions(args):
+    windows = MotionSettings()
+    return (
+        f"{WAN_1_3B.name} with {args.blocks} blocks, {args.width}x{args.height}, {args.frames} frames, "
+        f"{args.frames - 1} pairs, bfloat16; SEA-RAFT M in float32 at half of 576x320, "
+        f"{SEA_RAFT_M.iterations} iterations, {pixel_gradient.PAIRS_AT_ONCE} pairs at once; window "
+        f"{windows.window}, context {windows.context}."
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cases", nargs="*", help=f"of {', '.join([*CASES, *SUBJECT_CASES])}; default: all")
+    defaults = MotionSettings()
+    for name in ("width", "height", "frames"):
+        parser.add_argument(f"--{name}", type=int, default=getattr(defaults, name))
+    parser.add_argument("--blocks", type=int, default=WAN_1_3B.blocks, help="of the DiT")
+    args = parser.parse_args()
+    logging.disable()
+    prepare_for_meta()
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    print(f"Commit {commit.stdout.strip()}, torch {torch.__version__}. {conditions(args)}\n")
+    for cases, base in ((CASES, "plain"), (SUBJECT_CASES, "region")):
+        rows = measure(cases, args)
+        if rows:
+            print(table(rows, base), flush=True)
+            print()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+import logging
+
+import pytest
+import torch
+
+from smra_core.decode_budget import GB, choose_decode, estimate
+from smra_core.mora import MotionSettings
+from smra_core.wan import WAN_1_3B, WAN_14B
+
+CUDA, CPU = torch.device("cuda"), torch.device("cpu")
+GIB = 2**30
+
+
+@pytest.fixture
+def free(monkeypatch):
+    def set_free(gib):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (gib * GIB, 80 * GIB))
+
+    return set_free
+
+
+@pytest.mark.parametrize("card, expected", [
+    (23.5, ("windowed", False)), (14.0, ("windowed", True)), (11.5, ("tiny", False)),
+])  # fmt: skip
+def test_auto_takes_the_quickest_way_that_fits(free, card, expected):
+    free(card)
+    choice = choose_decode(MotionSettings(), WAN_1_3B, CUDA, has_tiny=True)
+    assert (choice.decode, choice.recompute) == expected
+
+
+def test_what_is_asked_for_is_taken_and_recomputes_where_memory_is_short(free):
+    free(40)
+    assert choose_decode(MotionSettings(decode="exact"), WAN_1_3B, CUDA, True).recompute is False
+    free(23)
+    choice = choose_decode(MotionSettings(decode="exact"), WAN_1_3B, CUDA, True)
+    assert choice.decode == "exact" and choice.recompute
+
+
+def test_without_a_tiny_decoder_the_least_of_the_others_is_taken_with_a_warning(free, caplog):
+    free(8)
+    with caplog.at_level(logging.INFO, "smrabooth"):
+        choice = choose_decode(MotionSettings(), WAN_1_3B, CUDA, has_tiny=False)
+    assert choice.decode == "windowed" and choice.recompute
+    assert "may run out of memory" in caplog.text and "lighttaew2_1" in caplog.text
+    assert "decode: windowed with recompute, about" in caplog.text and "of 8.6 GB free" in caplog.text
+
+
+def test_a_tiny_decode_without_its_file_is_refused():
+    with pytest.raises(ValueError, match="decode 'tiny' needs a tiny decoder's file"):
+        choose_decode(MotionSettings(decode="tiny"), WAN_1_3B, CPU, has_tiny=False)
+
+
+def test_on_a_cpu_the_windowed_way_is_taken():
+    assert choose_decode(MotionSettings(), WAN_1_3B, CPU, has_tiny=True).decode == "windowed"
+
+
+def test_more_frames_larger_windows_and_larger_models_need_more():
+    def need(decode="windowed", spec=WAN_1_3B, **changes):
+        return estimate(MotionSettings(**changes), decode, False, spec).bytes
+
+    assert need(window=4) > need() > need(window=2)
+    assert need("exact", frames=81) > need("exact") > need("exact-low-memory") > need("tiny")
+    assert need("tiny", spec=WAN_14B) > need("tiny") > 2 * GB
