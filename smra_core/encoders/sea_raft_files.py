@@ -50,7 +50,7 @@ def config_of(file: WeightFile) -> SeaRaftConfig:
     """Which net a file holds: S or M by its names, others by metadata. ValueError if it is not SEA-RAFT."""
     if _FIRST_WEIGHT not in file.tensors:
         raise ValueError(
-            f"{file.path} is not SEA-RAFT: it has no {_FIRST_WEIGHT}, but for example {min(file.tensors)}. "
+            f"{file.path} is not SEA-RAFT: it has no {_FIRST_WEIGHT}, but for example {min(file.tensors)[:120]}. "
             "Choose Tartan-C-T-TSKH-spring540x960-M.pth, or another file of princeton-vl/SEA-RAFT."
         )
     if CONFIG_KEY in file.metadata:
