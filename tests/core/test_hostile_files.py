@@ -6,7 +6,6 @@ Nothing in them is executed, and no reader takes memory that the file does not h
 import json
 import pickle
 import random
-import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import smra_core.encoders.weight_file as weight_file
 from smra_core.encoders.dinov2 import load_dinov2
 from smra_core.encoders.sam import load_sam
 from smra_core.encoders.sea_raft import SeaRaft, load_sea_raft, save_sea_raft
@@ -27,24 +27,10 @@ from smra_core.wan_files import DIT, VAE, find_backbone
 from smra_core.wan_kinds import dit_config, vae_config
 
 ROUNDS = 150
-DTYPES = [
-    "F32",
-    "F16",
-    "BF16",
-    "F64",
-    "I64",
-    "U8",
-    "BOOL",
-    "F8_E4M3",
-    "F8_E5M2",
-    "F4",
-    "C64",
-    "F8_E8M0",
-    "X",
-    7,
-]
+DTYPES = ["F32", "F16", "BF16", "F64", "I64", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "C64", "X", 7]
 SIDES = [0, 1, 2, 3, 16, 128, 384, 4096, 1 << 20, 1 << 40, 1 << 62, 1 << 64, -1, 1.5, "3", None]
-MOST_MEMORY = 64 << 20
+ROUNDS_OF_ALL = 40
+"""Of damaged headers, each shown to all readers."""
 
 
 def read_as_lora(path):
@@ -109,8 +95,7 @@ def good_names():
         "blocks.0.mlp.fc1.weight": (8, 32),
         "blocks.0.mlp.fc2.weight": (32, 8),
     }
-    sam = {"image_encoder.pos_embed": (1, 2, 2, 768)}
-    return [pair, dit, vae, text, dino, sam]
+    return [pair, dit, vae, text, dino]
 
 
 def header_of(shapes):
@@ -153,11 +138,11 @@ def damaged(header, draw):
 def test_damaged_headers_are_answered(tmp_path):
     draw, path, refusals = random.Random(0), tmp_path / "x.safetensors", 0
     files = [header_of(shapes) for shapes in good_names()]
-    for _ in range(ROUNDS):
+    for _ in range(ROUNDS_OF_ALL):
         header, size = draw.choice(files)
         write(path, damaged(header, draw), size)
         refusals += sum(answered(reader, path) for reader in READERS)
-    assert refusals > 0.9 * ROUNDS * len(READERS)
+    assert refusals > 0.9 * ROUNDS_OF_ALL * len(READERS)
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "pth"])
@@ -178,13 +163,12 @@ def test_flipped_and_lost_bytes_are_answered(tmp_path, ending):
 
 
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.__name__)
-@pytest.mark.parametrize(
-    "content", [b"", b"\xff" * 8, b"\x00" * 8, b"<html>not found</html>", b"\x02" + bytes(7) + b"{}"]
-)
 @pytest.mark.parametrize("ending", ["safetensors", "pth", "ckpt"])
-def test_what_is_no_weight_file_is_refused(tmp_path, reader, content, ending):
-    (tmp_path / f"x.{ending}").write_bytes(content)
-    assert answered(reader, tmp_path / f"x.{ending}")
+def test_what_is_no_weight_file_is_refused(tmp_path, reader, ending):
+    path = tmp_path / f"x.{ending}"
+    for content in (b"", b"\xff" * 8, bytes(8), b"<html>not found</html>", b"\x02" + bytes(7) + b"{}"):
+        path.write_bytes(content)
+        assert answered(reader, path)
 
 
 class Bomb:
@@ -203,9 +187,7 @@ def bombs(folder, target):
     with zipfile.ZipFile(folder / "hand.pt", "w") as archive:
         archive.writestr("archive/data.pkl", pickle.dumps({"a": Bomb(target)}))
         archive.writestr("archive/version", "3")
-    return [
-        folder / name for name in ("inside.pth", "alone.ckpt", "bare.bin", "named.safetensors", "hand.pt")
-    ]
+    return sorted(folder.iterdir())
 
 
 def read_as_umt5(path):
@@ -226,17 +208,19 @@ def test_no_reader_runs_what_a_pickle_asks_for(tmp_path, reader):
     assert target.exists()
 
 
-@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.__name__)
-def test_a_hundred_thousand_names_are_refused_without_reading_them(tmp_path, reader):
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory):
+    path = tmp_path_factory.mktemp("crowded") / "many.safetensors"
     entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
-    write(
-        tmp_path / "many.safetensors", {f"blocks.{i}.ffn.0.lora_A.weight": entry for i in range(100_000)}, 0
-    )
-    tracemalloc.start()
-    assert answered(reader, tmp_path / "many.safetensors")
-    most = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert most < MOST_MEMORY
+    write(path, {f"blocks.{i}.ffn.0.lora_A.weight": entry for i in range(100_000)}, 0)
+    return path
+
+
+@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.__name__)
+def test_a_hundred_thousand_names_are_refused_unread(crowded, reader, monkeypatch):
+    monkeypatch.setattr(weight_file, "_without_module_prefix", None)  # what follows the count
+    with pytest.raises(ValueError, match="holds 100000 tensors; no model used here has more than 20000"):
+        reader(crowded)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
