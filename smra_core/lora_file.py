@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .atomic_file import replacing
-from .encoders.weight_file import read_weight_file
+from .encoders.weight_file import listed, read_weight_file
 from .lora import Lora, LoraPair
 from .lora_names import other_algorithm, parse_key
 from .lora_scale import (
@@ -32,7 +32,6 @@ log = logging.getLogger("smrabooth")
 _OWN = "smrabooth."
 _MOST_RANK = 4096
 """Above any LoRA; a file that says more would make products that fill the memory."""
-_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ def parse_lora(
     halves, modules, dialects, ignored = _sorted_out(tensors, source)
     if not halves:
         raise ValueError(
-            f"{source} has no LoRA of a WAN block. Its {len(ignored)} tensors look like {ignored[:_SHOWN]}; "
+            f"{source} has no LoRA of a WAN block. Its {len(ignored)} tensors look like: {listed(ignored)}; "
             "needed are names such as 'diffusion_model.blocks.0.self_attn.q.lora_A.weight'. It is for "
             "another model, or no LoRA."
         )
@@ -165,7 +164,7 @@ def _sorted_out(
             continue
         if found.half in halves.setdefault(found.name, {}):
             raise ValueError(
-                f"{source} has {found.half} of {found.name} twice, second as {key!r}. Export it anew."
+                f"{source} has {found.half} of {found.name} twice, second as {key[:120]!r}. Export it anew."
             )
         halves[found.name][found.half] = tensor
         modules[found.name] = found.module

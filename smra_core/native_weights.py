@@ -46,8 +46,8 @@ def refuse_other_quants(shapes: Shapes, source: str) -> None:
         found = next((name for name in shapes if name.endswith(ending)), None)
         if found:
             raise ValueError(
-                f"{source} is quantised with {kind} ({found}). Give the bf16, fp16, fp8_e4m3fn or fp8_scaled "
-                "file of the model; the ComfyUI nodes take what ComfyUI itself can load."
+                f"{source} is quantised with {kind} ({found[:120]}). Give the bf16, fp16, fp8_e4m3fn or "
+                "fp8_scaled file of the model; the ComfyUI nodes take what ComfyUI itself can load."
             )
 
 

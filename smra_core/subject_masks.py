@@ -16,8 +16,8 @@ log = logging.getLogger("smrabooth")
 def with_masks(images: Sequence[SubjectImage], sam: Path | None, workplace: Workplace) -> list[SubjectImage]:
     """The images, each with a mask; SAM is loaded only when one is missing that it never made before.
 
-    SAM is asked for what is at the picture's centre. ValueError when a mask is missing and no SAM file is
-    given.
+    SAM takes the large, central, stable thing in each picture. ValueError when a mask is missing and no SAM
+    file is given.
     """
     missing = [image.name for image in images if image.mask_px is None]
     if missing and sam is None:

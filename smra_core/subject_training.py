@@ -87,7 +87,7 @@ def _mask_of(image: SubjectImage) -> Tensor:
 def patch_features(workplace: Workplace, pictures: Sequence[Tensor], dinov2: Path) -> list[Tensor]:
     """DINOv2's patch features `N D` of each picture `3 H W` in [0, 1]."""
     weights = identity(dinov2)
-    with on_demand(lambda: load_dinov2(dinov2).to(workplace.device)) as teacher:
+    with on_demand(lambda: load_dinov2(dinov2, workplace.device)) as teacher:
 
         def encode(picture: Tensor) -> Tensor:
             def compute() -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .diffusers_wan import Umt5Text
-from .encoders.weight_file import read_weight_file
+from .encoders.weight_file import listed, read_weight_file
 from .native_weights import Shapes, check_native, fill_native, native_weights, without_quantisation
 from .wan_kinds import prefix_of, text_kind
 
@@ -54,7 +54,7 @@ def umt5_config(shapes: Shapes, source: str) -> dict[str, Any]:
         kind = text_kind(weights)
         raise ValueError(
             f"{source} is not UMT5: it "
-            + (f"looks like {kind}. " if kind else f"has {sorted(weights)[:3]}…. ")
+            + (f"looks like {kind}. " if kind else f"has {listed(sorted(weights))}. ")
             + "Choose umt5_xxl_fp16.safetensors or umt5_xxl_fp8_e4m3fn_scaled.safetensors, files of "
             "ComfyUI's text_encoders folder."
         )

@@ -91,7 +91,7 @@ def parts_of(index: Path) -> list[Path]:
         raise ValueError(f"{index} lists {len(names)} parts, such as {names[0][:80]}. Refused.")
     lacking = [name for name in names if not (index.parent / name).is_file()]
     if lacking:
-        raise ValueError(f"{index.parent} lacks {_listed(lacking)} of the model's {len(names)} parts.")
+        raise ValueError(f"{index.parent} lacks {listed(lacking)} of the model's {len(names)} parts.")
     return [index.parent / name for name in names]
 
 
@@ -145,7 +145,7 @@ def _unwrapped(content: object, path: Path) -> dict[str, Tensor]:
     _refuse_too_many(len(content), path)
     strange = [str(key) for key, value in content.items() if not _is_plain_tensor(value)]
     if strange:
-        raise ValueError(f"{path} holds things that are not plain tensors: {_listed(strange)}.")
+        raise ValueError(f"{path} holds things that are not plain tensors: {listed(strange)}.")
     return {str(key): value for key, value in content.items()}
 
 
@@ -193,21 +193,22 @@ def account_for(
     missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     if missing or unknown:
         raise ValueError(
-            f"{source}: {len(missing)} weights are missing ({_listed(missing)}) and {len(unknown)} are "
-            f"unknown ({_listed(unknown)}). This is another model, or a damaged file."
+            f"{source}: {len(missing)} weights are missing ({listed(missing)}) and {len(unknown)} are "
+            f"unknown ({listed(unknown)}). This is another model, or a damaged file."
         )
     wrong = [f"{k} is {found[k]}, needed {expected[k]}" for k in expected if expected[k] != found[k]]
     if wrong:
-        raise ValueError(f"{source}: {len(wrong)} weights have another shape: {_listed(wrong)}.")
+        raise ValueError(f"{source}: {len(wrong)} weights have another shape: {listed(wrong)}.")
 
 
 def refuse_not_finite(tensors: Mapping[str, Tensor], source: str) -> None:
     bad = [key for key, value in tensors.items() if not bool(torch.isfinite(value).all())]
     if bad:
-        raise ValueError(f"{source}: weights are NaN or infinite in {_listed(bad)}. Download the file again.")
+        raise ValueError(f"{source}: weights are NaN or infinite in {listed(bad)}. Download the file again.")
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+    """The first few names for a message, each cut to a length that a hostile file cannot blow up."""
     if not names:
         return "none"
     rest = len(names) - _SHOWN

@@ -175,7 +175,7 @@ def test_other_models_are_recognised(names, kind):
 
 
 def test_an_unknown_file_shows_what_it_has():
-    with pytest.raises(ValueError, match=r"it has \['a', 'b', 'c'\]"):
+    with pytest.raises(ValueError, match="it has a, b, c, d. Choose"):
         dit_config(dict.fromkeys("dcba", (1,)), "file")
 
 
@@ -204,7 +204,7 @@ def test_the_longest_prefix_counts(prefix):
     "shapes, message",
     [
         ({"decoder.upsamples.0.upsamples.0.residual.2.weight": (1,)}, "the VAE of WAN 2.2 5B"),
-        (SMALL, r"is not a WAN VAE: it has \['blocks.0"),
+        (SMALL, "is not a WAN VAE: it has blocks.0"),
         ({"decoder.mid.block_1.norm1.weight": (1,)}, "looks like a VAE of Stable Diffusion or Flux"),
         (
             {"decoder.head.0.gamma": (1 << 40, 1, 1, 1), "conv2.weight": (16,) * 5},
