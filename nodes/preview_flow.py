@@ -48,7 +48,7 @@ class PreviewOpticalFlow(io.ComfyNode):
             flow = measured(ordinary(frames)[..., :3].movedim(-1, 1), sea_raft)
             pictures, speed = as_image(coloured(flow)), flow.norm(dim=1).mean().item()
         show_text(cls, f"{len(flow)} pairs, {speed:.2f} pixels a frame on average")
-        return io.NodeOutput(pictures, speed, ui=ui.PreviewImage(pictures, cls=cls))
+        return io.NodeOutput(pictures, speed, ui=ui.PreviewImage(pictures))
 
 
 def measured(frames: Tensor, sea_raft: Path) -> Tensor:

@@ -60,7 +60,7 @@ class SegmentSubject(io.ComfyNode):
             pixels = ordinary(images)[..., :3].movedim(-1, 1)
             masks = segmented(pixels, sam, (x, y))
             preview = as_image(pixels * (_DIMMED + (1 - _DIMMED) * masks))
-        return io.NodeOutput(masks[:, 0], preview, ui=ui.PreviewImage(preview, cls=cls))
+        return io.NodeOutput(masks[:, 0], preview, ui=ui.PreviewImage(preview))
 
 
 def segmented(pictures: Tensor, sam: Path, place: tuple[float, float]) -> Tensor:
