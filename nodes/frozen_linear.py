@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .host_versions import base_weight
+from .host_versions import base_weight, is_quantised
 
 
 class FrozenLinear(torch.autograd.Function):
@@ -77,8 +77,7 @@ def frozen_forward(module: nn.Module) -> Callable[..., Tensor]:
     forward = module.forward
     if not _is_own(module):
         return forward
-    # Some formats scale a linear's input, too; those run as the host runs them.
-    linear = hasattr(module, "in_features") and getattr(module, "pre_quant_scale", None) is None
+    linear = _is_plain_product(module)
 
     def frozen(x: Tensor, *args, **kwargs) -> Tensor:
         # Also where x needs no gradient: the host's own kernels would round x to the weight's few bits.
@@ -87,6 +86,14 @@ def frozen_forward(module: nn.Module) -> Callable[..., Tensor]:
         return FrozenLinear.apply(x, module) if linear else Recomputed.apply(x, forward)
 
     return frozen
+
+
+def _is_plain_product(module: nn.Module) -> bool:
+    """Whether the module is `x W' + b` with a weight that the host itself can cast; others (GGUF files, formats
+    that scale the input, too) run as their owner runs them.
+    """
+    known = type(module.weight) is nn.Parameter or is_quantised(module.weight)
+    return known and hasattr(module, "in_features") and getattr(module, "pre_quant_scale", None) is None
 
 
 def _is_own(module: nn.Module) -> bool:

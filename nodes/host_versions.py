@@ -18,7 +18,7 @@ def base_weight(module: nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tenso
 
     weight, bias, held = _cast(comfy.ops, module, like)
     try:
-        yield _dequantised(comfy.ops, weight).to(like.dtype), bias
+        yield (weight.dequantize() if is_quantised(weight) else weight).to(like.dtype), bias
     finally:
         if held is not None:
             comfy.ops.uncast_bias_weight(module, weight, bias, held)
@@ -31,9 +31,12 @@ def _cast(ops, module: nn.Module, like: Tensor) -> tuple:
     return (*ops.cast_bias_weight(module, like), None)
 
 
-def _dequantised(ops, weight: Tensor) -> Tensor:
-    quantised = getattr(ops, "QuantizedTensor", None)
-    return weight.dequantize() if quantised is not None and isinstance(weight, quantised) else weight
+def is_quantised(weight: Tensor) -> bool:
+    """Whether this is one of the host's own quantised tensors."""
+    import comfy.ops
+
+    quantised = getattr(comfy.ops, "QuantizedTensor", None)
+    return quantised is not None and isinstance(weight, quantised)
 
 
 @contextmanager

@@ -41,8 +41,9 @@ def spec_of(model) -> WanSpec:
 class HostDenoiser:
     """A loaded MODEL inside `training_denoiser`."""
 
-    def __init__(self, patcher, spec: WanSpec, dtype: torch.dtype):
+    def __init__(self, patcher, spec: WanSpec, dtype: torch.dtype, memory_required: int = 0):
         self.patcher, self.spec, self.dtype = patcher, spec, dtype
+        self.memory_required = memory_required
         self._tap: int | None = None
         self._tokens: Tensor | None = None
 
@@ -101,7 +102,7 @@ class HostDenoiser:
         import comfy.model_management as management
 
         if not any(loaded.model is self.patcher for loaded in management.current_loaded_models):
-            load(self.patcher)
+            load(self.patcher, self.memory_required)
 
 
 @contextmanager
@@ -120,9 +121,9 @@ def training_denoiser(model, memory_required: int = 0) -> Iterator[HostDenoiser]
     if compute_dtype_of(patcher.model) != dtype:
         patcher.set_model_compute_dtype(dtype)
     management.unload_all_models()
-    load(patcher, memory_required)
-    denoiser = HostDenoiser(patcher, spec, dtype)
     try:
+        load(patcher, memory_required)
+        denoiser = HostDenoiser(patcher, spec, dtype, memory_required)
         with training_mode(), replaced_forwards(denoiser.forwards()):
             yield denoiser
     finally:

@@ -21,8 +21,8 @@ def model_identity(model) -> str:
     """
     file = source_file(model)
     if file is not None:
-        options = [str(part) for part in model.cached_patcher_init[1][1:]]  # a dtype to store the weights in
-        base = f"{identity(Path(file))} {options}"
+        options = [part for part in model.cached_patcher_init[1] if isinstance(part, Mapping)]
+        base = f"{identity(Path(file))} stored as {[part.get('dtype') for part in options]}"
     else:
         named = model.model.diffusion_model.named_parameters()
         base = sampled_hash((name, value) for name, value in named if value.ndim != 2)

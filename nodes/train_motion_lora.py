@@ -21,7 +21,7 @@ from .inference_tensors import ordinary
 from .load_teachers import SeaRaftType
 from .node_text import ADVANCED, show_text
 from .preflight import Estimate, report, weights_bytes
-from .trained_lora import file_name, published, run_to_the_end
+from .trained_lora import Outputs, file_name, published, run_to_the_end, shown
 from .training_inputs import advanced_inputs, front_inputs, outputs, train_settings
 
 DEFAULTS = MotionSettings()
@@ -64,6 +64,7 @@ class TrainMotionLoRA(io.ComfyNode):
             ],
             outputs=outputs(),
             hidden=[io.Hidden.unique_id],
+            is_output_node=True,
         )  # fmt: skip
 
     @classmethod
@@ -71,7 +72,7 @@ class TrainMotionLoRA(io.ComfyNode):
         # Whatever takes part in autograd must be made outside of the host's inference mode.
         with torch.inference_mode(False), torch.enable_grad():
             clip = ordinary(frames)
-            return io.NodeOutput(*_trained(cls, model, vae, clip, positive, sea_raft, captions, values))
+            return shown(_trained(cls, model, vae, clip, positive, sea_raft, captions, values))
 
 
 def _method_inputs() -> list:
@@ -116,7 +117,9 @@ def _method_inputs() -> list:
     ]  # fmt: skip
 
 
-def _trained(node, model, vae, frames: Tensor, positive, sea_raft: Path | None, captions: str, values: dict):
+def _trained(
+    node, model, vae, frames: Tensor, positive, sea_raft: Path | None, captions: str, values: dict
+) -> Outputs:
     settings, train = _settings(values), train_settings(values)
     name = file_name(values["name"])
     names, contexts = contexts_of(positive, 1, captions)

@@ -25,7 +25,7 @@ from .inference_tensors import ordinary
 from .load_teachers import DinoV2Type, SamType
 from .node_text import ADVANCED, show_text
 from .preflight import Estimate, report, weights_bytes
-from .trained_lora import file_name, published, run_to_the_end
+from .trained_lora import Outputs, file_name, published, run_to_the_end, shown
 from .training_inputs import advanced_inputs, front_inputs, outputs, train_settings
 
 DEFAULTS = SubjectSettings()
@@ -71,6 +71,7 @@ class TrainSubjectLoRA(io.ComfyNode):
             ],
             outputs=outputs(),
             hidden=[io.Hidden.unique_id],
+            is_output_node=True,
         )  # fmt: skip
 
     @classmethod
@@ -80,9 +81,9 @@ class TrainSubjectLoRA(io.ComfyNode):
         # Whatever takes part in autograd must be made outside of the host's inference mode.
         with torch.inference_mode(False), torch.enable_grad():
             masks = None if masks is None else ordinary(masks)
-            return io.NodeOutput(
-                *_trained(cls, model, vae, ordinary(images), positive, masks, dinov2, sam, captions, values)
-            )
+            images = ordinary(images)
+            made = _trained(cls, model, vae, images, positive, masks, dinov2, sam, captions, values)
+            return shown(made)
 
 
 def _method_inputs() -> list:
@@ -118,7 +119,7 @@ def _method_inputs() -> list:
 
 def _trained(
     node, model, vae, images, positive, masks, dinov2: Path | None, sam, captions: str, values: dict
-):
+) -> Outputs:
     settings, train = _settings(values), train_settings(values)
     name = file_name(values["name"])
     names, contexts = contexts_of(positive, len(images), captions)

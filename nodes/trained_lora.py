@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..smra_core.atomic_file import replacing
@@ -14,6 +15,7 @@ from ..smra_core.encoders.weight_file import read_weight_file
 from ..smra_core.loss_curves import read_losses
 from ..smra_core.training_job import TrainedLora
 from .host_versions import is_out_of_memory
+from .loss_picture import loss_picture
 
 log = logging.getLogger("smrabooth")
 
@@ -72,6 +74,12 @@ def _make_visible(folder_paths, folder: Path) -> None:
 def _with_spread(totals: list[float]) -> list[float]:
     # The host's plot divides by the range; a curve of one step has none.
     return totals if len(set(totals)) > 1 else [*totals, totals[-1] * (1 + 1e-6) + 1e-12]
+
+
+def shown(outputs: Outputs) -> io.NodeOutput:
+    """The node's outputs, with the loss curves drawn on it."""
+    curves = {name: values for name, values in outputs.loss_map.items() if name != "loss"}
+    return io.NodeOutput(*outputs, ui=ui.PreviewImage(loss_picture(curves)))
 
 
 def file_name(text: str) -> str:

@@ -27,6 +27,8 @@ def lora_parameters(spec: WanSpec, names: list[str], rank: int) -> int:
 
 def step_flops(spec: WanSpec, tokens: int) -> float:
     """Of one sample: forward, forward again for the checkpoints, and the gradient of the activations."""
-    linears = 2 * tokens * (6 * spec.dim**2 + 2 * spec.dim * spec.ffn) + 4 * TEXT_TOKENS * spec.dim**2
+    per_token = 6 * spec.dim**2 + 2 * spec.dim * spec.ffn
+    of_text = 2 * spec.dim**2
+    linears = 2 * tokens * per_token + 2 * TEXT_TOKENS * of_text
     attention = 4 * tokens * (tokens + TEXT_TOKENS) * spec.dim
     return 3.0 * spec.blocks * (linears + attention)

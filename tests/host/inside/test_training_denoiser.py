@@ -218,6 +218,28 @@ def sampled(model, question):
         return model.model.apply_model(noisy, sigma, c_crossattn=context).clone()
 
 
+class Halved(torch.Tensor):
+    """A storage that only its owner can read, as GGUF's: the weight is twice what is stored."""
+
+
+def test_weights_in_an_unknown_storage_run_as_their_owner_runs_them(
+    core, host_wan, state, question, tmp_path, monkeypatch
+):
+    model, name = load_dit(tmp_path, state), "blocks.1.self_attn.v"
+    module = model.model.diffusion_model.get_submodule(name)
+    stored = torch.nn.Parameter((state[f"{name}.weight"] / 2).as_subclass(Halved), requires_grad=False)
+    module._parameters["weight"] = stored
+
+    def forward(self, x):
+        weight = self.weight.as_subclass(torch.Tensor) * 2 if type(self.weight) is Halved else self.weight
+        return torch.nn.functional.linear(x, weight, self.bias)
+
+    monkeypatch.setattr(type(module), "forward", forward)
+    found = trained(core, host_wan, model, question)
+    monkeypatch.undo()
+    assert worst(found, reference(core, state, question)) < 1e-4
+
+
 class Cancelled(BaseException):
     pass
 

@@ -41,10 +41,12 @@ def nodes(tmp_path):
     """The pack's nodes, with outputs in a folder of the test's own."""
     import folder_paths
 
-    before = folder_paths.get_output_directory()
+    before = folder_paths.get_output_directory(), folder_paths.get_temp_directory()
     folder_paths.set_output_directory(str(tmp_path))
+    folder_paths.set_temp_directory(str(tmp_path / "temp"))
     yield pack("nodes").NODE_CLASS_MAPPINGS
-    folder_paths.set_output_directory(before)
+    folder_paths.set_output_directory(before[0])
+    folder_paths.set_temp_directory(before[1])
 
 
 def defaults(node):
