@@ -126,9 +126,13 @@ def _refuse_odd_archive(path: Path) -> None:
             f"{path} is not a weight file of PyTorch 1.6 or newer: it is truncated, or in the older format. "
             "Download it again, or get a .safetensors version."
         )
-    with zipfile.ZipFile(path) as archive:
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise ValueError(f"{path} is a compressed archive; PyTorch weight files are not. Refused.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+    except Exception as error:  # a damaged list of contents makes zipfile raise half a dozen kinds
+        raise ValueError(f"{path} is a damaged archive ({str(error)[:120]}). Download it again.") from error
+    if packed:
+        raise ValueError(f"{path} is a compressed archive; PyTorch weight files are not. Refused.")
 
 
 def _refuse_too_many(names: int, path: Path) -> None:
