@@ -51,7 +51,8 @@ def config_of(file: WeightFile) -> SeaRaftConfig:
     if _FIRST_WEIGHT not in file.tensors:
         raise ValueError(
             f"{file.path} is not SEA-RAFT: it has no {_FIRST_WEIGHT}, but for example "
-            f"{min(file.tensors)[:120]}. Choose Tartan-C-T-TSKH-spring540x960-M.pth, or another file of princeton-vl/SEA-RAFT."
+            f"{min(file.tensors)[:120]}. Choose Tartan-C-T-TSKH-spring540x960-M.pth, or another file of "
+            "princeton-vl/SEA-RAFT."
         )
     if CONFIG_KEY in file.metadata:
         return _config_from_json(file.metadata[CONFIG_KEY], file.path)

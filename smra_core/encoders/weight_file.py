@@ -59,6 +59,11 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except SafetensorError as error:
         raise _unreadable(path, error) from error
+    except RuntimeError as error:  # torch could not map the file
+        raise ValueError(
+            f"{path} is {path.stat().st_size / 1e9:.1f} GB, which could not be mapped into memory "
+            f"({str(error)[:120]}). Free memory, or take the fp8 file of the model."
+        ) from error
 
 
 def read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
@@ -69,7 +74,8 @@ def read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
     if path.suffix != ".safetensors" or not path.is_file():
         return _shapes(read_weight_file(path).tensors)
     try:
-        with safe_open(path, framework="pt") as file:
+        # As numpy: torch reserves the whole file in memory, 28 GB of the 14B, though only the header is read.
+        with safe_open(path, framework="np") as file:
             names = file.keys()
             _refuse_too_many(len(names), path)
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
@@ -83,8 +89,8 @@ def read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
 def parts_of(index: Path) -> list[Path]:
     """Files that a `….safetensors.index.json` lists; ValueError unless they all lie beside it."""
     try:
-        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        names = sorted({str(name) for name in listed})
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        names = sorted({str(name) for name in places})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{index} is not an index of safetensors ({error}). Download it again.") from error
     if len(names) > _MOST_PARTS or any(Path(name).name != name for name in names):
@@ -126,9 +132,13 @@ def _refuse_odd_archive(path: Path) -> None:
             f"{path} is not a weight file of PyTorch 1.6 or newer: it is truncated, or in the older format. "
             "Download it again, or get a .safetensors version."
         )
-    with zipfile.ZipFile(path) as archive:
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise ValueError(f"{path} is a compressed archive; PyTorch weight files are not. Refused.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+    except Exception as error:  # a damaged list of contents makes zipfile raise half a dozen kinds
+        raise ValueError(f"{path} is a damaged archive ({str(error)[:120]}). Download it again.") from error
+    if packed:
+        raise ValueError(f"{path} is a compressed archive; PyTorch weight files are not. Refused.")
 
 
 def _refuse_too_many(names: int, path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 import smra_core.encoders.weight_file as weight_file
@@ -26,7 +27,7 @@ from smra_core.umt5_file import load_umt5, umt5_config, umt5_name
 from smra_core.wan_files import DIT, VAE, find_backbone
 from smra_core.wan_kinds import dit_config, vae_config
 
-ROUNDS = 150
+ROUNDS = 120
 DTYPES = ["F32", "F16", "BF16", "F64", "I64", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "C64", "X", 7]
 SIDES = [0, 1, 2, 3, 16, 128, 384, 4096, 1 << 20, 1 << 40, 1 << 62, 1 << 64, -1, 1.5, "3", None]
 ROUNDS_OF_ALL = 40
@@ -259,3 +260,18 @@ def test_a_tensor_of_overlapping_memory_cannot_claim_more_than_the_file_has(tmp_
     torch.save({name: torch.ones(1).expand(2, 1 << 40)}, tmp_path / "x.pth")
     with pytest.raises(ValueError, match="not plain tensors"):
         load_lora(tmp_path / "x.pth")
+
+
+def test_a_header_is_read_where_the_file_is_larger_than_memory(tmp_path, monkeypatch):
+    path = tmp_path / "x.safetensors"
+    save_file({"a": torch.ones(2, 3)}, path)
+
+    def unmappable(*_, framework, **__):
+        if framework == "pt":
+            raise RuntimeError("unable to mmap 28577104848 bytes from file: Cannot allocate memory (12)")
+        return safe_open(path, framework=framework)
+
+    monkeypatch.setattr(weight_file, "safe_open", unmappable)
+    assert read_shapes(path) == {"a": (2, 3)}
+    with pytest.raises(ValueError, match="could not be mapped into memory .* take the fp8 file"):
+        read_weight_file(path)
