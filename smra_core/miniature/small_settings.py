@@ -7,10 +7,10 @@ from ..trainer import TrainSettings
 from .sprite import FRAMES, SIZE
 
 SUBJECT = SubjectSettings(width=SIZE, height=SIZE, projector_width=256)
-MOTION = MotionSettings(width=SIZE, height=SIZE, frames=FRAMES, window=2)
+MOTION = MotionSettings(width=SIZE, height=SIZE, frames=FRAMES, window=1, context=1, decode="windowed", mora_weight=30.0)
 # A tiny net learns with larger steps and on more samples a step than a large one.
-SUBJECT_TRAINING = TrainSettings(steps=150, batch_size=8, accumulate=1, learning_rate=1e-3)
-MOTION_TRAINING = TrainSettings(steps=100, batch_size=2, accumulate=1, learning_rate=1e-3)
+SUBJECT_TRAINING = TrainSettings(steps=100, batch_size=8, accumulate=1, learning_rate=2e-3)
+MOTION_TRAINING = TrainSettings(steps=100, batch_size=1, accumulate=1, learning_rate=2e-3)
 SAMPLING = SamplingSettings(
     steps=50, shift=3.0, guidance=3.0, width=SIZE, height=SIZE, frames=FRAMES, fps=8, seed=1
 )

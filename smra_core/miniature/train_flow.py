@@ -13,7 +13,7 @@ from .random_clips import random_clip
 from .sprite import FRAMES
 from .stage import Stage, cosine_rate
 
-STEPS, BATCH = 1600, 8
+STEPS, BATCH = 3200, 8
 PEAK_RATE = 1.5e-3
 POOL, FRESH = 300, 1
 """Clips kept at hand, and how many of them are painted anew in every step."""
