@@ -121,10 +121,7 @@ def counted(step):
                 seen.setdefault(storage._cdata, storage.nbytes())
             return tensor
 
-        with LiveBytes() as live:
+        with LiveBytes() as live, torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor):
             step()
-        count.peak = live.peak
-        with torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor):
-            step()
-        count.saved = sum(seen.values())
+        count.peak, count.saved = live.peak, sum(seen.values())
     return count
