@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from tqdm import tqdm
 
 from . import __version__
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         args.run(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -167,7 +168,7 @@ def run_train_subject(args: argparse.Namespace) -> None:
     dinov2 = teacher_file("dinov2", args.dinov2, args.model) if settings.sura_weight else None
     subject = read_subject_set(args.folder, (settings.width, settings.height), caption=args.caption)
     _tell(subject.notes)
-    images = with_masks(subject.images, args.sam, workplace.device)
+    images = with_masks(subject.images, args.sam, workplace)
     train = settings_from(args, TrainSettings, TRAIN_HELP)
     with TrainingBar("subject LoRA") as report:
         name = args.name or args.folder.name

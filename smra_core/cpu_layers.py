@@ -8,7 +8,6 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanRMS_norm
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -53,12 +52,12 @@ def with_fast_layers(net: nn.Module) -> nn.Module:
         if isinstance(module, nn.Conv3d) and module.stride == (1, 1, 1) and module.padding == (0, 0, 0):
             # torch's own seam between a convolution's padding and its product.
             module._conv_forward = conv3d
-        elif isinstance(module, WanRMS_norm):
+        elif type(module).__name__ == "WanRMS_norm":  # by name: ComfyUI does without diffusers
             module.forward = partial(channel_norm, module)
     return net
 
 
-def channel_norm(norm: WanRMS_norm, x: Tensor) -> Tensor:
+def channel_norm(norm: nn.Module, x: Tensor) -> Tensor:
     """RMS norm over channels `B C ...`; torch's vector_norm along a strided axis takes five times as long."""
     length = channel_length(x).clamp_min(1e-12)
     return x * (norm.scale / length) * norm.gamma + norm.bias

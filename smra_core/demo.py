@@ -7,7 +7,7 @@ model is small. It shows that the method works, and none of its figures is the p
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,20 +22,20 @@ from .flow_picture import flow_sheet
 from .lora import Lora
 from .lora_file import load_lora
 from .loss_curves import draw_losses
+from .miniature.demo_data import write_motion, write_subject
+from .miniature.small_settings import MOTION, MOTION_TRAINING, SAMPLING, SUBJECT, SUBJECT_TRAINING
 from .mora import MotionSettings
 from .motion_clip import MotionClip, read_motion_clip
 from .motion_training import train_motion
 from .progress_bar import TrainingBar
 from .report_page import Picture, Video, write_report
-from .sampling import SamplingSettings, ScheduledLora
+from .sampling import ScheduledLora
 from .sparse import ALL_LAYERS, MOTION_STRENGTHS, SUBJECT_STRENGTHS, Strengths, TPointSchedule
-from .subject_masks import with_masks
 from .subject_set import SubjectSet, read_subject_set
 from .subject_training import train_subject
 from .sura import SubjectSettings
 from .teacher_files import teacher_file
 from .tensor_cache import TensorCache
-from .trainer import TrainSettings
 from .training_job import TrainedLora
 from .video_file import write_video
 from .video_generation import Arm, generate
@@ -44,15 +44,7 @@ from .workplace import Workplace
 
 log = logging.getLogger("smrabooth")
 
-SIZE, FRAMES = 64, 17
-SUBJECT = SubjectSettings(width=SIZE, height=SIZE, projector_width=256)
-MOTION = MotionSettings(width=SIZE, height=SIZE, frames=FRAMES, window=3)
-# A tiny net learns with larger steps and on more samples a step than a large one.
-SUBJECT_TRAINING = TrainSettings(steps=150, batch_size=8, accumulate=1, learning_rate=1e-3)
-MOTION_TRAINING = TrainSettings(steps=120, batch_size=2, accumulate=1, learning_rate=1e-3)
-SAMPLING = SamplingSettings(
-    steps=50, shift=3.0, guidance=3.0, width=SIZE, height=SIZE, frames=FRAMES, fps=8, seed=1
-)
+SIZE = (SAMPLING.width, SAMPLING.height)
 BACKGROUNDS = ("navy", "maroon", "black", "gray")
 """The demo's prompts put the subject before each of these."""
 VIDEOS = len(BACKGROUNDS)
@@ -98,14 +90,12 @@ def run_demo(
 
 def read_materials(out: Path, subject: Path | None, motion: Path | None, prompt: str | None) -> Materials:
     """Read the user's files, or write the demo's own to disk first and read those."""
-    from .miniature.demo_data import write_demo_motion, write_demo_subject
-
     own = subject is None and motion is None
-    pictures = read_subject_set(subject or write_demo_subject(out / "data" / "subject"), (SIZE, SIZE))
-    clip = read_motion_clip(motion or write_demo_motion(out / "data" / "motion"), (SIZE, SIZE), FRAMES)
+    folder = subject or write_subject(out / "data" / "subject")
+    pictures = read_subject_set(folder, SIZE, require_masks=True)
+    clip = read_motion_clip(motion or write_motion(out / "data" / "motion"), SIZE, SAMPLING.frames)
     for note in (*pictures.notes, *clip.notes):
         log.info("note: %s", note)
-    pictures = pictures._replace(images=with_masks(pictures.images, None))
     if prompt is None and own:
         prompts = [f"a sks ball vvt moving on a {name} background" for name in BACKGROUNDS]
     else:
@@ -148,8 +138,8 @@ def train_all(workplace: Workplace, materials: Materials) -> Loras:
     return Loras(
         subject("sparse", SUBJECT),
         motion("sparse", MOTION),
-        subject("all-layers", SubjectSettings(**{**vars(SUBJECT), "plan": ALL_LAYERS})),
-        motion("all-layers", MotionSettings(**{**vars(MOTION), "plan": ALL_LAYERS})),
+        subject("all-layers", replace(SUBJECT, plan=ALL_LAYERS)),
+        motion("all-layers", replace(MOTION, plan=ALL_LAYERS)),
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .backbone import Prediction
 from .cpu_layers import with_fast_layers
 from .native_names import native_linear
-from .wan import LATENT_MEAN, LATENT_STD, SPECS, TEXT_TOKENS, TIMESTEPS, WanSpec
+from .wan import LATENT_MEAN, LATENT_STD, TEXT_TOKENS, TIMESTEPS, WanSpec, named_spec
 
 
 class DiffusersDenoiser:
@@ -66,13 +66,6 @@ def spec_of(dit: WanTransformer3DModel) -> WanSpec:
     config = dit.config
     dim = config.num_attention_heads * config.attention_head_dim
     return named_spec(config.num_layers, dim, config.ffn_dim, config.num_attention_heads)
-
-
-def named_spec(blocks: int, dim: int, ffn: int, heads: int) -> WanSpec:
-    """The published model of these sizes, or a nameless one."""
-    sizes = (blocks, dim, ffn, heads)
-    known = {(spec.blocks, spec.dim, spec.ffn, spec.heads): spec for spec in SPECS}
-    return known.get(sizes, WanSpec(f"Wan2.1-T2V of {blocks} blocks, width {dim}", *sizes))
 
 
 class DiffusersCodec:

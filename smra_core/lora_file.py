@@ -1,7 +1,8 @@
 """LoRA files: ours, in the names that ComfyUI loads, and everybody else's dialects."""
 
 import json
-import re
+import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,25 +13,25 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .atomic_file import replacing
-from .encoders.weight_file import read_weight_file
+from .encoders.weight_file import listed, read_weight_file
 from .lora import Lora, LoraPair
-from .native_names import diffusers_linear, native_linear
-from .wan import Role, WanSpec, parse_linear
+from .lora_names import other_algorithm, parse_key
+from .lora_scale import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    AdapterConfig,
+    adapter_config,
+    config_text,
+    scale_of,
+)
+from .native_names import diffusers_linear
+from .wan import SPECS, Role, WanSpec, parse_linear
+
+log = logging.getLogger("smrabooth")
 
 _OWN = "smrabooth."
-_PREFIXES = (
-    "base_model.model.diffusion_model.",
-    "base_model.model.",
-    "diffusion_model.",
-    "pipe.dit.",
-    "transformer.",
-    "dit.",
-)
-_FACTORS = {"lora_A": "a", "lora_down": "a", "lora_B": "b", "lora_up": "b"}
-_FACTOR = re.compile(r"^(.+)\.(lora_A|lora_B|lora_down|lora_up)(?:\.(\w+))?\.weight$")
-_FLAT = re.compile(r"^(?:lora_unet|lycoris)_+blocks_(\d+)_(.+)$")
-_FLAT_PATHS = {path.replace(".", "_"): path for role in Role for path in role.paths}
-_SHOWN = 4
+_MOST_RANK = 4096
+"""Above any LoRA; a file that says more would make products that fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -109,86 +110,97 @@ def _write(path: str | Path, named: Mapping[str, LoraPair], metadata: dict[str, 
 def load_lora(path: str | Path, spec: WanSpec | None = None) -> LoadedLora:
     """Read a LoRA of any of the dialects that WAN LoRAs are found in; float32, scales baked into B.
 
-    Known are ComfyUI's names, DiffSynth's (with and without `pipe.dit.`), the SMRABooth release's, PEFT's,
-    diffusers', kohya's `lora_unet_` and LyCORIS' `lycoris_`. ValueError when nothing matches, when half of a
-    pair is missing or misshapen, or when it does not fit `spec`.
+    Known are ComfyUI's names, DiffSynth's (with and without `pipe.dit.`), the SMRABooth release's, PEFT's
+    (a file, or the folder with its adapter_config.json), diffusers', kohya's `lora_unet_` and LyCORIS'
+    `lycoris_`. ValueError when nothing matches, for other kinds of adapter, when half of a pair is missing or
+    misshapen, when ranks and alphas disagree, or when it does not fit `spec`.
     """
-    file = read_weight_file(path)
-    halves: dict[str, dict[str, Tensor]] = {}
-    dialects: dict[str, int] = {}
+    path = Path(path)
+    file = read_weight_file(path / ADAPTER_WEIGHTS if path.is_dir() else path)
+    config = adapter_config(file.path, file.metadata)
+    loaded = parse_lora(file.tensors, file.path.name, file.metadata, config)
+    if spec is not None:
+        _check_spec(loaded.lora, spec, file.path.name)
+    return loaded
+
+
+def parse_lora(
+    tensors: Mapping[str, Tensor],
+    source: str,
+    metadata: Mapping[str, str] | None = None,
+    config: AdapterConfig | None = None,
+) -> LoadedLora:
+    """The LoRA in tensors that are in memory already; `source` is what errors call them (as load_lora's)."""
+    _refuse_other_algorithms(tensors, source)
+    halves, modules, dialects, ignored = _sorted_out(tensors, source)
+    if not halves:
+        raise ValueError(
+            f"{source} has no LoRA of a WAN block. Its {len(ignored)} tensors look like: {listed(ignored)}; "
+            "needed are names such as 'diffusion_model.blocks.0.self_attn.q.lora_A.weight'. It is for "
+            "another model, or no LoRA."
+        )
+    lora = {name: _pair(name, parts, modules[name], config, source) for name, parts in _in_order(halves)}
+    own = LoraMetadata.from_file(metadata or {})
+    _check_own_rank(own, lora, source)
+    _tell_left_out(ignored, source)
+    return LoadedLora(lora, own, max(dialects, key=dialects.__getitem__), ignored)
+
+
+Halves = dict[str, dict[str, Tensor]]
+
+
+def _sorted_out(
+    tensors: Mapping[str, Tensor], source: str
+) -> tuple[Halves, dict[str, str], Counter[str], list[str]]:
+    """Halves by native name, what the file calls each module, how often each dialect occurs, the rest."""
+    halves: Halves = {}
+    modules: dict[str, str] = {}
+    dialects: Counter[str] = Counter()
     ignored = []
-    for key, tensor in file.tensors.items():
-        found = _parse(key)
+    for key, tensor in tensors.items():
+        found = parse_key(key)
         if found is None:
             ignored.append(key)
             continue
-        name, half, dialect = found
-        if half in halves.setdefault(name, {}):
+        if found.half in halves.setdefault(found.name, {}):
             raise ValueError(
-                f"{file.path.name} has {half} of {name} twice, second as {key!r}. Export it anew."
+                f"{source} has {found.half} of {found.name} twice, second as {key[:120]!r}. Export it anew."
             )
-        halves[name][half] = tensor.float()
-        dialects[dialect] = dialects.get(dialect, 0) + 1
-    if not halves:
+        halves[found.name][found.half] = tensor
+        modules[found.name] = found.module
+        dialects[found.dialect] += 1
+    return halves, modules, dialects, ignored
+
+
+def _refuse_other_algorithms(tensors: Mapping[str, Tensor], source: str) -> None:
+    kinds = [(key, *found) for key in tensors if (found := other_algorithm(key))]
+    on_blocks = [(key, kind) for key, kind, on_block in kinds if on_block]
+    if not on_blocks and kinds and not any(parse_key(key) for key in tensors):
+        on_blocks = [(key, kind) for key, kind, _ in kinds]
+    if on_blocks:
+        key, kind = on_blocks[0]
         raise ValueError(
-            f"{file.path.name} has no LoRA of a WAN block. Its {len(ignored)} tensors look like "
-            f"{ignored[:_SHOWN]}."
+            f"{source} is {kind}, not a plain LoRA ({len(on_blocks)} tensors such as {key[:120]}). Load it "
+            "with the stock LoRA loader, or extract a LoRA from it first."
         )
-    lora = {name: _pair(name, parts, file.path.name) for name, parts in _in_order(halves)}
-    if spec is not None:
-        _check_spec(lora, spec, file.path.name)
-    return LoadedLora(
-        lora, LoraMetadata.from_file(file.metadata), max(dialects, key=dialects.__getitem__), ignored
-    )
 
 
-class _Found(NamedTuple):
-    name: str
-    half: str
-    """`a`, `b` or `alpha`."""
-    dialect: str
+def _tell_left_out(ignored: list[str], source: str) -> None:
+    changes = [key for key in ignored if key.endswith((".diff", ".diff_b"))]
+    if changes:
+        log.warning(
+            "%s also changes %d norms and biases, such as %s. Only its low-rank pairs are used here; the "
+            "stock LoRA loader takes all of it.", source, len(changes), changes[0][:120],
+        )  # fmt: skip
 
 
-def _parse(key: str) -> _Found | None:
-    """What a key of a LoRA file stands for; None when it is not a linear of a WAN block."""
-    if key.endswith(".alpha"):
-        module, half, adapter = key.removesuffix(".alpha"), "alpha", None
-    else:
-        match = _FACTOR.match(key)
-        if match is None:
-            return None
-        module, half, adapter = match[1], _FACTORS[match[2]], match[3]
-    flat = _FLAT.match(module)
-    if flat is not None:
-        path = _FLAT_PATHS.get(flat[2]) or _flat_diffusers(flat[2])
-        dialect = "lycoris" if module.startswith("lycoris") else "kohya"
-        return path and _Found(f"blocks.{flat[1]}.{path}", half, dialect)
-    prefix = next((p for p in _PREFIXES if module.startswith(p)), "")
-    bare = module.removeprefix(prefix)
-    translated = native_linear(bare)
-    name = translated or bare
-    try:
-        parse_linear(name)
-    except ValueError:
-        return None
-    return _Found(name, half, _dialect(prefix, adapter, translated is not None))
-
-
-def _flat_diffusers(path: str) -> str | None:
-    """kohya names made of diffusers' names: `attn1_to_out_0`."""
-    named = {diffusers_linear(f"blocks.0.{p}").removeprefix("blocks.0.").replace(".", "_"): p
-             for role in Role for p in role.paths}  # fmt: skip
-    return named.get(path)
-
-
-def _dialect(prefix: str, adapter: str | None, diffusers: bool) -> str:
-    if adapter in ("spatial_lora", "temporal_lora"):
-        return "smrabooth release"
-    if diffusers or prefix == "transformer.":
-        return "diffusers"
-    if prefix.startswith("base_model."):
-        return "peft"
-    return "comfyui" if prefix == "diffusion_model." else "diffsynth"
+def _check_own_rank(metadata: LoraMetadata, lora: Lora, source: str) -> None:
+    ranks = sorted({pair.rank for pair in lora.values()})
+    if metadata.rank and ranks != [metadata.rank]:
+        raise ValueError(
+            f"{source} says rank {metadata.rank}, its factors have {ranks}. It was altered after training: "
+            "train it again, or remove its smrabooth metadata if the change is wanted."
+        )
 
 
 def _in_order(halves: Mapping[str, dict[str, Tensor]]) -> Iterable[tuple[str, dict[str, Tensor]]]:
@@ -201,40 +213,69 @@ def _in_order(halves: Mapping[str, dict[str, Tensor]]) -> Iterable[tuple[str, di
     return sorted(halves.items(), key=place)
 
 
-def _pair(name: str, parts: Mapping[str, Tensor], source: str) -> LoraPair:
+def _pair(
+    name: str, parts: Mapping[str, Tensor], module: str, config: AdapterConfig | None, source: str
+) -> LoraPair:
     missing = [half for half in "ab" if half not in parts]
     if missing:
         raise ValueError(f"{source} has {name} without its factor {missing[0].upper()}. Export it anew.")
     a, b = parts["a"], parts["b"]
-    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
+    _check_factors(name, a, b, source)
+    configured = None if config is None else config.scale(module, a.shape[0], source)
+    scale = scale_of(name, a.shape[0], parts.get("alpha"), configured, source)
+    pair = LoraPair(a.float(), b.float() * scale)
+    if not (pair.a.isfinite().all() and pair.b.isfinite().all()):
+        raise ValueError(f"{source}: {name} holds NaN or infinite values. Train or download it again.")
+    return pair
+
+
+def _check_factors(name: str, a: Tensor, b: Tensor, source: str) -> None:
+    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or 0 in (*a.shape, *b.shape):
         raise ValueError(
             f"{source}: the factors of {name} are {tuple(a.shape)} and {tuple(b.shape)}; (rank, in) and "
-            "(out, "
-            "rank) are needed. This is another kind of adapter."
+            "(out, rank) are needed. This is another kind of adapter."
         )
-    if not (a.isfinite().all() and b.isfinite().all()):
-        raise ValueError(f"{source}: {name} holds NaN or infinite values. Train or download it again.")
-    scale = parts["alpha"].item() / a.shape[0] if "alpha" in parts else 1.0
-    return LoraPair(a, b * scale)
+    if a.shape[0] > _MOST_RANK:
+        raise ValueError(f"{source}: {name} has rank {a.shape[0]}; {_MOST_RANK} is the most that is read.")
+    if not (a.dtype.is_floating_point and b.dtype.is_floating_point):
+        raise ValueError(
+            f"{source}: the factors of {name} are {a.dtype} and {b.dtype}; floating-point numbers are "
+            "needed. A quantised LoRA cannot be read: get the file in bf16 or fp16."
+        )
 
 
 def _check_spec(lora: Lora, spec: WanSpec, source: str) -> None:
-    for name, pair in lora.items():
-        shape = (pair.b.shape[0], pair.a.shape[1])
-        if parse_linear(name).block >= spec.blocks or shape != spec.linear_shape(name):
-            raise ValueError(
-                f"{source} does not fit {spec.name}: {name} is for a linear of {shape} (out, in); the "
-                "model has "
-                f"{spec.blocks} blocks and {spec.linear_shape(name)} there. Use a LoRA trained on this "
-                "model."
-            )
+    unfit = [name for name, pair in lora.items() if not _fits(name, pair, spec)]
+    if not unfit:
+        return
+    name, pair = unfit[0], lora[unfit[0]]
+    blocks = 1 + max(parse_linear(name).block for name in lora)
+    known = [other.name for other in SPECS if all(_fits(n, p, other) for n, p in lora.items())]
+    raise ValueError(
+        f"{source} does not fit {spec.name}: {name} is for a linear of {_shape(pair)} (out, in), the model's "
+        f"is {spec.linear_shape(name)}; the LoRA reaches over {blocks} blocks, the model has {spec.blocks}; "
+        f"{len(unfit)} of {len(lora)} modules do not fit. "
+        + (f"It was trained on {known[0]}: load that model. " if known else "")
+        + "Use a LoRA trained on this model."
+    )
 
 
-DIALECTS_OUT = ("comfyui", "diffusers", "kohya")
+def _shape(pair: LoraPair) -> tuple[int, int]:
+    return pair.b.shape[0], pair.a.shape[1]
+
+
+def _fits(name: str, pair: LoraPair, spec: WanSpec) -> bool:
+    return parse_linear(name).block < spec.blocks and _shape(pair) == spec.linear_shape(name)
+
+
+DIALECTS_OUT = ("comfyui", "diffusers", "kohya", "peft")
 
 
 def convert_lora(source: str | Path, target: str | Path, dialect: str = "comfyui") -> None:
-    """Write a LoRA under the names of one of DIALECTS_OUT; metadata is kept."""
+    """Write a LoRA under the names of one of DIALECTS_OUT; metadata is kept.
+
+    `peft` writes a folder, as PeftModel.from_pretrained takes it, with diffusers' module names.
+    """
     loaded = load_lora(source)
     metadata = loaded.metadata.to_file()
     if dialect == "comfyui":
@@ -244,6 +285,8 @@ def convert_lora(source: str | Path, target: str | Path, dialect: str = "comfyui
         _write(target, named, metadata, torch.float32)
     elif dialect == "kohya":
         _write_kohya(target, loaded.lora, metadata)
+    elif dialect == "peft":
+        _write_peft(Path(target), loaded)
     else:
         raise ValueError(f"Dialect {dialect!r} is not known; give one of {DIALECTS_OUT}.")
 
@@ -257,3 +300,16 @@ def _write_kohya(target: str | Path, lora: Lora, metadata: dict[str, str]) -> No
         tensors[f"{module}.alpha"] = torch.tensor(float(pair.rank))
     with replacing(target) as draft:
         save_file(tensors, draft, metadata)
+
+
+def _write_peft(folder: Path, loaded: LoadedLora) -> None:
+    if folder.suffix == ".safetensors":
+        raise ValueError(
+            f"PEFT keeps an adapter in a folder; give {folder.with_suffix('')} instead of {folder}."
+        )
+    named = {diffusers_linear(name): pair for name, pair in loaded.lora.items()}
+    prefixed = {f"base_model.model.{name}": pair for name, pair in named.items()}
+    _write(folder / ADAPTER_WEIGHTS, prefixed, loaded.metadata.to_file(), torch.float32)
+    ranks = {name: pair.rank for name, pair in named.items()}
+    with replacing(folder / ADAPTER_CONFIG) as draft:
+        draft.write_text(config_text(ranks, loaded.metadata.base_model), encoding="utf-8")

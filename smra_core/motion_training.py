@@ -1,8 +1,11 @@
 """From a reference clip to a motion LoRA: encode once, measure its optical flow once, train, save."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,12 +16,13 @@ from .encoders.sea_raft import SeaRaft, load_sea_raft
 from .mora import MotionObjective, MotionSample, MotionSettings
 from .motion_clip import MotionClip
 from .on_demand import on_demand
-from .streaming_decode import FrozenDecoder
 from .tensor_cache import content_hash
 from .tiny_decoder import TinyDecoder, load_tiny_decoder, with_matching_scaling
 from .trainer import StepInfo, TrainSettings
 from .training_job import TrainedLora, TrainingJob, run_job
-from .workplace import Workplace
+
+if TYPE_CHECKING:  # it needs diffusers, which ComfyUI does without
+    from .workplace import Workplace
 
 
 def train_motion(
@@ -40,9 +44,7 @@ def train_motion(
     flow_file = _needed(sea_raft, settings)
     choice = DecodeChoice("exact", False, 0.0)
     if flow_file is not None:
-        choice = choose_decode(
-            settings, workplace.backbone.spec(), workplace.device, tiny_decoder is not None
-        )
+        choice = choose_decode(settings, workplace.spec(), workplace.device, tiny_decoder is not None)
         settings = replace(settings, decode=choice.decode)  # the run is the run of what was chosen
     tiny_file = tiny_decoder if choice.decode == "tiny" else None
     sample = prepare_motion(workplace, clip, flow_file, tiny_file)
@@ -73,7 +75,7 @@ def _identity(workplace: Workplace, sea_raft: Path | None, tiny: Path | None) ->
     if sea_raft is None:
         return ()
     files = (sea_raft,) if tiny is None else (sea_raft, tiny)
-    return (workplace.backbone.fingerprint()["vae"], *map(content_hash, files))
+    return (workplace.vae_identity(), *map(content_hash, files))
 
 
 def prepare_motion(
@@ -107,9 +109,9 @@ def _as_shown(workplace: Workplace, latents: Tensor, tiny: Path) -> Tensor:
 
 def _tiny_decoder(workplace: Workplace, tiny: Path, latents: Tensor) -> TinyDecoder:
     """In the VAE's precision, its scaling found on the clip's latents."""
-    decoder = load_tiny_decoder(tiny).to(workplace.device, workplace.codec_dtype)
-    with on_demand(lambda: workplace.backbone.load_codec(workplace.codec_dtype, workplace.device)) as codec:
-        return with_matching_scaling(decoder, FrozenDecoder.of(codec().vae), latents)
+    with on_demand(workplace.frozen_decoder) as full:
+        decoder = load_tiny_decoder(tiny).to(workplace.device, full().dtype)
+        return with_matching_scaling(decoder, full(), latents)
 
 
 def reference_flow(workplace: Workplace, frames: Tensor, sea_raft: Path) -> Tensor:
@@ -139,8 +141,7 @@ def load_objective(
     if tiny is not None:
         decoder = _tiny_decoder(workplace, tiny, samples[0].latents.to(workplace.device))
         return MotionObjective(settings, decoder, flow_net)
-    codec = workplace.backbone.load_codec(workplace.codec_dtype, workplace.device)
-    decoder = FrozenDecoder.of(codec.vae, recompute)
+    decoder = workplace.frozen_decoder(recompute)
     if settings.decode != "windowed":
         return MotionObjective(settings, decoder, flow_net)
     stretches = {

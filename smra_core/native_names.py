@@ -81,15 +81,21 @@ def native_linear(name: str) -> str | None:
 
 def native_dit_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """State dict of diffusers' WanTransformer3DModel under native names."""
-    return {_renamed(name, _DIT): tensor for name, tensor in state.items()}
+    return {native_dit_name(name): tensor for name, tensor in state.items()}
+
+
+def native_dit_name(name: str) -> str:
+    """Native name of a weight of the DiT; one that is native already stays."""
+    return _renamed(name, _DIT)
 
 
 def native_vae_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """State dict of diffusers' AutoencoderKLWan (WAN 2.1's kind) under native names."""
-    return {_native_vae_name(name): tensor for name, tensor in state.items()}
+    return {native_vae_name(name): tensor for name, tensor in state.items()}
 
 
-def _native_vae_name(name: str) -> str:
+def native_vae_name(name: str) -> str:
+    """Native name of a weight of the VAE; one that is native already stays."""
     name = re.sub(r"^decoder\.up_blocks\.(\d+)\.(resnets|upsamplers)\.(\d+)\.", _upsample, name)
     name = _renamed(name, _VAE)
     return _renamed(name, _RESIDUAL) if re.search(r"\.(downsamples|upsamples|middle)\.\d+\.", name) else name

@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-# Pillow would also start outside programs for some formats (EPS); a data set has no use for those.
-_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF")
+# Pillow would also start outside programs for some formats (EPS); a data set has no use for those. A phone's
+# MPO opens as JPEG.
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 _SIXTEEN_BIT = 65535
 
 

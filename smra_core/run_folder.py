@@ -6,10 +6,11 @@ import json
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -21,6 +22,8 @@ log = logging.getLogger("smrabooth")
 
 STATE, PREVIOUS = "state.safetensors", "state.previous.safetensors"
 LOSSES, ABOUT, LOCK, FINISHED = "losses.csv", "run.json", "lock", "finished"
+_LOCKED_BYTE = 1024
+"""Windows lets nobody read what is locked: a byte behind the number of the process."""
 
 
 class RunFolder:
@@ -42,18 +45,21 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes out; ValueError when one that lives is at work here."""
-        lock = self.path / LOCK
-        owner = _number(lock)
-        if owner is not None and owner != os.getpid() and _alive(owner):
-            raise ValueError(
-                f"Process {owner} is training in {self.path}. Wait for it, or stop it; its steps are kept."
-            )
-        lock.write_text(str(os.getpid()))
-        try:
+        """Keep everybody else out; ValueError when somebody is at work here.
+
+        The system drops the lock with the process, however that ends, so that a kill leaves none behind.
+        """
+        with open(self.path / LOCK, "a+", encoding="utf-8") as lock:
+            if not _try_lock(lock):
+                owner = _number(self.path / LOCK)
+                raise ValueError(
+                    f"Process {owner} is training in {self.path}. Wait for it, or stop it; its steps are "
+                    "kept."
+                )
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
             yield
-        finally:
-            lock.unlink(missing_ok=True)
 
     def finished_steps(self) -> int:
         """Steps of the run that was last finished here, LoRA file and all; 0 when none was."""
@@ -128,23 +134,20 @@ def _number(file: Path) -> int | None:
         return None
 
 
-def _alive(process: int) -> bool:
-    if os.name == "nt":
-        return _alive_on_windows(process)
+def _try_lock(file: TextIO) -> bool:
+    """Whether the open file is now this one's alone; also where the file system has no locks."""
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        if sys.platform == "win32":
+            import msvcrt
+
+            file.seek(_LOCKED_BYTE)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
         return False
-    except PermissionError:
-        return True
+    except OSError as error:
+        log.warning("%s cannot be locked (%s); start no second run of the same.", file.name, error)
     return True
-
-
-def _alive_on_windows(process: int) -> bool:
-    import ctypes
-
-    # os.kill would end the process there; asking for its handle does not.
-    handle = ctypes.windll.kernel32.OpenProcess(0x1000, False, process)  # type: ignore[attr-defined]
-    if handle:
-        ctypes.windll.kernel32.CloseHandle(handle)  # type: ignore[attr-defined]
-    return bool(handle)

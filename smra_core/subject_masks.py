@@ -7,15 +7,17 @@ from pathlib import Path
 from .encoders.sam import load_sam, subject_mask
 from .on_demand import on_demand
 from .subject_set import SubjectImage
+from .tensor_cache import content_hash
+from .workplace import Workplace
 
 log = logging.getLogger("smrabooth")
 
 
-def with_masks(images: Sequence[SubjectImage], sam: Path | None, device="cpu") -> list[SubjectImage]:
-    """The images, each with a mask; SAM is loaded only when one is missing.
+def with_masks(images: Sequence[SubjectImage], sam: Path | None, workplace: Workplace) -> list[SubjectImage]:
+    """The images, each with a mask; SAM is loaded only when one is missing that it never made before.
 
-    SAM is asked for what is at the picture's centre. ValueError when a mask is missing and no SAM file is
-    given.
+    SAM takes the large, central, stable thing in each picture. ValueError when a mask is missing and no SAM
+    file is given.
     """
     missing = [image.name for image in images if image.mask_px is None]
     if missing and sam is None:
@@ -24,15 +26,17 @@ def with_masks(images: Sequence[SubjectImage], sam: Path | None, device="cpu") -
             "subject "
             "with --sam FILE."
         )
-    with on_demand(lambda: load_sam(sam).to(device)) as model:
+    weights = content_hash(sam) if missing and sam else ""
+    with on_demand(lambda: load_sam(sam).to(workplace.device)) as model:
 
         def masked(image: SubjectImage) -> SubjectImage:
             if image.mask_px is not None:
                 return image
-            mask = subject_mask(model(), image.pixels.to(device)).cpu()
-            log.info(
-                "%s: SAM found a subject on %.0f %% of the picture.", image.name, 100 * mask.mean().item()
-            )
+            key = {"sam": weights, "picture": content_hash(image.pixels)}
+            compute = lambda: {"mask": subject_mask(model(), image.pixels.to(workplace.device))}  # noqa: E731
+            mask = workplace.cache.get_or_compute("mask", key, compute)["mask"]
+            share = 100 * mask.mean().item()
+            log.info("%s: SAM found a subject on %.0f %% of the picture.", image.name, share)
             return image._replace(mask_px=mask)
 
         return [masked(image) for image in images]

@@ -1,19 +1,25 @@
 """From a subject folder to a subject LoRA: encode once, free the encoders, train, save."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .encoders.dinov2 import load_dinov2
+from .file_identity import identity
 from .on_demand import on_demand
 from .subject_set import SubjectImage
 from .sura import SubjectObjective, SubjectSample, SubjectSettings, mask_to_latent
 from .tensor_cache import content_hash
 from .trainer import StepInfo, TrainSettings
 from .training_job import TrainedLora, TrainingJob, run_job
-from .workplace import Workplace
+
+if TYPE_CHECKING:  # it needs diffusers, which ComfyUI does without
+    from .workplace import Workplace
 
 
 def train_subject(
@@ -48,7 +54,7 @@ def train_subject(
 def _objective(
     workplace: Workplace, sample: SubjectSample, settings: SubjectSettings, seed: int
 ) -> SubjectObjective:
-    objective = SubjectObjective(settings, workplace.backbone.spec().dim, sample.features.shape[-1], seed)
+    objective = SubjectObjective(settings, workplace.spec().dim, sample.features.shape[-1], seed)
     objective.projector.to(workplace.device)
     return objective
 
@@ -80,8 +86,8 @@ def _mask_of(image: SubjectImage) -> Tensor:
 
 def patch_features(workplace: Workplace, pictures: Sequence[Tensor], dinov2: Path) -> list[Tensor]:
     """DINOv2's patch features `N D` of each picture `3 H W` in [0, 1]."""
-    weights = content_hash(dinov2)
-    with on_demand(lambda: load_dinov2(dinov2).to(workplace.device)) as teacher:
+    weights = identity(dinov2)
+    with on_demand(lambda: load_dinov2(dinov2, workplace.device)) as teacher:
 
         def encode(picture: Tensor) -> Tensor:
             def compute() -> dict[str, Tensor]:

@@ -3,9 +3,10 @@
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -15,19 +16,38 @@ from .backbone import Denoiser
 from .lora import init_lora
 from .lora_file import LoraMetadata, save_lora
 from .mora import MotionSample, MotionSettings
-from .on_demand import on_demand
 from .run_folder import LOSSES, RunFolder
 from .sura import SubjectSample, SubjectSettings
 from .tensor_cache import content_hash
 from .train_state import TrainState
 from .trainer import Objective, StepInfo, TrainSettings, train_lora
-from .workplace import Workplace
+from .wan import WanSpec
 
 log = logging.getLogger("smrabooth")
 
 LORA_FILE = "lora.safetensors"
 FREE_TO_CHANGE = ("steps", "save_every")
 """Settings that do not change what is learnt up to a given step: another value goes on with the same run."""
+
+
+class TrainingPlace(Protocol):
+    """A WAN model on a device, and a folder for runs: files here (workplace.py), the graph's in ComfyUI."""
+
+    @property
+    def runs(self) -> Path: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def spec(self) -> WanSpec: ...
+
+    def base_identity(self) -> dict[str, str]:
+        """What identifies the frozen model and how it computes, as JSON values."""
+        ...
+
+    def denoiser_for_training(self) -> AbstractContextManager[Denoiser]:
+        """The model, loaded for the block's duration; memory is short."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -54,23 +74,23 @@ class TrainedLora(NamedTuple):
 
 
 def run_job(
-    workplace: Workplace, job: TrainingJob, on_step: Callable[[StepInfo], None] | None = None
+    place: TrainingPlace, job: TrainingJob, on_step: Callable[[StepInfo], None] | None = None
 ) -> TrainedLora:
     """Train, resume or extend a run; a finished one is returned without loading any model."""
-    run = RunFolder(workplace.runs, f"{job.role}-{job.name}", fingerprint(workplace, job))
+    run = RunFolder(place.runs, f"{job.role}-{job.name}", fingerprint(place, job))
     with run.locked():
         path = run.path / LORA_FILE
         done = run.finished_steps()
         if done >= job.train.steps and path.is_file():
             log.info("%s is trained already (%d steps): %s", job.name, done, path)
             return TrainedLora(path, run.path / LOSSES, done)
-        state = _train(workplace, job, run, path, on_step)
+        state = _train(place, job, run, path, on_step)
         run.finish(state.step)
         return TrainedLora(path, run.path / LOSSES, state.step)
 
 
 def _train(
-    workplace: Workplace,
+    place: TrainingPlace,
     job: TrainingJob,
     run: RunFolder,
     path: Path,
@@ -78,23 +98,17 @@ def _train(
 ) -> TrainState:
     settings = job.settings
     generator = torch.Generator().manual_seed(job.train.seed)
-    lora = init_lora(workplace.backbone.spec(), settings.plan, settings.rank, generator)
+    lora = init_lora(place.spec(), settings.plan, settings.rank, generator)
     for pair in lora.values():
-        pair.to(workplace.device)
+        pair.to(place.device)
     objective = job.make_objective()
-    with on_demand(lambda: _load_for_training(workplace)) as denoiser:
-        state = train_lora(denoiser(), lora, objective, job.samples, job.train, run, on_step)
-    save_lora(path, lora, _metadata(workplace, job))
+    with place.denoiser_for_training() as denoiser:
+        state = train_lora(denoiser, lora, objective, job.samples, job.train, run, on_step)
+    save_lora(path, lora, _metadata(place, job, state.step))
     return state
 
 
-def _load_for_training(workplace: Workplace) -> Denoiser:
-    # Checkpointing a tiny model on the CPU only costs time; on a GPU memory is what is short.
-    checkpoint = workplace.device.type != "cpu" or workplace.backbone.spec().dim > 512
-    return workplace.backbone.load_denoiser(workplace.dtype, workplace.device, checkpoint)
-
-
-def fingerprint(workplace: Workplace, job: TrainingJob) -> dict[str, Any]:
+def fingerprint(place: TrainingPlace, job: TrainingJob) -> dict[str, Any]:
     """All that a run depends on, as JSON values."""
     train = dataclasses.asdict(job.train)
     return {
@@ -102,8 +116,7 @@ def fingerprint(workplace: Workplace, job: TrainingJob) -> dict[str, Any]:
         "settings": {**dataclasses.asdict(job.settings), "plan": str(job.settings.plan)},
         "train": {name: value for name, value in train.items() if name not in FREE_TO_CHANGE},
         "samples": [_sample_hash(sample) for sample in job.samples],
-        "base": workplace.backbone.fingerprint()["transformer"],
-        "dtype": str(workplace.dtype),
+        **place.base_identity(),
         "teachers": list(job.teachers),
     }
 
@@ -113,14 +126,14 @@ def _sample_hash(sample: SubjectSample | MotionSample) -> str:
     return content_hash("\n".join(parts).encode())
 
 
-def _metadata(workplace: Workplace, job: TrainingJob) -> LoraMetadata:
+def _metadata(place: TrainingPlace, job: TrainingJob, steps: int) -> LoraMetadata:
     return LoraMetadata(
         role=job.role,
         plan=str(job.settings.plan),
         rank=job.settings.rank,
-        base_model=workplace.backbone.spec().name,
+        base_model=place.spec().name,
         captions=tuple(dict.fromkeys(job.captions)),
-        steps=job.train.steps,
+        steps=steps,
         name=job.name,
         version=__version__,
     )

@@ -72,6 +72,13 @@ WAN_14B = WanSpec("Wan2.1-T2V-14B", blocks=40, dim=5120, ffn=13824, heads=40)
 SPECS = (WAN_1_3B, WAN_14B)
 
 
+def named_spec(blocks: int, dim: int, ffn: int, heads: int) -> WanSpec:
+    """The published model of these sizes, or a nameless one."""
+    sizes = (blocks, dim, ffn, heads)
+    known = {(spec.blocks, spec.dim, spec.ffn, spec.heads): spec for spec in SPECS}
+    return known.get(sizes, WanSpec(f"Wan2.1-T2V of {blocks} blocks, width {dim}", *sizes))
+
+
 class LinearName(NamedTuple):
     block: int
     path: str

@@ -1,32 +1,26 @@
 """Where a WAN 2.1 model lies on disk, what it is, and how to load its parts; nothing is ever downloaded."""
 
-import hashlib
 import json
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from .backbone import TextEncoder
-from .diffusers_wan import DiffusersCodec, DiffusersDenoiser, Umt5Text, named_spec
-from .encoders.weight_file import read_weight_file
-from .wan import LATENT_CHANNELS, WanSpec
+from .diffusers_wan import DiffusersCodec, DiffusersDenoiser, Umt5Text
+from .encoders.weight_file import INDEX, read_shapes, read_weight_file
+from .file_identity import identity
+from .native_names import native_dit_name, native_vae_name
+from .native_weights import Shapes, check_native, fill_native, native_weights
+from .umt5_file import TOKENIZER_KEY, check_umt5, load_umt5, tokenizer_folder
+from .wan import LATENT_CHANNELS, WanSpec, named_spec
+from .wan_kinds import dit_config, prefix_of, vae_config
 
 MINIATURE = "miniature"
 WEIGHTS = Path(__file__).parent / "miniature" / "weights"
-_PREFIXES = ("model.diffusion_model.", "diffusion_model.")
-_HEAD_DIM = 128
-"""Width of an attention head in every WAN."""
-_WHOLE = 64 << 20
-"""Files up to this size are hashed whole."""
-_PIECE, _PIECES = 1 << 16, 256
-
-Shapes = dict[str, tuple[int, ...]]
+_AUTHORS_VAE, _AUTHORS_TEXT = "Wan2.1_VAE.pth", "models_t5_umt5-xxl-enc-bf16.pth"
 
 
 @dataclass(frozen=True)
@@ -36,7 +30,7 @@ class BackboneFiles:
     transformer: Path
     vae: Path
     text_encoder: Path | None
-    """Folder of UMT5 with its tokenizer; None for the miniature, whose words are hashed."""
+    """UMT5: a file, or a folder with its tokenizer; None for the miniature, whose words are hashed."""
 
     def spec(self) -> WanSpec:
         """Sizes, read from the file's header or the folder's config alone."""
@@ -53,21 +47,31 @@ class BackboneFiles:
     def load_denoiser(
         self, dtype: torch.dtype, device: torch.device, checkpoint: bool = False
     ) -> DiffusersDenoiser:
-        from diffusers import WanTransformer3DModel
+        """The DiT in `dtype`; fp8 weights are brought back to it."""
+        if self.transformer.is_dir():
+            from diffusers import WanTransformer3DModel
 
-        dit = _load(WanTransformer3DModel, self.transformer, _dit_config(self.transformer), dtype)
+            dit = _from_folder(WanTransformer3DModel, self.transformer, dtype)
+        else:
+            dit = _from_file(DIT, self.transformer, dtype)
         return DiffusersDenoiser(dit.to(device), checkpoint)
 
     def load_codec(self, dtype: torch.dtype, device: torch.device) -> DiffusersCodec:
-        from diffusers import AutoencoderKLWan
+        if self.vae.is_dir():
+            from diffusers import AutoencoderKLWan
 
-        return DiffusersCodec(_load(AutoencoderKLWan, self.vae, _vae_config(self.vae), dtype).to(device))
+            vae = _from_folder(AutoencoderKLWan, self.vae, dtype)
+        else:
+            vae = _from_file(VAE, self.vae, dtype)
+        return DiffusersCodec(vae.to(device))
 
     def load_text(self, dtype: torch.dtype, device: torch.device) -> TextEncoder:
         if self.text_encoder is None:
             from .miniature.hashed_text import HashedText
 
             return HashedText()
+        if self.text_encoder.is_file():
+            return load_umt5(self.text_encoder, dtype, device)
         from transformers import AutoTokenizer, UMT5EncoderModel
 
         inner, tokens = (_inside(self.text_encoder, part) for part in ("text_encoder", "tokenizer"))
@@ -82,20 +86,15 @@ MINIATURE_FILES = BackboneFiles(
 
 
 def find_backbone(model: str, vae: str | None = None, text_encoder: str | None = None) -> BackboneFiles:
-    """`miniature`, a diffusers folder, or a native DiT file with its VAE file and UMT5 folder.
+    """`miniature`, a folder of diffusers or of WAN's authors, or a native DiT file with its VAE and UMT5.
 
-    Only headers are read. ValueError for what is missing, and for models that the method cannot train: other
-    than WAN 2.1's text-to-video, or quantised.
+    Only headers are read, but each name and shape in them is accounted for. ValueError for what is missing,
+    for damaged files, and for models that the method cannot train, which are named.
     """
     if model == MINIATURE:
         files = MINIATURE_FILES
     elif Path(model).is_dir():
-        folder = Path(model)
-        files = BackboneFiles(
-            folder / "transformer",
-            Path(vae) if vae else folder / "vae",
-            Path(text_encoder) if text_encoder else folder,
-        )
+        files = _in_folder(Path(model), vae, text_encoder)
     else:
         files = _native_files(Path(model), vae, text_encoder)
     for part in (files.transformer, files.vae, *([files.text_encoder] if files.text_encoder else [])):
@@ -103,9 +102,31 @@ def find_backbone(model: str, vae: str | None = None, text_encoder: str | None =
             raise ValueError(
                 f"{part} does not exist. Give a diffusers folder, or a native file with its parts."
             )
+    _check(files)
+    return files
+
+
+def _in_folder(folder: Path, vae: str | None, text_encoder: str | None) -> BackboneFiles:
+    """The parts in diffusers' layout, or in that of the repositories of WAN's authors."""
+    dit, own_vae, own_text = folder / "transformer", folder / "vae", folder
+    authors = [folder / f"diffusion_pytorch_model{ending}" for ending in (".safetensors", INDEX)]
+    if not dit.exists() and (found := [path for path in authors if path.is_file()]):
+        dit, own_vae, own_text = found[0], folder / _AUTHORS_VAE, folder / _AUTHORS_TEXT
+    return BackboneFiles(dit, Path(vae) if vae else own_vae, Path(text_encoder) if text_encoder else own_text)
+
+
+def _check(files: BackboneFiles) -> None:
     _dit_config(files.transformer)
     _vae_config(files.vae)
-    return files
+    for part, path in ((DIT, files.transformer), (VAE, files.vae)):
+        if path.is_file():
+            shapes = _native(part, read_shapes(path))
+            check_native(part.empty(shapes, path.name), part.name, shapes, path.name)
+    if files.text_encoder is not None and files.text_encoder.is_file():
+        shapes = read_shapes(files.text_encoder)
+        check_umt5(shapes, files.text_encoder.name)
+        if TOKENIZER_KEY not in shapes:
+            tokenizer_folder(files.text_encoder)
 
 
 def _native_files(model: Path, vae: str | None, text_encoder: str | None) -> BackboneFiles:
@@ -114,10 +135,10 @@ def _native_files(model: Path, vae: str | None, text_encoder: str | None) -> Bac
             f"{model} does not exist. Give '{MINIATURE}', a diffusers folder, or a .safetensors file."
         )
     if vae is None or text_encoder is None:
+        dit_config(_native(DIT, read_shapes(model)), model.name)
         raise ValueError(
-            f"{model.name} holds the DiT alone. Give its VAE file with --vae and the folder of UMT5 and "
-            "its "
-            "tokenizer with --text-encoder."
+            f"{model.name} holds the DiT alone. Give its VAE file with --vae (wan_2.1_vae.safetensors) and "
+            "UMT5 with --text-encoder (umt5_xxl_fp16.safetensors, or a folder with its tokenizer)."
         )
     return BackboneFiles(model, Path(vae), Path(text_encoder))
 
@@ -126,97 +147,76 @@ def _inside(folder: Path, part: str) -> Path:
     return folder / part if (folder / part).is_dir() else folder
 
 
-def _load(kind: Any, path: Path, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
-    if path.is_dir():
-        return kind.from_pretrained(path, torch_dtype=dtype, local_files_only=True)
-    # Without a config of its own diffusers would ask a hub for one.
-    with _config_folder(kind.__name__, config) as folder:
-        source = str(path) if path.suffix == ".safetensors" and not _prefix(_shapes(path)) else _bare(path)
-        model = kind.from_single_file(source, config=folder, torch_dtype=dtype, local_files_only=True)
+def _from_folder(kind: Any, path: Path, dtype: torch.dtype) -> Any:
+    return kind.from_pretrained(path, torch_dtype=dtype, local_files_only=True)
+
+
+@dataclass(frozen=True)
+class NativePart:
+    """How one part of WAN is made from a single file."""
+
+    diffusers_class: str
+    name: Callable[[str], str]
+    """Native name of a weight that diffusers, or a file in its names, calls so."""
+    config: Callable[[Shapes, str], dict[str, Any]]
+    """Arguments of the class, from shapes by native name and the file's name."""
+
+    def empty(self, shapes: Shapes, source: str) -> Any:
+        """The model of these shapes on the meta device; what it computes by itself is there."""
+        import diffusers
+        from accelerate import init_empty_weights
+
+        with init_empty_weights(include_buffers=False):
+            return getattr(diffusers, self.diffusers_class)(**self.config(shapes, source))
+
+
+DIT = NativePart("WanTransformer3DModel", native_dit_name, dit_config)
+VAE = NativePart("AutoencoderKLWan", native_vae_name, vae_config)
+
+
+def _native(part: NativePart, values: dict[str, Any]) -> dict[str, Any]:
+    """Tensors or shapes of a file under native names, whatever stood before them."""
+    prefix = prefix_of(values)
+    return native_weights({name.removeprefix(prefix): value for name, value in values.items()}, part.name)
+
+
+def _from_file(part: NativePart, path: Path, dtype: torch.dtype) -> Any:
+    tensors = _native(part, read_weight_file(path).tensors)
+    model = part.empty({name: tuple(value.shape) for name, value in tensors.items()}, path.name)
+    # diffusers computes time, norms and modulations in float32, as WAN's authors do.
+    precise = tuple(model._keep_in_fp32_modules or ())
+    fill_native(model, part.name, tensors, dtype, path.name, precise)
     return model
-
-
-@contextmanager
-def _config_folder(name: str, config: Mapping[str, Any]) -> Iterator[str]:
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps({"_class_name": name, **config}))
-        yield folder
-
-
-def _bare(path: Path) -> dict[str, torch.Tensor]:
-    tensors = read_weight_file(path).tensors
-    prefix = _prefix({name: () for name in tensors})
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
 def _dit_config(path: Path) -> dict[str, Any]:
     """Arguments of WanTransformer3DModel; ValueError when this is not a plain WAN text-to-video DiT."""
-    config = _read_config(path) if path.is_dir() else _dit_config_of_shapes(_shapes(path), path)
+    if path.is_file():
+        return dit_config(_native(DIT, read_shapes(path)), path.name)
+    config = _read_config(path)
+    kind = config.get("_class_name", DIT.diffusers_class)
+    if kind != DIT.diffusers_class:
+        raise ValueError(
+            f"{path} holds {kind}, such as VACE or Animate models have. The method needs WAN 2.1 "
+            "text-to-video (Wan2.1-T2V-1.3B-Diffusers or -14B-Diffusers)."
+        )
     if config["in_channels"] != LATENT_CHANNELS or config.get("image_dim"):
         raise ValueError(
             f"{path.name} takes {config['in_channels']} channels or images; it is an image-to-video or "
-            "control "
-            f"model. The method needs WAN 2.1 text-to-video ({LATENT_CHANNELS} channels)."
+            f"control model. The method needs WAN 2.1 text-to-video ({LATENT_CHANNELS} channels)."
         )
     return config
 
 
-def _dit_config_of_shapes(shapes: Shapes, path: Path) -> dict[str, Any]:
-    prefix = _prefix(shapes)
-    bare = {name.removeprefix(prefix): shape for name, shape in shapes.items()}
-    _refuse_other_models(bare, path)
-    dim, channels = bare["patch_embedding.weight"][:2]
-    blocks = 1 + max(int(name.split(".")[1]) for name in bare if name.startswith("blocks."))
-    return {
-        "num_attention_heads": dim // _HEAD_DIM,
-        "attention_head_dim": _HEAD_DIM,
-        "in_channels": channels,
-        "out_channels": LATENT_CHANNELS,
-        "ffn_dim": bare["blocks.0.ffn.0.weight"][0],
-        "num_layers": blocks,
-        "text_dim": bare["text_embedding.0.weight"][1],
-        "freq_dim": bare["time_embedding.0.weight"][1],
-        "cross_attn_norm": True,
-        "qk_norm": "rms_norm_across_heads",
-    }
-
-
-def _refuse_other_models(shapes: Shapes, path: Path) -> None:
-    needed = ("patch_embedding.weight", "blocks.0.ffn.0.weight", "text_embedding.0.weight")
-    missing = [name for name in needed if name not in shapes]
-    if missing:
-        raise ValueError(
-            f"{path.name} is not a WAN DiT in native names: {missing[0]} is missing; it has "
-            f"{sorted(shapes)[:3]}…"
-        )
-    for mark, kind in (("vace_blocks.", "VACE"), ("img_emb.", "image-to-video")):
-        if any(name.startswith(mark) for name in shapes):
-            raise ValueError(f"{path.name} is a {kind} model. The method needs WAN 2.1 text-to-video.")
-    scaled = [name for name in shapes if name.endswith((".scale_weight", ".weight_scale", "scaled_fp8"))]
-    if scaled:
-        raise ValueError(
-            f"{path.name} is quantised ({scaled[0]}). Give the 16-bit checkpoint here; the ComfyUI nodes "
-            "take "
-            "quantised ones."
-        )
-
-
 def _vae_config(path: Path) -> dict[str, Any]:
     """Arguments of AutoencoderKLWan; ValueError when this is not WAN 2.1's VAE."""
-    if path.is_dir():
-        config = _read_config(path)
-        channels = config.get("z_dim")
-    else:
-        shapes = _shapes(path)
-        if "decoder.head.0.gamma" not in shapes or "conv2.weight" not in shapes:
-            raise ValueError(f"{path.name} is not a WAN VAE in native names; it has {sorted(shapes)[:3]}…")
-        channels = shapes["conv2.weight"][0]
-        config = {"base_dim": shapes["decoder.head.0.gamma"][0], "z_dim": channels}
-    if channels != LATENT_CHANNELS:
+    if path.is_file():
+        return vae_config(_native(VAE, read_shapes(path)), path.name)
+    config = _read_config(path)
+    if config.get("z_dim") != LATENT_CHANNELS:
         raise ValueError(
-            f"{path.name} has {channels} latent channels; WAN 2.1's VAE has {LATENT_CHANNELS}. Choose the "
-            "VAE that "
-            "came with Wan2.1-T2V."
+            f"{path.name} has {config.get('z_dim')} latent channels; WAN 2.1's VAE has {LATENT_CHANNELS}. "
+            "Choose the VAE that came with Wan2.1-T2V."
         )
     return config
 
@@ -228,46 +228,3 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{folder} has no readable config.json ({error}). Download the model again."
         ) from error
-
-
-def _shapes(path: Path) -> Shapes:
-    """Names and shapes in a weight file, without reading safetensors' weights."""
-    if path.suffix != ".safetensors":
-        return {name: tuple(tensor.shape) for name, tensor in read_weight_file(path).tensors.items()}
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} is not a readable safetensors file ({error}). Download it again."
-        ) from error
-
-
-def _prefix(shapes: Mapping[str, Any]) -> str:
-    return next((p for p in _PREFIXES if any(name.startswith(p) for name in shapes)), "")
-
-
-def identity(path: Path) -> str:
-    """sha256 of a file, or of all weight files and configs in a folder.
-
-    Of files over 64 MB the size and 256 pieces spread over the whole are hashed: a retrained model differs
-    everywhere, and reading 30 GB before every run would cost more than it protects.
-    """
-    digest = hashlib.sha256()
-    kinds = ("*.safetensors", "*.json", "*.bin", "*.model")
-    files = sorted(f for kind in kinds for f in path.rglob(kind)) if path.is_dir() else [path]
-    for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size} ".encode() if path.is_dir() else f"{size} ".encode())
-        _hash_pieces(file, size, digest)
-    return digest.hexdigest()
-
-
-def _hash_pieces(file: Path, size: int, digest) -> None:
-    with open(file, "rb") as content:
-        if size <= _WHOLE:
-            digest.update(content.read())
-            return
-        for piece in range(_PIECES):
-            content.seek(piece * (size - _PIECE) // (_PIECES - 1))
-            digest.update(content.read(_PIECE))

@@ -99,10 +99,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     clip = read_motion_clip(args.clip, (args.width, args.height), args.frames)
     (latents,) = workplace.latents([clip.frames])
     latents = latents.to(workplace.device)
-    codec = workplace.backbone.load_codec(workplace.codec_dtype, workplace.device)
+    decoder = workplace.frozen_decoder()
     for level in args.noise:
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(latents)
-        errors = window_errors(FrozenDecoder.of(codec.vae), latents, latents + level * noise, args.window)
+        errors = window_errors(decoder, latents, latents + level * noise, args.window)
         sys.stdout.write(f"prediction off by {level} deviations, windows of {args.window}\n{table(errors)}\n")
 
 

@@ -1,14 +1,18 @@
 """Where a job runs and what it keeps: the device, the folders, and everything that is encoded only once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from .backbone import Denoiser
 from .on_demand import on_demand
+from .streaming_decode import FrozenDecoder
 from .tensor_cache import TensorCache, content_hash
+from .wan import WanSpec
 from .wan_files import BackboneFiles
 
 
@@ -38,7 +42,7 @@ class Workplace:
 
     def latents(self, clips: Sequence[Tensor]) -> list[Tensor]:
         """Latents `16 f h w` in model space of clips `F 3 H W` in [0, 1], each encoded by itself."""
-        identity = self.backbone.fingerprint()["vae"]
+        identity = self.vae_identity()
         with on_demand(lambda: self.backbone.load_codec(self.codec_dtype, self.device)) as codec:
 
             def encode(clip: Tensor) -> Tensor:
@@ -47,6 +51,29 @@ class Workplace:
                 return self.cache.get_or_compute("latents", key, compute)["latents"]
 
             return [encode(clip) for clip in clips]
+
+    def spec(self) -> WanSpec:
+        return self.backbone.spec()
+
+    def base_identity(self) -> dict[str, str]:
+        """See training_job.TrainingPlace."""
+        return {"base": self.backbone.fingerprint()["transformer"], "dtype": str(self.dtype)}
+
+    def vae_identity(self) -> str:
+        return self.backbone.fingerprint()["vae"]
+
+    def frozen_decoder(self, recompute: bool = False) -> FrozenDecoder:
+        """The video VAE's decoder, for gradients through it (see streaming_decode for `recompute`)."""
+        return FrozenDecoder.of(self.backbone.load_codec(self.codec_dtype, self.device).vae, recompute)
+
+    @contextmanager
+    def denoiser_for_training(self) -> Iterator[Denoiser]:
+        """See training_job.TrainingPlace."""
+        # Checkpointing a tiny model on the CPU only costs time; on a GPU memory is what is short.
+        checkpoint = self.device.type != "cpu" or self.spec().dim > 512
+        load = lambda: self.backbone.load_denoiser(self.dtype, self.device, checkpoint)  # noqa: E731
+        with on_demand(load) as denoiser:
+            yield denoiser()
 
     @property
     def codec_dtype(self) -> torch.dtype:

@@ -11,7 +11,7 @@ from math import isqrt
 import torch
 from torch import Tensor
 
-from .weight_file import WeightFile
+from .weight_file import WeightFile, listed
 
 HEADS_KEY = "heads"
 """Metadata entry with the attention heads of a net whose width is not a published one."""
@@ -71,7 +71,7 @@ def with_timm_names(file: WeightFile) -> dict[str, Tensor]:
     if _PATCH_WEIGHT not in tensors:
         raise ValueError(
             f"{file.path} is not DINOv2: it has no {_PATCH_WEIGHT}, but for example "
-            f"{', '.join(sorted(file.tensors)[:5])}. Choose dinov2_vitg14_pretrain.pth of "
+            f"{listed(sorted(file.tensors))}. Choose dinov2_vitg14_pretrain.pth of "
             "facebookresearch/dinov2, facebook/dinov2-giant, or timm/vit_giant_patch14_dinov2.lvd142m."
         )
     return _with_class_position_folded(tensors) if "register_tokens" in tensors else tensors
@@ -121,7 +121,7 @@ def _from_transformers(file: WeightFile) -> dict[str, Tensor]:
         prefix = f"encoder.layer.{block}.attention.attention"
         parts = [f"{prefix}.{role}.{kind}" for role in ("query", "key", "value")]
         if lacking := [name for name in parts if name not in file.tensors]:
-            raise ValueError(f"{file.path} lacks {', '.join(lacking)}. Download the file again.")
+            raise ValueError(f"{file.path} lacks {listed(lacking)}. Download the file again.")
         named[f"blocks.{block}.attn.qkv.{kind}"] = torch.cat([file.tensors[name] for name in parts])
     return named
 
@@ -148,7 +148,7 @@ def _needed(tensors: dict[str, Tensor], name: str, dims: int, file: WeightFile) 
         seen = f"of shape {tuple(tensors[name].shape)}" if name in tensors else "missing"
         raise ValueError(
             f"{file.path} is not DINOv2: {name} ({dims} dimensions) is {seen}. The file has for example "
-            f"{', '.join(sorted(file.tensors)[:5])}."
+            f"{listed(sorted(file.tensors))}."
         )
     return tensors[name]
 

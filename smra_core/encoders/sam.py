@@ -12,7 +12,8 @@ from segment_anything import SamPredictor, sam_model_registry
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from .weight_file import WeightFile, fill_module, read_weight_file
+from .sam_automatic import most_likely_subject, subject_candidates
+from .weight_file import WeightFile, fill_module, listed, read_weight_file
 
 log = logging.getLogger("smrabooth")
 
@@ -47,14 +48,14 @@ def subject_mask(
     """Where the subject of a picture `3 H W` in [0, 1] is: mask `1 H W` of 0 and 1, float32, on its device.
 
     The prompt is a box (left, top, right, bottom), a point (x, y) on the subject, or both, in pixels; without
-    either it is the picture's centre, which a subject fills. Of SAM's three masks (part, object, whole) the
-    one counts whose IoU SAM predicts to be highest. ValueError for a prompt outside the picture, or when
-    nothing is found.
+    either everything in the picture is looked at, and the large, central, stable mask is taken. Of SAM's
+    three masks at a prompt (part, object, whole) the one counts whose IoU SAM predicts to be highest.
+    ValueError for a prompt outside the picture, or when nothing is found.
     """
     _check_picture(picture)
-    height, width = picture.shape[-2:]
     if box is None and point is None:
-        point = (width / 2, height / 2)
+        return _automatic_mask(sam, picture)
+    height, width = picture.shape[-2:]
     _check_prompt(box, point, width, height)
     predictor = SamPredictor(sam)
     predictor.set_image(_bytes(picture))
@@ -73,6 +74,16 @@ def subject_mask(
     return mask_px
 
 
+def _automatic_mask(sam: Sam, picture: Tensor) -> Tensor:
+    mask = most_likely_subject(subject_candidates(sam, _bytes(picture)))
+    if mask is None:
+        raise ValueError(
+            "SAM found nothing in the picture that looks like its subject: no stable mask near the centre. "
+            "Give a point on the subject or a box around it, or paint a mask."
+        )
+    return mask[None].to(picture.device, torch.float32)
+
+
 def _kind(file: WeightFile) -> str:
     position = file.tensors.get(_WIDTH_WEIGHT)
     width = position.shape[-1] if position is not None and position.ndim == 4 else None
@@ -80,7 +91,7 @@ def _kind(file: WeightFile) -> str:
         seen = f"{_WIDTH_WEIGHT} has width {width}" if width else f"it has no {_WIDTH_WEIGHT} `1 h w D`"
         raise ValueError(
             f"{file.path} is not SAM: {seen} (needed: {list(_KINDS)}); it holds for example "
-            f"{', '.join(sorted(file.tensors)[:5])}. Choose sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth or "
+            f"{listed(sorted(file.tensors))}. Choose sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth or "
             "sam_vit_h_4b8939.pth of facebookresearch/segment-anything."
         )
     return _KINDS[width]

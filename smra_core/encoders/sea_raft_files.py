@@ -50,8 +50,8 @@ def config_of(file: WeightFile) -> SeaRaftConfig:
     """Which net a file holds: S or M by its names, others by metadata. ValueError if it is not SEA-RAFT."""
     if _FIRST_WEIGHT not in file.tensors:
         raise ValueError(
-            f"{file.path} is not SEA-RAFT: it has no {_FIRST_WEIGHT}, but for example {min(file.tensors)}. "
-            "Choose Tartan-C-T-TSKH-spring540x960-M.pth, or another file of princeton-vl/SEA-RAFT."
+            f"{file.path} is not SEA-RAFT: it has no {_FIRST_WEIGHT}, but for example "
+            f"{min(file.tensors)[:120]}. Choose Tartan-C-T-TSKH-spring540x960-M.pth, or another file of princeton-vl/SEA-RAFT."
         )
     if CONFIG_KEY in file.metadata:
         return _config_from_json(file.metadata[CONFIG_KEY], file.path)

@@ -1,16 +1,21 @@
 """Weight files: reading what strangers made (nothing is executed, every key accounted for), and writing."""
 
+import json
 import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+Value = TypeVar("Value")
+INDEX = ".safetensors.index.json"
+"""Ending of the list of parts of a model that is split into several safetensors files."""
+_MOST_PARTS = 200
 _WRAPPERS = ("state_dict", "model", "teacher")
 """Entries under which training programs put the weights, beside optimiser states and counters."""
 _MOST_NAMES = 20_000
@@ -33,6 +38,13 @@ def read_weight_file(path: str | Path) -> WeightFile:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path} is not a file. Choose a weight file ending in .safetensors or .pth.")
+    if path.suffix == ".gguf":
+        raise ValueError(
+            f"{path} is a GGUF file, quantised in blocks. Get the model's bf16, fp16 or fp8 .safetensors."
+        )
+    if path.name.endswith(INDEX):
+        parts = [read_weight_file(part) for part in parts_of(path)]
+        return WeightFile(path, _joined([part.tensors for part in parts], path), {})
     tensors, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     if not tensors:
         raise ValueError(f"{path} holds no tensors. Download the file again, or choose another.")
@@ -46,9 +58,52 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             _refuse_too_many(len(names), path)
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except SafetensorError as error:
-        raise ValueError(
-            f"{path} is not a readable safetensors file ({error}). Download it again."
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes in a weight file; of safetensors only the header is read. ValueError as above."""
+    path = Path(path)
+    if path.name.endswith(INDEX):
+        return _joined([read_shapes(part) for part in parts_of(path)], path)
+    if path.suffix != ".safetensors" or not path.is_file():
+        return _shapes(read_weight_file(path).tensors)
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()
+            _refuse_too_many(len(names), path)
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+    except SafetensorError as error:
+        raise _unreadable(path, error) from error
+    if not shapes:
+        raise ValueError(f"{path} holds no tensors. Download the file again, or choose another.")
+    return _without_module_prefix(shapes)
+
+
+def parts_of(index: Path) -> list[Path]:
+    """Files that a `….safetensors.index.json` lists; ValueError unless they all lie beside it."""
+    try:
+        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        names = sorted({str(name) for name in listed})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{index} is not an index of safetensors ({error}). Download it again.") from error
+    if len(names) > _MOST_PARTS or any(Path(name).name != name for name in names):
+        raise ValueError(f"{index} lists {len(names)} parts, such as {names[0][:80]}. Refused.")
+    lacking = [name for name in names if not (index.parent / name).is_file()]
+    if lacking:
+        raise ValueError(f"{index.parent} lacks {listed(lacking)} of the model's {len(names)} parts.")
+    return [index.parent / name for name in names]
+
+
+def _joined(parts: list[dict[str, Value]], path: Path) -> dict[str, Value]:
+    joined = {name: value for part in parts for name, value in part.items()}
+    if len(joined) < sum(map(len, parts)):
+        raise ValueError(f"{path}: two parts of the model hold the same weight. Download it again.")
+    return joined
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} is not a readable safetensors file ({error}). Download it again.")
 
 
 def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -90,7 +145,7 @@ def _unwrapped(content: object, path: Path) -> dict[str, Tensor]:
     _refuse_too_many(len(content), path)
     strange = [str(key) for key, value in content.items() if not _is_plain_tensor(value)]
     if strange:
-        raise ValueError(f"{path} holds things that are not plain tensors: {_listed(strange)}.")
+        raise ValueError(f"{path} holds things that are not plain tensors: {listed(strange)}.")
     return {str(key): value for key, value in content.items()}
 
 
@@ -101,7 +156,7 @@ def _is_plain_tensor(value: object) -> bool:
     return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
-def _without_module_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _without_module_prefix(tensors: dict[str, Value]) -> dict[str, Value]:
     if all(key.startswith("module.") for key in tensors):
         return {key.removeprefix("module."): value for key, value in tensors.items()}
     return tensors
@@ -122,28 +177,38 @@ def fill_module(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -
 
     `source` names the file in messages. Tensors are converted to the dtype and device of the module.
     """
-    expected = module.state_dict()
-    missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    if missing or unknown:
-        raise ValueError(
-            f"{source}: {len(missing)} weights are missing ({_listed(missing)}) and {len(unknown)} are "
-            f"unknown ({_listed(unknown)}). This is another model, or a damaged file."
-        )
-    wrong = [key for key in expected if expected[key].shape != tensors[key].shape]
-    if wrong:
-        shown = [f"{k} is {tuple(tensors[k].shape)}, needed {tuple(expected[k].shape)}" for k in wrong]
-        raise ValueError(f"{source}: {len(wrong)} weights have another shape: {_listed(shown)}.")
-    _refuse_not_finite(tensors, source)
+    account_for(_shapes(module.state_dict()), _shapes(tensors), source)
+    refuse_not_finite(tensors, source)
     module.load_state_dict(dict(tensors))
 
 
-def _refuse_not_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def account_for(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], source: str
+) -> None:
+    """ValueError unless a file has exactly the names and shapes that a model needs; both sides are shown."""
+    missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or unknown:
+        raise ValueError(
+            f"{source}: {len(missing)} weights are missing ({listed(missing)}) and {len(unknown)} are "
+            f"unknown ({listed(unknown)}). This is another model, or a damaged file."
+        )
+    wrong = [f"{k} is {found[k]}, needed {expected[k]}" for k in expected if expected[k] != found[k]]
+    if wrong:
+        raise ValueError(f"{source}: {len(wrong)} weights have another shape: {listed(wrong)}.")
+
+
+def refuse_not_finite(tensors: Mapping[str, Tensor], source: str) -> None:
     bad = [key for key, value in tensors.items() if not bool(torch.isfinite(value).all())]
     if bad:
-        raise ValueError(f"{source}: weights are NaN or infinite in {_listed(bad)}. Download the file again.")
+        raise ValueError(f"{source}: weights are NaN or infinite in {listed(bad)}. Download the file again.")
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+    """The first few names for a message, each cut to a length that a hostile file cannot blow up."""
     if not names:
         return "none"
     rest = len(names) - _SHOWN

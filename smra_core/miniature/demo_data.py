@@ -1,4 +1,4 @@
-"""The demo's own subject folder and motion clip, in the layout that the authors' data has."""
+"""Held-out subjects and motions as files, in the layout that the authors' data has."""
 
 import csv
 from pathlib import Path
@@ -10,18 +10,22 @@ from ..video_file import write_video
 from .world import Scene, render
 
 FPS = 8
-SUBJECT = "ball"
-REFERENCE = Scene("square", "red", "plain", "gray", "zigzag")
-"""The clip whose motion is learnt: another shape in other colours than the subject."""
+SUBJECT, MOTION = "ball", "zigzag"
+"""What the demo is about."""
+REFERENCES = {
+    "zigzag": Scene("square", "red", "plain", "gray", "zigzag"),
+    "hook": Scene("triangle", "cyan", "plain", "black", "hook"),
+}
+"""The clip whose motion is learnt: another shape in other colours than any held-out subject."""
 SUBJECT_PLACES = (("black", (22.0, 40.0)), ("gray", (40.0, 24.0)), ("navy", (32.0, 32.0)))
 """Background and centre of each reference picture."""
 
 
-def write_demo_subject(folder: Path) -> Path:
-    """Pictures, masks and metadata.csv of the held-out subject."""
+def write_subject(folder: Path, subject: str = SUBJECT) -> Path:
+    """Pictures, masks and metadata.csv of a held-out subject."""
     rows = []
     for number, (background, centre) in enumerate(SUBJECT_PLACES):
-        scene = Scene(subject=SUBJECT, background=background, centre=centre)
+        scene = Scene(subject=subject, background=background, centre=centre)
         painted = render(scene, frames=1)
         names = [f"{kind}/{number:02}.png" for kind in ("images", "masks")]
         for name, content in zip(names, (painted.frames[0], painted.mask_px), strict=True):
@@ -32,13 +36,12 @@ def write_demo_subject(folder: Path) -> Path:
     return folder
 
 
-def write_demo_motion(folder: Path) -> Path:
-    """A clip of the held-out motion and metadata.csv."""
+def write_motion(folder: Path, motion: str = MOTION) -> Path:
+    """A clip of a held-out motion and metadata.csv."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_video(folder / "00.mp4", render(REFERENCE).frames, FPS)
-    _write_table(
-        folder / "metadata.csv", ["video", "prompt"], [[f"{folder.name}/00.mp4", REFERENCE.prompt()]]
-    )
+    scene = REFERENCES[motion]
+    write_video(folder / "00.mp4", render(scene).frames, FPS)
+    _write_table(folder / "metadata.csv", ["video", "prompt"], [[f"{folder.name}/00.mp4", scene.prompt()]])
     return folder
 
 

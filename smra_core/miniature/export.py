@@ -1,4 +1,4 @@
-"""Writing the trained miniature in WAN's native names, as any WAN checkpoint comes."""
+"""Writing the trained miniature: its WAN in native names, as any checkpoint comes, and its small teachers."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,28 +8,47 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..atomic_file import replacing
+from ..encoders.dinov2_files import HEADS_KEY
+from ..encoders.sea_raft import save_sea_raft
 from ..native_names import native_dit_state, native_vae_state
+from ..wan_files import WEIGHTS
 from .train_dit import trained_dit, trained_vae
+from .train_flow import trained_flow
+from .train_patches import CONFIG, trained_patches
 
-WEIGHTS = Path(__file__).parent / "weights"
+TITLE = {"format": "pt", "modelspec.title": "SMRABooth miniature"}
 
 
-def export_vae(build: Path, weights: Path = WEIGHTS) -> Path:
+def export_vae(build: Path, weights: Path | None = None) -> Path:
     """The VAE of a build folder, with WAN's latent statistics, in float16."""
-    return _write(
-        native_vae_state(trained_vae(build).state_dict()), weights / "wan_miniature_vae.safetensors"
-    )
+    return _write(native_vae_state(trained_vae(build).state_dict()), _file(weights, "wan_miniature_vae"))
 
 
-def export_dit(build: Path, weights: Path = WEIGHTS) -> Path:
+def export_dit(build: Path, weights: Path | None = None) -> Path:
     """The averaged DiT of a build folder, in float16."""
-    return _write(
-        native_dit_state(trained_dit(build).state_dict()), weights / "wan_miniature_t2v.safetensors"
-    )
+    return _write(native_dit_state(trained_dit(build).state_dict()), _file(weights, "wan_miniature_t2v"))
 
 
-def _write(state: Mapping[str, Tensor], path: Path) -> Path:
+def export_flow(build: Path, weights: Path | None = None) -> Path:
+    """The SEA-RAFT of a build folder, in float16."""
+    path = _file(weights, "sea_raft_miniature")
+    save_sea_raft(trained_flow(build), path)
+    return path
+
+
+def export_patches(build: Path, weights: Path | None = None) -> Path:
+    """The DINOv2 of a build folder in timm's names, in float16."""
+    state = trained_patches(build).vit.state_dict()
+    return _write(state, _file(weights, "dinov2_miniature"), {HEADS_KEY: str(CONFIG.heads)})
+
+
+def _file(weights: Path | None, name: str) -> Path:
+    return (weights or WEIGHTS) / f"{name}.safetensors"
+
+
+def _write(state: Mapping[str, Tensor], path: Path, about: Mapping[str, str] | None = None) -> Path:
     halves = {name: tensor.to(torch.float16).contiguous() for name, tensor in state.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as draft:
-        save_file(halves, draft, {"format": "pt", "modelspec.title": "SMRABooth miniature"})
+        save_file(halves, draft, {**TITLE, **(about or {})})
     return path

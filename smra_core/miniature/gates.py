@@ -3,19 +3,27 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..contact_sheet import contact_sheet
 from ..cpu_precision import bfloat16_where_fast
+from ..encoders.dinov2 import load_dinov2
+from ..encoders.sea_raft import load_sea_raft
 from ..flow_matching import sampling_sigmas
 from ..sampling import SamplingSettings, initial_noise, sample
-from ..wan_files import MINIATURE_FILES
+from ..teacher_files import teacher_file
+from ..wan_files import MINIATURE, MINIATURE_FILES
 from ..workplace import as_frames, as_video
 from .hashed_text import HashedText
 from .measure import measure
 from .sprite import FRAMES, SIZE
+from .train_flow import EndPointErrors, end_point_errors, pairs_of
+from .train_patches import matching
 from .world import HELD_OUT_MOTIONS, MOTION_WORDS, Scene, random_scene, render
 
 CPU = torch.device("cpu")
@@ -102,3 +110,39 @@ def sampled(prompts: Sequence[str], batch: int = 8) -> Iterable[Tensor]:
             latents = sample(denoiser, noise, sigmas, context, negative, SETTINGS.guidance)
             pixels = [codec.decode(z[None]).float() for z in latents]
         yield from (as_frames(clip[0]) for clip in pixels)
+
+
+class TeacherFigures(NamedTuple):
+    """How good the miniature's teachers are on clips and sprites that no training has seen."""
+
+    flow: EndPointErrors
+    matching: float
+    """Share of sprites whose other picture is found among `sprites`; chance is 1 in that many."""
+    sprites: int
+
+    def __str__(self) -> str:
+        flow, chance = self.flow, 1 / self.sprites
+        return (
+            "flow, end-point error in pixels on clips of the world and of its held-out motions (needs 0.50)\n"
+            f"  on the sprite  {flow.on_sprite:.3f}; zero flow {flow.zero_on_sprite:.3f}; exact flow 0\n"
+            f"  whole frame    {flow.everywhere:.3f}; zero flow {flow.zero_everywhere:.3f}; exact flow 0\n"
+            f"patches: {self.matching:.2f} of {self.sprites} unseen sprites find their other picture "
+            f"among all (chance {chance:.2f})"
+        )
+
+
+def gate_teachers(clips: int = 40, sprites: int = 100) -> TeacherFigures:
+    """Flow on clips of every motion, held-out ones included; features on pairs of pictures of sprites."""
+    scenes = spread_scenes(clips, (*MOTION_WORDS, *HELD_OUT_MOTIONS), seed=33)
+    pairs = pairs_of([render(scene) for scene in scenes])
+    net = load_sea_raft(teacher_file("sea_raft", None, MINIATURE))
+    dinov2 = load_dinov2(teacher_file("dinov2", None, MINIATURE))
+    return TeacherFigures(end_point_errors(net, pairs), matching(dinov2, sprites), sprites)
+
+
+def draw_samples(path: Path, count: int = 12) -> Path:
+    """Sampled clips beside their prompts, as a contact sheet."""
+    prompts = [scene.prompt() for scene in spread_scenes(count, tuple(MOTION_WORDS), seed=5)]
+    rows = list(zip(prompts, sampled(prompts), strict=True))
+    contact_sheet(rows, path, list(range(0, FRAMES, 2)), "Sampled from the miniature's prompts")
+    return path

@@ -39,7 +39,7 @@ class Reading(NamedTuple):
 def measure(frames: Tensor) -> Reading:
     """Read a clip `F 3 H W` in [0, 1]; what cannot be seen is labelled `none`."""
     behind = _border_colour(frames)
-    mask = (frames - behind[..., None, None]).norm(dim=1) > THRESHOLD
+    mask = _differs(frames, behind)
     area = mask.sum((1, 2))
     seen = area >= LEAST_AREA
     background = _nearest(behind.median(0).values, BACKGROUNDS)
@@ -51,6 +51,15 @@ def measure(frames: Tensor) -> Reading:
     colour = _nearest(_mean_colour(frames, mask, seen), COLOURS)
     shape = _shape(mask[seen], centres[seen], radii[seen])
     return Reading(colour, background, shape, _motion(path, size), path, size, seen.float().mean().item())
+
+
+def sprite_masks(frames: Tensor) -> Tensor:
+    """Where the sprite is seen, `F H W` of 0 and 1, for frames `F 3 H W` in [0, 1]."""
+    return _differs(frames, _border_colour(frames)).float()
+
+
+def _differs(frames: Tensor, behind: Tensor) -> Tensor:
+    return (frames - behind[..., None, None]).norm(dim=1) > THRESHOLD
 
 
 def _border_colour(frames: Tensor) -> Tensor:

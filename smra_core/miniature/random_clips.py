@@ -19,8 +19,27 @@ def random_clip(generator: torch.Generator, frames: int = FRAMES) -> Painted:
     u = torch.linspace(0, 1, frames)
     swell = draw.between(-0.5, 0.5) if draw.chance(0.4) else 0.0
     radii = draw.between(7, 13) * (1 + swell * (2 * u - 1))
-    background = draw.choice(BACKGROUNDS) if draw.chance(0.6) else 0.6 * draw.rgb()
+    background = _background(draw)
     return paint(draw.name(SHAPES), _track(draw, u), radii, _texture(draw), background)
+
+
+def random_views(generator: torch.Generator, count: int) -> list[Painted]:
+    """Pictures (clips of one frame) of one random sprite, each elsewhere, of another size, before another
+    background.
+    """
+    draw = Draw(generator)
+    shape, texture = draw.name(SHAPES), _texture(draw)
+
+    def picture() -> Painted:
+        centre = torch.tensor([[draw.between(20, 44), draw.between(20, 44)]])
+        radius = torch.tensor([draw.between(9, 16)])
+        return paint(shape, centre, radius, texture, _background(draw))
+
+    return [picture() for _ in range(count)]
+
+
+def _background(draw: "Draw") -> Tensor:
+    return draw.choice(BACKGROUNDS) if draw.chance(0.6) else 0.6 * draw.rgb()
 
 
 class Draw:

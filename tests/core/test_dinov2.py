@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from smra_core.encoders.dinov2 import IMAGENET_MEAN, IMAGENET_STD, DinoV2, load_dinov2
-from smra_core.encoders.dinov2_files import DinoV2Config
+from smra_core.encoders.dinov2 import IMAGENET_MEAN, IMAGENET_STD, DinoV2, dtype_on, load_dinov2
+from smra_core.encoders.dinov2_files import DinoV2Config, config_of, with_timm_names
+from smra_core.encoders.weight_file import WeightFile
 
 WIDTH, DEPTH, HEADS, GRID = 32, 2, 4, 5
 PLAIN = DinoV2Config(WIDTH, DEPTH, HEADS, hidden=4 * WIDTH, gated=False, grid=GRID, registers=0)
@@ -47,9 +48,9 @@ def authors_names(weights, config):
     return renamed
 
 
-def transformers_names(weights, config):
+def transformers_names(weights, config, originals=None):
     """Back to the names that `Dinov2Model.save_pretrained` writes."""
-    top = authors_names(weights, dataclasses.replace(config, gated=False))
+    top = originals or authors_names(weights, config)
     named = {
         "embeddings.cls_token": top["cls_token"],
         "embeddings.mask_token": top["mask_token"],
@@ -93,14 +94,56 @@ def load(tmp_path, tensors, metadata=METADATA):
 
 
 @pytest.mark.parametrize("config", [PLAIN, GATED, REGISTERS], ids=["mlp", "swiglu", "registers"])
-def test_three_dialects_give_equal_features(tmp_path, config):
+def test_three_dialects_give_bit_equal_features(tmp_path, config):
     weights = random_weights(config)
+    originals = authors_names(weights, config)
+    if config.registers:  # timm's own file holds the sum, taken once in float32
+        weights["cls_token"] = originals["cls_token"] + originals["pos_embed"][:, :1]
     features = load(tmp_path, weights).patch_features(random_pictures())
     assert features.shape == (2, ROWS * COLUMNS, WIDTH) and features.std() > 0.1
-    for named in (authors_names(weights, config), transformers_names(weights, config)):
+    for named in (originals, transformers_names(weights, config, originals)):
         assert named.keys() != weights.keys()
-        # The class token is a sum in two of the dialects, so its last bit may differ.
-        torch.testing.assert_close(load(tmp_path, named).patch_features(random_pictures()), features)
+        assert torch.equal(load(tmp_path, named).patch_features(random_pictures()), features)
+
+
+@pytest.mark.parametrize("rows, columns", [(1, 1), (2, 7), (20, 36)])
+def test_any_grid_of_16_pixels_is_answered_patch_by_patch(tmp_path, rows, columns):
+    net = load(tmp_path, random_weights(PLAIN))
+    features = net.patch_features(torch.rand(1, 3, 16 * rows, 16 * columns))
+    assert features.shape == (1, rows * columns, WIDTH) and features.isfinite().all()
+
+
+PUBLISHED = {
+    # width, blocks, hidden, gated: parameters in millions, as the authors list them (21, 86, 300, 1100)
+    "S": ((384, 12, 6, 1536, False), 22),
+    "B": ((768, 12, 12, 3072, False), 87),
+    "L": ((1024, 24, 16, 4096, False), 304),
+    "g": ((1536, 40, 24, 8192, True), 1136),
+}
+
+
+@pytest.mark.parametrize("registers", [0, 4])
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_published_sizes_are_found_from_full_lists_of_shapes(size, registers, tmp_path):
+    (width, depth, heads, hidden, gated), millions = PUBLISHED[size]
+    config = DinoV2Config(width, depth, heads, hidden, gated, grid=37, registers=registers)
+    with torch.device("meta"):
+        weights = DinoV2(config).vit.state_dict()
+    assert round(sum(value.numel() for value in weights.values()) / 1e6) == millions
+    assert len(weights) == 14 * depth + (7 if registers else 6)
+    originals = {"mask_token": torch.empty(1, width, device="meta")} | dict(weights)
+    if registers:
+        originals["register_tokens"] = originals.pop("reg_token")
+        originals["pos_embed"] = torch.empty(1, 1 + 37 * 37, width, device="meta")
+    if gated:
+        originals = {
+            k.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3"): v for k, v in originals.items()
+        }
+    file = WeightFile(tmp_path / "dino.pth", originals, {})
+    named = with_timm_names(file)
+    assert named.keys() == weights.keys()
+    assert config_of(named, file) == config
+    assert {name: value.shape for name, value in named.items()} == {n: v.shape for n, v in weights.items()}
 
 
 @pytest.mark.parametrize("config", [PLAIN, GATED, REGISTERS], ids=["mlp", "swiglu", "registers"])
@@ -141,6 +184,17 @@ def test_a_published_width_needs_no_metadata(tmp_path):
     small = DinoV2Config(384, 1, 6, hidden=1536, gated=False, grid=2, registers=0)
     net = load(tmp_path, random_weights(small), metadata=None)
     assert net.vit.blocks[0].attn.num_heads == 6
+
+
+def test_only_the_giant_is_held_in_bfloat16_and_only_off_the_cpu(tmp_path):
+    assert dtype_on("cuda", GATED) == dtype_on("cuda:1", GATED) == torch.bfloat16
+    assert dtype_on("cuda", PLAIN) == dtype_on("cpu", GATED) == dtype_on("cpu", PLAIN) == torch.float32
+    net = load(tmp_path, random_weights(GATED))
+    assert net.vit.norm.weight.dtype == torch.float32
+    features = net.patch_features(random_pictures(1))
+    rounded = net.to(torch.bfloat16).patch_features(random_pictures(1))
+    assert rounded.dtype == torch.float32
+    assert F.cosine_similarity(rounded, features, dim=-1).min() > 0.99
 
 
 def test_an_original_pth_is_read(tmp_path):

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -50,6 +51,16 @@ def test_the_velocity_weight_has_the_values_of_the_release_at_shift_1():
     sigma = torch.tensor([1.0, 0.95, 0.9, 0.8, 0.7, 0.5, 0.3, 0.1], dtype=torch.float64)
     expected = [0.0, 0.24, 0.48, 0.92, 1.27, 1.58, 1.27, 0.48]
     assert velocity_weight(sigma).tolist() == pytest.approx(expected, abs=0.006)
+
+
+@pytest.mark.parametrize("shift", [1, 3, 5])
+def test_the_velocity_weight_equals_numpy(shift):
+    share = np.linspace(1, 0, 1000, endpoint=False)
+    timesteps = 1000 * shift * share / (1 + (shift - 1) * share)
+    bell = np.exp(-2 * ((timesteps - 500) / 1000) ** 2)
+    weights = (bell - bell.min()) * 1000 / (bell - bell.min()).sum()
+    ours = velocity_weight(torch.from_numpy(timesteps / 1000).float(), shift)
+    np.testing.assert_allclose(ours, weights, atol=1e-5)
 
 
 def test_the_velocity_weight_has_mean_1():

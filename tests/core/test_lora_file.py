@@ -1,3 +1,6 @@
+import dataclasses
+import json
+
 import pytest
 import torch
 from safetensors import safe_open
@@ -5,10 +8,11 @@ from safetensors.torch import save_file
 
 from smra_core.lora import LoraPair, init_lora
 from smra_core.lora_file import DIALECTS_OUT, LoraMetadata, convert_lora, load_lora, save_lora
+from smra_core.lora_names import parse_key
 from smra_core.lora_report import delta_norm, describe_lora, render_report
 from smra_core.native_names import diffusers_linear
 from smra_core.sparse import ALL_LAYERS, MOTION, SUBJECT
-from smra_core.wan import WAN_1_3B, WanSpec
+from smra_core.wan import WAN_1_3B, WAN_14B, WanSpec
 
 SPEC = WanSpec("tiny", blocks=2, dim=6, ffn=10, heads=1)
 RANK = 3
@@ -43,6 +47,14 @@ FOREIGN = {
         "lora_down.weight",
         "lora_up.weight",
     ),
+    "host, dotted": (lambda n: f"diffusion_model.{n}", "lora.down.weight", "lora.up.weight"),
+    "host, underscored": (lambda n: f"diffusion_model.{n}_lora", "down.weight", "up.weight"),
+    "host, linear layer": (
+        lambda n: f"diffusion_model.{n}.lora_linear_layer",
+        "down.weight",
+        "up.weight",
+    ),
+    "host, bare": (lambda n: f"diffusion_model.{n}", "lora_A", "lora_B"),
     "lycoris": (lambda n: f"lycoris_{flat(n)}", "lora_down.weight", "lora_up.weight"),
 }
 
@@ -70,9 +82,10 @@ def test_every_dialect_is_read_whole(dialect, tmp_path):
 @pytest.mark.parametrize("dialect", DIALECTS_OUT)
 def test_converting_there_and_back_keeps_every_change(dialect, tmp_path):
     lora = random_lora(MOTION)
+    there = tmp_path / ("there" if dialect == "peft" else "there.safetensors")
     save_lora(tmp_path / "own.safetensors", lora, LoraMetadata("motion", "v,o", RANK, captions=("a", "b")))
-    convert_lora(tmp_path / "own.safetensors", tmp_path / "there.safetensors", dialect)
-    loaded = load_lora(tmp_path / "there.safetensors")
+    convert_lora(tmp_path / "own.safetensors", there, dialect)
+    loaded = load_lora(there)
     same(loaded.lora, lora)
     assert loaded.dialect == dialect
     assert loaded.metadata == LoraMetadata("motion", "v,o", RANK, captions=("a", "b"))
@@ -126,7 +139,7 @@ def test_what_is_no_linear_of_a_block_is_listed(tmp_path):
     [
         (
             {"some.weight": torch.ones(1)},
-            r"no LoRA of a WAN block. Its 1 tensors look like \['some.weight'\]",
+            r"no LoRA of a WAN block. Its 1 tensors look like: some.weight;",
         ),
         ({"blocks.0.ffn.0.lora_A.weight": torch.ones(RANK, 6)}, "blocks.0.ffn.0 without its factor B"),
         (
@@ -162,6 +175,158 @@ def test_a_lora_of_another_model_is_refused(tmp_path):
     save_lora(tmp_path / "lora.safetensors", random_lora(), LoraMetadata())
     with pytest.raises(ValueError, match="does not fit Wan2.1-T2V-1.3B: blocks.0.self_attn.q"):
         load_lora(tmp_path / "lora.safetensors", WAN_1_3B)
+
+
+def test_a_lora_of_14b_on_1_3b_is_refused_with_both_sides_and_its_own_model(tmp_path):
+    save_lora(tmp_path / "lora.safetensors", random_lora(SUBJECT, WAN_14B, rank=1), LoraMetadata())
+    message = (
+        r"does not fit Wan2.1-T2V-1.3B: blocks.0.self_attn.q is for a linear of \(5120, 5120\) \(out, in\), "
+        r"the model's is \(1536, 1536\); the LoRA reaches over 40 blocks, the model has 30; 200 of 200 .*"
+        "trained on Wan2.1-T2V-14B: load that model"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_lora(tmp_path / "lora.safetensors", WAN_1_3B)
+
+
+def test_a_block_too_many_is_refused(tmp_path):
+    save_lora(tmp_path / "lora.safetensors", random_lora(), LoraMetadata())
+    with pytest.raises(ValueError, match="reaches over 2 blocks, the model has 1; 10 of 20 modules"):
+        load_lora(tmp_path / "lora.safetensors", dataclasses.replace(SPEC, blocks=1))
+
+
+def pair_tensors(name="blocks.0.ffn.0", rank=RANK, first="lora_A.weight", second="lora_B.weight"):
+    return {f"{name}.{first}": torch.ones(rank, 6), f"{name}.{second}": torch.ones(10, rank)}
+
+
+@pytest.mark.parametrize(
+    "ending, kind",
+    [
+        ("lokr_w1", "LoKr"),
+        ("lokr_w2_a", "LoKr"),
+        ("hada_w1_a", "LoHa"),
+        ("oft_blocks", "OFT or BOFT"),
+        ("dora_scale", "DoRA"),
+        ("lora_magnitude_vector.weight", "DoRA"),
+        ("lora_mid.weight", "LoCon with a middle factor"),
+        ("a1.weight", "GLoRA"),
+        ("on_input", "IA3"),
+    ],
+)
+def test_other_algorithms_are_refused_by_name(ending, kind, tmp_path):
+    # Beside a good pair: what else changes the same linear must not be dropped in silence.
+    for module in ("lycoris_blocks_0_ffn_0", "diffusion_model.blocks.1.ffn.0", "some.other.module"):
+        tensors = {f"{module}.{ending}": torch.ones(2, 2)}
+        if "blocks" in module:
+            tensors |= pair_tensors()
+        save_file(tensors, tmp_path / "lora.safetensors")
+        with pytest.raises(ValueError, match=f"lora.safetensors is {kind}, not a plain LoRA"):
+            load_lora(tmp_path / "lora.safetensors")
+
+
+def test_changes_of_norms_and_biases_are_left_out_aloud(tmp_path, caplog):
+    tensors = pair_tensors() | {"diffusion_model.blocks.0.norm3.diff_b": torch.ones(6)}
+    save_file(tensors, tmp_path / "lora.safetensors")
+    assert load_lora(tmp_path / "lora.safetensors").ignored == ["diffusion_model.blocks.0.norm3.diff_b"]
+    assert "also changes 1 norms and biases, such as diffusion_model.blocks.0.norm3.diff_b" in caplog.text
+
+
+def config(**changes):
+    return {"peft_type": "LORA", "r": RANK, "lora_alpha": 2 * RANK} | changes
+
+
+def save_peft(folder, values, tensors=None):
+    prefixed = {f"base_model.model.{name}": value for name, value in (tensors or pair_tensors()).items()}
+    save_file(prefixed, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps(values))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "values, scale",
+    [
+        (config(), 2),
+        (config(alpha_pattern={"ffn.0": 6 * RANK}), 6),
+        (config(alpha_pattern={"0.ffn.2": 6 * RANK}), 2),
+        (config(r=5, rank_pattern={"blocks.0.ffn.0": RANK}, lora_alpha=RANK), 1),
+        (config(use_rslora=True), 2 * RANK**0.5),
+    ],
+)
+def test_pefts_configuration_sets_the_scale(values, scale, tmp_path):
+    delta = load_lora(save_peft(tmp_path, values)).lora["blocks.0.ffn.0"].delta()
+    torch.testing.assert_close(delta, torch.full((10, 6), float(scale * RANK)))
+
+
+def test_the_metadata_of_diffusers_sets_the_scale(tmp_path):
+    tensors = {f"transformer.blocks.0.ffn.net.0.proj.{n[15:]}": v for n, v in pair_tensors().items()}
+    values = {f"transformer.{name}": value for name, value in config().items()}
+    path = tmp_path / "pytorch_lora_weights.safetensors"
+    save_file(tensors, path, {"lora_adapter_metadata": json.dumps(values)})
+    delta = load_lora(path).lora["blocks.0.ffn.0"].delta()
+    torch.testing.assert_close(delta, torch.full((10, 6), 2.0 * RANK))
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        (config(r=8), "have rank 3, adapter_config.json says 8"),
+        (config(peft_type="LOHA"), "an adapter of kind LOHA"),
+        (config(use_dora=True), "an adapter of kind DoRA"),
+        ([1], "not a JSON object"),
+        (config(r="many"), "has no usable r and lora_alpha"),
+        (config(lora_alpha=float("nan")), "an alpha that is no number"),
+    ],
+)
+def test_a_configuration_that_does_not_belong_is_refused(values, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        load_lora(save_peft(tmp_path, values))
+
+
+@pytest.mark.parametrize(
+    "alpha, message",
+    [
+        (torch.ones(2), r"alpha of blocks.0.ffn.0 is of shape \(2,\); one number"),
+        (torch.tensor(float("nan")), "alpha of blocks.0.ffn.0 is nan"),
+        (torch.tensor(3.0), "has alpha 3 at rank 3, scale 1; the adapter's configuration says scale 2"),
+    ],
+)
+def test_alphas_that_disagree_are_refused_with_both_sides(alpha, message, tmp_path):
+    tensors = pair_tensors() | {"blocks.0.ffn.0.alpha": alpha}
+    with pytest.raises(ValueError, match=message):
+        load_lora(save_peft(tmp_path, config(), tensors))
+
+
+def test_a_file_of_another_rank_than_it_says_is_refused(tmp_path):
+    metadata = LoraMetadata("subject", "q,k", rank=32)
+    save_lora(tmp_path / "lora.safetensors", random_lora(), metadata)
+    with pytest.raises(ValueError, match=r"says rank 32, its factors have \[3\]"):
+        load_lora(tmp_path / "lora.safetensors")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"blocks.0.ffn.0.lora_A.weight": torch.ones(RANK, 0)}, r"are \(3, 0\) and \(10, 3\)"),
+        ({"blocks.0.ffn.0.lora_A.weight": torch.ones(RANK, 6).int()}, "torch.int32 and torch.float32"),
+        (pair_tensors(rank=4097), "has rank 4097; 4096 is the most"),
+    ],
+)
+def test_absurd_factors_are_refused(change, message, tmp_path):
+    save_file(pair_tensors() | change, tmp_path / "lora.safetensors")
+    with pytest.raises(ValueError, match=message):
+        load_lora(tmp_path / "lora.safetensors")
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "1000", "007", "\u0663", "-1"])
+def test_absurd_block_numbers_are_no_blocks(number, tmp_path):
+    odd = pair_tensors(f"blocks.{number}.ffn.0")
+    assert parse_key(next(iter(odd))) is None
+    assert parse_key(f"lora_unet_blocks_{number}_ffn_0.alpha") is None or number == "007"
+
+
+def test_a_peft_adapter_is_a_folder(tmp_path):
+    save_lora(tmp_path / "own.safetensors", random_lora(), LoraMetadata())
+    with pytest.raises(ValueError, match="PEFT keeps an adapter in a folder; give .*there instead of"):
+        convert_lora(tmp_path / "own.safetensors", tmp_path / "there.safetensors", "peft")
 
 
 def test_metadata_of_strangers_is_not_trusted():

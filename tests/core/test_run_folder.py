@@ -80,19 +80,45 @@ def test_losses_past_the_restored_step_are_forgotten(tmp_path):
     assert (run.path / LOSSES).read_text().split() == ["step,total,region", "1,0.5,1", "2,1,1"]
 
 
-def test_a_folder_is_locked_against_a_living_process_only(tmp_path):
+def test_a_folder_is_for_one_run_at_a_time(tmp_path):
     run = RunFolder(tmp_path, "dog", PARTS)
     with run.locked():
         assert (run.path / LOCK).read_text() == str(os.getpid())
-    assert not (run.path / LOCK).exists()
-    (run.path / LOCK).write_text(str(os.getppid()))
-    with pytest.raises(ValueError, match=f"Process {os.getppid()} is training in"), run.locked():
-        pass
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    (run.path / LOCK).write_text(str(gone.pid))
+        with pytest.raises(ValueError, match=f"Process {os.getpid()} is training in .*its steps are kept"):
+            with RunFolder(tmp_path, "dog", PARTS).locked():
+                pass
+        with RunFolder(tmp_path, "cat", PARTS).locked():
+            pass
+    with pytest.raises(KeyboardInterrupt), run.locked():
+        raise KeyboardInterrupt
     with run.locked():
         pass
+
+
+def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, caplog):
+    fcntl = pytest.importorskip("fcntl")
+
+    def unsupported(*args):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with RunFolder(tmp_path, "dog", PARTS).locked():
+        pass
+    assert "cannot be locked" in caplog.text and "start no second run of the same" in caplog.text
+
+
+def test_where_there_are_no_hard_links_the_state_before_is_a_copy(tmp_path, monkeypatch):
+    def unsupported(*args):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", unsupported)
+    run = RunFolder(tmp_path, "dog", PARTS)
+    run.save(stepped(steps=1))
+    run.save(stepped(steps=2))
+    (run.path / STATE).unlink()
+    state = new_state()
+    RunFolder(tmp_path, "dog", PARTS).restore(state)
+    assert state.step == 1
 
 
 def test_finished_steps_are_remembered(tmp_path):
@@ -113,7 +139,9 @@ KILLED = textwrap.dedent(
         if sys.argv[4] == "kill" and info.step == 5:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    state = test_trainer.Run(ToyDenoiser(), sys.argv[3]).start(kill)
+    run = test_trainer.Run(ToyDenoiser(), sys.argv[3])
+    with run.folder.locked():
+        state = run.start(kill)
     from safetensors.torch import save_file
     save_file(state.tensors(), sys.argv[5])
     """

@@ -9,7 +9,16 @@ from safetensors.torch import save_file
 from segment_anything import SamPredictor, sam_model_registry
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
+import smra_core.encoders.sam as sam_module
 from smra_core.encoders.sam import load_sam, subject_mask
+from smra_core.encoders.sam_automatic import (
+    GRID,
+    Candidate,
+    grid_points,
+    most_likely_subject,
+    subject_candidates,
+    subject_score,
+)
 
 SIDE, PATCH, PROMPT_DIM = 64, 16, 32
 WIDTHS = {"vit_b": 768, "vit_l": 1024, "vit_h": 1280}
@@ -75,18 +84,21 @@ def raise_iou(sam, best):
         sam.mask_decoder.iou_prediction_head.layers[-1].bias[1 + best] += 100
 
 
+CENTRE = {"point": (WIDTH / 2, HEIGHT / 2)}
+
+
 def test_the_mask_is_zeros_and_ones_on_the_pixel_grid(sam, picture):
-    mask_px = subject_mask(sam, picture)
+    mask_px = subject_mask(sam, picture, **CENTRE)
     assert mask_px.shape == (1, HEIGHT, WIDTH) and mask_px.dtype == torch.float32
     assert set(mask_px.unique().tolist()) == {0.0, 1.0}
 
 
 @pytest.mark.parametrize("best", [0, 1, 2])
-def test_the_mask_with_the_best_predicted_iou_at_the_centre_is_chosen(sam, picture, best):
+def test_the_mask_with_the_best_predicted_iou_is_chosen(sam, picture, best):
     raise_iou(sam, best)
     masks, _ = three_masks(sam, picture, **point_prompt(WIDTH / 2, HEIGHT / 2))
     assert len({mask.tobytes() for mask in masks}) == 3
-    assert torch.equal(subject_mask(sam, picture)[0], torch.from_numpy(masks[best]).float())
+    assert torch.equal(subject_mask(sam, picture, **CENTRE)[0], torch.from_numpy(masks[best]).float())
 
 
 @pytest.mark.parametrize(
@@ -102,12 +114,69 @@ def test_a_point_is_x_y_and_a_box_is_left_top_right_bottom(sam, picture, asked, 
     masks, _ = three_masks(sam, picture, **prompt)
     mask_px = subject_mask(sam, picture, **asked)
     assert torch.equal(mask_px[0], torch.from_numpy(masks[1]).float())
-    assert not torch.equal(mask_px, subject_mask(sam, picture))
+    assert not torch.equal(mask_px, subject_mask(sam, picture, **CENTRE))
 
 
 def test_nothing_found_is_an_error_that_names_the_prompt(sam, picture):
     sam.mask_threshold = float("inf")
     with pytest.raises(ValueError, match=r"found no subject at point \(28\.0, 20\.0\)"):
+        subject_mask(sam, picture, **CENTRE)
+
+
+def test_every_point_of_the_grid_gives_its_three_masks_in_pixels(sam, picture):
+    pixels = (picture * 255).round().byte().permute(1, 2, 0).numpy()
+    found = list(subject_candidates(sam, pixels))
+    points = grid_points(WIDTH, HEIGHT)
+    assert len(found) == 3 * len(points) == 3 * GRID**2
+    assert points.min(0).tolist() == pytest.approx([0.15 * WIDTH, 0.15 * HEIGHT])
+    assert points.max(0).tolist() == pytest.approx([0.85 * WIDTH, 0.85 * HEIGHT])
+    for number in (0, 7, 20):
+        masks, sure = three_masks(sam, picture, **point_prompt(*points[number]))
+        for place in range(3):
+            candidate = found[3 * number + place]
+            assert (candidate.mask_px.numpy() != masks[place]).mean() < 0.01
+            assert candidate.sure == pytest.approx(float(sure[place]), abs=1e-3)
+            assert 0 <= candidate.stability <= 1
+
+
+def block(top, bottom, left, right, sure=0.95, stability=0.97):
+    mask = torch.zeros(20, 20, dtype=torch.bool)
+    mask[top:bottom, left:right] = True
+    return Candidate(mask, sure, stability)
+
+
+def test_the_large_central_stable_mask_is_the_subject():
+    subject = block(5, 15, 5, 15)
+    others = [
+        block(8, 12, 8, 12),  # a part of it
+        block(0, 20, 0, 20),  # everything
+        block(10, 20, 0, 20),  # the floor
+        block(0, 8, 0, 8),  # something in a corner
+        block(4, 16, 4, 16, stability=0.5),
+        block(4, 16, 4, 16, sure=0.3),
+        block(10, 10, 10, 10),  # nothing
+    ]
+    for place in range(len(others) + 1):
+        found = most_likely_subject([*others[:place], subject, *others[place:]])
+        assert torch.equal(found, subject.mask_px)
+    assert most_likely_subject(others[1:2] + others[4:]) is None
+
+
+def test_the_score_is_what_the_shares_give():
+    # A quarter of the picture, centred, no edge touched: the root of 0.25.
+    assert subject_score(block(5, 15, 5, 15).mask_px) == pytest.approx(0.5)
+    # The lower half: off by half a half side, one whole edge and half of two.
+    assert subject_score(block(10, 20, 0, 20).mask_px) == pytest.approx(0.5**0.5 * 0.5 * 0.5)
+    assert subject_score(block(0, 20, 0, 20).mask_px) == 0
+
+
+def test_without_a_prompt_the_likely_subject_is_taken(sam, picture, monkeypatch):
+    mask = torch.zeros(HEIGHT, WIDTH, dtype=torch.bool)
+    mask[10:30, 20:40] = True
+    monkeypatch.setattr(sam_module, "subject_candidates", lambda *_: [Candidate(mask, 0.9, 0.95)])
+    assert torch.equal(subject_mask(sam, picture)[0], mask.float())
+    monkeypatch.setattr(sam_module, "subject_candidates", lambda *_: [])
+    with pytest.raises(ValueError, match="nothing in the picture that looks like its subject"):
         subject_mask(sam, picture)
 
 

@@ -1,6 +1,9 @@
+from fractions import Fraction
+
 import pytest
 import torch
 
+from smra_core.backbone import Prediction
 from smra_core.flow_matching import sampling_sigmas
 from smra_core.lora import LoraPair, init_lora
 from smra_core.sampling import SamplingSettings, ScheduledLora, initial_noise, sample
@@ -22,36 +25,73 @@ def loud_lora(denoiser, plan):
     }
 
 
-def oracle(sigma, switch):
-    return (0.4, 1.0) if sigma > switch else (0.8, 1.0)
+def exact_levels(steps, shift, denoise):
+    """Noise levels of a run as fractions; a partial run is the tail of a longer one."""
+    total = max(steps, round(steps / denoise))
+    shares = [1 - Fraction(step, total) for step in range(total - steps, total + 1)]
+    return [shift * share / (1 + (shift - 1) * share) for share in shares]
 
 
+def first_late_step(levels, t_point):
+    """The switch falls on the level nearest to T_point, never on the end nor on the start from pure noise."""
+    if t_point >= levels[0]:
+        return 0
+    places = range(1 if levels[0] == 1 else 0, len(levels) - 1)
+    return min(places, key=lambda place: abs(levels[place] - t_point))
+
+
+def evaluated(steps, sampler):
+    """Which level each evaluation of the model is at."""
+    if sampler == "euler":
+        return list(range(steps))
+    return [0] + [place for place in range(1, steps) for _ in "ab"]
+
+
+@pytest.mark.parametrize("t_point", [Fraction(7, 10), Fraction(9, 10)], ids=str)
 @pytest.mark.parametrize("denoise", [1.0, 0.6])
 @pytest.mark.parametrize("sampler", ["euler", "heun"])
-@pytest.mark.parametrize("shift", [1.0, 3.0, 5.0, 8.0])
+@pytest.mark.parametrize("shift", [1, 3, 5, 8])
 @pytest.mark.parametrize("steps", [4, 8, 20, 50])
-def test_every_evaluation_has_the_strengths_of_its_sigma(toy_denoiser, steps, shift, sampler, denoise):
-    denoiser = toy_denoiser(blocks=1, dim=2, ffn=2)
-    loras = [
-        ScheduledLora(loud_lora(denoiser, SUBJECT), Strengths(0.4, 0.8)),
-        ScheduledLora(loud_lora(denoiser, MOTION), Strengths.constant(1.0)),
-    ]
-    sigmas = sampling_sigmas(steps, shift, denoise)
-    star, seen = 0.7, []
-    positive, negative = contexts()
+def test_every_evaluation_has_the_strengths_of_its_sigma(steps, shift, sampler, denoise, t_point):
+    loras = [ScheduledLora({}, Strengths(0.4, 0.8)), ScheduledLora({}, Strengths.constant(1.0))]
+    seen = []
+    start = torch.ones(1, 1)
     sample(
-        denoiser, torch.randn(SHAPE), sigmas, positive, negative, 2.0, loras,
-        TPointSchedule(star), sampler, on_evaluation=seen.append,
+        Field(), start, sampling_sigmas(steps, shift, denoise), start, start, 1.0, loras,
+        TPointSchedule(float(t_point)), sampler, on_evaluation=seen.append,
     )  # fmt: skip
-    # The oracle: the level nearest to T_point is the last early boundary, found by brute force over the run's
-    # levels.
-    levels = sigmas.tolist()
-    inner = levels[1:-1] if levels[0] >= 0.999 else levels[:-1]
-    switch = min(inner, key=lambda level: abs(level - star)) + 1e-6
-    if star >= levels[0]:
-        switch = 1.0
-    assert len(seen) == (steps if sampler == "euler" else 2 * steps - 1)
-    assert [evaluation.strengths for evaluation in seen] == [oracle(e.sigma, switch) for e in seen]
+    levels, places = exact_levels(steps, shift, denoise), evaluated(steps, sampler)
+    late = first_late_step(levels, t_point)
+    expected = [(0.8, 1.0) if place >= late else (0.4, 1.0) for place in places]
+    assert [evaluation.strengths for evaluation in seen] == expected
+    assert [evaluation.sigma for evaluation in seen] == pytest.approx([float(levels[p]) for p in places])
+
+
+@pytest.mark.parametrize("steps, shift, late", [(50, 1, 15), (20, 1, 6), (8, 1, 2), (4, 1, 1), (50, 8, 39)])
+def test_the_first_late_step_on_paper(steps, shift, late):
+    assert first_late_step(exact_levels(steps, shift, 1.0), Fraction(7, 10)) == late
+
+
+class Field:
+    """A model without linears, whose field dx/dsigma = x ends at x(0) = x(1) / e."""
+
+    def linears(self):
+        return {}
+
+    def velocity(self, noisy, sigma, context, tap=None):
+        return Prediction(noisy, None)
+
+
+def test_the_strengths_given_are_those_the_model_computes_with(toy_denoiser):
+    denoiser = toy_denoiser()
+    noise, sigmas = torch.randn(SHAPE), sampling_sigmas(2)
+    lora = loud_lora(denoiser, SUBJECT)
+    switched = sample(denoiser, noise, sigmas, *contexts(), loras=[ScheduledLora(lora, Strengths(0.3, 0.6))])
+    by_hand = noise
+    for step, strength in enumerate((0.3, 0.6)):  # T_point 0.7 lies nearest to the second level, 0.5
+        constant = [ScheduledLora(lora, Strengths.constant(strength))]
+        by_hand = sample(denoiser, by_hand, sigmas[step : step + 2], *contexts(), loras=constant)
+    assert torch.equal(switched, by_hand)
 
 
 def test_strengths_zero_give_the_base_bit_for_bit(toy_denoiser):
@@ -85,13 +125,6 @@ def test_guidance_extrapolates_from_negative_to_positive(toy_denoiser):
 
 @pytest.mark.parametrize("sampler, tolerance", [("euler", 0.3), ("heun", 0.02)])
 def test_samplers_follow_a_field_with_a_known_end(sampler, tolerance):
-    class Field:  # dx/dsigma = x, so x(0) = x(1) / e
-        def linears(self):
-            return {}
-
-        def velocity(self, noisy, sigma, context, tap=None):
-            return type("P", (), {"velocity": noisy})
-
     start = torch.ones(1, 1)
     end = sample(Field(), start, torch.linspace(1, 0, 6), start, start, 1.0, sampler=sampler)
     assert end.item() == pytest.approx(2.718281828**-1, rel=tolerance)

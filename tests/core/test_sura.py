@@ -159,3 +159,35 @@ def test_the_region_loss_is_weighted_by_noise_level_and_sura_is_not(toy_denoiser
     ratio = losses[True]["region"] / losses[False]["region"]
     torch.testing.assert_close(ratio, velocity_weight(sigma).double(), rtol=1e-6, atol=0)
     assert torch.equal(losses[True]["sura"], losses[False]["sura"])
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def test_the_losses_equal_numpy_from_the_noise_to_the_number(toy_denoiser):
+    denoiser = toy_denoiser()
+    batch, noise, sigma = subject_batch(torch.float32)
+    objective = SubjectObjective(settings(), DIM, FEATURES)
+    x0, e, s = (
+        part.numpy().astype(np.float64) for part in (batch.latents, noise, sigma.view(-1, 1, 1, 1, 1))
+    )
+    noisy = torch.from_numpy((1 - s) * x0 + s * e).float()
+    velocity, tokens = (part.numpy() for part in denoiser.velocity(noisy, sigma, batch.context, tap=0))
+    bell = lambda t: np.exp(-2 * ((t - 500) / 1000) ** 2)  # noqa: E731
+    schedule = bell(np.arange(1000, 0, -1))
+    weight = (bell(1000 * s.ravel()) - schedule.min()) * 1000 / (schedule - schedule.min()).sum()
+    region, sura = [], []
+    for i, inside in enumerate(batch.mask_latent[:, 0].numpy() > 0):
+        error = (velocity[i] - (e[i] - x0[i])) ** 2
+        region.append(weight[i] * error[:, inside].mean())
+        hidden = tokens[i].astype(np.float64)
+        for layer, linear in enumerate(objective.projector[::2]):
+            matrix, bias = (part.detach().numpy() for part in (linear.weight, linear.bias))
+            hidden = (silu(hidden) if layer else hidden) @ matrix.T + bias
+        features = batch.features[i].numpy()
+        lengths = np.linalg.norm(hidden, axis=-1) * np.linalg.norm(features, axis=-1)
+        sura.append(-((hidden * features).sum(-1) / lengths).mean())
+    losses = objective.losses(denoiser, batch, sigma, noise, torch.Generator())
+    np.testing.assert_allclose(losses["region"], region, rtol=1e-5)
+    np.testing.assert_allclose(losses["sura"].detach(), sura, atol=1e-5)

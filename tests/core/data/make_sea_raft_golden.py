@@ -1,14 +1,17 @@
 """Write sea_raft_golden.safetensors: flow by ptlflow's SEA-RAFT for weights and frames anyone can refill.
 
 Run with an interpreter that has ptlflow (0.4.2 was used): python tests/core/data/make_sea_raft_golden.py
+With a size, a file of frames and a file for the flow it writes the flow of those frames instead; so the tests
+ask a ptlflow that lies in an environment of its own.
 """
 
+import sys
 import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 GOLDEN = Path(__file__).with_name("sea_raft_golden.safetensors")
 HEIGHT, WIDTH = 130, 163
@@ -64,8 +67,16 @@ def ptlflow_flow(net, frames):
     return net({"images": frames.flip(1)[None] / 255})["flows"][0, 0]
 
 
-if __name__ == "__main__":
+def main(arguments):
+    if arguments:
+        size, frames, flow = arguments
+        save_file({"flow": ptlflow_flow(ptlflow_net(size), load_file(frames)["frames"]).contiguous()}, flow)
+        return
     flows = {
         s: ptlflow_flow(ptlflow_net(s), seeded_frames())[:, ::STRIDE, ::STRIDE].contiguous() for s in "sm"
     }
     save_file(flows, GOLDEN, {"by": "ptlflow 0.4.2", "stride": str(STRIDE)})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

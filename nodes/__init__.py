@@ -1,0 +1,13 @@
+"""The nodes of the pack; the only code that knows ComfyUI."""
+
+from .load_miniature import LoadMiniature
+from .sparse_lora_loader import SparseLoRALoader
+from .t_point_scheduler import TPointScheduler
+from .training_nodes import TRAINING_NODES
+
+NODE_CLASS_MAPPINGS = {
+    "SMRATPointScheduler": TPointScheduler,
+    "SMRASparseLoRALoader": SparseLoRALoader,
+    "SMRALoadMiniature": LoadMiniature,
+    **TRAINING_NODES,
+}

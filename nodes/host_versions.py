@@ -1,0 +1,83 @@
+"""What differs between the host's versions, from 0.3.48 on: the one place that asks."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def base_weight(module: nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Weight and bias of one of the host's linears, on the device and in the dtype of `like`, dequantised.
+
+    They may live in a buffer that the next layer's cast overwrites: nothing may keep them after the block.
+    """
+    import comfy.ops
+
+    weight, bias, held = _cast(comfy.ops, module, like)
+    try:
+        yield (weight.dequantize() if is_quantised(weight) else weight).to(like.dtype), bias
+    finally:
+        if held is not None:
+            comfy.ops.uncast_bias_weight(module, weight, bias, held)
+
+
+def _cast(ops, module: nn.Module, like: Tensor) -> tuple:
+    # Since 0.3.66 a cast can stay in an offload stream until it is given back.
+    if "offloadable" in inspect.signature(ops.cast_bias_weight).parameters:
+        return ops.cast_bias_weight(module, like, offloadable=True)
+    return (*ops.cast_bias_weight(module, like), None)
+
+
+def is_quantised(weight: Tensor) -> bool:
+    """Whether this is one of the host's own quantised tensors."""
+    import comfy.ops
+
+    quantised = getattr(comfy.ops, "QuantizedTensor", None)
+    return quantised is not None and isinstance(weight, quantised)
+
+
+@contextmanager
+def training_mode() -> Iterator[None]:
+    """The host's own flag that its fused kernels, which have no backward, must not be used."""
+    import comfy.model_management
+
+    if not hasattr(comfy.model_management, "in_training"):
+        yield  # older hosts have no such kernels
+        return
+    before = comfy.model_management.in_training
+    comfy.model_management.in_training = True
+    try:
+        yield
+    finally:
+        comfy.model_management.in_training = before
+
+
+def is_dynamic(patcher) -> bool:
+    """Whether weights live in pages that may vanish at any time (dynamic VRAM, the default on NVIDIA)."""
+    return bool(getattr(patcher, "is_dynamic", bool)())
+
+
+def compute_dtype_of(model) -> torch.dtype:
+    """What a host model computes in."""
+    if hasattr(model, "get_dtype_inference"):
+        return model.get_dtype_inference()
+    return model.manual_cast_dtype or model.get_dtype()
+
+
+def source_file(patcher) -> str | None:
+    """The file that a MODEL or VAE was loaded from, where the host remembers it."""
+    remembered = getattr(patcher, "cached_patcher_init", None)
+    first = remembered[1][0] if remembered and remembered[1] else None
+    return first if isinstance(first, str) else None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the host, too, would call this out of memory."""
+    import comfy.model_management as management
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return hasattr(management, "is_oom") and bool(management.is_oom(error))

@@ -1,0 +1,102 @@
+"""The SMRA Load Miniature node: a tiny WAN, trained on rendered sprites, that comes with the pack."""
+
+from pathlib import Path
+
+import torch
+from comfy_api.latest import io
+
+from ..smra_core.miniature import DIT_FILE, VAE_FILE
+from ..smra_core.miniature.hashed_text import HashedText
+from ..smra_core.wan import TEXT_DIM
+
+
+class LoadMiniature(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SMRALoadMiniature",
+            display_name="SMRA Load Miniature",
+            category="SMRABooth",
+            description=(
+                "A WAN small enough to try the method on any computer in minutes: coloured shapes that "
+                "move, 64x64 pixels, 17 frames. It shows how the nodes work together, never what a real WAN "
+                "can do. Prompts such as: a red ball moving right on a black background."
+            ),
+            outputs=[
+                io.Model.Output(
+                    display_name="model", tooltip="A WAN 2.1 text-to-video model of 256 channels."
+                ),
+                io.Clip.Output(
+                    display_name="clip",
+                    tooltip="Its text encoder: every word is a fixed vector, at most 12 words.",
+                ),
+                io.Vae.Output(display_name="vae", tooltip="A WAN 2.1 video VAE of 16 channels."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(*load_miniature(DIT_FILE, VAE_FILE))
+
+
+def load_miniature(dit: Path, vae: Path):
+    """MODEL, CLIP and VAE of the host, read by its own loaders from files in WAN's native names."""
+    import comfy.sd
+    import comfy.utils
+
+    for path in (dit, vae):
+        if not path.is_file():
+            raise ValueError(
+                f"{path.name} of the miniature is missing from {path.parent}. Install the pack again."
+            )
+    model = comfy.sd.load_diffusion_model(str(dit))
+    decoder = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(vae)))
+    decoder.throw_exception_if_invalid()
+    return model, hashed_clip(), decoder
+
+
+def hashed_clip():
+    """The miniature's text encoder as a CLIP of the host, for its text nodes."""
+    import comfy.sd
+
+    class Target:
+        clip, tokenizer, params = HashedTextModel, HashedTokenizer, {}
+
+    return comfy.sd.CLIP(Target)
+
+
+class HashedTokenizer:
+    """Hands the text on as it is: the encoder splits it into words."""
+
+    def __init__(self, embedding_directory=None, tokenizer_data=None):
+        pass
+
+    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **_) -> dict[str, list[str]]:
+        return {"hashed": [text]}
+
+    def state_dict(self) -> dict:
+        return {}
+
+
+class HashedTextModel(torch.nn.Module):
+    """Word vectors behind the interface of the host's text encoders; it has no weights to load."""
+
+    def __init__(self, dtype=None, device=None, model_options=None):
+        super().__init__()
+        self.dtypes = {torch.float32}
+        # The host's memory management wants at least one parameter to place.
+        self.place = torch.nn.Parameter(torch.zeros(1, device=device), requires_grad=False)
+
+    def reset_clip_options(self) -> None:
+        pass
+
+    def set_clip_options(self, options: dict) -> None:
+        pass
+
+    def encode_token_weights(self, tokens: dict[str, list[str]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Context `1 12 4096` and a pooled vector that WAN does not use."""
+        context = HashedText().encode(tokens["hashed"])
+        return context, torch.zeros(len(context), TEXT_DIM)
+
+    def load_sd(self, state: dict) -> list:
+        return []

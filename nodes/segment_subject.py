@@ -1,0 +1,78 @@
+"""The SMRA Segment Subject node: masks of a subject found by SAM, with a picture to check them by."""
+
+from pathlib import Path
+
+import torch
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..smra_core.encoders.sam import load_sam, subject_mask
+from ..smra_core.on_demand import on_demand
+from .graph_images import as_image
+from .inference_tensors import ordinary
+from .load_teachers import SamType
+
+_DIMMED = 0.25
+"""Brightness of what is not the subject in the picture to check by."""
+
+
+class SegmentSubject(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SMRASegmentSubject",
+            display_name="SMRA Segment Subject",
+            category="SMRABooth",
+            description=(
+                "Finds the subject in each picture with SAM and shows it on a darkened background. Move the "
+                "point onto the subject where it does not fill the centre."
+            ),
+            inputs=[
+                io.Image.Input("images", tooltip="Pictures of one subject."),
+                SamType.Input("sam", tooltip="From SMRA Load SAM."),
+                io.Float.Input(
+                    "x",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Where the subject is. Raising it moves the point right; 0.5 is the centre.",
+                ),
+                io.Float.Input(
+                    "y",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Raising it moves the point down; 0.5 is the centre.",
+                ),
+            ],
+            outputs=[
+                io.Mask.Output(display_name="masks", tooltip="White on the subject, one for each picture."),
+                io.Image.Output(display_name="preview", tooltip="The subject, all else darkened."),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, images, sam: Path, x: float, y: float) -> io.NodeOutput:
+        with torch.inference_mode(False), torch.no_grad():
+            pixels = ordinary(images)[..., :3].movedim(-1, 1)
+            masks = segmented(pixels, sam, (x, y))
+            preview = as_image(pixels * (_DIMMED + (1 - _DIMMED) * masks))
+        return io.NodeOutput(masks[:, 0], preview, ui=ui.PreviewImage(preview))
+
+
+def segmented(pictures: Tensor, sam: Path, place: tuple[float, float]) -> Tensor:
+    """Masks `B 1 H W` of 0 and 1 of pictures `B 3 H W` in [0, 1]; `place` is in shares of the sides."""
+    import comfy.model_management as management
+
+    device = management.get_torch_device()
+    height, width = pictures.shape[-2:]
+    point = (min(place[0] * width, width - 1), min(place[1] * height, height - 1))
+    with on_demand(lambda: load_sam(sam).to(device)) as model:
+        masks = []
+        for picture in pictures:
+            management.throw_exception_if_processing_interrupted()
+            masks.append(subject_mask(model(), picture.to(device), point=point).cpu())
+        return torch.stack(masks)

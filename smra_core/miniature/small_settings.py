@@ -1,0 +1,16 @@
+"""Settings with which the miniature's LoRAs are trained and sampled, in the demo and in the bench."""
+
+from ..mora import MotionSettings
+from ..sampling import SamplingSettings
+from ..sura import SubjectSettings
+from ..trainer import TrainSettings
+from .sprite import FRAMES, SIZE
+
+SUBJECT = SubjectSettings(width=SIZE, height=SIZE, projector_width=256)
+MOTION = MotionSettings(width=SIZE, height=SIZE, frames=FRAMES, window=2)
+# A tiny net learns with larger steps and on more samples a step than a large one.
+SUBJECT_TRAINING = TrainSettings(steps=150, batch_size=8, accumulate=1, learning_rate=1e-3)
+MOTION_TRAINING = TrainSettings(steps=100, batch_size=2, accumulate=1, learning_rate=1e-3)
+SAMPLING = SamplingSettings(
+    steps=50, shift=3.0, guidance=3.0, width=SIZE, height=SIZE, frames=FRAMES, fps=8, seed=1
+)

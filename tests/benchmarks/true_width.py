@@ -1,0 +1,82 @@
+"""Both trainers on the real WAN at the 1.3B's width, from files to LoRA files, by the command line.
+
+Random weights (nothing is downloaded): DiT of 2 blocks, width 1536, 12 heads, ffn 8960; VAE of width 96;
+DINOv2 S and SEA-RAFT S. Pictures and clip are real files in the authors' layout. Prints wall time, CPU time
+and peak memory of each command: `python tests/benchmarks/true_width.py DATA [--frames 9] [--side 128]`.
+"""
+
+import argparse
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from smra_core.encoders.dinov2 import DinoV2
+from smra_core.encoders.dinov2_files import DinoV2Config
+from smra_core.encoders.sea_raft import SeaRaft, save_sea_raft
+from smra_core.encoders.sea_raft_config import SEA_RAFT_S
+
+STEPS = 3
+DINOV2_S = DinoV2Config(width=384, depth=12, heads=6, hidden=1536, gated=False, grid=37, registers=0)
+CORE_TESTS = Path(__file__).parents[1] / "core"
+
+
+def write_models(folder):
+    """Random weights of true width on disk; options that name the WAN model."""
+    tools = runpy.run_path(str(CORE_TESTS / "random_wan.py"))
+    sizes = tools["Sizes"](heads=12, ffn=8960, blocks=2, text=4096, freq=256, vae=96)
+    options = tools["write_random_wan"](folder, sizes, "native")
+    torch.manual_seed(0)
+    save_file(DinoV2(DINOV2_S).vit.state_dict(), folder / "dinov2.safetensors")
+    flow = SeaRaft(SEA_RAFT_S)
+    flow.flow_head[2].weight.data *= 1e-2  # untrained it would see motions of a thousand pixels
+    save_sea_raft(flow, folder / "sea_raft.safetensors", torch.float32)
+    return options
+
+
+def run(name, *arguments):
+    """Run one command of smra_core and print what it took."""
+    command = [sys.executable, "-m", "smra_core", *map(str, arguments)]
+    started = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    output = process.stdout.read()
+    _, status, used = os.wait4(process.pid, 0)  # its own peak, not that of the largest command so far
+    if status:
+        raise SystemExit(f"{name} failed: {' '.join(command)}")
+    wall, cpu = time.monotonic() - started, used.ru_utime + used.ru_stime
+    print(f"{name}: {wall:.0f} s wall, {cpu:.0f} s CPU, peak {used.ru_maxrss / 2**20:.2f} GB", flush=True)
+    return output.strip().splitlines()[-1]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path, help="folder with subject_customized/ and motion_customized/")
+    parser.add_argument("--frames", type=int, default=9)
+    parser.add_argument("--side", type=int, default=128)
+    args = parser.parse_args()
+    subject = args.data / "subject_customized" / "dog"
+    motion = args.data / "motion_customized" / "video" / "person_walking"
+    size = ["--width", args.side, "--height", args.side]
+    with tempfile.TemporaryDirectory() as folder:
+        models, out = Path(folder), Path(folder) / "out"
+        shared = [*write_models(models), "--steps", STEPS, "--accumulate", 1, "--out", out, *size]
+        teachers = models / "dinov2.safetensors", models / "sea_raft.safetensors"
+        loras = [
+            run("train-subject", "train-subject", subject, "--dinov2", teachers[0], *shared),
+            run(
+                "train-motion", "train-motion", motion, "--sea-raft", teachers[1], "--frames", args.frames,
+                *shared,
+            ),
+        ]  # fmt: skip
+        for lora in loras:
+            print(subprocess.check_output([sys.executable, "-m", "smra_core", "inspect", lora], text=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Runs inside the host's own interpreter, started by tests/host/test_inside_the_host.py."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+PACK = Path(__file__).parents[3]
+sys.path.insert(0, os.environ["COMFYUI_PATH"])
+sys.path.append(str(Path(__file__).parent))
+
+import comfy.cli_args  # noqa: E402
+
+# Before anything else of the host is imported: it looks for a graphics card as soon as it is.
+comfy.cli_args.args.cpu = True
+
+
+def load_pack():
+    """The pack as the host imports it: a package named after its folder, without being installed."""
+    name = "smrabooth_pack"
+    spec = importlib.util.spec_from_file_location(
+        name, PACK / "__init__.py", submodule_search_locations=[str(PACK)]
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+load_pack()
+
+
+@pytest.fixture(scope="session")
+def state():
+    import tiny_wan
+
+    return tiny_wan.state_dict()
+
+
+@pytest.fixture(scope="session")
+def model(state):
+    import tiny_wan
+
+    return tiny_wan.load(state)
+
+
+@pytest.fixture
+def loras():
+    """Random factors of a subject and a motion LoRA."""
+    import tiny_wan
+
+    return (
+        tiny_wan.lora_tensors(tiny_wan.SUBJECT_LAYERS, seed=1),
+        tiny_wan.lora_tensors(tiny_wan.MOTION_LAYERS, seed=2),
+    )

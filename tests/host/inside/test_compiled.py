@@ -1,0 +1,60 @@
+"""Compiled models: the LoRA is there, and a switch, other strengths or another file compile nothing anew."""
+
+import pytest
+import tiny_wan
+import torch
+from smrabooth_pack.nodes.apply_loras import apply_loras
+from smrabooth_pack.nodes.call_time_swap import ScheduledLora
+from smrabooth_pack.smra_core.lora import LoraPair
+from smrabooth_pack.smra_core.schedule import SparseSchedule
+from smrabooth_pack.smra_core.sparse import Strengths
+from tiny_wan import difference, leftovers, reference, sample
+
+set_compile = pytest.importorskip("comfy_api.torch_helpers").set_torch_compile_wrapper
+EXACT = 2e-4
+
+
+def graphs() -> int:
+    from torch._dynamo.utils import counters
+
+    return counters["stats"]["unique_graphs"]
+
+
+def compiled(model):
+    """Traced by dynamo, run by eager kernels: tracing is what can lose a LoRA."""
+    clone = model.clone()
+    set_compile(model=clone, backend="eager")
+    return clone
+
+
+def with_lora(model, factors, strengths):
+    lora = {name: LoraPair(a, b) for name, (a, b) in factors.items()}
+    return apply_loras(model, [ScheduledLora(lora, strengths)], SparseSchedule(0.7), "on the fly").model
+
+
+def test_base_lora_other_strengths_other_file_and_base_again(model, loras):
+    first, second = loras[0], tiny_wan.lora_tensors(tiny_wan.SUBJECT_LAYERS, seed=9)
+    plain = compiled(model)
+    base = sample(plain)
+    assert difference(base, sample(model)) < EXACT
+
+    def check(factors, early, late):
+        ours = sample(with_lora(plain, factors, Strengths(early, late)))
+        assert difference(ours, sample(reference(model, [(factors, early, late)], 0.75))) < EXACT
+        assert difference(ours, base) > 100 * EXACT
+
+    check(first, 0.4, 0.8)
+    known = graphs()
+    check(first, 0.4, 0.8)
+    check(first, 1.0, 0.2)
+    check(second, 0.4, 0.8)
+    assert graphs() == known
+    assert torch.equal(sample(plain), base)
+    assert leftovers(model) == []
+
+
+def test_a_layer_that_a_compiled_model_never_calls_is_an_error(model, loras, monkeypatch):
+    block = model.model.diffusion_model.blocks[1]
+    monkeypatch.setattr(type(block), "forward", lambda self, x, *args, **kwargs: self.norm1(x))
+    with pytest.raises(RuntimeError, match="cannot be reached"):
+        sample(with_lora(compiled(model), loras[0], Strengths(0.4, 0.8)))

@@ -1,0 +1,260 @@
+"""Both training nodes, executed as the host executes them."""
+
+import logging
+import shutil
+
+import pytest
+import torch
+from safetensors import safe_open
+from teacher_nets import dinov2_file, sea_raft_file
+from training_models import dit_state, load_dit, load_vae, pack
+
+SIDE, FRAMES = 64, 5
+
+
+def moving(picture):
+    """The picture, two pixels further to the right in each frame."""
+    return torch.stack([picture.roll(2 * i, 1) for i in range(FRAMES + 2)])
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory):
+    """What a graph gives to the nodes, made under inference mode."""
+    folder = tmp_path_factory.mktemp("models")
+
+    class Graph:
+        model, vae = load_dit(folder, dit_state()), load_vae(folder)
+        dinov2, sea_raft = dinov2_file(folder), sea_raft_file(folder)
+        with torch.inference_mode():
+            generator = torch.Generator().manual_seed(5)
+            images = torch.rand(2, SIDE, 80, 3, generator=generator)
+            masks = torch.zeros(2, SIDE, 80)
+            masks[:, 16:48, 24:56] = 1
+            frames = moving(images[0])
+            positive = [[torch.randn(1, 7, 4096, generator=generator), {}]]
+
+    return Graph
+
+
+@pytest.fixture
+def nodes(tmp_path):
+    """The pack's nodes, with outputs in a folder of the test's own."""
+    import folder_paths
+
+    before = folder_paths.get_output_directory(), folder_paths.get_temp_directory()
+    folder_paths.set_output_directory(str(tmp_path))
+    folder_paths.set_temp_directory(str(tmp_path / "temp"))
+    yield pack("nodes").NODE_CLASS_MAPPINGS
+    folder_paths.set_output_directory(before[0])
+    folder_paths.set_temp_directory(before[1])
+
+
+def defaults(node):
+    """Values of the widgets, as the browser would send them."""
+    return {
+        item.id: item.default
+        for item in node.define_schema().inputs
+        if hasattr(item, "default") and item.default is not None
+    }
+
+
+def train_subject(nodes, graph, **changes):
+    node = nodes["SMRATrainSubjectLoRA"]
+    given = dict(
+        model=graph.model, vae=graph.vae, images=graph.images, positive=graph.positive, masks=graph.masks,
+        dinov2=graph.dinov2, steps=3, rank=2, width=SIDE, height=SIDE, accumulate=1, learning_rate=1e-3,
+    )  # fmt: skip
+    with torch.inference_mode():
+        return node.execute(**(defaults(node) | given | changes)).args
+
+
+def train_motion(nodes, graph, **changes):
+    node = nodes["SMRATrainMotionLoRA"]
+    given = dict(
+        model=graph.model, vae=graph.vae, frames=graph.frames, positive=graph.positive, steps=2, rank=2,
+        sea_raft=graph.sea_raft, width=SIDE, height=SIDE, frame_count=FRAMES, accumulate=1,
+    )  # fmt: skip
+    with torch.inference_mode():
+        return node.execute(**(defaults(node) | given | changes)).args
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """Counts how often the DiT is loaded for training."""
+    place, counted = pack("nodes.graph_place"), []
+    original = place.training_denoiser
+
+    def counting(*args, **kwargs):
+        counted.append(1)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(place, "training_denoiser", counting)
+    return counted
+
+
+def test_a_subject_is_trained_saved_and_not_trained_again(nodes, graph, loads, tmp_path):
+    import comfy.sd
+    import folder_paths
+
+    lora, loss_map, steps, file = train_subject(nodes, graph)
+    assert steps == 3 and len(loss_map["loss"]) == len(loss_map["region"]) == len(loss_map["sura"]) == 3
+    # Q, K and FFN.0 of two blocks, two factors each.
+    assert len(lora) == 2 * (2 + 2 + 1) * 2 and all(tensor.any() for tensor in lora.values())
+    assert file in folder_paths.get_filename_list("loras")
+    with safe_open(folder_paths.get_full_path("loras", file), "pt") as saved:
+        assert saved.metadata()["smrabooth.role"] == '"subject"' and len(saved.keys()) == len(lora)
+
+    again = train_subject(nodes, graph)
+    assert len(loads) == 1 and again[2:] == (steps, file)
+    assert all(torch.equal(again[0][name], lora[name]) for name in lora)
+    patched, _ = comfy.sd.load_lora_for_models(graph.model, None, again[0], 1.0, 0.0)
+    assert len(patched.patches) == len(lora) // 2
+
+
+def test_the_stock_loader_takes_every_module(nodes, graph, caplog):
+    import nodes as host_nodes
+
+    *_, file = train_subject(nodes, graph, steps=1)
+    with caplog.at_level(logging.WARNING):
+        (patched,) = host_nodes.LoraLoaderModelOnly().load_lora_model_only(graph.model, file, 1.0)
+    assert len(patched.patches) == 10 and not [
+        r for r in caplog.records if "NOT LOADED" in r.getMessage().upper()
+    ]
+
+
+def test_training_lowers_the_loss(nodes, graph):
+    """The same noise every step would be needed for a strict fall; means over a few steps must do."""
+    _, loss_map, *_ = train_subject(nodes, graph, steps=24, learning_rate=1e-2, sura_weight=0.5)
+    totals, sura = torch.tensor(loss_map["loss"]), torch.tensor(loss_map["sura"])
+    assert totals.isfinite().all() and sura[-6:].mean() < sura[:6].mean() - 0.1
+
+
+def test_more_steps_go_on_with_the_finished_run(nodes, graph, loads):
+    short = train_subject(nodes, graph, steps=2)
+    longer = train_subject(nodes, graph, steps=4)
+    assert longer[1]["loss"][:2] == short[1]["loss"] and len(longer[1]["loss"]) == 4 and len(loads) == 2
+
+
+class Cancelled(BaseException):
+    pass
+
+
+def cancel_after(monkeypatch, step):
+    """The user's click, which the host raises out of the progress bar."""
+    import comfy.utils
+
+    def hook(self, value, *_):
+        if value >= step:
+            raise Cancelled
+
+    monkeypatch.setattr(comfy.utils.ProgressBar, "update_absolute", hook)
+
+
+@pytest.mark.parametrize("train", [train_subject, train_motion])
+def test_a_cancelled_run_resumes_bit_for_bit(nodes, graph, monkeypatch, tmp_path, train):
+    whole = train(nodes, graph, steps=3)
+    shutil.rmtree(tmp_path / "smra" / "runs")
+    with monkeypatch.context() as patch, pytest.raises(Cancelled):
+        cancel_after(patch, 2)
+        train(nodes, graph, steps=3)
+    assert not list((tmp_path / "smra" / "runs").glob("*/finished"))
+    resumed = train(nodes, graph, steps=3)
+    assert resumed[1] == whole[1] and resumed[3] == whole[3]
+    assert all(torch.equal(resumed[0][name], whole[0][name]) for name in whole[0])
+
+
+def test_a_motion_is_trained_with_the_clip_cut_to_4n_plus_1(nodes, graph, loads):
+    lora, loss_map, steps, file = train_motion(nodes, graph)
+    # V, O, FFN.0 and FFN.2 of two blocks, two factors each.
+    assert steps == 2 and len(lora) == 2 * (2 + 2 + 2) * 2 and all(tensor.any() for tensor in lora.values())
+    assert set(loss_map) == {"loss", "temporal", "mora"} and all(value > 0 for value in loss_map["mora"])
+    assert train_motion(nodes, graph)[3] == file and len(loads) == 1
+
+
+def test_the_private_decoder_decodes_as_the_hosts_vae_does(graph):
+    latents = torch.randn(1, 16, 3, 4, 4, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode(False), torch.no_grad():
+        decoder = pack("nodes.host_vae").frozen_decoder(graph.vae, torch.device("cpu"))
+        ours = torch.cat(list(decoder.stream(latents)), 2)
+        theirs = graph.vae.first_stage_model.decode(graph.model.model.process_latent_out(latents))
+    assert ours.shape == (1, 3, 9, 32, 32) and torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_out_of_memory_names_the_setting_to_change(nodes, graph, monkeypatch):
+    host_wan = pack("nodes.host_wan")
+    original, calls = host_wan.HostDenoiser.velocity, []
+
+    def short_of_memory(self, *args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return original(self, *args)
+
+    monkeypatch.setattr(host_wan.HostDenoiser, "velocity", short_of_memory)
+    with pytest.raises(RuntimeError, match="all finished steps are kept. Lower batch_size") as raised:
+        train_subject(nodes, graph)
+    assert not isinstance(raised.value, torch.OutOfMemoryError)
+    assert len(train_subject(nodes, graph)[1]["loss"]) == 3 and len(calls) == 2 + 2
+
+
+def test_what_cannot_work_is_refused_with_a_remedy(nodes, graph):
+    empty = torch.zeros_like(graph.masks)
+    with pytest.raises(ValueError, match="picture 1 has no mask.*connect SAM"):
+        train_subject(nodes, graph, masks=empty)
+    with pytest.raises(ValueError, match="picture 1 has no mask"):
+        train_subject(nodes, graph, masks=None)
+    with pytest.raises(ValueError, match="Use 64x64"):
+        train_subject(nodes, graph, width=70)
+    with pytest.raises(ValueError, match="sura_weight"):
+        train_subject(nodes, graph, dinov2=None)
+    with pytest.raises(ValueError, match="3 prompts for 2 pictures"):
+        train_subject(nodes, graph, positive=graph.positive * 3)
+    with pytest.raises(ValueError, match="umt5"):
+        train_subject(nodes, graph, positive=[[torch.zeros(1, 7, 768), {}]])
+    with pytest.raises(ValueError, match="at least 5"):
+        train_motion(nodes, graph, frames=graph.frames[:4])
+    with pytest.raises(ValueError, match="WAN needs 4n"):
+        train_motion(nodes, graph, frame_count=6)
+
+
+def test_images_are_encoded_one_by_one(graph):
+    place_of = pack("nodes.graph_place").GraphPlace
+    with torch.inference_mode(False):
+        place = place_of(graph.model, graph.vae, {})
+        pictures = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+        each = place.latents([picture[None] for picture in pictures])
+        (clip,) = place.latents([pictures[:5]])
+    assert len(each) == 6 and each[0].shape == (16, 1, 4, 4) and clip.shape == (16, 2, 4, 4)
+
+
+def test_an_identity_outlives_sampling_with_a_patched_clone(graph):
+    """A LoRA patched in place must not make another run of the same MODEL."""
+    import comfy.model_management as management
+
+    identity = pack("nodes.model_identity").model_identity
+    before = identity(graph.model)
+    clone = graph.model.clone()
+    clone.add_patches({"diffusion_model.blocks.0.ffn.0.weight": ("diff", (torch.ones(128, 256),))})
+    with torch.inference_mode():
+        management.load_models_gpu([clone])
+        assert identity(graph.model) == before != identity(clone)
+    unnamed = graph.model.clone()
+    unnamed.cached_patcher_init = None
+    loaded = identity(unnamed)
+    management.unload_all_models()
+    assert identity(unnamed) == loaded
+
+
+def test_previews_show_the_model_and_change_nothing_that_is_learnt(nodes, graph, monkeypatch):
+    import comfy.utils
+
+    plain = train_subject(nodes, graph, steps=2, name="plain")
+    pictures = []
+    monkeypatch.setattr(
+        comfy.utils.ProgressBar,
+        "update_absolute",
+        lambda self, value, total, preview=None: pictures.append(preview),
+    )
+    shown = train_subject(nodes, graph, steps=2, name="shown", preview_every=2)
+    assert pictures[0] is None and pictures[1][1].size == (512, 512)
+    assert all(torch.equal(shown[0][name], plain[0][name]) for name in plain[0])
