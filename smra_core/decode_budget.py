@@ -11,15 +11,17 @@ import torch
 
 from .mora import LATENTS_AT_ONCE, MotionSettings
 from .pixel_gradient import PAIRS_AT_ONCE
-from .wan import LATENT_CHANNELS, PATCH, SPATIAL_STRIDE, WanSpec, latent_frames, pixel_frames
+from .wan import LATENT_CHANNELS, PATCH, SPATIAL_STRIDE, TEMPORAL_STRIDE, WanSpec, latent_frames, pixel_frames
 
 log = logging.getLogger("smrabooth")
 
 GB = 1e9
 _HALF, _FLOAT = 2, 4
 _DECODER_WIDTH = 96
-_BLOCK_TENSORS = 29
-"""Token-wide tensors that one block of the DiT keeps for its backward pass (0.84 GB at 9360 tokens)."""
+_BLOCK_TENSORS = 122
+"""That one block of diffusers' DiT keeps for its backward pass, each as wide as the tokens in half precision.
+Many are in float32: 3.5 GB at 9360 tokens, where ComfyUI's blocks keep 0.84.
+"""
 _FLOW_BYTES = 4600
 """That SEA-RAFT M keeps for a pixel of a pair at its working size (0.21 GB a pair at half of 576x320)."""
 _DEVICE_NEEDS = 1.3 * GB
@@ -118,43 +120,35 @@ def _decoding(settings: MotionSettings, decode: str, recompute: bool) -> float:
     """Of decoder, pixels and flow together."""
     latents = latent_frames(settings.frames)
     area = settings.height * settings.width
-    if decode == "tiny":
-        frames = pixel_frames(latents)
-        flow = PAIRS_AT_ONCE * _FLOW_BYTES * area / 4
-        return _tiny_kept(latents, area) + frames * 3 * area / 4 * (_HALF + 3 * _FLOAT) + flow
     flow = PAIRS_AT_ONCE * _FLOW_BYTES * area / 4
+    if decode == "tiny":
+        return _tiny_kept(latents, area) + _pixels(pixel_frames(latents), area / 4) + flow
     if decode == "exact-low-memory":
-        pixels = pixel_frames(latents) * 3 * area * (_HALF + 3 * _FLOAT)
-        step = _kept(LATENTS_AT_ONCE, area, recompute) + _working(4 * LATENTS_AT_ONCE, area)
-        return pixels + max(flow, step + 3 * _states(area))
-    past = 0.0
-    if decode == "windowed":
-        latents = min(settings.window + settings.context, latents)
-        past = _states(area)
-    frames = 4 * latents
-    pixels = frames * 3 * area * (_HALF + 3 * _FLOAT)
-    kept = _kept(latents, area, recompute) + past
-    return kept + max(pixels + flow, _working(frames, area) + frames * 3 * area * _HALF)
+        frames = TEMPORAL_STRIDE * LATENTS_AT_ONCE
+        step = _kept(LATENTS_AT_ONCE, frames, area, recompute) + _working(frames, area)
+        return _pixels(pixel_frames(latents), area) + max(flow, step + 3 * _states(area))
+    frames = pixel_frames(latents)
+    if decode == "windowed" and settings.window + settings.context < latents:
+        latents = settings.window + settings.context
+        frames = TEMPORAL_STRIDE * (latents - settings.context // 2)
+    kept = _kept(latents, frames, area, recompute)
+    return kept + max(_pixels(frames, area) + flow, _working(frames, area) + _pixels(frames, area) / 4)
 
 
-def _stages(latents: int) -> list[tuple[int, int, float]]:
-    """(blocks times channels that are kept, frames, share of the full area) of the decoder's four stages."""
-    width = _DECODER_WIDTH
-    return [
-        (4 * width * 5, latents, 1 / 64),
-        (2 * width + 2 * 4 * width, 2 * latents, 1 / 16),
-        (2 * width * 3, 4 * latents, 1 / 4),
-        (width * 4, 4 * latents, 1.0),
-    ]
+def _pixels(frames: int, area: float) -> float:
+    """Decoded frames, and in float32 their copy, its gradient and the gradient's last form."""
+    return frames * 3 * area * (_HALF + 3 * _FLOAT)
 
 
-def _kept(latents: int, area: float, recompute: bool) -> float:
-    """Inputs of the decoder's blocks, and unless recomputed as much inside of them."""
-    inputs = sum(channels * frames * share for channels, frames, share in _stages(latents)) * area * _HALF
-    if recompute:
-        return inputs
-    inner = sum(channels * frames * share for channels, frames, share in _stages(latents)) * area * _HALF
-    return inputs + inner * 0.8
+def _kept(latents: int, frames: int, area: float, recompute: bool) -> float:
+    """Inputs of the decoder's blocks, and unless recomputed as much inside of them.
+
+    `frames` are those of the two large stages.
+    """
+    small = latents / 64 * 20 + 2 * latents / 16 * 10
+    inputs = _DECODER_WIDTH * (small + 6 * frames / 4 + 4 * frames)
+    inside = _DECODER_WIDTH * (small + 6 * frames / 4 + 3 * frames)
+    return (inputs if recompute else inputs + inside) * area * _HALF
 
 
 def _working(frames: int, area: float) -> float:

@@ -2,15 +2,16 @@
 
 A step that looks at a window needs the decoder only there. WAN's decoder is causal and remembers about two
 latents, so it is started a little before the window, from what the reference clip itself would have left it:
-the predicted clip is close to the reference, and much closer to it than to a clip that begins there.
+the predicted clip is close to the reference, and much closer to it than to a clip that begins there. The
+reference's states are there for every latent and every stage, so the large stages start later than the small.
 """
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .pixel_gradient import StreamingDecoder, Stretch, put_away
+from .frozen_blocks import Past
+from .pixel_gradient import Stretch, put_away
+from .streaming_decode import FrozenDecoder
 
 
 def windows_of(latents: int, size: int) -> list[range]:
@@ -30,28 +31,35 @@ def whole_clip(latents: int) -> list[Stretch]:
 
 
 @torch.no_grad()
-def warm_stretches(reference: Tensor, decoder: StreamingDecoder, size: int, context: int) -> list[Stretch]:
+def warm_stretches(reference: Tensor, decoder: FrozenDecoder, size: int, context: int) -> list[Stretch]:
     """One stretch for each window of a clip, with `context` latents decoded before it.
 
-    `reference` are the clip's own latents `16 f h w`; the states that they leave where a stretch begins are
-    kept in host memory. The stretches' losses, drawn evenly, estimate the whole clip's without bias if
-    context reaches back to its start.
+    Half of the context, rounded down, is decoded at the small stages only. `reference` are the clip's own
+    latents `16 f h w`; the states that they leave where a stretch begins are kept in host memory. The
+    stretches' losses, drawn evenly, estimate the whole clip's without bias if the context reaches back to its
+    start.
     """
-    latents = reference.shape[1]
-    windows = windows_of(latents, size)
+    windows = windows_of(reference.shape[1], size)
+    share = len(windows) / (reference.shape[1] - 1)
+    cold = [Stretch(window, weight=len(window) * share) for window in windows]
     firsts = [max(window.start - context, 0) for window in windows]
-    pasts = _states_before(reference, decoder, firsts)
-    weight = len(windows) / (latents - 1)
+    depths = [context // 2 if first else 0 for first in firsts]
+    places = {first + skip for first, depth in zip(firsts, depths, strict=True) for skip in (0, depth)} - {0}
+    states = _states_before(reference, decoder, places)
     return [
-        Stretch(window, first, past, len(window) * weight)
-        for window, first, past in zip(windows, firsts, pasts, strict=True)
+        kept._replace(
+            first=first, past=decoder.joined_past(states[first], states[first + depth]), shallow=depth
+        )
+        if first
+        else kept
+        for kept, first, depth in zip(cold, firsts, depths, strict=True)
     ]
 
 
-def _states_before(reference: Tensor, decoder: StreamingDecoder, firsts: Sequence[int]) -> list:
-    past, kept = None, {0: None}
-    for index in range(max(firsts)):
+def _states_before(reference: Tensor, decoder: FrozenDecoder, places: set[int]) -> dict[int, Past]:
+    past, kept = None, {}
+    for index in range(max(places, default=0)):
         _, past = decoder.step(reference[None, :, index : index + 1], past)
-        if index + 1 in firsts:
+        if index + 1 in places:
             kept[index + 1] = put_away(past)
-    return [kept[first] for first in firsts]
+    return kept

@@ -26,8 +26,11 @@ FlowLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 class StreamingDecoder(Protocol):
-    def step(self, latents: Tensor, past: Past | None) -> tuple[Tensor, Past]:
-        """Pixels `B 3 n H W` in [-1, 1] of some latents `B 16 k h w`, and what they leave to the next."""
+    def step(self, latents: Tensor, past: Past | None, /) -> tuple[Tensor, Past]:
+        """Pixels `B 3 n H W` in [-1, 1] of some latents `B 16 k h w`, and what they leave to the next.
+
+        A decoder of stretches with `shallow` latents takes their number as a third argument.
+        """
         ...
 
 
@@ -52,6 +55,10 @@ class Stretch(NamedTuple):
     """Where decoding starts. All that is decoded gets a gradient."""
     past: Past | None = None
     """What the decoder remembers before `first`; held still. None at the start of a clip only."""
+    shallow: int = 0
+    """Latents at the beginning of which only the small stages are decoded, to remind those of the past; the
+    large stages, nearly all of the cost, start after them. `past` holds what each stage starts from.
+    """
     weight: float = 1.0
     """Of the mean over its pairs: an estimate of the whole clip's mean needs it where windows differ."""
 
@@ -66,11 +73,11 @@ def streamed_loss(
     """
     stretches = [Stretch(range(latents.shape[2]))] * len(latents) if stretches is None else stretches
     for stretch in stretches:
-        _check(latents, reference, stretch)
+        _check(latents, reference, stretch, objective)
     return _StreamedLoss.apply(latents, reference, objective, stretches)
 
 
-def _check(latents: Tensor, reference: Tensor, stretch: Stretch) -> None:
+def _check(latents: Tensor, reference: Tensor, stretch: Stretch, objective: FlowObjective) -> None:
     frames = pixel_frames(latents.shape[2])
     if reference.shape[1] != frames - 1:
         raise ValueError(
@@ -83,10 +90,16 @@ def _check(latents: Tensor, reference: Tensor, stretch: Stretch) -> None:
             f"Latents {counted.start} to {counted.stop - 1} of {latents.shape[2]} hold no pair of frames. "
             "Give a window inside the clip that has a latent after the first."
         )
-    if not 0 <= first <= max(counted.start - 1, 0):
+    if not 0 <= first + stretch.shallow <= max(counted.start - 1, 0):
         raise ValueError(
-            f"Decoding from latent {first} cannot show the first pair of latent {counted.start}, "
+            f"Decoding from latent {first + stretch.shallow} cannot show the first pair of latent "
+            f"{counted.start}, "
             f"which begins in the latent before. Start at latent {max(counted.start - 1, 0)} or earlier."
+        )
+    if stretch.shallow and objective.latents_at_once:
+        raise ValueError(
+            f"A stretch with {stretch.shallow} shallow latents is decoded in one graph, not in steps of "
+            f"{objective.latents_at_once}. Set latents_at_once to 0, or shallow to 0."
         )
     if (stretch.past is None) != (first == 0):
         raise ValueError(
@@ -120,8 +133,7 @@ def loss_and_gradient(
     decoded = slice(stretch.first, stretch.counted.stop)
     begin = max(frames_of_latent(stretch.counted.start).start - 1, 0)
     pairs = reference[begin : frames_of_latent(stretch.counted.stop - 1).stop - 1]
-    skipped = begin - frames_of_latent(stretch.first).start
-    past = stretch.past and tuple(tensor.to(latents.device) for tensor in stretch.past)
+    skipped = begin - frames_of_latent(stretch.first + stretch.shallow).start
 
     def compare(pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Loss of all decoded pixels, and its gradient; frames before the first pair get none."""
@@ -129,7 +141,7 @@ def loss_and_gradient(
         return loss, torch.nn.functional.pad(pull, (0, 0, 0, 0, skipped, 0))
 
     route = _in_steps if objective.latents_at_once else _in_one_graph
-    loss, part = route(latents[:, :, decoded], past, objective, compare)
+    loss, part = route(latents[:, :, decoded], stretch, objective, compare)
     gradient = torch.zeros_like(latents)
     gradient[:, :, decoded] = part
     return loss * stretch.weight, gradient * stretch.weight
@@ -139,21 +151,27 @@ Comparison = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def _in_one_graph(
-    latents: Tensor, past: Past | None, objective: FlowObjective, compare: Comparison
+    latents: Tensor, stretch: Stretch, objective: FlowObjective, compare: Comparison
 ) -> tuple[Tensor, Tensor]:
     inputs = latents.detach().requires_grad_()
+    depth = (stretch.shallow,) if stretch.shallow else ()
     with torch.enable_grad():
-        pixels, _ = objective.decoder.step(inputs, past)
+        # No name holds the states before and after: they are a tenth of the step's memory.
+        pixels = objective.decoder.step(inputs, _on_device(stretch.past, latents), *depth)[0]
     loss, pull = compare(pixels.detach())
     return loss, torch.autograd.grad(pixels, inputs, pull)[0]
 
 
+def _on_device(past: Past | None, like: Tensor) -> Past | None:
+    return past and tuple(tensor.to(like.device) for tensor in past)
+
+
 def _in_steps(
-    latents: Tensor, past: Past | None, objective: FlowObjective, compare: Comparison
+    latents: Tensor, stretch: Stretch, objective: FlowObjective, compare: Comparison
 ) -> tuple[Tensor, Tensor]:
     """Decode without a graph, then walk back with the graph of one step at a time."""
     pieces = list(latents.split(objective.latents_at_once, 2))
-    pixels, shelf = decoded_in_steps(pieces, past, objective.decoder)
+    pixels, shelf = decoded_in_steps(pieces, _on_device(stretch.past, latents), objective.decoder)
     frames = [part.shape[2] for part in pixels]
     pixels = torch.cat(pixels, 2)
     loss, pull = compare(pixels)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .frozen_blocks import Block, Past
-from .wan import LATENT_MEAN, LATENT_STD
+from .frozen_blocks import Block, Past, Upsampling
+from .wan import LATENT_MEAN, LATENT_STD, TEMPORAL_STRIDE
 from .wan_decoder_parts import decoder_blocks, decoder_dtype
 
 
@@ -42,15 +42,38 @@ class FrozenDecoder:
             pixels, past = self.step(latent, past)
             yield pixels
 
-    def step(self, latents: Tensor, past: Past | None = None) -> tuple[Tensor, Past]:
-        """Pixels `B 3 n H W` of some latents `B 16 k h w`, and what they leave; past None starts a clip."""
+    def step(self, latents: Tensor, past: Past | None = None, shallow: int = 0) -> tuple[Tensor, Past]:
+        """Pixels `B 3 n H W` of some latents `B 16 k h w`, and what they leave; past None starts a clip.
+
+        Of the first `shallow` latents only the small stages are decoded, and they show no pixels; `past` is
+        then the one of `joined_past`.
+        """
         x = unwhitened(latents).to(self.dtype)
         after: list[Tensor] = []
-        for block in self.blocks:
+        for index, block in enumerate(self.blocks):
+            if shallow and index == self._large_from:
+                x = x[:, :, TEMPORAL_STRIDE * shallow :]
             before = () if past is None else past[len(after) : len(after) + block.carried]
             x, left = block(x, before, self.recompute)
             after += left
         return x, tuple(after)
+
+    def joined_past(self, small: Past, large: Past) -> Past:
+        """For a step with shallow latents: what was left before them, to the small stages, and after them, to
+        the large ones.
+        """
+        carried = sum(block.carried for block in self.blocks[: self._large_from])
+        return (*small[:carried], *large[carried:])
+
+    @property
+    def _large_from(self) -> int:
+        """The block where all frames are there, at half of the size."""
+        doubling = [index for index, block in enumerate(self.blocks) if _doubles_time(block)]
+        return doubling[-1] + 1
+
+
+def _doubles_time(block: Block) -> bool:
+    return isinstance(block, Upsampling) and block.in_time is not None
 
 
 def unwhitened(latents: Tensor) -> Tensor:

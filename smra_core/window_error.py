@@ -8,18 +8,18 @@ The answer depends on the decoder's weights and on the clip, so it is measured o
 import argparse
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .decode_windows import windows_of
-from .frozen_blocks import Past
+from .decode_windows import warm_stretches
 from .mora import MotionSettings
 from .motion_clip import read_motion_clip
-from .pixel_gradient import StreamingDecoder
+from .pixel_gradient import Stretch
+from .streaming_decode import FrozenDecoder
 from .wan import frames_of_latent
 
 CONTEXTS = range(5)
@@ -37,54 +37,43 @@ class WindowError(NamedTuple):
 
 @torch.no_grad()
 def window_errors(
-    decoder: StreamingDecoder, reference: Tensor, predicted: Tensor, size: int
+    decoder: FrozenDecoder, reference: Tensor, predicted: Tensor, size: int
 ) -> list[WindowError]:
     """For each context, over all windows of `size` latents that are not decoded from the clip's start.
 
     `reference` and `predicted` are latents `16 f h w` of the clip and of what a model makes of it.
     """
-    whole = torch.cat([*_in_steps(decoder, predicted)], 2)
-    windows = windows_of(predicted.shape[1], size)
-    found: dict[int, list[tuple[float, float]]] = {context: [] for context in CONTEXTS}
-    past = None
-    for first in range(reference.shape[1]):
-        for context in CONTEXTS if first else ():
-            for window in windows:
-                if window.start - context == first:
-                    found[context].append(_errors(decoder, predicted, whole, first, window, past))
-        _, past = decoder.step(reference[None, :, first : first + 1], past)
-    return [WindowError(context, *_over_windows(pairs)) for context, pairs in found.items() if pairs]
-
-
-def _in_steps(decoder: StreamingDecoder, latents: Tensor) -> Iterator[Tensor]:
-    past = None
-    for latent in latents[None].split(1, 2):
-        pixels, past = decoder.step(latent, past)
-        yield pixels
+    whole = torch.cat([*decoder.stream(predicted[None])], 2)
+    found = []
+    for context in CONTEXTS:
+        stretches = warm_stretches(reference, decoder, size, context)
+        errors = [_errors(decoder, predicted, whole, stretch) for stretch in stretches if stretch.first]
+        if errors:
+            warm, cold = zip(*errors, strict=True)
+            found.append(WindowError(context, _root_mean_square(warm), _root_mean_square(cold)))
+    return found
 
 
 def _errors(
-    decoder: StreamingDecoder, predicted: Tensor, whole: Tensor, first: int, window: range, past: Past
+    decoder: FrozenDecoder, predicted: Tensor, whole: Tensor, stretch: Stretch
 ) -> tuple[float, float]:
     """Warm and cold error of one window."""
-    latents = predicted[None, :, first : window.stop]
+    window = stretch.counted
+    latents = predicted[None, :, stretch.first : window.stop]
     frames = range(frames_of_latent(window.start).start, frames_of_latent(window.stop - 1).stop)
     target = whole[:, :, frames.start : frames.stop].float()
 
-    def error(start: Past | None) -> float:
-        pixels, _ = decoder.step(latents, start)
+    def error(pixels: Tensor) -> float:
         if pixels.shape[2] < len(frames):
             return math.nan
         return ((pixels[:, :, -len(frames) :].float() - target).square().mean() / target.var()).sqrt().item()
 
-    return error(past), error(None)
+    past = tuple(tensor.to(latents.device) for tensor in stretch.past or ())
+    return error(decoder.step(latents, past, stretch.shallow)[0]), error(decoder.step(latents)[0])
 
 
-def _over_windows(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    warm, cold = (
-        math.sqrt(sum(error**2 for error in side) / len(pairs)) for side in zip(*pairs, strict=True)
-    )
-    return warm, cold
+def _root_mean_square(values: Sequence[float]) -> float:
+    return math.sqrt(sum(value**2 for value in values) / len(values))
 
 
 def table(errors: Sequence[WindowError]) -> str:

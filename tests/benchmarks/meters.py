@@ -119,12 +119,10 @@ def counted(step):
             if not isinstance(tensor, torch.nn.Parameter):
                 storage = tensor.untyped_storage()
                 seen.setdefault(storage._cdata, storage.nbytes())
-            return tensor
+            # Detached: a node that saves its own output would hold itself, and never be freed.
+            return tensor.detach()
 
-        with LiveBytes() as live:
+        with LiveBytes() as live, torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor):
             step()
-        count.peak = live.peak
-        with torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor):
-            step()
-        count.saved = sum(seen.values())
+        count.peak, count.saved = live.peak, sum(seen.values())
     return count

@@ -1,9 +1,11 @@
 """What a training step costs at the paper's size, counted on the meta device: FLOPs, memory, traffic.
 
-    python -m tests.benchmarks.motion_step [case ...] [--width 576 --height 320 --frames 49 --blocks 30]
+    python -m tests.benchmarks.motion_step [case ...] [--width 576 --height 320 --frames 49]
 
-The real modules run without data, so the numbers are the same on every machine. Weights, optimiser, the CUDA
-context and the workspaces of convolutions come on top of the memory.
+Blocks of the DiT are alike, so a step with one block is counted, and to it is added what a block adds, which
+comes from a plain step with one block and with three. The real modules run without data, so the numbers are
+the same on every machine. Weights, optimiser, the CUDA context and the workspaces of convolutions come on top
+of the memory.
 """
 
 import argparse
@@ -12,25 +14,27 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
-from smra_core import pixel_gradient
+from smra_core import decode_windows, pixel_gradient
+from smra_core.decode_budget import estimate
 from smra_core.decode_windows import warm_stretches, whole_clip
 from smra_core.diffusers_wan import DiffusersDenoiser
 from smra_core.encoders.sea_raft import SeaRaft
 from smra_core.encoders.sea_raft_config import SEA_RAFT_M
 from smra_core.flow_matching import x0_from_velocity
 from smra_core.lora import Injection, init_lora, injected
-from smra_core.mora import LATENTS_AT_ONCE, MotionSettings, flow_alignment_loss, temporal_loss
+from smra_core.mora import DECODES, LATENTS_AT_ONCE, MotionSettings, flow_alignment_loss, temporal_loss
 from smra_core.pixel_gradient import FlowObjective, streamed_loss
 from smra_core.sparse import SUBJECT
 from smra_core.streaming_decode import FrozenDecoder, unwhitened
 from smra_core.sura import SubjectSettings, projector, region_loss, sura_loss
 from smra_core.tiny_decoder import TinyDecoder
 from smra_core.wan import WAN_1_3B, latent_frames
-from tests.benchmarks.meters import counted
+from tests.benchmarks.meters import Count, counted
 
 META, BF16 = torch.device("meta"), torch.bfloat16
 DINOV2_G = 1536
@@ -40,9 +44,9 @@ DINOV2_G = 1536
 class Step:
     """A motion step's models and inputs, without data."""
 
-    def __init__(self, args):
+    def __init__(self, args, blocks=1):
         self.settings = MotionSettings(width=args.width, height=args.height, frames=args.frames)
-        self.blocks = args.blocks
+        self.blocks = blocks
         with META:
             self.vae = AutoencoderKLWan().to(BF16).requires_grad_(False)
             self.flow_net = SeaRaft(SEA_RAFT_M).freeze()
@@ -107,12 +111,7 @@ class Step:
         reference = self.reference(shrink)
         stretch = stretch or whole_clip(self.latents)[0]
 
-        def mora(x0):
-            # The states come from host memory in a real step, so they count when they arrive.
-            past = stretch.past and tuple(torch.empty_like(tensor) for tensor in stretch.past)
-            return streamed_loss(x0, reference, objective, [stretch._replace(past=past)])
-
-        return self.motion(mora)
+        return self.motion(lambda x0: streamed_loss(x0, reference, objective, [stretch]))
 
     def windowed(self, recompute):
         """The most costly window: one in the middle, with all of its context."""
@@ -163,6 +162,8 @@ SUBJECT_CASES = {
 def prepare_for_meta():
     """What the meta device has no notion of: states that wait in host memory, and autocast."""
     # States leave the device; as there is no other place here, they are made again when they come back.
+    decode_windows.put_away = lambda past: past
+    pixel_gradient._on_device = lambda past, like: past and tuple(torch.empty_like(t) for t in past)
     pixel_gradient.put_away = lambda past: past and tuple((t.shape, t.dtype) for t in past)
     pixel_gradient.taken_back = lambda past, like: [
         torch.empty(shape, dtype=dtype, device=META, requires_grad=True) for shape, dtype in past
@@ -170,36 +171,79 @@ def prepare_for_meta():
     torch.autocast = lambda *args, **options: nullcontext()
 
 
+class Scale(NamedTuple):
+    """From one block to all of the DiT's."""
+
+    missing: int
+    block: Count
+    """What one block adds to a step."""
+    waiting: int
+    """Bytes of a block that wait while pixels are decoded: its input."""
+
+    def all_blocks(self, count, checkpointed):
+        add = {name: getattr(self.block, name) * self.missing for name in ("flops", "saved", "moved")}
+        waiting = self.waiting if checkpointed else self.block.peak
+        peak = count.peak + self.missing * waiting
+        return Count(count.flops + add["flops"], peak, count.saved + add["saved"], count.moved + add["moved"])
+
+
+def scale_of(make, args, blocks):
+    """From plain steps with one block and with three."""
+    one, three = (counted(make(Step(args, number))) for number in (1, 3))
+    names = ("flops", "peak", "saved", "moved")
+    block = Count(*((getattr(three, name) - getattr(one, name)) / 2 for name in names))
+    return Scale(blocks - 1, block, int(block.peak))
+
+
 def measure(cases, args):
+    (base, (_, plain)), *_ = cases.items()
+    wanted = [name for name in cases if not args.cases or name in args.cases]
+    if not wanted:
+        return []
+    scale = scale_of(plain, args, WAN_1_3B.blocks)
+    graph = scale
+    if "naive" in wanted:
+        graph = scale_of(lambda step: step.motion(checkpoint=False), args, WAN_1_3B.blocks)
     rows, first = [], None
-    for name, (text, make) in cases.items():
-        if args.cases and name not in args.cases:
-            continue
+    for name in [base, *(name for name in wanted if name != base)]:
         started = time.process_time()
-        count = counted(make(Step(args)))
+        text, make = cases[name]
+        one = counted(make(Step(args)))
+        count = (graph if name == "naive" else scale).all_blocks(one, checkpointed=name != "naive")
         first = first or count
         rows.append((name, text, count, count.flops / first.flops))
-        print(f"{name}: {time.process_time() - started:.0f} s", file=sys.stderr)
+        print(f"{name}: {time.process_time() - started:.0f} s, {count}", file=sys.stderr, flush=True)
     return rows
 
 
-def table(rows, base):
+def table(rows, base, args):
     lines = [
-        f"| mode | what | TFLOP | / {base} | activation peak GB | saved GB | moved GB |",
-        "|---|---|---|---|---|---|---|",
+        f"| mode | what | TFLOP | / {base} | activation peak GB | estimate GB | saved GB | moved GB |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    lines += [
-        f"| {name} | {text} | {count.flops / 1e12:.1f} | {ratio:.3f} | {count.peak / 1e9:.2f} | "
-        f"{count.saved / 1e9:.2f} | {count.moved / 1e9:.0f} |"
-        for name, text, count, ratio in rows
-    ]
+    for name, text, count, ratio in rows:
+        told = estimated(name, args)
+        lines.append(
+            f"| {name} | {text} | {count.flops / 1e12:.1f} | {ratio:.3f} | {count.peak / 1e9:.2f} | {told} | "
+            f"{count.saved / 1e9:.2f} | {count.moved / 1e9:.0f} |"
+        )
     return "\n".join(lines)
+
+
+def estimated(name, args):
+    """What the preflight says of the same step."""
+    decode = name.removesuffix("-recompute")
+    if decode not in DECODES:
+        return "-"
+    settings = MotionSettings(width=args.width, height=args.height, frames=args.frames)
+    recompute = decode == "exact" or decode != name
+    return f"{estimate(settings, decode, recompute, WAN_1_3B).bytes / 1e9:.2f}"
 
 
 def conditions(args):
     windows = MotionSettings()
     return (
-        f"{WAN_1_3B.name} with {args.blocks} blocks, {args.width}x{args.height}, {args.frames} frames, "
+        f"{WAN_1_3B.name} with {WAN_1_3B.blocks} blocks, {args.width}x{args.height}, {args.frames} frames, "
         f"{args.frames - 1} pairs, bfloat16; SEA-RAFT M in float32 at half of 576x320, "
         f"{SEA_RAFT_M.iterations} iterations, {pixel_gradient.PAIRS_AT_ONCE} pairs at once; window "
         f"{windows.window}, context {windows.context}."
@@ -212,7 +256,6 @@ def main():
     defaults = MotionSettings()
     for name in ("width", "height", "frames"):
         parser.add_argument(f"--{name}", type=int, default=getattr(defaults, name))
-    parser.add_argument("--blocks", type=int, default=WAN_1_3B.blocks, help="of the DiT")
     args = parser.parse_args()
     logging.disable()
     prepare_for_meta()
@@ -221,7 +264,7 @@ def main():
     for cases, base in ((CASES, "plain"), (SUBJECT_CASES, "region")):
         rows = measure(cases, args)
         if rows:
-            print(table(rows, base), flush=True)
+            print(table(rows, base, args), flush=True)
             print()
 
 

@@ -64,12 +64,15 @@ def test_windows_with_all_of_the_past_average_to_the_whole_clip(decoder, size):
     torch.testing.assert_close(average, gradient, atol=1e-12, rtol=1e-9)
 
 
-def test_the_reference_itself_is_decoded_as_in_the_whole_clip_however_little_context(decoder):
+@pytest.mark.parametrize("context", [1, 2, 4])
+def test_the_reference_itself_is_decoded_as_in_the_whole_clip_however_little_context(decoder, context):
     reference, _, _ = clip()
     pixels = torch.cat([*decoder.stream(reference[None])], 2)
-    for stretch in warm_stretches(reference, decoder, 1, context=1)[1:]:
-        part, _ = decoder.step(reference[None, :, stretch.first : stretch.counted.stop], stretch.past)
+    for stretch in warm_stretches(reference, decoder, 1, context)[context:]:
+        latents = reference[None, :, stretch.first : stretch.counted.stop]
+        part, _ = decoder.step(latents, stretch.past, stretch.shallow)
         end = 4 * (stretch.counted.stop - 1) + 1
+        assert stretch.shallow == context // 2
         torch.testing.assert_close(part, pixels[:, :, end - part.shape[2] : end])
 
 
