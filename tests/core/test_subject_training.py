@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from smra_core import subject_training
 from smra_core.encoders.dinov2 import DinoV2
-from smra_core.encoders.dinov2_files import HEADS_KEY, DinoV2Config
+from smra_core.encoders.dinov2_files import DinoV2Config
 from smra_core.lora_file import load_lora
 from smra_core.run_folder import STATE
 from smra_core.sparse import SUBJECT
@@ -37,8 +37,7 @@ def wan(tmp_path_factory):
 @pytest.fixture(scope="module")
 def dinov2(tmp_path_factory):
     path = tmp_path_factory.mktemp("dinov2") / "dinov2.safetensors"
-    torch.manual_seed(0)
-    save_file(DinoV2(DINOV2).vit.state_dict(), path, {HEADS_KEY: "2"})
+    RANDOM_WAN["write_random_dinov2"](path, DINOV2)
     return path
 
 
