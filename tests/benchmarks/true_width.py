@@ -32,7 +32,7 @@ def write_models(folder):
     options = tools["write_random_wan"](folder, sizes, "native")
     tools["write_random_dinov2"](folder / "dinov2.safetensors", DINOV2_S)
     flow = SeaRaft(SEA_RAFT_S)
-    flow.flow_head[2].weight.data *= 1e-2  # untrained it would see motions of a thousand pixels
+    flow.flow_head[2].weight.data *= 0.1  # untrained it would see motions of a thousand pixels
     save_sea_raft(flow, folder / "sea_raft.safetensors", torch.float32)
     return options
 
