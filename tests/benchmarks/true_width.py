@@ -15,9 +15,7 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
-from smra_core.encoders.dinov2 import DinoV2
 from smra_core.encoders.dinov2_files import DinoV2Config
 from smra_core.encoders.sea_raft import SeaRaft, save_sea_raft
 from smra_core.encoders.sea_raft_config import SEA_RAFT_S
@@ -32,10 +30,9 @@ def write_models(folder):
     tools = runpy.run_path(str(CORE_TESTS / "random_wan.py"))
     sizes = tools["Sizes"](heads=12, ffn=8960, blocks=2, text=4096, freq=256, vae=96)
     options = tools["write_random_wan"](folder, sizes, "native")
-    torch.manual_seed(0)
-    save_file(DinoV2(DINOV2_S).vit.state_dict(), folder / "dinov2.safetensors")
+    tools["write_random_dinov2"](folder / "dinov2.safetensors", DINOV2_S)
     flow = SeaRaft(SEA_RAFT_S)
-    flow.flow_head[2].weight.data *= 1e-2  # untrained it would see motions of a thousand pixels
+    flow.flow_head[2].weight.data *= 0.1  # untrained it would see motions of a thousand pixels
     save_sea_raft(flow, folder / "sea_raft.safetensors", torch.float32)
     return options
 

@@ -1,4 +1,4 @@
-"""WAN files of random weights and any size, as real ones lie on disk; loaded by path with `runpy`."""
+"""Files of random weights and any size, as WAN's and DINOv2's lie on disk; loaded by path with `runpy`."""
 
 from typing import NamedTuple
 
@@ -10,6 +10,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
+from smra_core.encoders.dinov2 import DinoV2
+from smra_core.encoders.dinov2_files import HEADS_KEY
 from smra_core.native_names import native_dit_state, native_vae_state
 
 WORDS = ("<pad>", "</s>", "<unk>", "a", "A", "picture", "of", "sks", "dog", "person", "is", "vvt", "walking")
@@ -63,3 +65,11 @@ def write_random_text(folder, dim):
     words.pre_tokenizer = Whitespace()
     marks = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     PreTrainedTokenizerFast(tokenizer_object=words, **marks).save_pretrained(folder / "tokenizer")
+
+
+def write_random_dinov2(path, config):
+    torch.manual_seed(0)
+    vit = DinoV2(config).vit
+    for weight in vit.parameters():  # timm leaves some as the memory was
+        torch.nn.init.normal_(weight, std=0.05)
+    save_file(vit.state_dict(), path, {HEADS_KEY: str(config.heads)})

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from smra_core import subject_training
 from smra_core.encoders.dinov2 import DinoV2
-from smra_core.encoders.dinov2_files import HEADS_KEY, DinoV2Config
+from smra_core.encoders.dinov2_files import DinoV2Config
 from smra_core.lora_file import load_lora
 from smra_core.run_folder import STATE
 from smra_core.sparse import SUBJECT
@@ -37,15 +37,24 @@ def wan(tmp_path_factory):
 @pytest.fixture(scope="module")
 def dinov2(tmp_path_factory):
     path = tmp_path_factory.mktemp("dinov2") / "dinov2.safetensors"
-    torch.manual_seed(0)
-    save_file(DinoV2(DINOV2).vit.state_dict(), path, {HEADS_KEY: "2"})
+    RANDOM_WAN["write_random_dinov2"](path, DINOV2)
     return path
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return TensorCache(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
-def workplace(tmp_path, wan):
-    cpu = torch.device("cpu")
-    return Workplace(wan, tmp_path / "runs", TensorCache(tmp_path / "cache"), cpu, torch.float32)
+def workplace(tmp_path, wan, cache):
+    """Runs of its own, encoded inputs from the tests before."""
+    return Workplace(wan, tmp_path / "runs", cache, torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture
+def empty_workplace(tmp_path, workplace):
+    return replace(workplace, cache=TensorCache(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -102,11 +111,11 @@ def same_tensors(first, second):
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_pictures_become_a_lora_that_says_what_it_is(workplace, dinov2, loaded):
+def test_pictures_become_a_lora_that_says_what_it_is(empty_workplace, dinov2, loaded):
     infos = []
-    trained = train(workplace, dinov2, on_step=infos.append)
-    lora, metadata, dialect, ignored = load_lora(trained.path, workplace.backbone.spec())
-    assert list(lora) == SUBJECT.select(workplace.backbone.spec().linear_names()) and ignored == []
+    trained = train(empty_workplace, dinov2, on_step=infos.append)
+    lora, metadata, dialect, ignored = load_lora(trained.path, empty_workplace.backbone.spec())
+    assert list(lora) == SUBJECT.select(empty_workplace.backbone.spec().linear_names()) and ignored == []
     assert all(pair.rank == 2 and pair.b.any() for pair in lora.values())
     assert (metadata.role, metadata.plan, metadata.rank, metadata.steps) == ("subject", str(SUBJECT), 2, 2)
     assert metadata.captions == ("A picture of sks dog",) and dialect == "comfyui"
@@ -128,10 +137,10 @@ def test_a_second_run_encodes_nothing_and_a_finished_one_loads_nothing(workplace
     assert other.path != first.path and kinds(loaded) == ["denoiser"] and workplace.cache.misses == misses
 
 
-def test_the_frozen_model_is_the_same_after_training(workplace, dinov2, loaded):
-    train(workplace, dinov2)
+def test_the_frozen_model_is_the_same_after_training(empty_workplace, dinov2, loaded):
+    train(empty_workplace, dinov2)
     used = dict(loaded)
-    fresh = workplace.backbone.load_denoiser(torch.float32, torch.device("cpu")).dit.state_dict()
+    fresh = empty_workplace.backbone.load_denoiser(torch.float32, torch.device("cpu")).dit.state_dict()
     after = used["denoiser"].dit.state_dict()
     assert fresh.keys() == after.keys() and all(torch.equal(fresh[name], after[name]) for name in fresh)
     assert all("forward" not in module.__dict__ for module in used["denoiser"].linears().values())
@@ -225,18 +234,18 @@ def test_features_are_the_teachers_one_a_token_in_y_x_order(workplace, dinov2):
     torch.testing.assert_close(features, teacher.patch_features(picture[None])[0])
 
 
-def test_contexts_and_latents_are_what_the_encoders_say_and_are_kept(workplace, loaded):
+def test_contexts_and_latents_are_what_the_encoders_say_and_are_kept(empty_workplace, loaded):
     picture = images(1)[0].pixels
     for expected in (["text", "codec"], []):
         loaded.clear()
-        context = workplace.contexts(["a dog", "a", "a dog"])
-        (latents,) = workplace.latents([picture[None]])
+        context = empty_workplace.contexts(["a dog", "a", "a dog"])
+        (latents,) = empty_workplace.latents([picture[None]])
         assert kinds(loaded) == expected
     assert list(context) == ["a dog", "a"] and context["a"].shape == (512, 8)
     cpu = torch.device("cpu")
-    text = workplace.backbone.load_text(torch.float32, cpu)
+    text = empty_workplace.backbone.load_text(torch.float32, cpu)
     assert torch.equal(context["a dog"], text.encode(["a dog"])[0])
-    codec = workplace.backbone.load_codec(torch.float32, cpu)
+    codec = empty_workplace.backbone.load_codec(torch.float32, cpu)
     assert torch.equal(latents, codec.encode(as_video(picture[None]))[0]) and latents.shape == (16, 1, 4, 4)
 
 

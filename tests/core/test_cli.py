@@ -1,0 +1,278 @@
+"""The command line from files to files, on WAN models of random weights in both layouts."""
+
+import contextlib
+import io
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from smra_core import cli, motion_training, subject_training
+from smra_core.encoders.dinov2_files import DinoV2Config
+from smra_core.encoders.sea_raft import SeaRaft, save_sea_raft
+from smra_core.encoders.sea_raft_config import SEA_RAFT_MINIATURE
+from smra_core.lora_file import load_lora
+from smra_core.mora import MotionSettings
+from smra_core.sampling import SamplingSettings
+from smra_core.sparse import ALL_LAYERS, MOTION, SUBJECT, Strengths, TPointSchedule
+from smra_core.sura import SubjectSettings
+from smra_core.trainer import TrainSettings
+from smra_core.video_file import read_video, write_video
+from smra_core.wan_files import BackboneFiles
+
+RANDOM_WAN = runpy.run_path(str(Path(__file__).with_name("random_wan.py")))
+SIDE = 32
+SIZE = ["--width", str(SIDE), "--height", str(SIDE)]
+SHORT = ["--rank", "2", "--steps", "2", "--accumulate", "1", "--learning-rate", "0.05", *SIZE]
+DINOV2 = DinoV2Config(width=24, depth=1, heads=2, hidden=48, gated=False, grid=2, registers=0)
+
+
+def run(*arguments):
+    """What a command that succeeds prints."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert cli.main([str(argument) for argument in arguments]) == 0
+    return printed.getvalue()
+
+
+class World:
+    """Models, teachers and data sets on disk."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.wan = {}
+        for layout in ("native", "diffusers"):
+            (folder / layout).mkdir()
+            sizes = RANDOM_WAN["Sizes"]()
+            self.wan[layout] = RANDOM_WAN["write_random_wan"](folder / layout, sizes, layout)
+        torch.manual_seed(1)
+        self.dinov2, self.sea_raft = folder / "dinov2.safetensors", folder / "sea_raft.safetensors"
+        RANDOM_WAN["write_random_dinov2"](self.dinov2, DINOV2)
+        save_sea_raft(SeaRaft(SEA_RAFT_MINIATURE), self.sea_raft, torch.float32)
+        self.dog, self.walk = folder / "dog", folder / "video" / "walk"
+        self._write_subject()
+        self._write_motion()
+
+    def _write_subject(self):
+        (self.dog / "images").mkdir(parents=True)
+        (self.dog / "masks").mkdir()
+        Image.effect_noise((48, 40), 60).convert("RGB").save(self.dog / "images" / "00.png")
+        Image.new("L", (48, 40), 255).save(self.dog / "masks" / "00.png")
+        text = "video,mask,prompt\nimages/00.png,masks/00.png,A picture of sks dog\n"
+        (self.dog / "metadata.csv").write_text(text)
+
+    def _write_motion(self):
+        picture = torch.rand(3, SIDE, SIDE)
+        write_video(self.walk / "00.mp4", torch.stack([picture.roll(i, -1) for i in range(6)]), 16)
+        (self.walk / "metadata.csv").write_text("video,prompt\nwalk/00.mp4,a person is vvt walking\n")
+
+    def train_subject(self, out, layout="native", *options):
+        out = ["--out", self.folder / out, "--dinov2", self.dinov2, *SHORT, *self.wan[layout], *options]
+        return Path(run("train-subject", self.dog, *out).strip())
+
+    def train_motion(self, out, layout="native", *options):
+        out = ["--out", self.folder / out, "--frames", 5, *SHORT, *self.wan[layout], *options]
+        return Path(run("train-motion", self.walk, "--sea-raft", self.sea_raft, *out).strip())
+
+    def sample(self, name, *options):
+        """Bytes of the video."""
+        settings = ["--steps", 2, "--frames", 5, "--video", self.folder / name, *SIZE]
+        run("sample", "a sks dog is vvt walking", *settings, *self.wan["native"], *options)
+        return (self.folder / name).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return World(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def subject(world):
+    return world.train_subject("out")
+
+
+@pytest.fixture(scope="module")
+def motion(world):
+    return world.train_motion("out")
+
+
+def test_training_writes_loras_of_the_papers_plans(subject, motion):
+    for path, role, plan, caption, count in (
+        (subject, "subject", SUBJECT, "A picture of sks dog", 10),
+        (motion, "motion", MOTION, "a person is vvt walking", 12),
+    ):
+        loaded = load_lora(path)
+        assert (loaded.metadata.role, loaded.metadata.plan) == (role, str(plan))
+        assert loaded.metadata.captions == (caption,) and len(loaded.lora) == count
+        assert all(pair.b.any() and plan.includes(name) for name, pair in loaded.lora.items())
+
+
+def test_a_diffusers_folder_trains_to_the_same_loras_as_native_files(world, subject, motion):
+    for native, other in (
+        (subject, world.train_subject("other", "diffusers")),
+        (motion, world.train_motion("other", "diffusers")),
+    ):
+        first, second = load_file(native), load_file(other)
+        assert native != other and first.keys() == second.keys()
+        for name in first:
+            torch.testing.assert_close(first[name], second[name])
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """Kinds of the models that are loaded."""
+    seen = []
+
+    def watch(owner, name, kind):
+        load = getattr(owner, name)
+
+        def loading(*args):
+            seen.append(kind)
+            return load(*args)
+
+        monkeypatch.setattr(owner, name, loading)
+
+    for kind in ("denoiser", "codec", "text"):
+        watch(BackboneFiles, f"load_{kind}", kind)
+    watch(subject_training, "load_dinov2", "dinov2")
+    watch(motion_training, "load_sea_raft", "sea_raft")
+    return seen
+
+
+def test_a_second_run_encodes_nothing(world, subject, motion, loads):
+    cached = sorted((world.folder / "out" / "cache").iterdir())
+    assert world.train_subject("out") == subject and world.train_motion("out") == motion
+    assert loads == []
+    assert world.train_subject("out", "native", "--seed", 1) != subject
+    assert loads == ["denoiser"]
+    loads.clear()
+    assert world.train_motion("out", "native", "--seed", 1) != motion
+    assert loads == ["codec", "sea_raft", "denoiser"]  # to train through, not to encode
+    assert sorted((world.folder / "out" / "cache").iterdir()) == cached
+
+
+def test_an_objective_of_weight_zero_needs_no_teacher(world, loads):
+    plain = ["--out", world.folder / "out", *SHORT, *world.wan["native"]]
+    run("train-subject", world.dog, "--sura-weight", 0, *plain)
+    run("train-motion", world.walk, "--mora-weight", 0, "--frames", 5, *plain)
+    assert "dinov2" not in loads and "sea_raft" not in loads
+
+
+def test_sampling_writes_a_video_that_the_loras_change(world, subject, motion):
+    base = world.sample("base.mp4")
+    both = ["--subject", subject, "--motion", motion]
+    assert base == world.sample("off.mp4", *both, "--subject-strength", 0, "--motion-strength", 0)
+    assert base != world.sample("on.mp4", *both)
+    video = read_video(world.folder / "on.mp4", (SIDE, SIDE), 9)
+    assert len(video.frames) == 5 and video.fps == 15
+
+
+def test_a_plan_keeps_a_part_of_a_lora(world, subject):
+    whole = world.sample("whole.mp4", "--subject", subject, "--subject-strength", 1)
+    part = world.sample("part.mp4", "--subject", subject, "--subject-strength", 1, "--subject-plan", "ffn.0")
+    assert whole != part
+    with pytest.raises(ValueError, match="Plan v leaves none of the LoRA's 10 modules"):
+        cli.sparse_lora(load_lora(subject).lora, ALL_LAYERS.parse("v"))
+
+
+def test_inspect_says_what_is_in_a_file(subject):
+    printed = run("inspect", subject)
+    lines = [line.split() for line in printed.splitlines()]
+    assert ["role", "subject"] in lines and ["rank", "2"] in lines and ["modules", "10"] in lines
+    assert "q,k,ffn.0 (subject)" in printed
+    assert [line[:2] for line in lines if line[:1] in (["q"], ["k"], ["ffn.0"])] == [
+        ["q", "4"], ["k", "4"], ["ffn.0", "2"],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("dialect", ["comfyui", "diffusers", "kohya"])
+def test_convert_keeps_every_weight(subject, tmp_path, dialect):
+    run("convert", subject, tmp_path / "other.safetensors", "--to", dialect)
+    before, after = load_lora(subject), load_lora(tmp_path / "other.safetensors")
+    assert after.dialect.startswith(dialect) and after.metadata == before.metadata
+    for name, pair in before.lora.items():
+        torch.testing.assert_close(after.lora[name].delta(), pair.delta())
+
+
+def parsed(*arguments):
+    return cli.build_parser().parse_args(arguments)
+
+
+def test_options_left_out_are_the_papers_settings():
+    subject, motion, sample = parsed("train-subject", "x"), parsed("train-motion", "x"), parsed("sample", "x")
+    assert cli.settings_from(subject, SubjectSettings, cli.SUBJECT_HELP) == SubjectSettings()
+    assert cli.settings_from(motion, MotionSettings, cli.MOTION_HELP) == MotionSettings()
+    assert cli.settings_from(motion, TrainSettings, cli.TRAIN_HELP) == TrainSettings()
+    assert cli.settings_from(sample, SamplingSettings, cli.SAMPLE_HELP) == SamplingSettings()
+    assert (subject.rank, subject.sura_weight, subject.width) == (32, 0.05, 512)
+    assert (motion.rank, motion.mora_weight, motion.learning_rate) == (64, 1.0, 1e-4)
+    assert (motion.width, motion.height, motion.frames) == (576, 320, 49)
+    assert (sample.steps, sample.width, sample.height, sample.frames, sample.fps) == (50, 832, 480, 49, 15)
+    assert sample.t_point == TPointSchedule(0.7) and sample.motion_strength == Strengths(1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "text, sigma", [("0.7", 0.7), ("15/50", 0.7), ("15/50@5", 0.92105), ("0/50", 1.0), ("50/50", 0.0)]
+)
+def test_t_point_is_a_sigma_or_a_step_of_a_run(text, sigma):
+    assert parsed("sample", "x", "--t-point", text).t_point.sigma == pytest.approx(sigma, abs=1e-5)
+
+
+def test_strengths_and_plans_are_read_from_text():
+    args = parsed(
+        "sample", "x", "--subject-strength", "0.5,1", "--motion-strength", "2",
+        "--motion-plan", "motion-without-ffn0",
+    )  # fmt: skip
+    assert args.subject_strength == Strengths(0.5, 1.0) and args.motion_strength == Strengths(2.0, 2.0)
+    assert args.motion_plan.roles == MOTION.roles - SUBJECT.roles
+
+
+@pytest.mark.parametrize(
+    "option", [["--t-point", "soon"], ["--subject-strength", "1,2,3"], ["--subject-plan", "w"]]
+)
+def test_options_that_mean_nothing_are_refused(option, capsys):
+    with pytest.raises(SystemExit):
+        parsed("sample", "x", *option)
+    assert option[0] in capsys.readouterr().err
+
+
+def fails(capsys, *arguments):
+    """The one line that a command says when it fails."""
+    assert cli.main([str(argument) for argument in arguments]) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1
+    return said[0]
+
+
+def test_bad_input_gives_one_line_that_names_it(world, tmp_path, capsys):
+    wan = [*world.wan["native"], "--out", tmp_path]
+    assert "nowhere.safetensors is not a file" in fails(capsys, "inspect", tmp_path / "nowhere.safetensors")
+    assert "needs the weights of dinov2" in fails(capsys, "train-subject", world.dog, *wan)
+    assert "needs the weights of sea_raft" in fails(capsys, "train-motion", world.walk, *wan)
+    missing = fails(capsys, "train-motion", world.walk, "--sea-raft", tmp_path / "none.pth", *wan)
+    assert "none.pth is not a file" in missing
+    (tmp_path / "bare").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "bare" / "a.png")
+    bare = ["train-subject", tmp_path / "bare", "--sura-weight", 0, *wan]
+    assert "a.png has no caption" in fails(capsys, *bare)
+    assert "first a.png. Add masks/" in fails(capsys, *bare, "--caption", "a sks dog")
+    assert "Device 'toaster' cannot be used" in fails(capsys, *bare, "--device", "toaster")
+
+
+@pytest.mark.parametrize(
+    "error, code, said",
+    [
+        (KeyboardInterrupt(), 130, "goes on from the last step"),
+        (torch.OutOfMemoryError("Lower the frames"), 1, "error: Lower the frames"),
+    ],
+)
+def test_an_interrupt_and_full_memory_end_without_a_traceback(monkeypatch, capsys, error, code, said):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(cli, "load_lora", fail)
+    assert cli.main(["inspect", "x"]) == code
+    assert said in capsys.readouterr().err
