@@ -2,8 +2,8 @@
 
 # The host imports this folder as a package; a test runner that meets the file alone must get by without it.
 if __package__:
-    from .nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+    from .nodes import NODE_CLASS_MAPPINGS
 
     WEB_DIRECTORY = "./nodes/web"
 
-    __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY"]
+    __all__ = ["NODE_CLASS_MAPPINGS", "WEB_DIRECTORY"]

@@ -9,8 +9,3 @@ NODE_CLASS_MAPPINGS = {
     "SMRASparseLoRALoader": SparseLoRALoader,
     "SMRALoadMiniature": LoadMiniature,
 }
-NODE_DISPLAY_NAME_MAPPINGS = {
-    "SMRATPointScheduler": "SMRA T_point Scheduler",
-    "SMRASparseLoRALoader": "SMRA Sparse LoRA Loader",
-    "SMRALoadMiniature": "SMRA Load Miniature",
-}
