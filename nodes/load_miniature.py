@@ -5,9 +5,12 @@ from pathlib import Path
 import torch
 from comfy_api.latest import io
 
-from ..smra_core.miniature import DIT_FILE, VAE_FILE
+from ..smra_core.miniature import DINOV2_FILE, DIT_FILE, SEA_RAFT_FILE, VAE_FILE
 from ..smra_core.miniature.hashed_text import HashedText
 from ..smra_core.wan import TEXT_DIM
+
+DinoV2, SeaRaft = io.Custom("SMRA_DINOV2"), io.Custom("SMRA_SEA_RAFT")
+"""Paths of weight files, as the training nodes take them."""
 
 
 class LoadMiniature(io.ComfyNode):
@@ -31,12 +34,14 @@ class LoadMiniature(io.ComfyNode):
                     tooltip="Its text encoder: every word is a fixed vector, at most 12 words.",
                 ),
                 io.Vae.Output(display_name="vae", tooltip="A WAN 2.1 video VAE of 16 channels."),
+                DinoV2.Output(display_name="dinov2", tooltip="A small net for SMRA Train Subject LoRA."),
+                SeaRaft.Output(display_name="sea_raft", tooltip="A small net for SMRA Train Motion LoRA."),
             ],
         )
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        return io.NodeOutput(*load_miniature(DIT_FILE, VAE_FILE))
+        return io.NodeOutput(*load_miniature(DIT_FILE, VAE_FILE), DINOV2_FILE, SEA_RAFT_FILE)
 
 
 def load_miniature(dit: Path, vae: Path):

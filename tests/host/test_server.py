@@ -1,0 +1,173 @@
+"""The nodes through the real server: schemas, help pages, and a run over HTTP."""
+
+import pytest
+import random_wan
+import torch
+from comfyui import NAME
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+NODES = ("SMRATPointScheduler", "SMRASparseLoRALoader", "SMRALoadMiniature")
+
+
+@pytest.fixture(scope="module")
+def info(server):
+    return server.get("/object_info")
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_every_input_says_what_it_does(info, node):
+    inputs = {**info[node]["input"].get("required", {}), **info[node]["input"].get("optional", {})}
+    assert all(len(options) > 1 and options[1].get("tooltip") for options in inputs.values()), node
+    assert info[node]["category"] == "SMRABooth" and info[node]["description"]
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_every_node_has_a_help_page(server, node):
+    page = server.get(f"/extensions/ComfyUI-SMRABooth/docs/{node}.md", parse=False).decode()
+    assert page.startswith("# SMRA ")
+
+
+def test_the_defaults_are_the_papers(info):
+    inputs = info["SMRATPointScheduler"]["input"]["required"]
+    defaults = {name: inputs[name][1]["default"] for name in ("step", "of_steps", "reference_shift", "sigma")}
+    assert defaults == {"step": 15, "of_steps": 50, "reference_shift": 1.0, "sigma": 0.7}
+    assert inputs["subject_before"][1]["default"] * 2 == inputs["subject_after"][1]["default"] == 0.8
+
+
+def scheduler(**changed):
+    widgets = {
+        "t_point": "step of a reference run", "step": 15, "of_steps": 50, "reference_shift": 1.0,
+        "share": 0.3, "sigma": 0.7, "preset": "paper", "subject_before": 0.4, "subject_after": 0.8,
+        "motion_before": 1.0, "motion_after": 1.0, "run_scheduler": "simple", "run_steps": 50,
+    }  # fmt: skip
+    return {"class_type": "SMRATPointScheduler", "inputs": widgets | changed}
+
+
+def shown(entry, node):
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    return entry["outputs"][node]
+
+
+def test_the_scheduler_says_where_a_wired_run_switches(server):
+    prompt = {
+        "2": {"class_type": "ManualSigmas", "inputs": {"sigmas": "1, 0.9, 0.72, 0.5, 0.2, 0"}},
+        "3": scheduler(sigmas=["2", 0]),
+        "4": {"class_type": "PreviewAny", "inputs": {"source": ["3", 2]}},
+        "5": {"class_type": "PreviewAny", "inputs": {"source": ["3", 1]}},
+    }
+    entry = server.run(prompt)
+    assert shown(entry, "4")["text"] == ["switch at step 2 of 5, sigma 0.720 (T_point at sigma 0.70)"]
+    assert shown(entry, "5")["text"] == ["2"]
+    assert shown(entry, "3")["images"]
+
+
+@pytest.fixture(scope="module")
+def lora_files(server, model_blocks):
+    """The same LoRA in DiffSynth's names, which the host does not read, and in the host's; and no LoRA."""
+    folder = server.base / "models" / "loras"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(random_wan.lora(model_blocks, "", ".default"), folder / "diffsynth.safetensors")
+    save_file(random_wan.lora(model_blocks, "diffusion_model.", ""), folder / "stock.safetensors")
+    save_file({"unet.up.weight": torch.zeros(2, 2)}, folder / "strange.safetensors")
+
+
+@pytest.fixture(scope="module")
+def model_blocks(server):
+    weights = (
+        server.base / "custom_nodes" / NAME / "smra_core/miniature/weights/wan_miniature_t2v.safetensors"
+    )
+    with safe_open(weights, "pt") as file:
+        return 1 + max(int(name.split(".")[1]) for name in file.keys() if name.startswith("blocks."))
+
+
+def loader(**changed):
+    widgets = {
+        "model": ["1", 0], "subject_lora": "diffsynth.safetensors", "subject_strength": 1.0,
+        "subject_layers": "paper", "subject_custom_layers": "q", "motion_lora": "None",
+        "motion_strength": 1.0, "motion_layers": "paper", "motion_custom_layers": "v",
+        "constant_lora": "auto",
+    }  # fmt: skip
+    return {"class_type": "SMRASparseLoRALoader", "inputs": widgets | changed}
+
+
+def latents(server, middle, name):
+    """Final latents of a short run on the miniature, `middle` standing between the model and the sampler."""
+    prompt = {
+        "1": {"class_type": "SMRALoadMiniature", "inputs": {}},
+        "2": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "a red ball"}},
+        "5": {"class_type": "EmptyHunyuanLatentVideo",
+              "inputs": {"width": 64, "height": 64, "length": 5, "batch_size": 1}},
+        "6": {"class_type": "KSampler",
+              "inputs": {"model": ["4", 0], "seed": 1, "steps": 4, "cfg": 1.0, "sampler_name": "euler",
+                         "scheduler": "simple", "positive": ["2", 0], "negative": ["2", 0],
+                         "latent_image": ["5", 0], "denoise": 1.0}},
+        "7": {"class_type": "SaveLatent",
+              "inputs": {"samples": ["6", 0], "filename_prefix": f"tests/{name}"}},
+    } | middle  # fmt: skip
+    shown(server.run(prompt), "7")
+    (file,) = (server.base / "output" / "tests").glob(f"{name}_*.latent")
+    return load_file(file)["latent_tensor"]
+
+
+def test_a_diffsynth_lora_over_http_equals_the_stock_loader(server, lora_files):
+    base = latents(
+        server, {"4": {"class_type": "ModelSamplingSD3", "inputs": {"model": ["1", 0], "shift": 8.0}}}, "base"
+    )
+    everything = dict(subject_layers="all", subject_strength=0.5)
+    ours = latents(server, {"4": loader(**everything)}, "ours")
+    stock = latents(
+        server,
+        {"4": {"class_type": "LoraLoaderModelOnly",
+               "inputs": {"model": ["1", 0], "lora_name": "stock.safetensors", "strength_model": 0.5}}},
+        "stock",
+    )  # fmt: skip
+    assert torch.equal(ours, stock)
+    assert (ours - base).abs().max() > 0.01
+
+
+def test_a_schedule_over_http_lies_between_early_and_late(server, lora_files):
+    switched = latents(server, {"3": scheduler(step=25), "4": loader(schedule=["3", 0])}, "switched")
+    early, late = (
+        latents(server, {"4": loader(subject_strength=strength)}, f"constant{strength}")
+        for strength in (0.4, 0.8)
+    )
+    assert (switched - early).abs().max() > 1e-3 and (switched - late).abs().max() > 1e-3
+    merged = latents(
+        server,
+        {"3": scheduler(preset="custom", subject_before=0.4, subject_after=0.4),
+         "4": loader(schedule=["3", 0], constant_lora="on the fly")},
+        "flying",
+    )  # fmt: skip
+    assert (merged - early).abs().max() < 1e-3
+
+
+def test_the_loader_reports_what_it_used(server, lora_files, model_blocks):
+    prompt = {
+        "1": {"class_type": "SMRALoadMiniature", "inputs": {}},
+        "4": loader(),
+        "5": {"class_type": "PreviewAny", "inputs": {"source": ["4", 3]}},
+    }
+    (report,) = shown(server.run(prompt), "5")["text"]
+    used, all_of_them = 4 * model_blocks, 8 * model_blocks
+    assert f"diffsynth.safetensors (diffsynth names), {used} of {all_of_them} layers [q,k,ffn.0]" in report
+    assert f"left out by the layer choice: v,o ({used} layers)" in report
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"subject_lora": "strange.safetensors"}, "no LoRA of a WAN block"),
+        ({"subject_layers": "custom", "subject_custom_layers": "ffn.2"}, "No layer of the subject LoRA"),
+        ({"subject_layers": "custom", "subject_custom_layers": "w"}, "Plan 'w' is not known"),
+    ],
+)
+def test_what_cannot_be_used_is_an_error_in_the_graph(server, lora_files, changed, message):
+    prompt = {
+        "1": {"class_type": "SMRALoadMiniature", "inputs": {}},
+        "4": loader(**changed),
+        "5": {"class_type": "PreviewAny", "inputs": {"source": ["4", 3]}},
+    }
+    status = server.run(prompt)["status"]
+    assert status["status_str"] == "error"
+    assert message in str(status["messages"])
