@@ -62,7 +62,7 @@ def test_colours_share_one_scale():
     flow = torch.zeros(2, 2, 40, 40)
     flow[0, 0], flow[1, 0] = 4.0, 1.0  # right, fast and slow
     fast, slow = pack("nodes.preview_flow").coloured(flow)
-    assert fast[:, 0, 0].tolist() == [1.0, 0.0, 0.0]
+    assert torch.allclose(fast[:, 0, 0], torch.tensor([1.0, 0.0, 0.0]), atol=1e-6)
     assert torch.allclose(slow[:, 0, 0], torch.tensor([1.0, 0.75, 0.75]))
 
 
