@@ -20,7 +20,7 @@ def dit_state(blocks=BLOCKS, seed=0, channels=16):
     from comfy.ops import disable_weight_init
 
     model = WanModel(
-        model_type="t2v", dim=DIM, ffn_dim=FFN, num_heads=2, num_layers=blocks, text_dim=4096,
+        model_type="t2v", dim=DIM, ffn_dim=FFN, num_heads=DIM // 128, num_layers=blocks, text_dim=4096,
         in_dim=channels, dtype=torch.float32, device="cpu", operations=disable_weight_init,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
