@@ -12,7 +12,8 @@ from ..smra_core.subject_set import SubjectImage, read_subject_set
 from ..smra_core.sura import SubjectSettings
 from ..smra_core.wan import check_size, latent_frames
 from .graph_images import as_image
-from .node_text import ADVANCED, show_text
+from .node_text import show_text
+from .training_inputs import ADVANCED
 
 log = logging.getLogger("smrabooth")
 

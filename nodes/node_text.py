@@ -1,13 +1,17 @@
-"""A line of text on a node while its graph runs, and the schema marks that old hosts lack a name for."""
+"""What a node shows beside its inputs: a line of text after it ran, and which widgets are folded away."""
 
-ADVANCED = {"advanced": True}
-"""As `extra_dict` of an input: folded away in the graph. Hosts before 0.4 have no argument for it."""
+import sys
+
+
+def advanced(widget):
+    """Mark an input as rarely touched: the graph folds it away. Older hosts take no argument for that."""
+    widget.extra_dict = {**widget.extra_dict, "advanced": True}
+    return widget
 
 
 def show_text(node: type, text: str) -> None:
     """Write text on the node in the graph; nothing happens where no server runs."""
-    from server import PromptServer
-
-    server, hidden = getattr(PromptServer, "instance", None), getattr(node, "hidden", None)
-    if server is not None and hidden is not None and hidden.unique_id is not None:
+    module, hidden = sys.modules.get("server"), getattr(node, "hidden", None)
+    server = module and getattr(module.PromptServer, "instance", None)
+    if server and hidden is not None and hidden.unique_id is not None:
         server.send_progress_text(text, hidden.unique_id)

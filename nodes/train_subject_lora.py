@@ -23,10 +23,10 @@ from .graph_text import contexts_of
 from .host_wan import training_dtype
 from .inference_tensors import ordinary
 from .load_teachers import DinoV2Type, SamType
-from .node_text import ADVANCED, show_text
+from .node_text import show_text
 from .preflight import Estimate, report, weights_bytes
 from .trained_lora import Outputs, file_name, published, run_to_the_end, shown
-from .training_inputs import advanced_inputs, front_inputs, outputs, train_settings
+from .training_inputs import ADVANCED, advanced_inputs, front_inputs, outputs, train_settings
 
 DEFAULTS = SubjectSettings()
 REMEDY = "Lower batch_size, or width and height, or choose a smaller DINOv2."

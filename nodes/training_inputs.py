@@ -3,8 +3,9 @@
 from comfy_api.latest import io
 
 from ..smra_core.trainer import TrainSettings
-from .node_text import ADVANCED
 
+ADVANCED = {"advanced": True}
+"""As `extra_dict` of an input: the graph folds it away. Older hosts take no argument for that."""
 LoraModel, LossMap = io.Custom("LORA_MODEL"), io.Custom("LOSS_MAP")
 DEFAULTS = TrainSettings()
 
