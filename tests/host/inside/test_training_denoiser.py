@@ -157,12 +157,12 @@ def reused_buffer(monkeypatch):
 
     original, buffers = comfy.ops.cast_bias_weight, {}
 
-    def cast(module, input=None, *args, offloadable=False, **kwargs):
-        weight, bias, held = original(module, input, *args, offloadable=True, **kwargs)
+    def cast(*args, **kwargs):
+        weight, *others = original(*args, **kwargs)
         buffer = buffers.setdefault(weight.shape, torch.empty_like(weight))
         # Behind autograd's back, as a copy on another stream is.
         buffer.data.copy_(weight)
-        return (buffer.data, bias, held) if offloadable else (buffer.data, bias)
+        return buffer.data, *others
 
     monkeypatch.setattr(comfy.ops, "cast_bias_weight", cast)
 
