@@ -89,8 +89,9 @@ def frozen_forward(module: nn.Module) -> Callable[..., Tensor]:
 
 
 def _is_plain_product(module: nn.Module) -> bool:
-    """Whether the module is `x W' + b` with a weight that the host itself can cast; others (GGUF files, formats
-    that scale the input, too) run as their owner runs them.
+    """Whether the module is `x W' + b` with a weight that the host itself can cast.
+
+    Others (GGUF files, formats that scale the input, too) run as their owner runs them.
     """
     known = type(module.weight) is nn.Parameter or is_quantised(module.weight)
     return known and hasattr(module, "in_features") and getattr(module, "pre_quant_scale", None) is None

@@ -12,7 +12,7 @@ from ..smra_core.subject_set import SubjectImage, read_subject_set
 from ..smra_core.sura import SubjectSettings
 from ..smra_core.wan import check_size, latent_frames
 from .graph_images import as_image
-from .node_text import ADVANCED, show_text
+from .node_text import advanced, show_text
 
 log = logging.getLogger("smrabooth")
 
@@ -79,16 +79,14 @@ class LoadMotionClip(io.ComfyNode):
                     "frame_count", default=MOTION.frames, min=FEWEST_FRAMES, max=257, step=4,
                     tooltip="Frames to read, 4n+1. Raising it shows more of the motion and takes memory.",
                 ),
-                io.Int.Input(
+                advanced(io.Int.Input(
                     "start", default=0, min=0, max=100_000,
                     tooltip="The first frame's number. Raising it skips the clip's beginning.",
-                    extra_dict=ADVANCED,
-                ),
-                io.Int.Input(
+                )),
+                advanced(io.Int.Input(
                     "stride", default=1, min=1, max=16,
                     tooltip="Raising it leaves frames out in between, so that the motion gets faster.",
-                    extra_dict=ADVANCED,
-                ),
+                )),
                 *_size_inputs(MOTION.width, MOTION.height),
             ],
             outputs=[
@@ -174,9 +172,6 @@ def _caption(example: str):
 
 def _size_inputs(width: int, height: int) -> list:
     tip = "Pictures are scaled and cropped to it; give the training node the same. Raising it takes memory."
-    return [
-        io.Int.Input("width", default=width, min=64, max=1280, step=16, tooltip=tip, extra_dict=ADVANCED),
-        io.Int.Input(
-            "height", default=height, min=64, max=1280, step=16, tooltip="As width.", extra_dict=ADVANCED
-        ),
-    ]
+    widths = io.Int.Input("width", default=width, min=64, max=1280, step=16, tooltip=tip)
+    heights = io.Int.Input("height", default=height, min=64, max=1280, step=16, tooltip="As width.")
+    return [advanced(widths), advanced(heights)]

@@ -2,13 +2,10 @@
 
 import sys
 
-ADVANCED = {"advanced": True}
-"""As `extra_dict` of an input: folded away in the graph. Hosts before 0.4 have no argument for it."""
-
 
 def advanced(widget):
     """Mark an input as rarely touched: the graph folds it away. Older hosts take no argument for that."""
-    widget.extra_dict = {**widget.extra_dict, **ADVANCED}
+    widget.extra_dict = {**widget.extra_dict, "advanced": True}
     return widget
 
 

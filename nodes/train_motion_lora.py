@@ -19,7 +19,7 @@ from .graph_text import contexts_of
 from .host_wan import training_dtype
 from .inference_tensors import ordinary
 from .load_teachers import SeaRaftType
-from .node_text import ADVANCED, show_text
+from .node_text import advanced, show_text
 from .preflight import Estimate, report, weights_bytes
 from .trained_lora import Outputs, file_name, published, run_to_the_end, shown
 from .training_inputs import advanced_inputs, front_inputs, outputs, train_settings
@@ -76,45 +76,40 @@ class TrainMotionLoRA(io.ComfyNode):
 
 
 def _method_inputs() -> list:
-    return [
+    inputs = [
         io.Int.Input(
             "width", default=DEFAULTS.width, min=64, max=1280, step=16,
             tooltip="Frames are scaled and cropped to it. Raising it takes memory and time.",
-            extra_dict=ADVANCED,
         ),
         io.Int.Input(
             "height", default=DEFAULTS.height, min=64, max=1280, step=16,
-            tooltip="As width.", extra_dict=ADVANCED,
+            tooltip="As width.",
         ),
         io.Float.Input(
             "mora_weight", default=DEFAULTS.mora_weight, min=0.0, max=100.0, step=0.1,
             tooltip="How strongly the optical flow is held to the clip's. Raising it follows the motion "
             "closer; 0 leaves it out, and SEA-RAFT and the decoder with it.",
-            extra_dict=ADVANCED,
         ),
         io.Int.Input(
             "window", default=DEFAULTS.window, min=0, max=64,
             tooltip="Latents (4 frames each) that a step's flow looks at; 0 is the whole clip, as in the "
             "paper. Raising it from 3 takes memory and time.",
-            extra_dict=ADVANCED,
         ),
         io.Boolean.Input(
             "debias", default=DEFAULTS.debias,
             tooltip="Take the look that all frames share out of the loss, so that motion is learnt, not "
             "appearance.",
-            extra_dict=ADVANCED,
         ),
         io.Combo.Input(
             "flow_weight", options=["none", "clean"], default=DEFAULTS.flow_weight,
             tooltip="'clean' counts the flow less at high noise, where the predicted video is a blur.",
-            extra_dict=ADVANCED,
         ),
         io.Combo.Input(
             "layers", options=_PLANS, default="motion",
             tooltip="Which layers learn. 'motion' is the paper's: it leaves room for a subject LoRA.",
-            extra_dict=ADVANCED,
         ),
     ]  # fmt: skip
+    return [advanced(item) for item in inputs]
 
 
 def _trained(

@@ -23,7 +23,7 @@ from .graph_text import contexts_of
 from .host_wan import training_dtype
 from .inference_tensors import ordinary
 from .load_teachers import DinoV2Type, SamType
-from .node_text import ADVANCED, show_text
+from .node_text import advanced, show_text
 from .preflight import Estimate, report, weights_bytes
 from .trained_lora import Outputs, file_name, published, run_to_the_end, shown
 from .training_inputs import advanced_inputs, front_inputs, outputs, train_settings
@@ -87,34 +87,31 @@ class TrainSubjectLoRA(io.ComfyNode):
 
 
 def _method_inputs() -> list:
-    return [
+    inputs = [
         io.Int.Input(
             "width", default=DEFAULTS.width, min=64, max=1280, step=16,
             tooltip="Pictures are scaled and cropped to it. Raising it shows finer detail and takes memory.",
-            extra_dict=ADVANCED,
         ),
         io.Int.Input(
             "height", default=DEFAULTS.height, min=64, max=1280, step=16,
-            tooltip="As width.", extra_dict=ADVANCED,
+            tooltip="As width.",
         ),
         io.Float.Input(
             "sura_weight", default=DEFAULTS.sura_weight, min=0.0, max=10.0, step=0.01,
             tooltip="How strongly the look is aligned with DINOv2. Raising it holds identity harder; 0 "
             "leaves it out, and DINOv2 with it.",
-            extra_dict=ADVANCED,
         ),
         io.Int.Input(
             "align_block", default=DEFAULTS.align_block, min=0, max=39,
             tooltip="The block whose output is aligned. Raising it lets more blocks take part; the paper's "
             "is 0, the authors' code has 2.",
-            extra_dict=ADVANCED,
         ),
         io.Combo.Input(
             "layers", options=_PLANS, default="subject",
             tooltip="Which layers learn. 'subject' is the paper's: it leaves room for a motion LoRA.",
-            extra_dict=ADVANCED,
         ),
     ]  # fmt: skip
+    return [advanced(item) for item in inputs]
 
 
 def _trained(

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..smra_core.trainer import TrainSettings
-from .node_text import ADVANCED
+from .node_text import advanced
 
 LoraModel, LossMap = io.Custom("LORA_MODEL"), io.Custom("LOSS_MAP")
 DEFAULTS = TrainSettings()
@@ -30,46 +30,40 @@ def front_inputs(name: str, steps: int, rank: int) -> list:
 
 def advanced_inputs() -> list:
     """What rarely needs a touch."""
-    return [
+    inputs = [
         io.Float.Input(
             "learning_rate", default=DEFAULTS.learning_rate, min=1e-7, max=1e-1, step=1e-6, round=False,
             tooltip="Raising it learns faster, until it breaks: losses jump, pictures turn to noise.",
-            extra_dict=ADVANCED,
         ),
         io.Int.Input(
             "batch_size", default=DEFAULTS.batch_size, min=1, max=64,
             tooltip="Samples at once. Raising it takes that much more memory and steadies each step.",
-            extra_dict=ADVANCED,
         ),
         io.Int.Input(
             "accumulate", default=DEFAULTS.accumulate, min=1, max=64,
             tooltip="Batches that a step averages. Raising it steadies a step and takes time, not memory.",
-            extra_dict=ADVANCED,
         ),
         io.Int.Input(
             "training_seed", default=DEFAULTS.seed, min=0, max=2**63 - 1,
             tooltip="Of all random numbers. Another seed is another run, from the start.",
-            extra_dict=ADVANCED,
         ),
         io.Int.Input(
             "save_every", default=DEFAULTS.save_every, min=1, max=10_000,
             tooltip="Steps between saved states. Raising it saves less often: a crash of the whole program "
             "costs up to so many steps. Cancelling costs none.",
-            extra_dict=ADVANCED,
         ),
         io.Int.Input(
             "preview_every", default=0, min=0, max=10_000,
             tooltip="Steps between pictures of what the model makes now; 0 shows none. Raising it shows "
             "fewer; each takes a dozen evaluations of the model.",
-            extra_dict=ADVANCED,
         ),
         io.String.Input(
             "captions", default="", multiline=True, optional=True,
             tooltip="The prompts in words, one a line: written into the file for LoRA managers to show. They "
             "change nothing else.",
-            extra_dict=ADVANCED,
         ),
     ]  # fmt: skip
+    return [advanced(item) for item in inputs]
 
 
 def outputs() -> list:

@@ -27,7 +27,7 @@ TEXT, PICTURE = 3, (1, 4)
 
 
 @pytest.fixture(scope="module")
-def host(server):
+def studio(server):
     """The server, with data and teachers of random weights in its folders."""
     write_data(server.base / "input")
     write_teachers(server.base / "models")
@@ -167,12 +167,14 @@ def received(socket: EventSocket, prompt_id: str) -> dict:
             seen["pictures"] += 1
 
 
-def test_a_subject_is_trained_once_and_its_file_gives_the_picture_that_the_graph_gives(host):
-    socket = listen(host)
-    graph = subject_graph(host, preview_every=2)
-    entry = succeeded(host.run(graph))
+def test_a_subject_is_trained_once_and_its_file_gives_the_picture_that_the_graph_gives(studio):
+    socket = listen(studio)
+    graph = subject_graph(studio, preview_every=2)
+    entry = succeeded(studio.run(graph))
     (file,) = entry["outputs"]["text"]["text"]
-    assert (host.base / "output" / "loras" / file).is_file() and logged_steps(host, "subject-subject") == 3
+    assert (studio.base / "output" / "loras" / file).is_file() and logged_steps(
+        studio, "subject-subject"
+    ) == 3
     seen = received(socket, entry["prompt"][1])
     socket.close()
     assert (
@@ -180,67 +182,69 @@ def test_a_subject_is_trained_once_and_its_file_gives_the_picture_that_the_graph
     )
 
     # Another workflow in between makes the host forget the result; the run folder does not.
-    succeeded(host.run(wan() | sampled(["wan", 0])))
-    base = newest_latent(host)
-    again = succeeded(host.run(graph))
+    succeeded(studio.run(wan() | sampled(["wan", 0])))
+    base = newest_latent(studio)
+    again = succeeded(studio.run(graph))
     assert "train" in executed(again) and again["outputs"]["text"]["text"] == [file]
-    assert logged_steps(host, "subject-subject") == 3
+    assert logged_steps(studio, "subject-subject") == 3
 
     apply = node("LoraModelLoader", model=["wan", 0], lora=["train", 0], strength_model=1.0, bypass=False)
-    succeeded(host.run(graph | {"apply": apply} | sampled(["apply", 0])))
-    in_graph = newest_latent(host)
+    succeeded(studio.run(graph | {"apply": apply} | sampled(["apply", 0])))
+    in_graph = newest_latent(studio)
     stock = node("LoraLoaderModelOnly", model=["wan", 0], lora_name=file, strength_model=1.0)
-    succeeded(host.run(wan() | {"lora": stock} | sampled(["lora", 0])))
-    assert torch.equal(newest_latent(host), in_graph) and not torch.equal(in_graph, base)
-    assert "not loaded" not in (host.base / "server.log").read_text().lower()
+    succeeded(studio.run(wan() | {"lora": stock} | sampled(["lora", 0])))
+    assert torch.equal(newest_latent(studio), in_graph) and not torch.equal(in_graph, base)
+    assert "not loaded" not in (studio.base / "server.log").read_text().lower()
 
 
-def test_a_motion_is_trained_and_its_flow_is_shown(host):
-    entry = succeeded(host.run(motion_graph(host)))
-    assert logged_steps(host, "motion-motion") == 2 and len(entry["outputs"]["flow"]["images"]) == FRAMES - 1
+def test_a_motion_is_trained_and_its_flow_is_shown(studio):
+    entry = succeeded(studio.run(motion_graph(studio)))
+    assert (
+        logged_steps(studio, "motion-motion") == 2 and len(entry["outputs"]["flow"]["images"]) == FRAMES - 1
+    )
     (file,) = entry["outputs"]["text"]["text"]
     stock = node("LoraLoaderModelOnly", model=["wan", 0], lora_name=file, strength_model=1.0)
-    succeeded(host.run(wan() | {"lora": stock} | sampled(["lora", 0])))
+    succeeded(studio.run(wan() | {"lora": stock} | sampled(["lora", 0])))
     report = node("SMRAInspectLoRA", file=file, model=["wan", 0])
-    shown = succeeded(host.run(wan() | {"report": report}))["outputs"]["report"]["text"][0]
+    shown = succeeded(studio.run(wan() | {"report": report}))["outputs"]["report"]["text"][0]
     assert "Fits Wan2.1-T2V of" in shown and "ffn.2" in shown and "vvt" not in shown
 
 
-def test_a_cancelled_run_goes_on_bit_for_bit(host):
-    socket = listen(host)
-    graph = subject_graph(host, name="stopped", steps=6)
-    host.queue(graph)
+def test_a_cancelled_run_goes_on_bit_for_bit(studio):
+    socket = listen(studio)
+    graph = subject_graph(studio, name="stopped", steps=6)
+    studio.queue(graph)
     event = socket.next()
     while not (isinstance(event, dict) and event["type"] == "progress" and event["data"]["value"] == 2):
         event = socket.next()
-    urllib.request.urlopen(urllib.request.Request(f"{host.url}/interrupt", b"{}"), timeout=30).close()
+    urllib.request.urlopen(urllib.request.Request(f"{studio.url}/interrupt", b"{}"), timeout=30).close()
     while not (isinstance(event, dict) and event["type"] in ("execution_interrupted", "execution_success")):
         event = socket.next()
     socket.close()
     assert event["type"] == "execution_interrupted"
-    (run,) = (host.base / "output" / "smra" / "runs").glob("subject-stopped-*")
+    (run,) = (studio.base / "output" / "smra" / "runs").glob("subject-stopped-*")
     assert 2 <= int(load_file(run / "state.safetensors")["step"]) < 6 and not (run / "finished").exists()
 
-    succeeded(host.run(graph))
+    succeeded(studio.run(graph))
     resumed = load_file(run / "lora.safetensors")
-    run.rename(host.base / "kept")
+    run.rename(studio.base / "kept")
     graph["train"]["inputs"]["captions"] = "anew"  # or the host would answer from its cache
-    succeeded(host.run(graph))
-    (anew,) = (host.base / "output" / "smra" / "runs").glob("subject-stopped-*")
+    succeeded(studio.run(graph))
+    (anew,) = (studio.base / "output" / "smra" / "runs").glob("subject-stopped-*")
     whole = load_file(anew / "lora.safetensors")
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
 
 
-def test_an_error_tells_the_remedy_in_the_browser(host):
-    entry = host.run(subject_graph(host, name="!!!"))
+def test_an_error_tells_the_remedy_in_the_browser(studio):
+    entry = studio.run(subject_graph(studio, name="!!!"))
     message = entry["status"]["messages"][-1][1]["exception_message"]
     assert "has no letter or digit. Give one" in message
 
 
 @pytest.mark.parametrize("name", NODES)
-def test_every_input_says_what_it_does_and_every_node_has_a_help_page(host, name):
-    info = host.get(f"/object_info/{name}")[name]
+def test_every_input_says_what_it_does_and_every_node_has_a_help_page(studio, name):
+    info = studio.get(f"/object_info/{name}")[name]
     inputs = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
     assert not [key for key, spec in inputs.items() if len(spec) < 2 or not spec[1].get("tooltip")]
-    page = host.get(f"/extensions/ComfyUI-SMRABooth/docs/{name}.md", parse=False).decode()
+    page = studio.get(f"/extensions/ComfyUI-SMRABooth/docs/{name}.md", parse=False).decode()
     assert page.startswith("# SMRA ") and all(key in page for key in inputs)

@@ -157,12 +157,12 @@ def reused_buffer(monkeypatch):
 
     original, buffers = comfy.ops.cast_bias_weight, {}
 
-    def cast(module, input=None, *args, offloadable=False, **kwargs):
-        weight, bias, held = original(module, input, *args, offloadable=True, **kwargs)
+    def cast(*args, **kwargs):
+        weight, *others = original(*args, **kwargs)
         buffer = buffers.setdefault(weight.shape, torch.empty_like(weight))
         # Behind autograd's back, as a copy on another stream is.
         buffer.data.copy_(weight)
-        return (buffer.data, bias, held) if offloadable else (buffer.data, bias)
+        return buffer.data, *others
 
     monkeypatch.setattr(comfy.ops, "cast_bias_weight", cast)
 
@@ -216,6 +216,42 @@ def sampled(model, question):
     with torch.inference_mode():
         management.load_models_gpu([model])
         return model.model.apply_model(noisy, sigma, c_crossattn=context).clone()
+
+
+def test_offloaded_weights_with_the_users_patches_give_the_right_gradient(
+    core, host_wan, state, question, tmp_path, monkeypatch
+):
+    """Where the card is too small the host keeps weights in RAM and patches them at every cast."""
+    import comfy.model_management as management
+
+    name, change, seen = "blocks.0.cross_attn.v.weight", torch.full((DIM, DIM), 0.01), []
+    model = load_dit(tmp_path, state).clone()
+    model.add_patches({f"diffusion_model.{name}": ("diff", (change,))})
+
+    def load_a_little(patcher, memory_required=0):
+        management.load_models_gpu([patcher])
+        patcher.unpatch_model(torch.device("cpu"))
+        patcher.patch_model(torch.device("cpu"), lowvram_model_memory=1)
+        host_wan.make_ordinary(patcher.model)
+        seen.append(patcher.model.diffusion_model.get_submodule(name.removesuffix(".weight")).weight_function)
+
+    monkeypatch.setattr(host_wan, "load", load_a_little)
+    reused_buffer(monkeypatch)
+    found = trained(core, host_wan, model, question)
+    assert len(seen[0]) == 1
+    assert worst(found, reference(core, state | {name: state[name] + change}, question)) < 1e-4
+
+
+def test_streamed_weights_are_loaded_anew_as_plain_ones_or_refused(host_wan):
+    from types import SimpleNamespace
+
+    calls = []
+    clone = lambda **how: calls.append(how) or "plain"  # noqa: E731
+    streamed = SimpleNamespace(is_dynamic=lambda: True, cached_patcher_init=(None, ("x",)), clone=clone)
+    assert host_wan.trainable_clone(streamed) == "plain" and calls == [{"disable_dynamic": True}]
+    streamed.cached_patcher_init = None
+    with pytest.raises(ValueError, match="--disable-dynamic-vram"):
+        host_wan.trainable_clone(streamed)
 
 
 class Halved(torch.Tensor):

@@ -1,6 +1,7 @@
 """WAN models of random weights in native names, small enough for a test, loaded by the host's own loaders."""
 
 import importlib
+import inspect
 import json
 
 import torch
@@ -20,7 +21,7 @@ def dit_state(blocks=BLOCKS, seed=0, channels=16):
     from comfy.ops import disable_weight_init
 
     model = WanModel(
-        model_type="t2v", dim=DIM, ffn_dim=FFN, num_heads=2, num_layers=blocks, text_dim=4096,
+        model_type="t2v", dim=DIM, ffn_dim=FFN, num_heads=DIM // 128, num_layers=blocks, text_dim=4096,
         in_dim=channels, dtype=torch.float32, device="cpu", operations=disable_weight_init,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
@@ -68,12 +69,14 @@ def load_dit(folder, state, **options):
         return comfy.sd.load_diffusion_model(str(file), model_options=options)
 
 
-def load_vae(folder, dim=8):
+def load_vae(folder):
     """VAE of the host, random; its file lies in the folder."""
     import comfy.sd
     import comfy.utils
     from comfy.ldm.wan.vae import WanVAE
 
+    # Hosts up to 0.3.64 take no width but the published one.
+    dim = 8 if "decoder.head.0.gamma" in inspect.getsource(comfy.sd.VAE.__init__) else 96
     # The host's layers are made without initial values.
     net, generator = WanVAE(dim=dim, z_dim=16, temperal_downsample=[False, True, True]), torch.Generator()
     state = {

@@ -1,0 +1,166 @@
+"""What stands around the training nodes: choosing files, masks, flow pictures, data, inspection."""
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from teacher_nets import sea_raft_file
+from training_models import pack
+
+
+@pytest.fixture
+def nodes():
+    return pack("nodes").NODE_CLASS_MAPPINGS
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """The host's folders, in a place of the test's own."""
+    import folder_paths
+
+    known = {name: ([str(tmp_path / "models" / name)], set()) for name in ("dinov2", "clip_vision", "loras")}
+    for paths, _ in known.values():
+        (tmp_path / paths[0]).mkdir(parents=True)
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", folder_paths.folder_names_and_paths | known)
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path / "temp"))
+    monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path / "input"))
+    return tmp_path
+
+
+def test_a_loader_offers_our_folder_and_the_hosts_and_refuses_others(folders):
+    kind = pack("nodes.model_files").DINOV2
+    for file in ("dinov2/dinov2_vitb14.pth", "clip_vision/my_dinov2.safetensors", "clip_vision/clip_h.pth"):
+        (folders / "models" / file).write_bytes(b"")
+    choices = [choice for choice in kind.choices() if "miniature" not in choice]
+    assert choices == ["dinov2/dinov2_vitb14.pth", "clip_vision/my_dinov2.safetensors"]
+    assert kind.path(choices[1]) == folders / "models" / "clip_vision" / "my_dinov2.safetensors"
+    for wrong in ("loras/x.pth", "dinov2/absent.pth", "dinov2/../loras/x.pth", "nothing"):
+        with pytest.raises(ValueError, match="Download dinov2_vitg14_pretrain.pth"):
+            kind.path(wrong)
+
+
+def test_an_empty_folder_still_gives_the_browser_a_choice(folders, nodes):
+    kind = pack("nodes.model_files").SAM
+    choices = kind.choices()
+    assert choices
+    if choices == [pack("nodes.model_files").NOTHING]:
+        with pytest.raises(ValueError, match="models/sams"):
+            nodes["SMRALoadSAM"].execute(choices[0])
+
+
+def test_flow_pictures_show_direction_and_speed(folders, nodes, tmp_path):
+    frames = torch.rand(3, 64, 64, 3, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        pictures, speed = nodes["SMRAPreviewOpticalFlow"].execute(frames + 0.0, sea_raft_file(tmp_path)).args
+    assert pictures.shape == (2, 64, 64, 3) and 0 <= pictures.min() and pictures.max() <= 1 and speed >= 0
+    with pytest.raises(ValueError, match="needs two frames"):
+        nodes["SMRAPreviewOpticalFlow"].execute(frames[:1], tmp_path / "flow.safetensors")
+
+
+def test_colours_share_one_scale():
+    flow = torch.zeros(2, 2, 40, 40)
+    flow[0, 0], flow[1, 0] = 4.0, 1.0  # right, fast and slow
+    fast, slow = pack("nodes.preview_flow").coloured(flow)
+    assert torch.allclose(fast[:, 0, 0], torch.tensor([1.0, 0.0, 0.0]), atol=1e-6)
+    assert torch.allclose(slow[:, 0, 0], torch.tensor([1.0, 0.75, 0.75]))
+
+
+def test_masks_come_with_a_picture_to_check_them_by(folders, nodes, monkeypatch):
+    module, points = pack("nodes.segment_subject"), []
+
+    def subject_mask(net, picture, point):
+        points.append(point)
+        mask = torch.zeros(1, *picture.shape[-2:])
+        mask[:, :4] = 1
+        return mask
+
+    class Net:
+        def to(self, device):
+            return self
+
+    monkeypatch.setattr(module, "load_sam", lambda path: Net())
+    monkeypatch.setattr(module, "subject_mask", subject_mask)
+    images = torch.ones(2, 8, 16, 3)
+    masks, preview = nodes["SMRASegmentSubject"].execute(images, None, 0.25, 1.0).args
+    assert masks.shape == (2, 8, 16) and points == [(4.0, 7)] * 2
+    assert preview[0, 0, 0].tolist() == [1.0] * 3 and preview[0, 7, 0].tolist() == [0.25] * 3
+
+
+class Clip:
+    """Encodes a caption as its length."""
+
+    def tokenize(self, text):
+        return len(text)
+
+    def encode_from_tokens_scheduled(self, tokens):
+        return [[torch.full((1, 3, 4096), float(tokens)), {}]]
+
+
+def test_a_subject_folder_becomes_pictures_masks_and_prompts(folders, nodes):
+    folder = folders / "input" / "dog"
+    (folder / "masks").mkdir(parents=True)
+    for name, caption in (("a", "a dog"), ("b", "a sks dog")):
+        Image.new("RGB", (96, 64), "red").save(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text(caption)
+    Image.new("L", (96, 64), 255).save(folder / "masks" / "a.png")
+    node = nodes["SMRALoadSubjectFolder"]
+    images, masks, positive, captions = node.execute(Clip(), "dog", "", 64, 64).args
+    assert images.shape == (2, 64, 64, 3) and masks.mean((1, 2)).tolist() == [1.0, 0.0]
+    assert [entry[0][0, 0, 0].item() for entry in positive] == [5.0, 9.0] and captions == "a dog\na sks dog"
+    before = node.fingerprint_inputs(folder="dog")
+    (folder / "a.txt").write_text("another dog")
+    assert node.fingerprint_inputs(folder="dog") != before
+    with pytest.raises(ValueError, match="Use 64x64"):
+        node.execute(Clip(), "dog", "", 70, 64)
+
+
+def test_prompts_are_padded_and_matched_to_pictures():
+    contexts_of = pack("nodes.graph_text").contexts_of
+    prompts = [[torch.ones(1, 3, 4096), {}], [torch.full((1, 600, 4096), 2.0), {}]]
+    names, contexts = contexts_of(prompts, 2, "first\nsecond")
+    assert names == ["first", "second"] and contexts["first"].shape == (512, 4096)
+    assert contexts["first"][:3].eq(1).all() and contexts["first"][3:].eq(0).all()
+    assert contexts["second"].shape == (600, 4096)
+    assert contexts_of(prompts[:1], 3)[0] == ["prompt 1"] * 3
+    names, contexts = contexts_of(prompts, 2, "same")
+    assert len(set(names)) == 2 and len(contexts) == 2
+
+
+def test_masks_that_the_crop_cuts_are_noted():
+    framed_masks = pack("nodes.graph_images").framed_masks
+    images, masks = torch.zeros(1, 64, 128, 3), torch.zeros(1, 64, 128)
+    masks[0, :, 16:48] = 1  # a central crop to a square keeps columns 32 to 95
+    (kept,), notes = framed_masks(masks, images, (64, 64))
+    assert kept.sum() == 16 * 64 and notes == ["the crop cuts off 50 % of the subject in picture 1"]
+    masks[0, :, 32:48] = 0
+    with pytest.raises(ValueError, match="no subject left after cropping"):
+        framed_masks(masks, images, (64, 64))
+    with pytest.raises(ValueError, match="1 masks of 128x64 for 2 pictures of 128x64"):
+        framed_masks(masks, images.repeat(2, 1, 1, 1), (64, 64))
+
+
+def test_loss_curves_have_a_panel_each():
+    picture = pack("nodes.loss_picture").loss_picture({"region": [3.0, 2.0, 1.0], "sura": [0.5]})
+    assert picture.shape == (1, 240, 840, 3) and picture.min() < 0.5
+
+
+def test_inspection_tells_whether_file_and_model_fit(folders, nodes):
+    names = {f"diffusion_model.blocks.0.ffn.0.lora_{half}.weight": shape for half, shape in
+             (("A", (2, 8)), ("B", (4, 2)))}  # fmt: skip
+    save_file(
+        {name: torch.ones(shape) for name, shape in names.items()}, folders / "models/loras/x.safetensors"
+    )
+    (text,) = nodes["SMRAInspectLoRA"].execute("x.safetensors").args
+    assert "ffn.0" in text and "comfyui" in text
+
+
+def test_a_duration_is_spoken_in_few_words():
+    spoken = pack("nodes.graph_progress").spoken
+    assert [spoken(t) for t in (7.4, 61, 3540, 3700, 7300)] == [
+        "7 s",
+        "1 min",
+        "59 min",
+        "1 h 2 min",
+        "2 h 2 min",
+    ]
