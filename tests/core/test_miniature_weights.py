@@ -1,5 +1,9 @@
+import importlib.util
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from smra_core.encoders.dinov2 import load_dinov2
 from smra_core.encoders.sea_raft import load_sea_raft
@@ -13,6 +17,13 @@ from smra_core.miniature.train_patches import matching
 from smra_core.miniature.world import Scene, render
 from smra_core.teacher_files import teacher_file
 from smra_core.wan_files import MINIATURE, MINIATURE_FILES, WEIGHTS
+
+_SPEC = importlib.util.spec_from_file_location(
+    "make_miniature_golden", Path(__file__).parent / "data" / "make_miniature_golden.py"
+)
+_MAKER = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(_MAKER)
+GOLDEN, golden = _MAKER.GOLDEN, _MAKER.golden
 
 CPU = torch.device("cpu")
 LARGEST = 30e6
@@ -72,3 +83,9 @@ def test_the_flow_net_sees_a_held_out_motion():
 def test_patch_features_tell_unseen_sprites_apart():
     sprites = 30
     assert matching(load_dinov2(teacher_file("dinov2", None, MINIATURE)), sprites) > 0.6
+
+
+def test_the_headless_code_makes_of_the_files_what_the_golden_file_says():
+    expected = load_file(GOLDEN)
+    for name, value in golden().items():
+        torch.testing.assert_close(value, expected[name], atol=1e-4, rtol=1e-4, msg=name)
