@@ -1,6 +1,5 @@
 """Putting LoRAs with a schedule onto a MODEL: what stays the same is merged, what changes is swapped in."""
 
-import uuid
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ from .call_time_swap import PREFIX, CallTimeSwap, ScheduledLora
 
 AUTO, MERGE, ON_THE_FLY = "auto", "merge", "on the fly"
 CONSTANT_MODES = (AUTO, MERGE, ON_THE_FLY)
+_KEY = "smra_sparse_lora_"
 _MERGEABLE = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -109,7 +109,9 @@ def _add_swap(model, loras: Sequence[ScheduledLora], schedule: SparseSchedule) -
     from comfy.patcher_extension import CallbacksMP, WrappersMP
 
     swap = CallTimeSwap(loras, lambda base: schedule.resolve(base.model_sampling.percent_to_sigma))
-    # A key of its own, for two loaders in a row must not replace one another.
-    key = f"smra_sparse_lora_{uuid.uuid4().hex}"
+    # A key of its own, for two loaders in a row must not replace one another; and the same one in every run,
+    # for a compiled model has it in its guards and would compile anew for each loader.
+    kept = model.wrappers.get(WrappersMP.APPLY_MODEL, {})
+    key = f"{_KEY}{sum(1 for name in kept if str(name).startswith(_KEY))}"
     model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, swap)
     model.add_callback_with_key(CallbacksMP.ON_CLEANUP, key, swap.release)

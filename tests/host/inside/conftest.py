@@ -15,6 +15,8 @@ import comfy.cli_args  # noqa: E402
 
 # Before anything else of the host is imported: it looks for a graphics card as soon as it is.
 comfy.cli_args.args.cpu = True
+# One kernel, which a compiler sees through; the host's own choice on a CPU splits a graph in many.
+comfy.cli_args.args.use_pytorch_cross_attention = True
 
 
 def load_pack():

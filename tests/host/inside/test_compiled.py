@@ -12,6 +12,8 @@ from tiny_wan import difference, leftovers, reference, sample
 
 set_compile = pytest.importorskip("comfy_api.torch_helpers").set_torch_compile_wrapper
 EXACT = 2e-4
+FEW, LATE_BELOW = 4, 0.8
+"""Levels 1, 0.75, 0.5, 0.25: the one nearest to 0.7 is 0.75."""
 
 
 def graphs() -> int:
@@ -32,24 +34,25 @@ def with_lora(model, factors, strengths):
     return apply_loras(model, [ScheduledLora(lora, strengths)], SparseSchedule(0.7), "on the fly").model
 
 
-def test_base_lora_other_strengths_other_file_and_base_again(model, loras):
-    first, second = loras[0], tiny_wan.lora_tensors(tiny_wan.SUBJECT_LAYERS, seed=9)
+def test_base_lora_other_strengths_and_file_and_base_again(model, loras):
+    """Without a reset in between: the order is what an artist does to one loaded model."""
     plain = compiled(model)
-    base = sample(plain)
-    assert difference(base, sample(model)) < EXACT
+    base = sample(plain, steps=FEW)
+    assert difference(base, sample(model, steps=FEW)) < EXACT
 
     def check(factors, early, late):
-        ours = sample(with_lora(plain, factors, Strengths(early, late)))
-        assert difference(ours, sample(reference(model, [(factors, early, late)], 0.75))) < EXACT
+        ours = sample(with_lora(plain, factors, Strengths(early, late)), steps=FEW)
+        assert (
+            difference(ours, sample(reference(model, [(factors, early, late)], LATE_BELOW), steps=FEW))
+            < EXACT
+        )
         assert difference(ours, base) > 100 * EXACT
 
-    check(first, 0.4, 0.8)
+    check(loras[0], 0.4, 0.8)
     known = graphs()
-    check(first, 0.4, 0.8)
-    check(first, 1.0, 0.2)
-    check(second, 0.4, 0.8)
+    check(tiny_wan.lora_tensors(tiny_wan.SUBJECT_LAYERS, seed=9), 1.0, 0.2)
     assert graphs() == known
-    assert torch.equal(sample(plain), base)
+    assert torch.equal(sample(plain, steps=FEW), base)
     assert leftovers(model) == []
 
 
