@@ -217,7 +217,7 @@ def test_what_cannot_work_is_refused_with_a_remedy(nodes, graph):
         train_motion(nodes, graph, frame_count=6)
 
 
-def test_images_are_encoded_one_by_one(graph):
+def test_images_are_encoded_one_by_one(nodes, graph):
     place_of = pack("nodes.graph_place").GraphPlace
     with torch.inference_mode(False):
         place = place_of(graph.model, graph.vae, {})
