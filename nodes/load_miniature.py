@@ -23,7 +23,7 @@ class LoadMiniature(io.ComfyNode):
             description=(
                 "A WAN small enough to try the method on any computer in minutes: coloured shapes that "
                 "move, 64x64 pixels, 17 frames. It shows how the nodes work together, never what a real WAN "
-                "can do. Prompts such as: a red ball moving right on a black background."
+                "can do. Prompts such as: a red striped square moving right on a navy background."
             ),
             outputs=[
                 io.Model.Output(
