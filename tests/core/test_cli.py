@@ -150,7 +150,7 @@ def test_a_second_run_encodes_nothing(world, subject, motion, loads):
     assert loads == ["denoiser"]
     loads.clear()
     assert world.train_motion("out", "native", "--seed", 1) != motion
-    assert loads == ["codec", "sea_raft", "denoiser"]  # to train through, not to encode
+    assert sorted(loads) == ["codec", "denoiser", "sea_raft"]  # to train through, not to encode
     assert sorted((world.folder / "out" / "cache").iterdir()) == cached
 
 
