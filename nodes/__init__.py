@@ -1,13 +1,29 @@
 """The nodes of the pack; the only code that knows ComfyUI."""
 
+from .inspect_lora import InspectLoRA
+from .load_data import LoadMotionClip, LoadSubjectFolder
 from .load_miniature import LoadMiniature
+from .load_teachers import LoadDINOv2, LoadSAM, LoadSEARAFT
+from .preview_flow import PreviewOpticalFlow
+from .segment_subject import SegmentSubject
 from .sparse_lora_loader import SparseLoRALoader
 from .t_point_scheduler import TPointScheduler
-from .training_nodes import TRAINING_NODES
+from .train_motion_lora import TrainMotionLoRA
+from .train_subject_lora import TrainSubjectLoRA
 
+# A plain table with final ids: static checkers read it without running anything.
 NODE_CLASS_MAPPINGS = {
-    "SMRATPointScheduler": TPointScheduler,
+    "SMRATrainSubjectLoRA": TrainSubjectLoRA,
+    "SMRATrainMotionLoRA": TrainMotionLoRA,
     "SMRASparseLoRALoader": SparseLoRALoader,
+    "SMRATPointScheduler": TPointScheduler,
+    "SMRALoadDINOv2": LoadDINOv2,
+    "SMRALoadSEARAFT": LoadSEARAFT,
+    "SMRALoadSAM": LoadSAM,
     "SMRALoadMiniature": LoadMiniature,
-    **TRAINING_NODES,
+    "SMRALoadSubjectFolder": LoadSubjectFolder,
+    "SMRALoadMotionClip": LoadMotionClip,
+    "SMRASegmentSubject": SegmentSubject,
+    "SMRAPreviewOpticalFlow": PreviewOpticalFlow,
+    "SMRAInspectLoRA": InspectLoRA,
 }

@@ -8,9 +8,7 @@ from comfy_api.latest import io
 from ..smra_core.miniature import DINOV2_FILE, DIT_FILE, SEA_RAFT_FILE, VAE_FILE
 from ..smra_core.miniature.hashed_text import HashedText
 from ..smra_core.wan import TEXT_DIM
-
-DinoV2, SeaRaft = io.Custom("SMRA_DINOV2"), io.Custom("SMRA_SEA_RAFT")
-"""Paths of weight files, as the training nodes take them."""
+from .load_teachers import DinoV2Type, SeaRaftType
 
 
 class LoadMiniature(io.ComfyNode):
@@ -34,8 +32,10 @@ class LoadMiniature(io.ComfyNode):
                     tooltip="Its text encoder: every word is a fixed vector, at most 12 words.",
                 ),
                 io.Vae.Output(display_name="vae", tooltip="A WAN 2.1 video VAE of 16 channels."),
-                DinoV2.Output(display_name="dinov2", tooltip="A small net for SMRA Train Subject LoRA."),
-                SeaRaft.Output(display_name="sea_raft", tooltip="A small net for SMRA Train Motion LoRA."),
+                DinoV2Type.Output(display_name="dinov2", tooltip="A small net for SMRA Train Subject LoRA."),
+                SeaRaftType.Output(
+                    display_name="sea_raft", tooltip="A small net for SMRA Train Motion LoRA."
+                ),
             ],
         )
 
