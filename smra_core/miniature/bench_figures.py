@@ -18,16 +18,16 @@ STILL = 0.2
 """Part of the reference's movement below which a clip counts as still."""
 
 EXPLAINED = {
-    "subject": "likeness of the sprite to the subject: correlation of crops around it, 1 is equal",
+    "likeness": "likeness of the sprite to the subject: correlation of crops around it, 1 is equal",
     "background": "share of clips with the background that the prompt names",
     "x": "cosine of the horizontal track to the reference motion's; 0 if it hardly moves sideways",
     "y": "the same of the vertical track, which a straight walk cannot fake",
-    "motion": "share of clips that are read as the reference motion, of ten motions",
+    "recognised": "share of clips that are read as the reference motion, of ten motions",
     "leak": "share of the sprite's pixels in the colour of the motion clip's sprite",
     "still": f"share of clips that move less than {STILL} of the reference",
     "seen": "share of the frames in which there is a sprite at all",
 }
-"""Columns of the table, and what they say."""
+"""Columns of the table, and what they say; none is called as a case's subject, motion or seed."""
 
 
 def clip_figures(frames: Tensor, subject: str, motion: str, background: str) -> dict[str, float]:
@@ -37,11 +37,11 @@ def clip_figures(frames: Tensor, subject: str, motion: str, background: str) -> 
     wanted = wanted - wanted.mean(0)
     x, y = (track_cosine(reading.track[:, axis], wanted[:, axis]) for axis in (0, 1))
     return {
-        "subject": subject_likeness(frames, subject),
+        "likeness": subject_likeness(frames, subject),
         "background": float(reading.background == background),
         "x": x,
         "y": y,
-        "motion": float(reading.motion == motion),
+        "recognised": float(reading.motion == motion),
         "leak": leaked_colour(frames, motion, subject),
         "still": float(reading.track.norm() < STILL * wanted.norm()),
         "seen": reading.found,

@@ -17,12 +17,16 @@ def test_two_captions_make_one_prompt(subject, motion, prompt):
     assert combined_prompt(subject, motion) == prompt
 
 
+FRAMES = 9
+
+
 @pytest.fixture
 def short_demo(monkeypatch):
     """The whole demo with one step of everything and one video an arm."""
     monkeypatch.setattr(demo, "SUBJECT_TRAINING", replace(demo.SUBJECT_TRAINING, steps=1, batch_size=1))
     monkeypatch.setattr(demo, "MOTION_TRAINING", replace(demo.MOTION_TRAINING, steps=1))
-    monkeypatch.setattr(demo, "SAMPLING", replace(demo.SAMPLING, steps=2))
+    monkeypatch.setattr(demo, "MOTION", replace(demo.MOTION, frames=FRAMES))
+    monkeypatch.setattr(demo, "SAMPLING", replace(demo.SAMPLING, steps=2, frames=FRAMES))
     monkeypatch.setattr(demo, "BACKGROUNDS", ("navy",))
 
 

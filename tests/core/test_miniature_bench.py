@@ -51,3 +51,7 @@ def test_the_arms_are_the_papers_and_change_one_thing_each():
     assert ours.strengths == SUBJECT_STRENGTHS and ours.t_point == TPointSchedule()
     assert at_step(15).sigma == pytest.approx(TPointSchedule().sigma)
     assert [at_step(step).sigma for step in (0, 30, 50)] == pytest.approx([1, 0.4, 0])
+
+
+def test_a_clips_line_says_its_case_and_its_figures():
+    assert not set(EXPLAINED) & {"arm", "clip", *Case._fields}

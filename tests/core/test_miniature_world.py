@@ -87,8 +87,8 @@ def test_two_views_of_a_sprite_share_its_looks_and_not_its_place():
 @pytest.mark.parametrize("motion", HELD_OUT_MOTIONS)
 def test_the_painted_truth_gets_the_best_figures(subject, motion):
     figures = clip_figures(render(Scene(subject=subject, motion=motion)).frames, subject, motion, "black")
-    assert figures["subject"] > 0.95 and figures["x"] > 0.99 and figures["y"] > 0.99
-    assert figures["background"] == figures["motion"] == figures["seen"] == 1
+    assert figures["likeness"] > 0.95 and figures["x"] > 0.99 and figures["y"] > 0.99
+    assert figures["background"] == figures["recognised"] == figures["seen"] == 1
     assert figures["still"] == 0 and figures["leak"] < 0.02
 
 
@@ -101,7 +101,7 @@ def test_the_reference_clip_itself_is_all_leak_and_another_subject():
 def test_a_straight_walk_scores_sideways_and_not_up_and_down():
     figures = clip_figures(render(Scene(subject="ball", motion="right")).frames, "ball", "zigzag", "black")
     assert figures["x"] > 0.99 and figures["y"] == 0
-    assert figures["motion"] == 0 and figures["still"] == 0
+    assert figures["recognised"] == 0 and figures["still"] == 0
 
 
 def test_a_standing_sprite_is_still():
