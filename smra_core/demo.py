@@ -124,13 +124,13 @@ def train_all(workplace: Workplace, materials: Materials) -> Loras:
     sea_raft = teacher_file("sea_raft", None, MINIATURE)
 
     def subject(label: str, settings: SubjectSettings) -> TrainedLora:
-        with TrainingBar(label) as report:
+        with TrainingBar(f"subject LoRA, {label}") as report:
             return train_subject(
                 workplace, materials.subject.images, dinov2, settings, SUBJECT_TRAINING, label, report
             )
 
     def motion(label: str, settings: MotionSettings) -> TrainedLora:
-        with TrainingBar(label) as report:
+        with TrainingBar(f"motion LoRA, {label}") as report:
             return train_motion(
                 workplace, materials.motion, sea_raft, settings, MOTION_TRAINING, label, report
             )
