@@ -186,7 +186,7 @@ def _even_points(grid: int, height: int, width: int) -> Tensor:
         raise ValueError(f"Tracking needs a grid of at least 1 point per side, got {grid}.")
     cell = (torch.arange(grid) + 0.5) / grid
     y, x = torch.meshgrid(cell * height - 0.5, cell * width - 0.5, indexing="ij")
-    return rearrange([x, y], "axis i j -> (i j) axis")
+    return rearrange([x, y], "xy i j -> (i j) xy")
 
 
 def _at(flow: Tensor, points: Tensor) -> Tensor:
@@ -195,7 +195,7 @@ def _at(flow: Tensor, points: Tensor) -> Tensor:
     size = points.new_tensor([max(width - 1, 1), max(height - 1, 1)])
     where = (2 * points / size - 1).reshape(1, -1, 1, 2)
     values = F.grid_sample(flow[None], where, padding_mode="border", align_corners=True)
-    return rearrange(values, "1 axis n 1 -> n axis")
+    return rearrange(values, "1 xy n 1 -> n xy")
 
 
 def _inside(points: Tensor, height: int, width: int) -> Tensor:
