@@ -26,9 +26,11 @@ def lora_parameters(spec: WanSpec, names: list[str], rank: int) -> int:
 
 
 def step_flops(spec: WanSpec, tokens: int) -> float:
-    """Of one sample: forward, forward again for the checkpoints, and the gradient of the activations."""
+    """Of one sample: forward, forward again for the checkpoints, and the gradient of the activations, which
+    takes linears once and attention two and a half times as much, as that forms its weights again.
+    """
     per_token = 6 * spec.dim**2 + 2 * spec.dim * spec.ffn
     of_text = 2 * spec.dim**2
     linears = 2 * tokens * per_token + 2 * TEXT_TOKENS * of_text
     attention = 4 * tokens * (tokens + TEXT_TOKENS) * spec.dim
-    return 3.0 * spec.blocks * (linears + attention)
+    return spec.blocks * (3.0 * linears + 4.5 * attention)

@@ -32,6 +32,12 @@ def test_parameters_of_a_lora_by_hand():
 def test_flops_by_hand():
     spec = WanSpec("toy", blocks=1, dim=2, ffn=3, heads=1)
     # 5 tokens, 512 of text: six products of dim x dim and two of dim x ffn a token; K and V of the text; and
-    # twice two products of attention.
-    forward = 2 * 5 * (6 * 4 + 2 * 6) + 2 * 512 * 2 * 4 + 2 * 2 * 5 * (5 + 512) * 2
-    assert step_flops(spec, 5) == 3 * forward
+    # twice two products of attention, of which backward has five.
+    linears = 2 * 5 * (6 * 4 + 2 * 6) + 2 * 512 * 2 * 4
+    attention = 2 * 2 * 5 * (5 + 512) * 2
+    assert step_flops(spec, 5) == 3 * linears + 2 * attention + 5 / 2 * attention
+
+
+@pytest.mark.parametrize(("tokens", "counted"), [(9360, 151.4), (32760, 1163.0)])
+def test_flops_are_those_counted_on_meta_tensors(tokens, counted):
+    assert step_flops(WAN_1_3B, tokens) / 1e12 == pytest.approx(counted, rel=0.03)
