@@ -66,6 +66,7 @@ TRAIN_HELP = {
     "learning_rate": "too high forgets the model, too low learns nothing",
     "seed": "another seed gives another LoRA of the same data",
     "save_every": "steps between two saved states; a cancelled run goes on from the last step in any case",
+    "save_minutes": "the state is saved after so many minutes, too",
 }
 SAMPLE_HELP = {
     "steps": "denoising steps",

@@ -54,11 +54,16 @@ class TrainSettings:
     """Largest norm of all gradients together; 0 clips nothing."""
     seed: int = 0
     save_every: int = 50
+    """Steps between saved states."""
+    save_minutes: float = 5.0
+    """The state is saved after so much time, too: what a hard kill can cost where steps are slow."""
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "accumulate", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if not self.save_minutes > 0:
+            raise ValueError(f"save_minutes must be above 0, got {self.save_minutes}. 5 is a good value.")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}. The paper uses 1e-4.")
 
@@ -104,7 +109,7 @@ def train_lora(
     state = TrainState(lora, objective.trainables(), settings.learning_rate, settings.weight_decay)
     if run is not None:
         run.restore(state)
-    applying = False
+    applying, saved_at = False, time.monotonic()
     try:
         with injected(denoiser.linears(), Injection(lora)):
             while state.step < settings.steps:
@@ -121,8 +126,10 @@ def train_lora(
                 info = _info(settings, objective, losses, grad_norm, step, time.monotonic() - started)
                 if run is not None:
                     run.log_losses(step, {"total": info.total, **info.losses})
-                    if step % settings.save_every == 0:
+                    waited = time.monotonic() - saved_at
+                    if step % settings.save_every == 0 or waited >= 60 * settings.save_minutes:
                         run.save(state)
+                        saved_at = time.monotonic()
                 if on_step is not None:
                     on_step(info)
     except torch.OutOfMemoryError as error:

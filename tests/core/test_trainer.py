@@ -1,10 +1,12 @@
 import math
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from smra_core import trainer
 from smra_core.lora import init_lora
 from smra_core.run_folder import RunFolder
 from smra_core.sparse import ALL_LAYERS, SUBJECT
@@ -107,6 +109,21 @@ def test_more_steps_extend_a_finished_run(toy_denoiser, tmp_path):
     whole = Run(toy_denoiser(), steps=9).start().tensors()
     Run(toy_denoiser(), tmp_path, steps=5).start()
     same(Run(toy_denoiser(), tmp_path, steps=9).start().tensors(), whole)
+
+
+def test_slow_steps_are_saved_by_the_clock(toy_denoiser, tmp_path, monkeypatch):
+    """25 s a step and a state a minute: after steps 4 and 7, and at the end."""
+    clock = [0.0]
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    run = Run(toy_denoiser(), tmp_path, steps=8, save_every=1000, save_minutes=1.0)
+    saved, save = [], run.folder.save
+    run.folder.save = lambda state: (saved.append(state.step), save(state))
+
+    def pass_time(info):
+        clock[0] += 25.0
+
+    run.start(pass_time)
+    assert saved == [4, 7, 8]
 
 
 def test_a_cancelled_run_leaves_the_model_as_found(toy_denoiser):
