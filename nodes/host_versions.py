@@ -67,6 +67,15 @@ def compute_dtype_of(model) -> torch.dtype:
     return model.manual_cast_dtype or model.get_dtype()
 
 
+def trainable_memory(device: torch.device) -> float | None:
+    """Bytes of a card's memory that a job may use once the host has unloaded everything; None on a CPU."""
+    import comfy.model_management as management
+
+    if device.type == "cpu":
+        return None
+    return management.get_total_memory(device) - management.extra_reserved_memory()
+
+
 def source_file(patcher) -> str | None:
     """The file that a MODEL or VAE was loaded from, where the host remembers it."""
     remembered = getattr(patcher, "cached_patcher_init", None)

@@ -25,11 +25,14 @@ class TeacherKind:
     miniature: str = ""
     """File among the miniature's weights."""
 
+    def found(self) -> list[str]:
+        """Files that are there, with the folder's name before each."""
+        return [f"{folder}/{file}" for folder in self.folders for file in _files(folder, self.words)]
+
     def choices(self) -> list[str]:
         """What a loader offers; never empty, as the host cannot show an empty list."""
-        found = [f"{folder}/{file}" for folder in self.folders for file in _files(folder, self.words)]
         own = [MINIATURE] if self.miniature and (_WEIGHTS / self.miniature).is_file() else []
-        return found + own or [NOTHING]
+        return self.found() + own or [NOTHING]
 
     def path(self, choice: str) -> Path:
         """The file of a choice. ValueError, with what to download, when it is not there."""
@@ -41,7 +44,7 @@ class TeacherKind:
         path = folder_paths.get_full_path(folder, file) if folder in self.folders and file else None
         if path is None:
             raise ValueError(
-                f"There is no {self.name} file {choice!r}. Download {self.download} into "
+                f"There is no file of {self.name} called {choice!r}. Download {self.download} into "
                 f"models/{self.folders[0]}, then refresh the node list (R)."
             )
         return Path(path)
@@ -70,6 +73,12 @@ SAM = TeacherKind(
     ("sams",),
     ("sam",),
     "sam_vit_h_4b8939.pth of facebookresearch/segment-anything, or vit_l, vit_b for less memory",
+)
+TINY_DECODER = TeacherKind(
+    "a tiny decoder",
+    ("vae_approx",),
+    ("taew2_1",),
+    "lighttaew2_1.safetensors or taew2_1.safetensors, which ComfyUI also draws previews with",
 )
 
 

@@ -1,11 +1,15 @@
-"""What a job will take, said before it starts."""
+"""What a job will take, said before it starts; the figures are the core's."""
 
 import logging
 import time
+from dataclasses import dataclass
 
 import torch
 
-from ..smra_core.sparse import SparsePlan
+from ..smra_core.alignment_cost import alignment_flops
+from ..smra_core.decode_budget import DecodeChoice
+from ..smra_core.mora import MotionSettings
+from ..smra_core.sura import SubjectSettings, projector_parameters
 from ..smra_core.trainer import TrainSettings
 from ..smra_core.training_cost import activation_bytes, lora_parameters, optimiser_bytes, step_flops
 from ..smra_core.wan import WanSpec, token_grid
@@ -13,33 +17,94 @@ from .graph_progress import spoken
 
 log = logging.getLogger("smrabooth")
 
-_FLOW_BYTES, _DECODER_BYTES, _COUNTED_PIXELS = 3.4e9, 2.2e9, 576 * 320
-"""Of the flow net's and the decoder's activations while a motion is aligned, at the paper's size."""
+_HALF = 2
+"""Bytes of a value in the decode budget's figures."""
+_WIDEST_FEATURES = 1536
+"""Of DINOv2's ViT-g; the file is not read before it is needed."""
 
 
-class Estimate:
+@dataclass(frozen=True)
+class Forecast:
     """Of one job on one model."""
 
-    def __init__(self, spec: WanSpec, plan: SparsePlan, rank: int, train: TrainSettings, latents: torch.Size):
-        """`latents` is a sample's shape `16 f h w`."""
-        self.spec, self.train = spec, train
-        self.modules = plan.select(spec.linear_names())
-        self.parameters = lora_parameters(spec, self.modules, rank)
-        self.tokens = 1
-        for side in token_grid(latents):
-            self.tokens *= side
+    samples: str
+    """What is trained on, in words."""
+    train: TrainSettings
+    tokens: int
+    """Of a sample."""
+    modules: int
+    parameters: int
+    """Of the LoRA."""
+    memory: int
+    """Bytes beside the model's weights: activations, and the trained parameters with their optimiser."""
+    flops: float
+    """Of one sample in one step."""
 
-    def memory(self, dtype: torch.dtype, aligned_pixels: int = 0, projector: int = 0) -> int:
-        """Bytes beside the model's weights; `aligned_pixels` is a frame's size where flow is aligned."""
-        activations = activation_bytes(self.spec, self.tokens, self.train.batch_size, dtype.itemsize)
-        teachers = (_FLOW_BYTES + _DECODER_BYTES) * aligned_pixels / _COUNTED_PIXELS
-        # Teachers work while the DiT keeps only what lies between its blocks; both are counted to be safe.
-        return round(activations + teachers) + optimiser_bytes(self.parameters + projector)
+    def seconds(self, speed: float) -> float:
+        """Of all steps, at `speed` floating-point operations per second."""
+        return self.train.steps * self.train.batch_size * self.train.accumulate * self.flops / speed
 
-    def seconds(self, device: torch.device, dtype: torch.dtype) -> float:
-        """Of all steps, from the speed of one product on this device; the DiT alone."""
-        samples = self.train.steps * self.train.batch_size * self.train.accumulate
-        return samples * step_flops(self.spec, self.tokens) / measured_flops(device, dtype)
+    def line(self, weights: int, seconds: float) -> str:
+        """One line for the node and the log; `weights` are the model's, in bytes."""
+        text = (
+            f"Training on {self.samples}, {self.tokens} tokens each: {self.modules} modules, "
+            f"{self.parameters / 1e6:.1f} M parameters, {self.train.steps} steps. Up to "
+            f"{(self.memory + weights) / 2**30:.1f} GiB ({weights / 2**30:.1f} of it weights, which may stay "
+            f"in RAM), about {spoken(seconds)}."
+        )
+        log.info(text)
+        return text
+
+
+def subject_forecast(
+    spec: WanSpec,
+    settings: SubjectSettings,
+    train: TrainSettings,
+    latents: tuple[int, ...],
+    count: int,
+    dtype: torch.dtype,
+) -> Forecast:
+    """`latents` is a picture's shape `16 1 h w`; DINOv2 is freed before training starts."""
+    modules, parameters, tokens = _trained(spec, settings, latents)
+    projector = 0
+    if settings.sura_weight:
+        projector = projector_parameters(spec.dim, _WIDEST_FEATURES, settings.projector_width)
+    activations = activation_bytes(spec, tokens, train.batch_size, dtype.itemsize)
+    return Forecast(
+        f"{count} pictures of {settings.width}x{settings.height}", train, tokens, modules, parameters,
+        activations + optimiser_bytes(parameters + projector), step_flops(spec, tokens),
+    )  # fmt: skip
+
+
+def motion_forecast(
+    spec: WanSpec,
+    settings: MotionSettings,
+    train: TrainSettings,
+    latents: tuple[int, ...],
+    choice: DecodeChoice,
+    dtype: torch.dtype,
+) -> Forecast:
+    """`latents` is the clip's shape `16 f h w`; `choice` tells how its pixels are looked at."""
+    modules, parameters, tokens = _trained(spec, settings, latents)
+    activations = activation_bytes(spec, tokens, train.batch_size, dtype.itemsize)
+    if settings.mora_weight:
+        # The budget is for one sample in half precision, and for blocks that keep more than the host's.
+        activations = round(choice.bytes * train.batch_size * dtype.itemsize / _HALF)
+    how = f", decoded {choice.decode}" if settings.mora_weight else ""
+    return Forecast(
+        f"{settings.frames} frames of {settings.width}x{settings.height}{how}", train, tokens, modules,
+        parameters, activations + optimiser_bytes(parameters),
+        step_flops(spec, tokens) + alignment_flops(settings, choice.decode, choice.recompute),
+    )  # fmt: skip
+
+
+def _trained(
+    spec: WanSpec, settings: SubjectSettings | MotionSettings, latents: tuple[int, ...]
+) -> tuple[int, int, int]:
+    """Modules, parameters, and tokens of a sample. ValueError where the plan's blocks are not there."""
+    names = settings.plan.select(spec.linear_names())
+    frames, rows, columns = token_grid(latents)
+    return len(names), lora_parameters(spec, names, settings.rank), frames * rows * columns
 
 
 def measured_flops(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
@@ -50,21 +115,3 @@ def measured_flops(device: torch.device, dtype: torch.dtype, size: int = 1024) -
     started = time.monotonic()
     (a @ b)[0, 0].item()  # item() waits for the device
     return 2 * size**3 / max(time.monotonic() - started, 1e-6)
-
-
-def weights_bytes(model) -> int:
-    return model.model_size()
-
-
-def report(
-    estimate: Estimate, samples: str, memory: int, weights: int, seconds: float, at_least: bool
-) -> str:
-    """One line for the node and the log."""
-    line = (
-        f"Training on {samples}, {estimate.tokens} tokens each: {len(estimate.modules)} modules, "
-        f"{estimate.parameters / 1e6:.1f} M parameters, {estimate.train.steps} steps. About "
-        f"{(memory + weights) / 2**30:.1f} GiB ({weights / 2**30:.1f} of it weights, which may stay in RAM), "
-        f"{'at least' if at_least else 'about'} {spoken(seconds)}."
-    )
-    log.info(line)
-    return line

@@ -7,27 +7,93 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..smra_core.mora import MotionSettings
+from ..smra_core.decode_budget import DecodeChoice, choose_decode
+from ..smra_core.mora import DECODES, MotionSettings
 from ..smra_core.motion_clip import FEWEST_FRAMES, MotionClip
 from ..smra_core.motion_training import train_motion
-from ..smra_core.sparse import PLANS
-from ..smra_core.wan import LATENT_CHANNELS, SPATIAL_STRIDE, check_size, latent_frames, trim_frames
+from ..smra_core.trainer import TrainSettings
+from ..smra_core.wan import check_size, latent_frames, trim_frames
 from .graph_images import framed
 from .graph_place import GraphPlace
-from .graph_progress import GraphProgress, Preview
 from .graph_text import contexts_of
+from .graph_training import latent_shape, tell, trained_in_graph
+from .host_versions import trainable_memory
 from .host_wan import training_dtype
 from .inference_tensors import ordinary
 from .load_teachers import SeaRaftType
-from .node_text import advanced, show_text
-from .preflight import Estimate, report, weights_bytes
-from .trained_lora import Outputs, file_name, published, run_to_the_end, shown
-from .training_inputs import advanced_inputs, front_inputs, outputs, train_settings
+from .model_files import TINY_DECODER
+from .node_text import advanced
+from .preflight import motion_forecast
+from .settings_widgets import Row, choices, chosen, widgets
+from .trained_lora import Outputs, file_name, shown
+from .training_inputs import (
+    RANK,
+    SIZE,
+    VELOCITY,
+    advanced_inputs,
+    front_inputs,
+    outputs,
+    plans,
+    train_settings,
+)
 
-DEFAULTS = MotionSettings()
-REMEDY = "Lower window (3 is enough), or frames, or width and height, or batch_size."
-_STEPS = 400
-_PLANS = [name for name in PLANS if not name.startswith("subject")]
+DEFAULTS, TRAIN_DEFAULTS = MotionSettings(), TrainSettings(steps=400)
+REMEDY = (
+    "Choose decode 'tiny' with a tiny decoder's file, or 'windowed' with window 3 or less; or lower "
+    "frame_count, then width and height, or batch_size."
+)
+NO_TINY = "none"
+FRAMES = Row(
+    "frames",
+    "Frames from the start of the clip, 4n+1. Raising it shows more of the motion and takes memory and time.",
+    dict(min=FEWEST_FRAMES, max=257, step=4),
+    id="frame_count",
+)
+ROWS = (
+    *SIZE,
+    Row(
+        "mora_weight",
+        "How strongly the optical flow is held to the clip's. Raising it follows the motion closer; 0 leaves "
+        "it out, and SEA-RAFT and the decoder with it.",
+        dict(min=0.0, max=100.0, step=0.1),
+    ),
+    Row(
+        "decode",
+        "How a step looks at the video: 'windowed' at a part of it, drawn anew each time; 'exact' at all of "
+        "it, as in the paper, for twice the time and more memory; 'exact-low-memory' the same, slower; "
+        "'tiny' at all of it through a small decoder, for small cards. 'auto' takes 'windowed', or 'tiny' "
+        "where memory asks for it.",
+        options=choices(DECODES),
+    ),
+    Row(
+        "window",
+        "Latents (4 frames each) that a 'windowed' step looks at. Raising it from 3 shows longer motions at "
+        "once, and takes memory and time.",
+        dict(min=1, max=64),
+    ),
+    Row(
+        "context",
+        "Latents decoded before a window, so that the decoder knows what came before. Raising it from 2 "
+        "comes nearer to 'exact', and takes memory and time.",
+        dict(min=1, max=64),
+    ),
+    Row(
+        "debias",
+        "Take the look that all frames share out of the loss, so that motion is learnt, not appearance.",
+    ),
+    Row(
+        "flow_weight",
+        "'clean' counts the flow less at high noise, where the predicted video is a blur.",
+        options=choices(("none", "clean")),
+    ),
+    *VELOCITY,
+    Row(
+        "plan",
+        "Which layers learn. 'motion' is the paper's: it leaves room for a subject LoRA.",
+        options=plans(without="subject"),
+        id="layers",
+    ),
+)
 
 
 class TrainMotionLoRA(io.ComfyNode):
@@ -52,15 +118,13 @@ class TrainMotionLoRA(io.ComfyNode):
                     "sea_raft", optional=True,
                     tooltip="The net that measures the motion. Needed unless mora_weight is 0.",
                 ),
-                *front_inputs("motion", _STEPS, DEFAULTS.rank),
-                io.Int.Input(
-                    "frame_count", default=DEFAULTS.frames, min=FEWEST_FRAMES, max=257,
-                    step=4,
-                    tooltip="Frames from the start of the clip, 4n+1. Raising it shows more of the motion, "
-                    "and takes memory and time.",
-                ),
-                *_method_inputs(),
-                *advanced_inputs(),
+                *front_inputs("motion", DEFAULTS, TRAIN_DEFAULTS),
+                *widgets(DEFAULTS, [FRAMES], fold=False),
+                *advanced_inputs(DEFAULTS, ROWS, TRAIN_DEFAULTS),
+                advanced(io.Combo.Input(
+                    "tiny_decoder", options=[NO_TINY, *TINY_DECODER.found()], default=NO_TINY, optional=True,
+                    tooltip=f"For decode 'tiny', which 'auto' may then choose. {TINY_DECODER.tooltip}",
+                )),
             ],
             outputs=outputs(),
             hidden=[io.Hidden.unique_id],
@@ -75,72 +139,45 @@ class TrainMotionLoRA(io.ComfyNode):
             return shown(_trained(cls, model, vae, clip, positive, sea_raft, captions, values))
 
 
-def _method_inputs() -> list:
-    inputs = [
-        io.Int.Input(
-            "width", default=DEFAULTS.width, min=64, max=1280, step=16,
-            tooltip="Frames are scaled and cropped to it. Raising it takes memory and time.",
-        ),
-        io.Int.Input(
-            "height", default=DEFAULTS.height, min=64, max=1280, step=16,
-            tooltip="As width.",
-        ),
-        io.Float.Input(
-            "mora_weight", default=DEFAULTS.mora_weight, min=0.0, max=100.0, step=0.1,
-            tooltip="How strongly the optical flow is held to the clip's. Raising it follows the motion "
-            "closer; 0 leaves it out, and SEA-RAFT and the decoder with it.",
-        ),
-        io.Int.Input(
-            "window", default=DEFAULTS.window, min=0, max=64,
-            tooltip="Latents (4 frames each) that a step's flow looks at; 0 is the whole clip, as in the "
-            "paper. Raising it from 3 takes memory and time.",
-        ),
-        io.Boolean.Input(
-            "debias", default=DEFAULTS.debias,
-            tooltip="Take the look that all frames share out of the loss, so that motion is learnt, not "
-            "appearance.",
-        ),
-        io.Combo.Input(
-            "flow_weight", options=["none", "clean"], default=DEFAULTS.flow_weight,
-            tooltip="'clean' counts the flow less at high noise, where the predicted video is a blur.",
-        ),
-        io.Combo.Input(
-            "layers", options=_PLANS, default="motion",
-            tooltip="Which layers learn. 'motion' is the paper's: it leaves room for a subject LoRA.",
-        ),
-    ]  # fmt: skip
-    return [advanced(item) for item in inputs]
-
-
 def _trained(
     node, model, vae, frames: Tensor, positive, sea_raft: Path | None, captions: str, values: dict
 ) -> Outputs:
-    settings, train = _settings(values), train_settings(values)
-    name = file_name(values["name"])
-    names, contexts = contexts_of(positive, 1, captions)
+    settings, train = motion_settings(values), train_settings(TRAIN_DEFAULTS, values)
+    name, tiny = file_name(values["name"]), _tiny_file(values)
+    (caption,), contexts = contexts_of(positive, 1, captions)
     place = GraphPlace(model, vae, contexts)
-    clip = motion_clip(frames, settings, names[0])
-    shape = (
-        LATENT_CHANNELS,
-        latent_frames(len(clip.frames)),
-        settings.height // SPATIAL_STRIDE,
-        settings.width // SPATIAL_STRIDE,
-    )
-    _tell(node, place, settings, train, shape, clip)
-    preview = Preview(place, contexts[names[0]], shape, values["preview_every"], train.seed)
-    progress = GraphProgress(node, preview)
-    return published(
-        run_to_the_end(lambda: train_motion(place, clip, sea_raft, settings, train, name, progress), REMEDY),
-        name,
-    )
+    clip = motion_clip(frames, settings, caption)
+    settings = replace(settings, frames=len(clip.frames))
+    choice = _choice(place, settings, tiny)
+    shape = latent_shape(settings.frames, settings.width, settings.height)
+    dtype = training_dtype(place.device)
+    tell(node, place, motion_forecast(place.spec(), settings, train, shape, choice, dtype), clip.notes)
+
+    def run(name, progress):
+        return train_motion(place, clip, sea_raft, settings, train, name, progress, tiny, choice)
+
+    return trained_in_graph(node, place, values, name, contexts[caption], shape, run, REMEDY)
 
 
-def _settings(values: dict) -> MotionSettings:
-    check_size(values["width"], values["height"])
-    latent_frames(values["frame_count"])
-    same = ("rank", "width", "height", "mora_weight", "window", "debias", "flow_weight")
-    chosen = {key: values[key] for key in same}
-    return replace(DEFAULTS, plan=PLANS[values["layers"]], frames=values["frame_count"], **chosen)
+def motion_settings(values: dict) -> MotionSettings:
+    """Of the node's inputs. ValueError for sizes that WAN does not have."""
+    settings = chosen(DEFAULTS, (RANK, FRAMES, *ROWS), values)
+    check_size(settings.width, settings.height)
+    latent_frames(settings.frames)
+    return settings
+
+
+def _tiny_file(values: dict) -> Path | None:
+    choice = values.get("tiny_decoder", NO_TINY)
+    return None if choice == NO_TINY else TINY_DECODER.path(choice)
+
+
+def _choice(place: GraphPlace, settings: MotionSettings, tiny: Path | None) -> DecodeChoice:
+    if not settings.mora_weight:
+        return DecodeChoice("exact", False, 0.0)  # nothing is decoded
+    # By what the card has, not by what is free now: queued again after another workflow, it is the same run.
+    free = trainable_memory(place.device)
+    return choose_decode(settings, place.spec(), place.device, tiny is not None, free)
 
 
 def motion_clip(frames: Tensor, settings: MotionSettings, caption: str) -> MotionClip:
@@ -155,15 +192,3 @@ def motion_clip(frames: Tensor, settings: MotionSettings, caption: str) -> Motio
     if kept < settings.frames:
         notes.append(f"{settings.frames} frames were asked for, {len(frames)} are there, {kept} are used")
     return MotionClip("clip", Path("clip"), pixels, caption, 16.0, notes)
-
-
-def _tell(node, place: GraphPlace, settings, train, shape, clip: MotionClip) -> None:
-    dtype = training_dtype(place.device)
-    estimate = Estimate(place.spec(), settings.plan, settings.rank, train, torch.Size(shape))
-    aligned = settings.width * settings.height if settings.mora_weight else 0
-    place.memory_required = estimate.memory(dtype, aligned)
-    what = f"{len(clip.frames)} frames of {settings.width}x{settings.height}"
-    seconds = estimate.seconds(place.device, dtype)
-    # Decoder and flow net come on top of the DiT's time.
-    line = report(estimate, what, place.memory_required, weights_bytes(place.model), seconds, aligned > 0)
-    show_text(node, "\n".join([line, *clip.notes]))

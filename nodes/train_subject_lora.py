@@ -1,6 +1,5 @@
 """The SMRA Train Subject LoRA node: what a subject looks like, learnt from a few pictures of it."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,28 +9,63 @@ from torch import Tensor
 from ..smra_core.encoders.sam import load_sam, subject_mask
 from ..smra_core.file_identity import identity
 from ..smra_core.on_demand import on_demand
-from ..smra_core.sparse import PLANS
 from ..smra_core.subject_set import SubjectImage
 from ..smra_core.subject_training import train_subject
 from ..smra_core.sura import SubjectSettings
 from ..smra_core.tensor_cache import content_hash
-from ..smra_core.wan import LATENT_CHANNELS, SPATIAL_STRIDE, check_size
+from ..smra_core.trainer import TrainSettings
+from ..smra_core.wan import WanSpec, check_size
 from .graph_images import framed, framed_masks
 from .graph_place import GraphPlace
-from .graph_progress import GraphProgress, Preview
 from .graph_text import contexts_of
+from .graph_training import latent_shape, tell, trained_in_graph
 from .host_wan import training_dtype
 from .inference_tensors import ordinary
 from .load_teachers import DinoV2Type, SamType
-from .node_text import advanced, show_text
-from .preflight import Estimate, report, weights_bytes
-from .trained_lora import Outputs, file_name, published, run_to_the_end, shown
-from .training_inputs import advanced_inputs, front_inputs, outputs, train_settings
+from .preflight import subject_forecast
+from .settings_widgets import Row, chosen
+from .trained_lora import Outputs, file_name, shown
+from .training_inputs import (
+    RANK,
+    SIZE,
+    VELOCITY,
+    advanced_inputs,
+    front_inputs,
+    outputs,
+    plans,
+    train_settings,
+)
 
-DEFAULTS = SubjectSettings()
+DEFAULTS, TRAIN_DEFAULTS = SubjectSettings(), TrainSettings()
 REMEDY = "Lower batch_size, or width and height, or choose a smaller DINOv2."
-_STEPS = 1000
-_PLANS = [name for name in PLANS if not name.startswith("motion")]
+ROWS = (
+    *SIZE,
+    Row(
+        "sura_weight",
+        "How strongly the look is aligned with DINOv2. Raising it holds identity harder; 0 leaves it out, "
+        "and DINOv2 with it.",
+        dict(min=0.0, max=10.0, step=0.01),
+    ),
+    Row(
+        "align_block",
+        "The block whose output is aligned. Raising it lets more blocks take part; the paper's is 0, the "
+        "authors' code has 2.",
+        dict(min=0, max=39),
+    ),
+    Row(
+        "projector_width",
+        "Of the small net between the model and DINOv2, which is thrown away after. Raising it makes the "
+        "alignment easier and asks less of the LoRA.",
+        dict(min=64, max=8192, step=64),
+    ),
+    *VELOCITY,
+    Row(
+        "plan",
+        "Which layers learn. 'subject' is the paper's: it leaves room for a motion LoRA.",
+        options=plans(without="motion"),
+        id="layers",
+    ),
+)
 
 
 class TrainSubjectLoRA(io.ComfyNode):
@@ -65,9 +99,8 @@ class TrainSubjectLoRA(io.ComfyNode):
                     "sam", optional=True,
                     tooltip="Finds the subject at the centre of pictures without a mask.",
                 ),
-                *front_inputs("subject", _STEPS, DEFAULTS.rank),
-                *_method_inputs(),
-                *advanced_inputs(),
+                *front_inputs("subject", DEFAULTS, TRAIN_DEFAULTS),
+                *advanced_inputs(DEFAULTS, ROWS, TRAIN_DEFAULTS),
             ],
             outputs=outputs(),
             hidden=[io.Hidden.unique_id],
@@ -86,59 +119,35 @@ class TrainSubjectLoRA(io.ComfyNode):
             return shown(made)
 
 
-def _method_inputs() -> list:
-    inputs = [
-        io.Int.Input(
-            "width", default=DEFAULTS.width, min=64, max=1280, step=16,
-            tooltip="Pictures are scaled and cropped to it. Raising it shows finer detail and takes memory.",
-        ),
-        io.Int.Input(
-            "height", default=DEFAULTS.height, min=64, max=1280, step=16,
-            tooltip="As width.",
-        ),
-        io.Float.Input(
-            "sura_weight", default=DEFAULTS.sura_weight, min=0.0, max=10.0, step=0.01,
-            tooltip="How strongly the look is aligned with DINOv2. Raising it holds identity harder; 0 "
-            "leaves it out, and DINOv2 with it.",
-        ),
-        io.Int.Input(
-            "align_block", default=DEFAULTS.align_block, min=0, max=39,
-            tooltip="The block whose output is aligned. Raising it lets more blocks take part; the paper's "
-            "is 0, the authors' code has 2.",
-        ),
-        io.Combo.Input(
-            "layers", options=_PLANS, default="subject",
-            tooltip="Which layers learn. 'subject' is the paper's: it leaves room for a motion LoRA.",
-        ),
-    ]  # fmt: skip
-    return [advanced(item) for item in inputs]
-
-
 def _trained(
     node, model, vae, images, positive, masks, dinov2: Path | None, sam, captions: str, values: dict
 ) -> Outputs:
-    settings, train = _settings(values), train_settings(values)
+    settings, train = chosen(DEFAULTS, (RANK, *ROWS), values), train_settings(TRAIN_DEFAULTS, values)
     name = file_name(values["name"])
     names, contexts = contexts_of(positive, len(images), captions)
     place = GraphPlace(model, vae, contexts)
+    check_settings(settings, place.spec())
     pictures, notes = subject_images(images, masks, names, (settings.width, settings.height))
+    shape = latent_shape(1, settings.width, settings.height)
+    dtype = training_dtype(place.device)
+    forecast = subject_forecast(place.spec(), settings, train, shape, len(pictures), dtype)
+    tell(node, place, forecast, notes)
     pictures = masked(place, pictures, sam)
-    shape = (LATENT_CHANNELS, 1, settings.height // SPATIAL_STRIDE, settings.width // SPATIAL_STRIDE)
-    _tell(node, place, settings, train, shape, len(pictures), notes)
-    preview = Preview(place, contexts[names[0]], shape, values["preview_every"], train.seed)
-    progress = GraphProgress(node, preview)
-    return published(
-        run_to_the_end(
-            lambda: train_subject(place, pictures, dinov2, settings, train, name, progress), REMEDY
-        ),
-        name,
-    )
+
+    def run(name, progress):
+        return train_subject(place, pictures, dinov2, settings, train, name, progress)
+
+    return trained_in_graph(node, place, values, name, contexts[names[0]], shape, run, REMEDY)
 
 
-def _settings(values: dict) -> SubjectSettings:
-    check_size(values["width"], values["height"])
-    same = {key: values[key] for key in ("rank", "width", "height", "sura_weight", "align_block")}
-    return replace(DEFAULTS, plan=PLANS[values["layers"]], **same)
+def check_settings(settings: SubjectSettings, spec: WanSpec) -> None:
+    """ValueError for a size or block that this model does not have."""
+    check_size(settings.width, settings.height)
+    if settings.sura_weight and settings.align_block >= spec.blocks:
+        raise ValueError(
+            f"align_block is {settings.align_block}, but this model has blocks 0 to {spec.blocks - 1}. The "
+            "paper's is 0."
+        )
 
 
 def subject_images(
@@ -176,14 +185,3 @@ def masked(place: GraphPlace, pictures: list[SubjectImage], sam: Path | None) ->
             return place.cache.get_or_compute("sam", key, find)["mask"]
 
         return [picture._replace(mask_px=mask_of(picture)) for picture in pictures]
-
-
-def _tell(node, place: GraphPlace, settings, train, shape, count: int, notes: list[str]) -> None:
-    dtype = training_dtype(place.device)
-    estimate = Estimate(place.spec(), settings.plan, settings.rank, train, torch.Size(shape))
-    projector = settings.projector_width * (place.spec().dim + settings.projector_width + 1536)
-    place.memory_required = estimate.memory(dtype, projector=projector if settings.sura_weight else 0)
-    pictures = f"{count} pictures of {settings.width}x{settings.height}"
-    seconds = estimate.seconds(place.device, dtype)
-    line = report(estimate, pictures, place.memory_required, weights_bytes(place.model), seconds, False)
-    show_text(node, "\n".join([line, *notes]))

@@ -1,57 +1,115 @@
-"""The inputs that both training nodes share, with the core's own defaults, and their settings."""
+"""The inputs and outputs that both training nodes share."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from comfy_api.latest import io
 
+from ..smra_core.sparse import PLANS
 from ..smra_core.trainer import TrainSettings
 from .node_text import advanced
+from .settings_widgets import Row, chosen, widgets
 
 LoraModel, LossMap = io.Custom("LORA_MODEL"), io.Custom("LOSS_MAP")
-DEFAULTS = TrainSettings()
+
+RANK = Row(
+    "rank",
+    "Raising it lets the LoRA hold more detail, and makes its file larger; lower it when it copies the data "
+    "too closely.",
+    dict(min=1, max=256),
+)
+STEPS = Row(
+    "steps",
+    "More steps learn more and take longer; too many copy the data's background and light, too. Raising it "
+    "later goes on with the finished run.",
+    dict(min=1, max=100_000),
+)
+SIZE = (
+    Row(
+        "width",
+        "Pictures are scaled and cropped to it. Raising it shows finer detail, and takes memory and time.",
+        dict(min=64, max=1280, step=16),
+    ),
+    Row("height", "As width.", dict(min=64, max=1280, step=16)),
+)
+VELOCITY = (
+    Row(
+        "weighted_velocity",
+        "Count the middle noise levels most, as the authors' code does. Off counts all alike.",
+    ),
+    Row(
+        "shift",
+        "Which noise levels are trained: 1 is all alike. Raising it trains more at high noise, where the "
+        "layout is decided.",
+        dict(min=0.1, max=20.0, step=0.1),
+        id="training_shift",
+    ),
+)
+TRAIN = (
+    Row(
+        "learning_rate",
+        "Raising it learns faster, until it breaks: losses jump, pictures turn to noise.",
+        dict(min=1e-7, max=1e-1, step=1e-6, round=False),
+    ),
+    Row(
+        "weight_decay",
+        "Pulls the LoRA back to nothing. Raising it forgets details, and the data's accidents first.",
+        dict(min=0.0, max=1.0, step=0.001),
+    ),
+    Row(
+        "grad_clip",
+        "The longest step that one batch may ask for. Raising it lets odd samples pull harder; 0 lets them "
+        "all.",
+        dict(min=0.0, max=100.0, step=0.1),
+    ),
+    Row(
+        "batch_size",
+        "Samples at once. Raising it takes that much more memory and steadies each step.",
+        dict(min=1, max=64),
+    ),
+    Row(
+        "accumulate",
+        "Batches that a step averages. Raising it steadies a step and takes time, not memory.",
+        dict(min=1, max=64),
+    ),
+    Row(
+        "seed",
+        "Of all random numbers. Another seed is another run, from the start.",
+        dict(min=0, max=2**63 - 1),
+        id="training_seed",
+    ),
+    Row(
+        "save_every",
+        "Steps between saved states. Raising it saves less often: a crash of the whole program costs up to "
+        "so many steps. Cancelling costs none.",
+        dict(min=1, max=10_000),
+    ),
+    Row(
+        "save_minutes",
+        "The state is saved after so many minutes, too. Raising it risks more where steps are slow.",
+        dict(min=0.1, max=1440.0, step=0.5),
+    ),
+)
 
 
-def front_inputs(name: str, steps: int, rank: int) -> list:
+def plans(without: str) -> dict[str, Any]:
+    """Which layers may learn, by name; `without` is the other LoRA's."""
+    return {name: plan for name, plan in PLANS.items() if not name.startswith(without)}
+
+
+def front_inputs(name: str, settings: Any, train: TrainSettings) -> list:
     """What stands on the front of the node."""
+    tip = "Of the LoRA file. Another name is another run, from the start."
     return [
-        io.String.Input(
-            "name", default=name, tooltip="Of the LoRA file. Another name is another run, from the start."
-        ),
-        io.Int.Input(
-            "steps", default=steps, min=1, max=100_000,
-            tooltip="More steps learn more and take longer; too many copy the data's background and light, "
-            "too. Raising it later goes on with the finished run.",
-        ),
-        io.Int.Input(
-            "rank", default=rank, min=1, max=256,
-            tooltip="Raising it lets the LoRA hold more detail, and makes its file larger; lower it when it "
-            "copies the data too closely.",
-        ),
-    ]  # fmt: skip
+        io.String.Input("name", default=name, tooltip=tip),
+        *widgets(train, [STEPS], fold=False),
+        *widgets(settings, [RANK], fold=False),
+    ]
 
 
-def advanced_inputs() -> list:
-    """What rarely needs a touch."""
-    inputs = [
-        io.Float.Input(
-            "learning_rate", default=DEFAULTS.learning_rate, min=1e-7, max=1e-1, step=1e-6, round=False,
-            tooltip="Raising it learns faster, until it breaks: losses jump, pictures turn to noise.",
-        ),
-        io.Int.Input(
-            "batch_size", default=DEFAULTS.batch_size, min=1, max=64,
-            tooltip="Samples at once. Raising it takes that much more memory and steadies each step.",
-        ),
-        io.Int.Input(
-            "accumulate", default=DEFAULTS.accumulate, min=1, max=64,
-            tooltip="Batches that a step averages. Raising it steadies a step and takes time, not memory.",
-        ),
-        io.Int.Input(
-            "training_seed", default=DEFAULTS.seed, min=0, max=2**63 - 1,
-            tooltip="Of all random numbers. Another seed is another run, from the start.",
-        ),
-        io.Int.Input(
-            "save_every", default=DEFAULTS.save_every, min=1, max=10_000,
-            tooltip="Steps between saved states. Raising it saves less often: a crash of the whole program "
-            "costs up to so many steps. Cancelling costs none.",
-        ),
+def advanced_inputs(settings: Any, rows: Sequence[Row], train: TrainSettings) -> list:
+    """What rarely needs a touch: of the method, of training, and of what is shown."""
+    shown = [
         io.Int.Input(
             "preview_every", default=0, min=0, max=10_000,
             tooltip="Steps between pictures of what the model makes now; 0 shows none. Raising it shows "
@@ -63,7 +121,7 @@ def advanced_inputs() -> list:
             "change nothing else.",
         ),
     ]  # fmt: skip
-    return [advanced(item) for item in inputs]
+    return widgets(settings, rows) + widgets(train, TRAIN) + [advanced(item) for item in shown]
 
 
 def outputs() -> list:
@@ -75,13 +133,6 @@ def outputs() -> list:
     ]
 
 
-def train_settings(values: dict) -> TrainSettings:
+def train_settings(defaults: TrainSettings, values: Mapping[str, Any]) -> TrainSettings:
     """Of the node's inputs. ValueError as TrainSettings raises."""
-    return TrainSettings(
-        steps=values["steps"],
-        batch_size=values["batch_size"],
-        accumulate=values["accumulate"],
-        learning_rate=values["learning_rate"],
-        seed=values["training_seed"],
-        save_every=values["save_every"],
-    )
+    return chosen(defaults, [STEPS, *TRAIN], values)

@@ -52,9 +52,10 @@ def estimate(settings: MotionSettings, decode: str, recompute: bool, spec: WanSp
 
 
 def choose_decode(
-    settings: MotionSettings, spec: WanSpec, device: torch.device, has_tiny: bool
+    settings: MotionSettings, spec: WanSpec, device: torch.device, has_tiny: bool, free: float | None = None
 ) -> DecodeChoice:
-    """The way that the settings name, or for `auto` the dearest of three that fits into the free memory.
+    """The way that the settings name, or for `auto` the dearest of three that fits into `free` bytes; the
+    device itself is asked when they are not given.
 
     ValueError when the tiny decoder is asked for and there is none. Logs what the step will need.
     """
@@ -62,7 +63,8 @@ def choose_decode(
         raise ValueError(
             "decode 'tiny' needs a tiny decoder's file. Give lighttaew2_1 or taew2_1, or change decode."
         )
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    if free is None and device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
     ways = [way for way in _ways(settings.decode) if way[0] != "tiny" or has_tiny]
     choices = [estimate(settings, decode, recompute, spec) for decode, recompute in ways]
     if free is None:

@@ -34,17 +34,20 @@ def train_motion(
     name: str = "motion",
     on_step: Callable[[StepInfo], None] | None = None,
     tiny_decoder: Path | None = None,
+    choice: DecodeChoice | None = None,
 ) -> TrainedLora:
     """Train, resume or extend the motion LoRA of this clip; a finished run is returned at once.
 
     `sea_raft` is the file of the flow net's weights; it may be None when mora_weight is 0 (ValueError
     otherwise), and is not read then. `tiny_decoder` is needed when decode is `tiny`, and lets `auto` choose
-    it.
+    it. `choice` tells how to decode where that was settled before.
     """
     flow_file = _needed(sea_raft, settings)
-    choice = DecodeChoice("exact", False, 0.0)
-    if flow_file is not None:
-        choice = choose_decode(settings, workplace.spec(), workplace.device, tiny_decoder is not None)
+    if flow_file is None:
+        choice = DecodeChoice("exact", False, 0.0)  # nothing is decoded
+    else:
+        has_tiny = tiny_decoder is not None
+        choice = choice or choose_decode(settings, workplace.spec(), workplace.device, has_tiny)
         settings = replace(settings, decode=choice.decode)  # the run is the run of what was chosen
     tiny_file = tiny_decoder if choice.decode == "tiny" else None
     sample = prepare_motion(workplace, clip, flow_file, tiny_file)

@@ -103,6 +103,12 @@ def projector(dim: int, feature_dim: int, width: int, generator: torch.Generator
     return nn.Sequential(*layers[:-1])
 
 
+def projector_parameters(dim: int, feature_dim: int, width: int) -> int:
+    """How many the projector of these sizes has."""
+    sizes = [dim, width, width, feature_dim]
+    return sum((inputs + 1) * outputs for inputs, outputs in zip(sizes, sizes[1:], strict=False))
+
+
 class SubjectObjective:
     """Region loss and SuRA; the projector is trained beside the LoRA and thrown away after."""
 

@@ -45,6 +45,11 @@ def test_without_a_tiny_decoder_the_least_of_the_others_is_taken_with_a_warning(
     assert "decode: windowed with recompute, about" in caplog.text and "of 8.6 GB free" in caplog.text
 
 
+def test_memory_that_somebody_else_knows_of_counts_instead_of_the_devices(free):
+    free(40)
+    assert choose_decode(MotionSettings(), WAN_1_3B, CUDA, True, free=11.5 * GIB).decode == "tiny"
+
+
 def test_a_tiny_decode_without_its_file_is_refused():
     with pytest.raises(ValueError, match="decode 'tiny' needs a tiny decoder's file"):
         choose_decode(MotionSettings(decode="tiny"), WAN_1_3B, CPU, has_tiny=False)

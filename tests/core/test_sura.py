@@ -11,6 +11,7 @@ from smra_core.sura import (
     SubjectSettings,
     mask_to_latent,
     projector,
+    projector_parameters,
     region_loss,
     sura_loss,
 )
@@ -85,6 +86,11 @@ def test_a_latent_cell_counts_when_the_subject_touches_it():
 def test_an_empty_mask_is_refused():
     with pytest.raises(ValueError, match="mask is empty"):
         mask_to_latent(torch.zeros(1, 32, 32))
+
+
+def test_the_projectors_parameters_are_counted():
+    net = projector(8, 5, 7, torch.Generator())
+    assert projector_parameters(8, 5, 7) == sum(parameter.numel() for parameter in net.parameters())
 
 
 def test_the_projector_depends_on_its_generator_alone():
