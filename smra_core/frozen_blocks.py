@@ -1,8 +1,9 @@
 """The blocks of WAN's video decoder as single steps of autograd that save as little as they can.
 
 A block takes `B C T H W` and what its convolutions were left by the past, and returns its output and what it
-leaves. Inside it works through a few frames at a time, so that what it computes on the way is never alive for
-the whole clip.
+leaves, or nothing in its place where nothing comes after. A past that waits in host memory is fetched by the
+block that needs it. Inside, a block works through a few frames at a time, so that what it computes on the way
+is never alive for the whole clip.
 """
 
 from collections.abc import Iterator
@@ -15,7 +16,15 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .frozen_layers import LOOK_BACK, NormedConv, convolved, frozen_conv, frozen_norm, input_gradient
+from .frozen_layers import (
+    LOOK_BACK,
+    NormedConv,
+    convolved,
+    fetched,
+    frozen_conv,
+    frozen_norm,
+    input_gradient,
+)  # fmt: skip
 
 FRAMES_AT_ONCE = 4
 """Frames whose inner activations are alive together; at least LOOK_BACK."""
@@ -40,9 +49,9 @@ class Entry(NamedTuple):
     conv: nn.Module
     carried = 1
 
-    def __call__(self, x: Tensor, before: Past, recompute: bool) -> tuple[Tensor, Past]:
+    def __call__(self, x: Tensor, before: Past, recompute: bool, leaves: bool) -> tuple[Tensor, Past]:
         seen = _after_past(frozen_conv(x, self.unquantised), before)
-        return frozen_conv(seen, self.conv), (seen[:, :, -LOOK_BACK:].clone(),)
+        return frozen_conv(seen, self.conv), _left_by(seen, leaves)
 
 
 class Attention(NamedTuple):
@@ -53,7 +62,7 @@ class Attention(NamedTuple):
     proj: nn.Module
     carried = 0
 
-    def __call__(self, x: Tensor, before: Past, recompute: bool) -> tuple[Tensor, Past]:
+    def __call__(self, x: Tensor, before: Past, recompute: bool, leaves: bool) -> tuple[Tensor, Past]:
         height, width = x.shape[-2:]
         frames = rearrange(frozen_norm(x, self.norm), "b c t h w -> (b t) c h w")
         qkv = rearrange(frozen_conv(frames, self.to_qkv), "n (q c) h w -> q n 1 (h w) c", q=3)
@@ -72,12 +81,12 @@ class Upsampling(NamedTuple):
     def carried(self) -> int:
         return int(self.in_time is not None)
 
-    def __call__(self, x: Tensor, before: Past, recompute: bool) -> tuple[Tensor, Past]:
+    def __call__(self, x: Tensor, before: Past, recompute: bool, leaves: bool) -> tuple[Tensor, Past]:
         after = ()
         if self.in_time is not None:
             lone = 0 if before else 1  # a clip's first frame does not enter the time convolution
             seen = _after_past(x[:, :, lone:], before)
-            after = (seen[:, :, -LOOK_BACK:].clone(),)
+            after = _left_by(seen, leaves)
             if x.shape[2] > lone:
                 doubled = frozen_conv(seen, self.in_time)
                 doubled = rearrange(doubled, "b (n c) t h w -> b c (t n) h w", n=2)
@@ -95,8 +104,8 @@ class Residual:
     """A convolution of one tap, where the width changes."""
     carried = 2
 
-    def __call__(self, x: Tensor, before: Past, recompute: bool) -> tuple[Tensor, Past]:
-        out, *after = _ResidualStep.apply(x, *(before or (None, None)), self, recompute)
+    def __call__(self, x: Tensor, before: Past, recompute: bool, leaves: bool) -> tuple[Tensor, Past]:
+        out, *after = _ResidualStep.apply(x, *(before or (None, None)), self, recompute, leaves)
         return out, tuple(after)
 
     def beside(self, x: Tensor) -> Tensor:
@@ -114,22 +123,27 @@ class Head(NamedTuple):
     layer: NormedConv
     carried = 1
 
-    def __call__(self, x: Tensor, before: Past, recompute: bool) -> tuple[Tensor, Past]:
-        out, after = _HeadStep.apply(x, *(before or (None,)), self.layer)
-        return out, (after,)
+    def __call__(self, x: Tensor, before: Past, recompute: bool, leaves: bool) -> tuple[Tensor, Past]:
+        out, *after = _HeadStep.apply(x, *(before or (None,)), self.layer, leaves)
+        return out, tuple(after)
 
 
 Block = Entry | Attention | Upsampling | Residual | Head
 
 
 def _after_past(x: Tensor, before: Past) -> Tensor:
-    past = before[0] if before else x.new_zeros(*x.shape[:2], LOOK_BACK, *x.shape[3:])
+    past = fetched(before[0], x) if before else x.new_zeros(*x.shape[:2], LOOK_BACK, *x.shape[3:])
     return torch.cat([past, x], 2)
+
+
+def _left_by(seen: Tensor, leaves: bool) -> Past:
+    # A clone, because a view would keep all that was seen alive.
+    return (seen[:, :, -LOOK_BACK:].clone(),) if leaves else ()
 
 
 class _ResidualStep(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, past_1, past_2, block, recompute):
+    def forward(ctx, x, past_1, past_2, block, recompute, leaves):
         ctx.block, ctx.recompute, ctx.has_past = block, recompute, past_1 is not None
         ctx.set_materialize_grads(False)
         out = x.new_empty(len(x), len(block.second.conv.weight), *x.shape[2:])
@@ -143,12 +157,11 @@ class _ResidualStep(torch.autograd.Function):
             tile += block.beside(x[:, :, frames])
             out[:, :, frames] = tile
         ctx.save_for_backward(x, past_1 if recompute else hidden)
-        # Clones, because a view would keep all that a tile saw alive.
-        return out, left_1.clone(), left_2.clone()
+        return (out, *_left_by(left_1, leaves), *_left_by(left_2, leaves))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient, left_1, left_2):
+    def backward(ctx, gradient, left_1=None, left_2=None):
         x, other = ctx.saved_tensors
         block: Residual = ctx.block
         pull = torch.empty_like(x)
@@ -159,8 +172,9 @@ class _ResidualStep(torch.autograd.Function):
             own, left_1 = block.first.backward(inner_pull, tile, left_1)
             own += block.beside_gradient(part, tile.shape)
             pull[:, :, frames] = own
-        pasts = (left_1, left_2) if ctx.has_past else (None, None)
-        return pull, *pasts, None, None
+        # Clones, as in _left_by.
+        pasts = (left_1.clone(), left_2.clone()) if ctx.has_past else (None, None)
+        return pull, *pasts, None, None, None
 
 
 def _inner_again(block: Residual, x: Tensor, past: Tensor | None, frames: slice) -> Tensor:
@@ -172,7 +186,7 @@ def _inner_again(block: Residual, x: Tensor, past: Tensor | None, frames: slice)
 
 class _HeadStep(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, past, layer):
+    def forward(ctx, x, past, layer, leaves):
         ctx.layer, ctx.has_past = layer, past is not None
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x)
@@ -180,16 +194,16 @@ class _HeadStep(torch.autograd.Function):
         for frames in tiles(x.shape[2]):
             tile, left = layer.forward(x[:, :, frames], left)
             parts.append(tile)
-        return torch.cat(parts, 2), left.clone()
+        return (torch.cat(parts, 2), *_left_by(left, leaves))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient, left):
+    def backward(ctx, gradient, left=None):
         (x,) = ctx.saved_tensors
         pull = torch.empty_like(x)
         for frames in reversed(list(tiles(x.shape[2]))):
             pull[:, :, frames], left = ctx.layer.backward(gradient[:, :, frames], x[:, :, frames], left)
-        return pull, left if ctx.has_past else None, None
+        return pull, left.clone() if ctx.has_past else None, None, None
 
 
 class _Enlarged(torch.autograd.Function):

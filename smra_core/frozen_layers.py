@@ -117,6 +117,11 @@ def _per_channel(gamma: Tensor, x: Tensor) -> Tensor:
     return gamma.to(x).view(-1, *[1] * (x.ndim - 2))
 
 
+def fetched(past: Tensor, like: Tensor) -> Tensor:
+    """A past where the tensor it comes before is; unchanged if it is there already."""
+    return past.to(like.device)
+
+
 class NormedConv(NamedTuple):
     """Norm, SiLU and causal convolution, applied to some frames at a time."""
 
@@ -129,7 +134,7 @@ class NormedConv(NamedTuple):
         if past is None:
             seen[:, :, :LOOK_BACK] = 0
         else:
-            seen[:, :, :LOOK_BACK] = past
+            seen[:, :, :LOOK_BACK] = fetched(past, x)
         # Written where the convolution reads it, not joined to the past by a copy.
         F.silu(normed(x, self.norm.gamma, out=seen[:, :, LOOK_BACK:]), inplace=True)
         return convolved(seen, self.conv.weight, self.conv.bias), seen[:, :, -LOOK_BACK:]

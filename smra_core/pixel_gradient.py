@@ -29,8 +29,13 @@ class StreamingDecoder(Protocol):
     def step(self, latents: Tensor, past: Past | None, /) -> tuple[Tensor, Past]:
         """Pixels `B 3 n H W` in [-1, 1] of some latents `B 16 k h w`, and what they leave to the next.
 
-        A decoder of stretches with `shallow` latents takes their number as a third argument.
+        A past in host memory is fetched as it is needed. A decoder of stretches with `shallow` latents takes
+        their number as a third argument.
         """
+        ...
+
+    def end(self, latents: Tensor, past: Past | None, /) -> Tensor:
+        """The pixels alone, for latents that nothing comes after."""
         ...
 
 
@@ -156,14 +161,9 @@ def _in_one_graph(
     inputs = latents.detach().requires_grad_()
     depth = (stretch.shallow,) if stretch.shallow else ()
     with torch.enable_grad():
-        # No name holds the states before and after: they are a tenth of the step's memory.
-        pixels = objective.decoder.step(inputs, _on_device(stretch.past, latents), *depth)[0]
+        pixels = objective.decoder.end(inputs, stretch.past, *depth)
     loss, pull = compare(pixels.detach())
     return loss, torch.autograd.grad(pixels, inputs, pull)[0]
-
-
-def _on_device(past: Past | None, like: Tensor) -> Past | None:
-    return past and tuple(tensor.to(like.device) for tensor in past)
 
 
 def _in_steps(
@@ -171,7 +171,7 @@ def _in_steps(
 ) -> tuple[Tensor, Tensor]:
     """Decode without a graph, then walk back with the graph of one step at a time."""
     pieces = list(latents.split(objective.latents_at_once, 2))
-    pixels, shelf = decoded_in_steps(pieces, _on_device(stretch.past, latents), objective.decoder)
+    pixels, shelf = decoded_in_steps(pieces, stretch.past, objective.decoder)
     frames = [part.shape[2] for part in pixels]
     pixels = torch.cat(pixels, 2)
     loss, pull = compare(pixels)
@@ -185,11 +185,11 @@ def decoded_in_steps(
 ) -> tuple[list[Tensor], list[Past | None]]:
     """Pixels of each piece of latents, and what the decoder knew before it, put away in host memory."""
     pixels, shelf = [], []
-    for piece in pieces:
+    for piece in pieces[:-1]:
         shelf.append(put_away(past))
         part, past = decoder.step(piece, past)
         pixels.append(part)
-    return pixels, shelf
+    return [*pixels, decoder.end(pieces[-1], past)], [*shelf, put_away(past)]
 
 
 def put_away(past: Past | None) -> Past | None:
@@ -230,15 +230,22 @@ def backpropagated(
     gradients: list[Tensor] = []
     later: list[Tensor] = []
     for latents, pull in zip(reversed(pieces), reversed(pulls), strict=True):
-        inputs = [latents.detach().requires_grad_(), *taken_back(shelf.pop() or (), latents)]
-        with torch.enable_grad():
-            pixels, after = decoder.step(inputs[0], tuple(inputs[1:]) or None)
-        # The clip's first latent leaves some black frames, which lead back to nothing.
-        ends = [
-            (out, end)
-            for out, end in zip([pixels, *after], [pull, *later], strict=False)
-            if out.requires_grad
-        ]
-        gradient, *later = torch.autograd.grad([out for out, _ in ends], inputs, [end for _, end in ends])
+        gradient, later = _one_back(latents, shelf.pop(), pull, later, decoder)
         gradients.insert(0, gradient)
     return torch.cat(gradients, 2)
+
+
+def _one_back(
+    latents: Tensor, past: Past | None, pull: Tensor, later: list[Tensor], decoder: StreamingDecoder
+) -> tuple[Tensor, list[Tensor]]:
+    """Gradients of one piece's latents and of its past, from those of its pixels and of what it leaves."""
+    inputs = [latents.detach().requires_grad_(), *taken_back(past or (), latents)]
+    before = tuple(inputs[1:]) or None
+    with torch.enable_grad():
+        pixels, after = decoder.step(inputs[0], before) if later else (decoder.end(inputs[0], before), ())
+    # The clip's first latent leaves some black frames, which lead back to nothing.
+    ends = [
+        (out, end) for out, end in zip([pixels, *after], [pull, *later], strict=False) if out.requires_grad
+    ]
+    gradient, *earlier = torch.autograd.grad([out for out, _ in ends], inputs, [end for _, end in ends])
+    return gradient, earlier

@@ -7,6 +7,7 @@ steps, cut, or computed step by step.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -46,15 +47,22 @@ class FrozenDecoder:
         """Pixels `B 3 n H W` of some latents `B 16 k h w`, and what they leave; past None starts a clip.
 
         Of the first `shallow` latents only the small stages are decoded, and they show no pixels; `past` is
-        then the one of `joined_past`.
+        then the one of `joined_past`. It may be in host memory.
         """
+        return self._decoded(latents, past, shallow, leaves=True)
+
+    def end(self, latents: Tensor, past: Past | None = None, shallow: int = 0) -> Tensor:
+        """The pixels of `step` for latents that nothing comes after: what they would leave is not made."""
+        return self._decoded(latents, past, shallow, leaves=False)[0]
+
+    def _decoded(self, latents: Tensor, past: Past | None, shallow: int, leaves: bool) -> tuple[Tensor, Past]:
         x = unwhitened(latents).to(self.dtype)
         after: list[Tensor] = []
+        waiting = iter(past or ())
         for index, block in enumerate(self.blocks):
             if shallow and index == self._large_from:
                 x = x[:, :, TEMPORAL_STRIDE * shallow :]
-            before = () if past is None else past[len(after) : len(after) + block.carried]
-            x, left = block(x, before, self.recompute)
+            x, left = block(x, tuple(islice(waiting, block.carried)), self.recompute, leaves)
             after += left
         return x, tuple(after)
 

@@ -122,6 +122,10 @@ class TinyDecoder(nn.Module):
             x = x[:, TEMPORAL_STRIDE - 1 :]  # a clip's first latent is one frame
         return rearrange(2 * x - 1, "b t c h w -> b c t h w"), tuple(after)
 
+    def end(self, latents: Tensor, past: Past | None = None) -> Tensor:
+        """The pixels of `step` alone."""
+        return self.step(latents, past)[0]
+
     @property
     def _last_enlarge(self) -> int:
         return max(index for index, layer in enumerate(self.decoder) if isinstance(layer, Enlarge))
