@@ -129,7 +129,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         help="WAN 2.1: a diffusers folder or a native DiT file (default: miniature)",
     )
     add("--vae", help="native VAE file, when --model is a file")
-    add("--text-encoder", help="folder with UMT5 and its tokenizer, when --model is a file")
+    add("--text-encoder", help="UMT5: a file, or a folder with it and its tokenizer; when --model is a file")
     add("--device", default="auto", help="cpu, cuda, cuda:1 … (default: the GPU where there is one)")
     add("--dtype", default="auto", choices=["auto", *DTYPES], help="precision of the frozen model")
     add(
@@ -304,7 +304,12 @@ def run_inspect(args: argparse.Namespace) -> None:
 
 def _convert(commands) -> None:
     parser = commands.add_parser("convert", help="write a LoRA under another program's names")
-    parser.add_argument("source", type=Path)
-    parser.add_argument("target", type=Path)
-    parser.add_argument("--to", choices=DIALECTS_OUT, default="comfyui", help="(default: comfyui)")
+    parser.add_argument("source", type=Path, help="a LoRA in any dialect, or PEFT's adapter folder")
+    parser.add_argument("target", type=Path, help="a .safetensors file; with --to peft, a folder")
+    parser.add_argument(
+        "--to",
+        choices=DIALECTS_OUT,
+        default="comfyui",
+        help="whose names: ComfyUI's, diffusers', kohya's, or PEFT's adapter folder (default: comfyui)",
+    )
     parser.set_defaults(run=lambda args: convert_lora(args.source, args.target, args.to))

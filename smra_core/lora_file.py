@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .atomic_file import replacing
-from .encoders.weight_file import listed, read_weight_file
+from .encoders.weight_file import READABLE_FLOATS, listed, read_weight_file
 from .lora import Lora, LoraPair
 from .lora_names import other_algorithm, parse_key
 from .lora_scale import (
@@ -237,7 +237,7 @@ def _check_factors(name: str, a: Tensor, b: Tensor, source: str) -> None:
         )
     if a.shape[0] > _MOST_RANK:
         raise ValueError(f"{source}: {name} has rank {a.shape[0]}; {_MOST_RANK} is the most that is read.")
-    if not (a.dtype.is_floating_point and b.dtype.is_floating_point):
+    if not {a.dtype, b.dtype} <= READABLE_FLOATS:
         raise ValueError(
             f"{source}: the factors of {name} are {a.dtype} and {b.dtype}; floating-point numbers are "
             "needed. A quantised LoRA cannot be read: get the file in bf16 or fp16."

@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
+from .encoders.weight_file import READABLE_FLOATS, WHOLE_NUMBERS
+
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """What PEFT calls its two files."""
 ADAPTER_METADATA = "lora_adapter_metadata"
@@ -103,21 +105,29 @@ def scale_of(name: str, rank: int, alpha: Tensor | None, configured: float | Non
     """Scale of one pair from its own alpha, from the configuration, or 1; ValueError when they disagree."""
     if alpha is None:
         return 1.0 if configured is None else configured
-    if alpha.numel() != 1 or not bool(alpha.isfinite().all()):
+    number = _number(alpha)
+    if not math.isfinite(number):
         raise ValueError(
             f"{source}: the alpha of {name} is {_shown(alpha)}; one number is needed. Export it anew."
         )
-    own = alpha.item() / rank
+    own = number / rank
     if configured is not None and not math.isclose(own, configured, rel_tol=1e-4, abs_tol=1e-9):
         raise ValueError(
-            f"{source}: {name} has alpha {alpha.item():g} at rank {rank}, scale {own:g}; the adapter's "
+            f"{source}: {name} has alpha {number:g} at rank {rank}, scale {own:g}; the adapter's "
             f"configuration says scale {configured:g}. Export it anew, or delete one of the two."
         )
     return own
 
 
+def _number(alpha: Tensor) -> float:
+    """NaN for what is not one readable number."""
+    readable = alpha.numel() == 1 and alpha.dtype in READABLE_FLOATS | WHOLE_NUMBERS
+    return float(alpha.item()) if readable else math.nan
+
+
 def _shown(alpha: Tensor) -> str:
-    return f"{alpha.item():g}" if alpha.numel() == 1 else f"of shape {tuple(alpha.shape)}"
+    number = _number(alpha)
+    return f"{number:g}" if alpha.numel() == 1 else f"of shape {tuple(alpha.shape)}"
 
 
 def config_text(ranks: Mapping[str, int], base_model: str) -> str:

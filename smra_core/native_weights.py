@@ -6,13 +6,13 @@ it: `scale_weight` in the older files of ComfyUI and kijai, `weight_scale` in ne
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .encoders.weight_file import account_for, refuse_not_finite
+from .encoders.weight_file import READABLE_FLOATS, Value, account_for, refuse_not_finite, renamed_once
 
 Shapes = Mapping[str, tuple[int, ...]]
 _FLOAT8 = {torch.float8_e4m3fn, torch.float8_e5m2}
@@ -94,7 +94,7 @@ def plain_weight(name: str, tensors: Mapping[str, Tensor], dtype: torch.dtype, s
         scales = []
     elif scales or f"{module}.comfy_quant" in tensors:
         _check_format(module, tensors, source)
-    if stored.dtype not in _FLOAT8 and not stored.dtype.is_floating_point:
+    if stored.dtype not in READABLE_FLOATS:
         raise ValueError(f"{source}: {name} is stored as {stored.dtype}; a floating-point weight is needed.")
     # In place, as a float32 copy of the 14B's widest weight takes 280 MB; fp8, checked above, is copied.
     weight = stored.float().mul_(_scale(name, stored, scales[0], source)) if scales else stored
@@ -125,6 +125,11 @@ def _format(config: Tensor) -> str:
 
 def _scale(name: str, stored: Tensor, scale: Tensor, source: str) -> Tensor:
     """One number for the whole weight, or one for each output."""
+    if scale.dtype not in READABLE_FLOATS:
+        raise ValueError(
+            f"{source}: the scale of {name} is stored as {scale.dtype}; a floating-point number is needed. "
+            "Give the bf16, fp16 or fp8 file of the model."
+        )
     if scale.numel() == 1:
         return scale.float().reshape(())
     if scale.numel() == stored.shape[0]:
@@ -135,14 +140,19 @@ def _scale(name: str, stored: Tensor, scale: Tensor, source: str) -> Tensor:
     )
 
 
-def native_weights(tensors: Mapping[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor]:
-    """Tensors of a file under native names, whatever it called them; scales go with their weights."""
-    return dict(_renamed(tensors, rename))
+def native_weights(
+    values: Mapping[str, Value], rename: Callable[[str], str], source: str, prefix: str = ""
+) -> dict[str, Value]:
+    """Tensors or shapes of a file under native names, whatever it called them, and whatever stood before.
 
+    Scales go with their weights. ValueError when two names are of one weight.
+    """
 
-def _renamed(tensors: Mapping[str, Any], rename: Callable[[str], str]) -> Iterator[tuple[str, Any]]:
-    for name, value in tensors.items():
+    def native(name: str) -> str:
+        name = name.removeprefix(prefix)
         ending = next((ending for ending in _ASIDE if name.endswith(ending)), "")
         bare = name.removesuffix(ending)
         # Names are known by their `.weight`, which the scales lack.
-        yield (rename(f"{bare}.weight").removesuffix(".weight") + ending if ending else rename(name)), value
+        return rename(f"{bare}.weight").removesuffix(".weight") + ending if ending else rename(name)
+
+    return renamed_once(values, native, source)

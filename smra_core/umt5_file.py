@@ -89,8 +89,7 @@ def _own_name(name: str) -> str:
 
 def check_umt5(shapes: Shapes, source: str) -> None:
     """ValueError unless a file with these shapes holds the whole of a UMT5 encoder, and nothing else."""
-    prefix = prefix_of(shapes)
-    named = native_weights({name.removeprefix(prefix): shape for name, shape in shapes.items()}, umt5_name)
+    named = native_weights(shapes, umt5_name, source, prefix_of(shapes))
     kept = {name: shape for name, shape in named.items() if name not in _APART}
     check_native(empty_umt5(umt5_config(kept, source)), _own_name, kept, source)
 
@@ -107,10 +106,9 @@ def load_umt5(path: Path, dtype: torch.dtype, device: torch.device) -> Umt5Text:
     """
     tensors = read_weight_file(path).tensors
     tokenizer = _tokenizer(tensors.get(TOKENIZER_KEY), path)
-    prefix = prefix_of(tensors)
-    named = native_weights({name.removeprefix(prefix): value for name, value in tensors.items()}, umt5_name)
-    kept = {name: value for name, value in named.items() if name not in _APART}
     source = path.name
+    named = native_weights(tensors, umt5_name, source, prefix_of(tensors))
+    kept = {name: value for name, value in named.items() if name not in _APART}
     model = empty_umt5(umt5_config({name: tuple(value.shape) for name, value in kept.items()}, source))
     # Outputs of the feed-forward nets pass what float16 holds.
     precise = ("wo",) if dtype == torch.float16 else ()
@@ -151,7 +149,7 @@ class SentencePieceTokenizer:
 def _tokenizer(inside: Tensor | None, path: Path) -> Any:
     if inside is not None:
         try:
-            return SentencePieceTokenizer(inside.to(torch.uint8).numpy().tobytes())
+            return SentencePieceTokenizer(_bytes(inside))
         except ValueError as error:
             raise ValueError(f"{path.name}: {error} Download the file again.") from error
     folder = tokenizer_folder(path)
@@ -160,6 +158,12 @@ def _tokenizer(inside: Tensor | None, path: Path) -> Any:
 
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return SentencePieceTokenizer((folder / "spiece.model").read_bytes())
+
+
+def _bytes(inside: Tensor) -> bytes:
+    if inside.dtype not in (torch.uint8, torch.int8):
+        raise ValueError(f"Its tokenizer is stored as {inside.dtype}; bytes are needed.")
+    return inside.numpy().tobytes()
 
 
 def tokenizer_folder(path: Path) -> Path:

@@ -120,7 +120,7 @@ def _check(files: BackboneFiles) -> None:
     _vae_config(files.vae)
     for part, path in ((DIT, files.transformer), (VAE, files.vae)):
         if path.is_file():
-            shapes = _native(part, read_shapes(path))
+            shapes = _native(part, read_shapes(path), path.name)
             check_native(part.empty(shapes, path.name), part.name, shapes, path.name)
     if files.text_encoder is not None and files.text_encoder.is_file():
         shapes = read_shapes(files.text_encoder)
@@ -135,7 +135,7 @@ def _native_files(model: Path, vae: str | None, text_encoder: str | None) -> Bac
             f"{model} does not exist. Give '{MINIATURE}', a diffusers folder, or a .safetensors file."
         )
     if vae is None or text_encoder is None:
-        dit_config(_native(DIT, read_shapes(model)), model.name)
+        dit_config(_native(DIT, read_shapes(model), model.name), model.name)
         raise ValueError(
             f"{model.name} holds the DiT alone. Give its VAE file with --vae (wan_2.1_vae.safetensors) and "
             "UMT5 with --text-encoder (umt5_xxl_fp16.safetensors, or a folder with its tokenizer)."
@@ -174,14 +174,13 @@ DIT = NativePart("WanTransformer3DModel", native_dit_name, dit_config)
 VAE = NativePart("AutoencoderKLWan", native_vae_name, vae_config)
 
 
-def _native(part: NativePart, values: dict[str, Any]) -> dict[str, Any]:
+def _native(part: NativePart, values: dict[str, Any], source: str) -> dict[str, Any]:
     """Tensors or shapes of a file under native names, whatever stood before them."""
-    prefix = prefix_of(values)
-    return native_weights({name.removeprefix(prefix): value for name, value in values.items()}, part.name)
+    return native_weights(values, part.name, source, prefix_of(values))
 
 
 def _from_file(part: NativePart, path: Path, dtype: torch.dtype) -> Any:
-    tensors = _native(part, read_weight_file(path).tensors)
+    tensors = _native(part, read_weight_file(path).tensors, path.name)
     model = part.empty({name: tuple(value.shape) for name, value in tensors.items()}, path.name)
     # diffusers computes time, norms and modulations in float32, as WAN's authors do.
     precise = tuple(model._keep_in_fp32_modules or ())
@@ -192,7 +191,7 @@ def _from_file(part: NativePart, path: Path, dtype: torch.dtype) -> Any:
 def _dit_config(path: Path) -> dict[str, Any]:
     """Arguments of WanTransformer3DModel; ValueError when this is not a plain WAN text-to-video DiT."""
     if path.is_file():
-        return dit_config(_native(DIT, read_shapes(path)), path.name)
+        return dit_config(_native(DIT, read_shapes(path), path.name), path.name)
     config = _read_config(path)
     kind = config.get("_class_name", DIT.diffusers_class)
     if kind != DIT.diffusers_class:
@@ -211,7 +210,7 @@ def _dit_config(path: Path) -> dict[str, Any]:
 def _vae_config(path: Path) -> dict[str, Any]:
     """Arguments of AutoencoderKLWan; ValueError when this is not WAN 2.1's VAE."""
     if path.is_file():
-        return vae_config(_native(VAE, read_shapes(path)), path.name)
+        return vae_config(_native(VAE, read_shapes(path), path.name), path.name)
     config = _read_config(path)
     if config.get("z_dim") != LATENT_CHANNELS:
         raise ValueError(

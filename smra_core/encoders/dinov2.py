@@ -13,8 +13,8 @@ from timm.layers.mlp import SwiGLUPacked
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from .dinov2_files import PATCH, DinoV2Config, config_of, with_timm_names
-from .weight_file import fill_module, read_weight_file
+from .dinov2_files import PATCH, DinoV2Config, config_of, expected_shapes, with_timm_names
+from .weight_file import account_for, fill_module, read_weight_file, shapes_of
 
 log = logging.getLogger("smrabooth")
 
@@ -60,6 +60,8 @@ def load_dinov2(path: str | Path, device: str | torch.device = "cpu") -> DinoV2:
     file = read_weight_file(path)
     tensors = with_timm_names(file)
     config = config_of(tensors, file)
+    # Before the net is built: a small file must not ask for a large one.
+    account_for(expected_shapes(config), shapes_of(tensors), str(file.path))
     # Not built on "meta": timm up to at least 1.0.20 reads numbers out of tensors while building. The initial
     # weights are overwritten, so drawing them must not advance anyone's random numbers.
     with torch.random.fork_rng(devices=[]):

@@ -11,7 +11,7 @@ from math import isqrt
 import torch
 from torch import Tensor
 
-from .weight_file import WeightFile, listed
+from .weight_file import WeightFile, listed, renamed_once
 
 HEADS_KEY = "heads"
 """Metadata entry with the attention heads of a net whose width is not a published one."""
@@ -66,7 +66,7 @@ def with_timm_names(file: WeightFile) -> dict[str, Tensor]:
     ValueError if the file is in none of the three dialects, or a query, key or value lacks its companions.
     """
     tensors = _from_transformers(file) if _is_of_transformers(file) else file.tensors
-    tensors = {_renamed(name, _AUTHORS): value for name, value in tensors.items()}
+    tensors = renamed_once(tensors, lambda name: _renamed(name, _AUTHORS), str(file.path))
     tensors.pop("mask_token", None)
     if _PATCH_WEIGHT not in tensors:
         raise ValueError(
@@ -74,7 +74,7 @@ def with_timm_names(file: WeightFile) -> dict[str, Tensor]:
             f"{listed(sorted(file.tensors))}. Choose dinov2_vitg14_pretrain.pth of "
             "facebookresearch/dinov2, facebook/dinov2-giant, or timm/vit_giant_patch14_dinov2.lvd142m."
         )
-    return _with_class_position_folded(tensors) if "register_tokens" in tensors else tensors
+    return _with_class_position_folded(tensors, file) if "register_tokens" in tensors else tensors
 
 
 def config_of(tensors: dict[str, Tensor], file: WeightFile) -> DinoV2Config:
@@ -97,18 +97,39 @@ def config_of(tensors: dict[str, Tensor], file: WeightFile) -> DinoV2Config:
             f"{file.path} cuts {channels} channels into patches of {patch_size} px; DINOv2 cuts RGB into "
             f"{PATCH} px patches. Choose a file with patch14 or vit*14 in its name."
         )
-    registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
+    registers = _needed(tensors, "reg_token", 3, file).shape[1] if "reg_token" in tensors else 0
     config = DinoV2Config(
         width=width,
         depth=len({match[1] for name in tensors if (match := _BLOCK.match(name))}),
         heads=_heads(width, file),
         hidden=mlp_in.shape[0],
         gated=mlp_out.shape[1] * 2 == mlp_in.shape[0],
-        grid=isqrt(position.shape[1] - (0 if registers else 1)),
+        grid=isqrt(max(0, position.shape[1] - (0 if registers else 1))),
         registers=registers,
     )
     _check_sizes(config, file)
     return config
+
+
+def expected_shapes(config: DinoV2Config) -> dict[str, tuple[int, ...]]:
+    """All names of a net of these sizes, in timm's dialect, with their shapes."""
+    width, positions = config.width, config.grid**2 + (0 if config.registers else 1)
+    shapes = {"cls_token": (1, 1, width), "pos_embed": (1, positions, width)}
+    if config.registers:
+        shapes["reg_token"] = (1, config.registers, width)
+    shapes |= {_PATCH_WEIGHT: (width, 3, PATCH, PATCH), "patch_embed.proj.bias": (width,)}
+    linears = {
+        "attn.qkv": (3 * width, width),
+        "attn.proj": (width, width),
+        "mlp.fc1": (config.hidden, width),
+        "mlp.fc2": (width, config.hidden // 2 if config.gated else config.hidden),
+    }
+    vectors = ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias", "ls1.gamma", "ls2.gamma")
+    for block in (f"blocks.{number}" for number in range(config.depth)):
+        shapes |= {f"{block}.{name}.weight": shape for name, shape in linears.items()}
+        shapes |= {f"{block}.{name}.bias": shape[:1] for name, shape in linears.items()}
+        shapes |= {f"{block}.{name}": (width,) for name in vectors}
+    return shapes | {"norm.weight": (width,), "norm.bias": (width,)}
 
 
 def _is_of_transformers(file: WeightFile) -> bool:
@@ -116,14 +137,23 @@ def _is_of_transformers(file: WeightFile) -> bool:
 
 
 def _from_transformers(file: WeightFile) -> dict[str, Tensor]:
-    named = {_renamed(n, _TRANSFORMERS): v for n, v in file.tensors.items() if not _QUERY.match(n)}
+    rest = {name: value for name, value in file.tensors.items() if not _QUERY.match(name)}
+    named = renamed_once(rest, lambda name: _renamed(name, _TRANSFORMERS), str(file.path))
     for block, kind in sorted({(m[1], m[3]) for n in file.tensors if (m := _QUERY.match(n))}):
         prefix = f"encoder.layer.{block}.attention.attention"
         parts = [f"{prefix}.{role}.{kind}" for role in ("query", "key", "value")]
         if lacking := [name for name in parts if name not in file.tensors]:
             raise ValueError(f"{file.path} lacks {listed(lacking)}. Download the file again.")
-        named[f"blocks.{block}.attn.qkv.{kind}"] = torch.cat([file.tensors[name] for name in parts])
+        named[f"blocks.{block}.attn.qkv.{kind}"] = _joined(parts, file)
     return named
+
+
+def _joined(names: list[str], file: WeightFile) -> Tensor:
+    parts = [file.tensors[name] for name in names]
+    if parts[0].ndim == 0 or len({(part.shape, part.dtype) for part in parts}) > 1:
+        seen = ", ".join(f"{tuple(part.shape)} {part.dtype}" for part in parts)
+        raise ValueError(f"{file.path}: {listed(names)} are {seen}; they must be alike. Download it again.")
+    return torch.cat(parts)
 
 
 def _renamed(name: str, rules: list[tuple[re.Pattern, str]]) -> str:
@@ -133,13 +163,18 @@ def _renamed(name: str, rules: list[tuple[re.Pattern, str]]) -> str:
     return name
 
 
-def _with_class_position_folded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _with_class_position_folded(tensors: dict[str, Tensor], file: WeightFile) -> dict[str, Tensor]:
     """timm gives nets with registers positions of patches only: that of the class token joins the token."""
     folded = dict(tensors)
     folded["reg_token"] = folded.pop("register_tokens")
-    if "cls_token" in tensors and "pos_embed" in tensors:
-        folded["cls_token"] = tensors["cls_token"] + tensors["pos_embed"][:, :1]
-        folded["pos_embed"] = tensors["pos_embed"][:, 1:]
+    token, positions = (_needed(tensors, name, 3, file) for name in ("cls_token", "pos_embed"))
+    if token.shape != positions[:, :1].shape:
+        raise ValueError(
+            f"{file.path}: cls_token is {tuple(token.shape)} and pos_embed {tuple(positions.shape)}; `1 1 D` "
+            "and `1 positions D` are needed. Download the file again."
+        )
+    folded["cls_token"] = token.float() + positions[:, :1].float()
+    folded["pos_embed"] = positions[:, 1:]
     return folded
 
 

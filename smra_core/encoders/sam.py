@@ -20,6 +20,8 @@ log = logging.getLogger("smrabooth")
 _WIDTH_WEIGHT = "image_encoder.pos_embed"
 _KINDS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
 """By the width of the image encoder."""
+_MEAN_AND_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+"""ImageNet's RGB statistics in 0..255, which SAM keeps in no file."""
 
 
 def load_sam(path: str | Path) -> Sam:
@@ -31,10 +33,10 @@ def load_sam(path: str | Path) -> Sam:
     """
     file = read_weight_file(path)
     kind = _kind(file)
-    # The initial weights are overwritten, so drawing them must not advance anyone's random numbers.
-    with torch.random.fork_rng(devices=[]):
+    with torch.device("meta"):  # memory is taken once the file is known to fill it
         sam = sam_model_registry[kind]()
     fill_module(sam, file.tensors, str(file.path))
+    sam.pixel_mean, sam.pixel_std = (torch.tensor(rgb).view(-1, 1, 1) for rgb in _MEAN_AND_STD)
     log.info("SAM: %s from %s", kind, file.path.name)
     return sam.requires_grad_(False).eval()
 

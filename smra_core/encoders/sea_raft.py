@@ -159,7 +159,8 @@ def load_sea_raft(path: str | Path, scale: int | None = None, iterations: int | 
     file = read_weight_file(path)
     config = config_of(file)
     changes = {name: n for name, n in (("scale", scale), ("iterations", iterations)) if n is not None}
-    net = _unfilled(replace(config, **changes))
+    with torch.device("meta"):  # memory is taken once the file is known to fill it
+        net = SeaRaft(replace(config, **changes))
     fill_module(net, with_both_norm_names(file.tensors), str(file.path))
     log.info("SEA-RAFT: %s from %s", config.name, file.path.name)
     return net.freeze()
@@ -173,13 +174,6 @@ def save_sea_raft(net: SeaRaft, path: str | Path, dtype: torch.dtype = torch.flo
         if ".downsample.1." not in name
     }
     write_weight_file(path, tensors, metadata_of(net.config))
-
-
-def _unfilled(config: SeaRaftConfig) -> SeaRaft:
-    """A net whose weights are not initialised: filling it is the next step."""
-    with torch.device("meta"):
-        net = SeaRaft(config)
-    return net.to_empty(device="cpu")
 
 
 def _head(dim: int, outputs: int, kernel: int) -> nn.Sequential:

@@ -3,7 +3,7 @@
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -16,6 +16,11 @@ Value = TypeVar("Value")
 INDEX = ".safetensors.index.json"
 """Ending of the list of parts of a model that is split into several safetensors files."""
 _MOST_PARTS = 200
+READABLE_FLOATS = frozenset(
+    (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
+)
+"""What weights are stored in where they are numbers and not codes of a quantisation."""
+WHOLE_NUMBERS = frozenset((torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8))
 _WRAPPERS = ("state_dict", "model", "teacher")
 """Entries under which training programs put the weights, beside optimiser states and counters."""
 _MOST_NAMES = 20_000
@@ -72,7 +77,7 @@ def read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
     if path.name.endswith(INDEX):
         return _joined([read_shapes(part) for part in parts_of(path)], path)
     if path.suffix != ".safetensors" or not path.is_file():
-        return _shapes(read_weight_file(path).tensors)
+        return shapes_of(read_weight_file(path).tensors)
     try:
         # As numpy: torch reserves the whole file in memory, 28 GB of the 14B, though only the header is read.
         with safe_open(path, framework="np") as file:
@@ -153,14 +158,23 @@ def _unwrapped(content: object, path: Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}; a dict of named tensors is needed.")
     _refuse_too_many(len(content), path)
-    strange = [str(key) for key, value in content.items() if not _is_plain_tensor(value)]
+    unnamed = next((key for key in content if not isinstance(key, str)), None)
+    if unnamed is not None:  # only its kind is told: a key of nested tuples may be endless as text
+        raise ValueError(f"{path} names a tensor by a {type(unnamed).__name__}; names must be text. Refused.")
+    strange = [key for key, value in content.items() if not _is_plain_tensor(value)]
     if strange:
         raise ValueError(f"{path} holds things that are not plain tensors: {listed(strange)}.")
-    return {str(key): value for key, value in content.items()}
+    claimed = sum(value.numel() * value.element_size() for value in content.values())
+    if claimed > 2 * path.stat().st_size:  # an embedding or a norm may have two names, not everything many
+        raise ValueError(f"{path} holds tensors of {claimed} bytes that share memory. Refused.")
+    return dict(content)
 
 
 def _is_plain_tensor(value: object) -> bool:
-    if not isinstance(value, Tensor) or value.layout != torch.strided:
+    # What else a pickle may hold (quantised, nested, without content) breaks whatever is done with it later.
+    if not isinstance(value, Tensor) or value.is_meta or value.is_quantized or value.is_nested:
+        return False
+    if value.layout != torch.strided:
         return False
     # Overlapping strides let a tiny file claim a tensor of any size.
     return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
@@ -185,15 +199,43 @@ def write_weight_file(path: str | Path, tensors: Mapping[str, Tensor], metadata:
 def fill_module(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     """Copy every tensor into the module; ValueError unless names and shapes agree and all is finite.
 
-    `source` names the file in messages. Tensors are converted to the dtype and device of the module.
+    `source` names the file in messages. Tensors are converted to the dtype and device of the module; one on
+    the meta device is given memory on the CPU once all agrees, its buffers that no file holds excepted.
     """
-    account_for(_shapes(module.state_dict()), _shapes(tensors), source)
+    state = module.state_dict()
+    account_for(shapes_of(state), shapes_of(tensors), source)
+    odd = [
+        f"{name} is {value.dtype}"
+        for name, value in tensors.items()
+        if value.dtype not in READABLE_FLOATS | (set() if state[name].is_floating_point() else WHOLE_NUMBERS)
+    ]
+    if odd:
+        raise ValueError(
+            f"{source}: {len(odd)} weights are no floating-point numbers: {listed(odd)}. It is quantised or "
+            "damaged: get the model's float32, bf16 or fp16 file."
+        )
     refuse_not_finite(tensors, source)
+    if any(value.is_meta for value in state.values()):
+        module.to_empty(device="cpu")
     module.load_state_dict(dict(tensors))
 
 
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes, as `account_for` compares them."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def renamed_once(tensors: Mapping[str, Value], rename: Callable[[str], str], source: str) -> dict[str, Value]:
+    """All values under new names; ValueError when two of them get the same one."""
+    renamed: dict[str, Value] = {}
+    for name, value in tensors.items():
+        new = rename(name)
+        if new in renamed:
+            raise ValueError(
+                f"{source} holds {new[:120]} twice, second as {name[:120]!r}. Download it again."
+            )
+        renamed[new] = value
+    return renamed
 
 
 def account_for(
@@ -212,9 +254,15 @@ def account_for(
 
 
 def refuse_not_finite(tensors: Mapping[str, Tensor], source: str) -> None:
-    bad = [key for key, value in tensors.items() if not bool(torch.isfinite(value).all())]
+    bad = [key for key, value in tensors.items() if not _is_finite(value)]
     if bad:
         raise ValueError(f"{source}: weights are NaN or infinite in {listed(bad)}. Download the file again.")
+
+
+def _is_finite(value: Tensor) -> bool:
+    if value.is_floating_point() and value.element_size() == 1:
+        value = value.float()  # isfinite knows no float8
+    return bool(torch.isfinite(value).all())
 
 
 def listed(names: list[str]) -> str:

@@ -24,7 +24,7 @@ from smra_core.lora_file import load_lora
 from smra_core.lora_report import describe_lora
 from smra_core.native_weights import native_weights
 from smra_core.umt5_file import load_umt5, umt5_config, umt5_name
-from smra_core.wan_files import DIT, VAE, find_backbone
+from smra_core.wan_files import DIT, MINIATURE_FILES, VAE, find_backbone
 from smra_core.wan_kinds import dit_config, vae_config
 
 ROUNDS = 120
@@ -39,17 +39,17 @@ def read_as_lora(path):
 
 
 def read_as_dit(path):
-    shapes = native_weights(read_shapes(path), DIT.name)
+    shapes = native_weights(read_shapes(path), DIT.name, path.name)
     dit_config(shapes, path.name)
     read_weight_file(path)
 
 
 def read_as_vae(path):
-    vae_config(native_weights(read_shapes(path), VAE.name), path.name)
+    vae_config(native_weights(read_shapes(path), VAE.name, path.name), path.name)
 
 
 def read_as_text(path):
-    umt5_config(native_weights(read_shapes(path), umt5_name), path.name)
+    umt5_config(native_weights(read_shapes(path), umt5_name, path.name), path.name)
 
 
 READERS = [read_as_lora, read_as_dit, read_as_vae, read_as_text, load_sea_raft, load_dinov2, load_sam]
@@ -217,7 +217,8 @@ def crowded(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.__name__)
+# The rest read their files by the same two functions.
+@pytest.mark.parametrize("reader", [read_as_lora, read_as_vae, load_sea_raft], ids=lambda r: r.__name__)
 def test_a_hundred_thousand_names_are_refused_unread(crowded, reader, monkeypatch):
     monkeypatch.setattr(weight_file, "_without_module_prefix", None)  # what follows the count
     with pytest.raises(ValueError, match="holds 100000 tensors; no model used here has more than 20000"):
@@ -260,6 +261,101 @@ def test_a_tensor_of_overlapping_memory_cannot_claim_more_than_the_file_has(tmp_
     torch.save({name: torch.ones(1).expand(2, 1 << 40)}, tmp_path / "x.pth")
     with pytest.raises(ValueError, match="not plain tensors"):
         load_lora(tmp_path / "x.pth")
+
+
+ODD = {
+    "quantised": lambda: torch.quantize_per_tensor(torch.ones(10, 2), 0.1, 0, torch.qint8),
+    "without content": lambda: torch.empty(1 << 40, 2, device="meta"),
+    "sparse": lambda: torch.eye(10).to_sparse(),
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    "complex": lambda: torch.ones(10, 2, dtype=torch.complex64),
+    "truth values": lambda: torch.ones(10, 2, dtype=torch.bool),
+    "bits": lambda: torch.ones(10, 2, dtype=torch.uint8).view(torch.bits8),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ODD)
+def test_tensors_that_are_no_plain_numbers_are_refused(tmp_path, kind):
+    lora = {name: torch.ones(shape) for name, shape in good_names()[0].items()}
+    torch.save(lora | {"diffusion_model.blocks.0.ffn.0.lora_B.weight": ODD[kind]()}, tmp_path / "lora.pth")
+    assert answered(load_lora, tmp_path / "lora.pth")
+    flow = SeaRaft(SEA_RAFT_MINIATURE).state_dict()
+    torch.save(flow | {"init_conv.bias": ODD[kind]()}, tmp_path / "flow.pth")
+    assert answered(load_sea_raft, tmp_path / "flow.pth")
+
+
+def test_alphas_are_read_as_any_number_and_as_nothing_else(tmp_path):
+    name = "lora_unet_blocks_1_self_attn_q.alpha"
+    lora = {name: torch.ones(shape) for name, shape in good_names()[0].items()}
+    for dtype in (torch.float8_e4m3fn, torch.bfloat16, torch.int64):
+        save_file(lora | {name: torch.tensor(1.0).to(dtype)}, tmp_path / "x.safetensors")
+        pair = load_lora(tmp_path / "x.safetensors").lora["blocks.1.self_attn.q"]
+        assert torch.equal(pair.b, torch.full((6, 2), 0.5))  # alpha 1 at rank 2
+    for odd in (torch.tensor(True), torch.tensor(1j)):
+        torch.save(lora | {name: odd}, tmp_path / "x.pth")
+        with pytest.raises(ValueError, match="the alpha of .* is nan; one number is needed"):
+            load_lora(tmp_path / "x.pth")
+
+
+def test_names_that_are_no_text_are_refused_without_being_written_out(tmp_path):
+    endless = ("a",)
+    for _ in range(16):
+        endless = (endless, endless)
+    torch.save({endless: torch.ones(1)}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match="names a tensor by a tuple; names must be text"):
+        read_weight_file(tmp_path / "x.pth")
+
+
+def test_many_tensors_on_one_memory_cannot_claim_more_than_the_file_has(tmp_path):
+    large = torch.ones(1 << 16)
+    torch.save({str(number): large for number in range(100)}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match="holds tensors of 26214400 bytes that share memory"):
+        read_weight_file(tmp_path / "x.pth")
+
+
+def test_a_weight_under_two_names_is_refused_and_not_dropped(tmp_path):
+    twice = {"blocks.0.self_attn.q.weight": (8, 8), "blocks.0.attn1.to_q.weight": (8, 8)}
+    with pytest.raises(ValueError, match="x holds blocks.0.self_attn.q.weight twice, second as 'blocks.0.at"):
+        native_weights(twice, DIT.name, "x")
+
+
+def test_a_small_file_cannot_ask_for_a_large_net(tmp_path, monkeypatch):
+    def built(*_, **__):
+        raise AssertionError("the net was built before its file was known to fill it")
+
+    wide = {"patch_embed.proj.weight": torch.ones(4096, 3, 14, 14), "pos_embed": torch.ones(1, 5, 4096)}
+    wide |= {"blocks.0.mlp.fc1.weight": torch.ones(64, 4096), "blocks.0.mlp.fc2.weight": torch.ones(4096, 64)}
+    save_file(
+        wide | {f"blocks.{n}.x": torch.ones(1) for n in range(64)}, tmp_path / "x.safetensors", {"heads": "1"}
+    )
+    monkeypatch.setattr("smra_core.encoders.dinov2.DinoV2", built)
+    with pytest.raises(ValueError, match="weights are missing"):
+        load_dinov2(tmp_path / "x.safetensors")
+    monkeypatch.setattr(torch.nn.Module, "to_empty", built)
+    save_file({"image_encoder.pos_embed": torch.ones(1, 1, 1, 1280)}, tmp_path / "sam.safetensors")
+    with pytest.raises(ValueError, match="593 weights are missing"):
+        load_sam(tmp_path / "sam.safetensors")
+    net = SeaRaft(SEA_RAFT_MINIATURE)
+    save_sea_raft(net, tmp_path / "flow.safetensors")
+    with safe_open(tmp_path / "flow.safetensors", framework="pt") as file:
+        config = file.metadata()
+    save_file({"flow_head.0.weight": torch.ones(1)}, tmp_path / "flow.safetensors", config)
+    with pytest.raises(ValueError, match="weights are missing"):
+        load_sea_raft(tmp_path / "flow.safetensors")
+
+
+@pytest.mark.parametrize("place", ["model", "vae", "text_encoder"])
+def test_a_gguf_file_is_refused_with_the_way_out(tmp_path, place):
+    miniature = {"model": str(MINIATURE_FILES.transformer), "vae": str(MINIATURE_FILES.vae)}
+    (tmp_path / "wan2.1-t2v-14b-Q4_K_M.gguf").write_bytes(b"GGUF" + bytes(100))
+    given = (
+        miniature | {"text_encoder": str(tmp_path)} | {place: str(tmp_path / "wan2.1-t2v-14b-Q4_K_M.gguf")}
+    )
+    with pytest.raises(
+        ValueError, match="is a GGUF file, quantised in blocks. Get the model's bf16, fp16 or"
+    ):
+        find_backbone(**given)
 
 
 def test_a_header_is_read_where_the_file_is_larger_than_memory(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """SAM: files are recognised by their width, and a picture's prompt gives one mask on its pixel grid."""
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from smra_core.encoders.sam_automatic import (
     subject_candidates,
     subject_score,
 )
+from smra_core.encoders.weight_file import WeightFile
 
 SIDE, PATCH, PROMPT_DIM = 64, 16, 32
 WIDTHS = {"vit_b": 768, "vit_l": 1024, "vit_h": 1280}
@@ -239,3 +241,24 @@ def test_foreign_files_are_refused_with_what_they_hold(tmp_path, foreign):
     save_file(foreign, tmp_path / "foreign.safetensors")
     with pytest.raises(ValueError, match=f"is not SAM.*{min(foreign)}.*Choose sam_vit_b"):
         load_sam(tmp_path / "foreign.safetensors")
+
+
+NAMES_IN_SAM = {"vit_b": 314, "vit_l": 482, "vit_h": 594}
+
+
+@pytest.mark.parametrize("kind", NAMES_IN_SAM)
+def test_the_full_lists_of_published_files_are_told_apart_and_fit(kind):
+    with torch.device("meta"):
+        weights = sam_model_registry[kind]().state_dict()
+    assert len(weights) == NAMES_IN_SAM[kind]
+    assert sam_module._kind(WeightFile(Path("sam.pth"), weights, {})) == kind
+    assert weights["image_encoder.pos_embed"].shape == (1, 64, 64, WIDTHS[kind])
+
+
+def test_what_no_file_holds_is_as_in_the_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(sam_model_registry, "vit_b", partial(tiny_sam, 768))
+    published = tiny_sam(768)
+    save_file(published.state_dict(), tmp_path / "sam.safetensors")
+    buffers = dict(load_sam(tmp_path / "sam.safetensors").named_buffers())
+    assert {"pixel_mean", "pixel_std"} == buffers.keys() - published.state_dict().keys()
+    assert all(torch.equal(buffers[name], value) for name, value in published.named_buffers())
