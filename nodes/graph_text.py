@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..smra_core.wan import TEXT_DIM, TEXT_TOKENS
+from ..smra_core.wan import TEXT_DIM
 from .inference_tensors import ordinary
 
 
@@ -13,7 +13,7 @@ def contexts_of(positive, count: int, captions: str = "") -> tuple[list[str], di
     A conditioning is one prompt or as many as there are samples, in their order. `captions` names them, one
     a line. ValueError when the numbers disagree or the text is not WAN's.
     """
-    prompts = [_context(row) for tensor, *_ in positive for row in ordinary(tensor)]
+    prompts = _of_one_length([_context(row) for tensor, *_ in positive for row in ordinary(tensor)])
     if len(prompts) not in (1, count):
         raise ValueError(
             f"The conditioning holds {len(prompts)} prompts for {count} pictures. Give one for all, or "
@@ -36,10 +36,16 @@ def _name(lines: list[str], index: int) -> str:
 
 
 def _context(row: Tensor) -> Tensor:
-    """`T 4096` with zeros up to the length that WAN was trained with; longer ones stay."""
+    """`T 4096` as the sampler would take it: WAN's own encoder has made it 512 long already."""
     if row.ndim != 2 or row.shape[1] != TEXT_DIM:
         raise ValueError(
             f"This conditioning is {tuple(row.shape)} for one prompt; WAN needs (T, {TEXT_DIM}). Encode the "
             "prompt with WAN's own text encoder (CLIP loader of type wan, umt5_xxl)."
         )
-    return F.pad(row.float().cpu(), (0, 0, 0, max(0, TEXT_TOKENS - len(row))))
+    return row.float().cpu()
+
+
+def _of_one_length(prompts: list[Tensor]) -> list[Tensor]:
+    """Zeros after the shorter ones, so that a batch can hold them."""
+    longest = max(map(len, prompts), default=0)
+    return [F.pad(prompt, (0, 0, 0, longest - len(prompt))) for prompt in prompts]

@@ -115,11 +115,17 @@ def test_a_subject_folder_becomes_pictures_masks_and_prompts(folders, nodes):
         node.execute(Clip(), "dog", "", 70, 64)
 
 
+def test_prompts_stay_as_a_sampler_takes_them():
+    prompt = torch.ones(1, 12, 4096)
+    _, contexts = pack("nodes.graph_text").contexts_of([[prompt, {}]], 2, "a ball")
+    assert torch.equal(contexts["a ball"], prompt[0])
+
+
 def test_prompts_are_padded_and_matched_to_pictures():
     contexts_of = pack("nodes.graph_text").contexts_of
     prompts = [[torch.ones(1, 3, 4096), {}], [torch.full((1, 600, 4096), 2.0), {}]]
     names, contexts = contexts_of(prompts, 2, "first\nsecond")
-    assert names == ["first", "second"] and contexts["first"].shape == (512, 4096)
+    assert names == ["first", "second"] and contexts["first"].shape == (600, 4096)
     assert contexts["first"][:3].eq(1).all() and contexts["first"][3:].eq(0).all()
     assert contexts["second"].shape == (600, 4096)
     assert contexts_of(prompts[:1], 3)[0] == ["prompt 1"] * 3
