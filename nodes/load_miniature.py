@@ -6,8 +6,10 @@ import torch
 from comfy_api.latest import io
 
 from ..smra_core.miniature import DINOV2_FILE, DIT_FILE, SEA_RAFT_FILE, VAE_FILE
+from ..smra_core.miniature.demo_data import motion_frames, subject_pictures
 from ..smra_core.miniature.hashed_text import HashedText
 from ..smra_core.wan import TEXT_DIM
+from .graph_images import as_image
 from .load_teachers import DinoV2Type, SeaRaftType
 
 
@@ -20,8 +22,9 @@ class LoadMiniature(io.ComfyNode):
             category="SMRABooth",
             description=(
                 "A WAN small enough to try the method on any computer in minutes: coloured shapes that "
-                "move, 64x64 pixels, 17 frames. It shows how the nodes work together, never what a real WAN "
-                "can do. Prompts such as: a red striped square moving right on a navy background."
+                "move, 64x64 pixels, 17 frames, and a subject and a motion that it has never seen. It shows "
+                "how the nodes work together, never what a real WAN can do. Prompts such as: a red striped "
+                "square moving right on a navy background."
             ),
             outputs=[
                 io.Model.Output(
@@ -36,12 +39,29 @@ class LoadMiniature(io.ComfyNode):
                 SeaRaftType.Output(
                     display_name="sea_raft", tooltip="A small net for SMRA Train Motion LoRA."
                 ),
+                io.Image.Output(
+                    display_name="subject_images",
+                    tooltip="Three pictures of a ball in colours that the miniature has never seen.",
+                ),
+                io.Mask.Output(display_name="subject_masks", tooltip="Where the ball is in each of them."),
+                io.Image.Output(
+                    display_name="motion_frames",
+                    tooltip="A square on a zigzag course, which the miniature has never seen either.",
+                ),
             ],
         )
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        return io.NodeOutput(*load_miniature(DIT_FILE, VAE_FILE), DINOV2_FILE, SEA_RAFT_FILE)
+        pictures = subject_pictures()
+        return io.NodeOutput(
+            *load_miniature(DIT_FILE, VAE_FILE),
+            DINOV2_FILE,
+            SEA_RAFT_FILE,
+            as_image(torch.stack([painted.frames[0] for _, painted in pictures])),
+            torch.cat([painted.mask_px for _, painted in pictures]),
+            as_image(motion_frames()),
+        )
 
 
 def load_miniature(dit: Path, vae: Path):

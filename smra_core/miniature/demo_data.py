@@ -7,6 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..video_file import write_video
+from .sprite import Painted
 from .world import Scene, render
 
 FPS = 8
@@ -21,12 +22,21 @@ SUBJECT_PLACES = (("black", (22.0, 40.0)), ("gray", (40.0, 24.0)), ("navy", (32.
 """Background and centre of each reference picture."""
 
 
+def subject_pictures(subject: str = SUBJECT) -> list[tuple[Scene, Painted]]:
+    """A held-out subject at every one of its places, one frame each."""
+    places = [Scene(subject=subject, background=name, centre=centre) for name, centre in SUBJECT_PLACES]
+    return [(scene, render(scene, frames=1)) for scene in places]
+
+
+def motion_frames(motion: str = MOTION) -> Tensor:
+    """`F 3 H W` in [0, 1] of the clip that shows a held-out motion."""
+    return render(REFERENCES[motion]).frames
+
+
 def write_subject(folder: Path, subject: str = SUBJECT) -> Path:
     """Pictures, masks and metadata.csv of a held-out subject."""
     rows = []
-    for number, (background, centre) in enumerate(SUBJECT_PLACES):
-        scene = Scene(subject=subject, background=background, centre=centre)
-        painted = render(scene, frames=1)
+    for number, (scene, painted) in enumerate(subject_pictures(subject)):
         names = [f"{kind}/{number:02}.png" for kind in ("images", "masks")]
         for name, content in zip(names, (painted.frames[0], painted.mask_px), strict=True):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -39,9 +49,9 @@ def write_subject(folder: Path, subject: str = SUBJECT) -> Path:
 def write_motion(folder: Path, motion: str = MOTION) -> Path:
     """A clip of a held-out motion and metadata.csv."""
     folder.mkdir(parents=True, exist_ok=True)
-    scene = REFERENCES[motion]
-    write_video(folder / "00.mp4", render(scene).frames, FPS)
-    _write_table(folder / "metadata.csv", ["video", "prompt"], [[f"{folder.name}/00.mp4", scene.prompt()]])
+    write_video(folder / "00.mp4", motion_frames(motion), FPS)
+    caption = REFERENCES[motion].prompt()
+    _write_table(folder / "metadata.csv", ["video", "prompt"], [[f"{folder.name}/00.mp4", caption]])
     return folder
 
 

@@ -142,6 +142,17 @@ def test_a_schedule_over_http_lies_between_early_and_late(server, lora_files):
     assert (merged - early).abs().max() < 1e-3
 
 
+def test_the_miniature_brings_a_subject_and_a_motion(server):
+    prompt = {
+        "1": {"class_type": "SMRALoadMiniature", "inputs": {}},
+        "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 5]}},
+        "3": {"class_type": "MaskPreview", "inputs": {"mask": ["1", 6]}},
+        "4": {"class_type": "PreviewImage", "inputs": {"images": ["1", 7]}},
+    }
+    entry = server.run(prompt)
+    assert [len(shown(entry, node)["images"]) for node in "234"] == [3, 3, 17]
+
+
 def test_the_loader_reports_what_it_used(server, lora_files, model_blocks):
     prompt = {
         "1": {"class_type": "SMRALoadMiniature", "inputs": {}},
