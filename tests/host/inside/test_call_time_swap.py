@@ -71,18 +71,7 @@ def test_early_and_late_models_in_two_passes_equal_one_pass(model, loras):
     )
     one = sample(apply_loras(model, scheduled, SCHEDULE).model)
     half = sample(early, start_step=0, last_step=3, force_full_denoise=False)
-    import comfy.sample
-
-    generator = torch.Generator().manual_seed(3)
-    torch.randn(tiny_wan.LATENT, generator=generator)
-    contexts = [torch.randn(1, 12, tiny_wan.TEXT_DIM, generator=generator) for _ in range(2)]
-    positive, negative = ([[context, {}]] for context in contexts)
-    with torch.inference_mode():
-        two = comfy.sample.sample(
-            late, torch.zeros(tiny_wan.LATENT), tiny_wan.STEPS, tiny_wan.GUIDANCE, "euler", "simple",
-            positive, negative, half, disable_noise=True, start_step=3, last_step=10,
-            force_full_denoise=True, disable_pbar=True, seed=7,
-        )  # fmt: skip
+    two = tiny_wan.sample_on(late, half, start_step=3, last_step=10, force_full_denoise=True)
     assert difference(one, two) < EXACT
 
 
@@ -138,6 +127,37 @@ def test_nothing_is_left_in_the_model_after_an_error_in_mid_sampling(model, lora
     assert calls == [0, 1, 2, 3, 4]
     assert leftovers(model) == []
     assert torch.equal(sample(model), before)
+
+
+def test_nothing_is_left_in_the_model_after_the_user_cancels(model, loras):
+    import comfy.model_management as management
+    import comfy.ops
+
+    before = sample(model)
+
+    def cancel(step, *_):
+        if step == 4:
+            management.interrupt_current_processing()
+            if not hasattr(comfy.ops, "run_every_op"):  # older hosts look from their progress bar only
+                management.throw_exception_if_processing_interrupted()
+
+    with pytest.raises(management.InterruptProcessingException):
+        sample(applied(model, loras), callback=cancel)
+    assert leftovers(model) == []
+    assert torch.equal(sample(model), before)
+
+
+def test_the_bare_net_is_as_before_after_a_run(model, loras):
+    """Called without the host's sampler around it. What is merged stays in it until the host loads another
+    MODEL of these weights.
+    """
+    net = model.model.diffusion_model
+    generator = torch.Generator().manual_seed(5)
+    x, context = (torch.randn(s, generator=generator) for s in (tiny_wan.LATENT, (1, 12, tiny_wan.TEXT_DIM)))
+    with torch.inference_mode():
+        before = net(x, torch.tensor([500.0]), context)
+        sample(applied(model, loras, constant=ON_THE_FLY))
+        assert torch.equal(net(x, torch.tensor([500.0]), context), before)
 
 
 def test_nothing_is_left_after_an_error_inside_the_model(model, loras, monkeypatch):

@@ -15,7 +15,7 @@ def state_dict(seed: int = 0) -> dict:
     import comfy.ops
     from comfy.ldm.wan.model import WanModel
 
-    sizes = dict(dim=DIM, ffn_dim=FFN, num_heads=2, num_layers=BLOCKS, text_dim=TEXT_DIM)
+    sizes = dict(dim=DIM, ffn_dim=FFN, num_heads=DIM // 128, num_layers=BLOCKS, text_dim=TEXT_DIM)
     with torch.device("meta"):
         shapes = WanModel(model_type="t2v", operations=comfy.ops.disable_weight_init, **sizes).state_dict()
     generator = torch.Generator().manual_seed(seed)
@@ -84,16 +84,27 @@ def lora_tensors(layers, seed: int, size: float = 0.6, names=None) -> dict[str, 
 
 def sample(model, sampler="euler", steps=STEPS, cfg=GUIDANCE, scheduler="simple", seed=7, **options):
     """Latents of a run on fixed noise and text."""
+    noise = torch.randn(LATENT, generator=torch.Generator().manual_seed(3))
+    return _sampled(model, noise, torch.zeros(LATENT), sampler, steps, cfg, scheduler, seed, options)
+
+
+def sample_on(model, latents, steps=STEPS, **options):
+    """What a second KSampler (Advanced) makes of the first one's latents, without noise of its own."""
+    options = {"disable_noise": True, **options}
+    return _sampled(model, torch.zeros(LATENT), latents, "euler", steps, GUIDANCE, "simple", 7, options)
+
+
+def _sampled(model, noise, latents, sampler, steps, cfg, scheduler, seed, options):
     import comfy.sample
 
     generator = torch.Generator().manual_seed(3)
-    noise = torch.randn(LATENT, generator=generator)
+    torch.randn(LATENT, generator=generator)
     contexts = [torch.randn(1, 12, TEXT_DIM, generator=generator) for _ in range(2)]
     positive, negative = ([[context, {}]] for context in contexts)
     with torch.inference_mode():
         return comfy.sample.sample(
-            model, noise, steps, cfg, sampler, scheduler, positive, negative, torch.zeros(LATENT),
-            disable_pbar=True, seed=seed, **options,
+            model, noise, steps, cfg, sampler, scheduler, positive, negative, latents, disable_pbar=True,
+            seed=seed, **options,
         )  # fmt: skip
 
 
