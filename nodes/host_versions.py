@@ -55,6 +55,19 @@ def training_mode() -> Iterator[None]:
         comfy.model_management.in_training = before
 
 
+@contextmanager
+def wan_vae_of_width(width: int) -> Iterator[None]:
+    """Older hosts build WAN's VAE 96 channels wide, whatever the file holds."""
+    import comfy.ldm.wan.vae as module
+
+    original = module.WanVAE
+    module.WanVAE = lambda **config: original(**{**config, "dim": width})
+    try:
+        yield
+    finally:
+        module.WanVAE = original
+
+
 def is_dynamic(patcher) -> bool:
     """Whether weights live in pages that may vanish at any time (dynamic VRAM, the default on NVIDIA)."""
     return bool(getattr(patcher, "is_dynamic", bool)())

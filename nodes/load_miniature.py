@@ -10,6 +10,7 @@ from ..smra_core.miniature.demo_data import motion_frames, subject_pictures
 from ..smra_core.miniature.hashed_text import HashedText
 from ..smra_core.wan import TEXT_DIM
 from .graph_images import as_image
+from .host_versions import wan_vae_of_width
 from .load_teachers import DinoV2Type, SeaRaftType
 
 
@@ -75,7 +76,9 @@ def load_miniature(dit: Path, vae: Path):
                 f"{path.name} of the miniature is missing from {path.parent}. Install the pack again."
             )
     model = comfy.sd.load_diffusion_model(str(dit))
-    decoder = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(vae)))
+    weights = comfy.utils.load_torch_file(str(vae))
+    with wan_vae_of_width(len(weights["encoder.conv1.bias"])):
+        decoder = comfy.sd.VAE(sd=weights)
     decoder.throw_exception_if_invalid()
     return model, hashed_clip(), decoder
 
