@@ -11,7 +11,11 @@ TITLE_BAR = 30
 GRAPHS = sorted(WORKFLOWS.glob("*.json"))
 ON_BOTH_HOSTS = {
     "CLIPLoader", "CLIPTextEncode", "EmptyHunyuanLatentVideo", "KSampler", "KSamplerAdvanced", "MarkdownNote",
-    "ModelSamplingSD3", "SaveWEBM", "UNETLoader", "VAEDecode", "VAELoader",
+    "ModelSamplingSD3", "PreviewImage", "SaveImage", "SaveWEBM", "UNETLoader", "VAEDecode", "VAELoader",
+}  # fmt: skip
+SHIPPED = {
+    "quickstart_miniature", "train_subject", "train_motion", "all_in_one", "combine", "combine_wan22_pair",
+    "combine_two_samplers", "ablation_grid",
 }  # fmt: skip
 
 
@@ -20,8 +24,29 @@ def graph(request):
     return json.loads(request.param.read_text("utf-8"))
 
 
-def test_there_are_workflows():
-    assert {"quickstart_miniature", "combine", "combine_wan22_pair"} <= {path.stem for path in GRAPHS}
+def test_all_workflows_are_there():
+    assert {path.stem for path in GRAPHS} == SHIPPED
+
+
+@pytest.mark.parametrize("name", ["quickstart_miniature", "all_in_one"])
+def test_what_both_trainings_make_goes_into_the_loader_and_the_video(name):
+    graph = json.loads((WORKFLOWS / f"{name}.json").read_text("utf-8"))
+    kinds = {node["id"]: node["type"] for node in graph["nodes"]}
+    joined = {(kinds[source], kinds[target]) for _, source, _, target, _, _ in graph["links"]}
+    assert {
+        ("SMRATrainSubjectLoRA", "SMRASparseLoRALoader"),
+        ("SMRATrainMotionLoRA", "SMRASparseLoRALoader"),
+        ("SMRATPointScheduler", "SMRASparseLoRALoader"),
+        ("SMRASparseLoRALoader", "KSampler"),
+        ("KSampler", "VAEDecode"),
+        ("VAEDecode", "SaveWEBM"),
+    } <= joined
+
+
+def test_the_quickstart_loads_nothing_that_is_not_shipped():
+    graph = json.loads((WORKFLOWS / "quickstart_miniature.json").read_text("utf-8"))
+    loaders = {node["type"] for node in graph["nodes"] if "Load" in node["type"]}
+    assert loaders == {"SMRALoadMiniature", "SMRASparseLoRALoader"}
 
 
 @pytest.mark.parametrize("path", GRAPHS, ids=lambda path: path.stem)
