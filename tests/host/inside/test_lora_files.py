@@ -1,0 +1,46 @@
+"""Our LoRA files through the host's stock loader: it makes of them the weight change that we mean."""
+
+import pytest
+import tiny_wan
+import torch
+from smrabooth_pack.smra_core.lora import init_lora
+from smrabooth_pack.smra_core.lora_file import LoraMetadata, convert_lora, save_lora
+from smrabooth_pack.smra_core.sparse import MOTION, SUBJECT
+from smrabooth_pack.smra_core.wan import WanSpec
+
+SPEC = WanSpec("tiny", tiny_wan.BLOCKS, tiny_wan.DIM, tiny_wan.FFN, heads=2)
+TOLERANCE = 1e-6
+
+
+@pytest.fixture
+def loras_folder(tmp_path):
+    """A folder that the host looks for LoRAs in, during the test."""
+    import folder_paths
+
+    paths = folder_paths.folder_names_and_paths["loras"][0]
+    paths.append(str(tmp_path))
+    folder_paths.filename_list_cache.clear()
+    yield tmp_path
+    paths.remove(str(tmp_path))
+
+
+@pytest.mark.parametrize("dialect", ["comfyui", "kohya"])
+@pytest.mark.parametrize("plan", [SUBJECT, MOTION], ids=["subject", "motion"])
+def test_the_stock_loader_makes_our_change_of_every_module(model, loras_folder, plan, dialect):
+    import comfy.lora
+
+    import nodes
+
+    lora = init_lora(SPEC, plan, rank=4, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(1)
+    for pair in lora.values():
+        pair.b.data.normal_()
+        pair.scale = 0.25
+    save_lora(loras_folder / "own.safetensors", lora, LoraMetadata("subject", str(plan), 4))
+    convert_lora(loras_folder / "own.safetensors", loras_folder / "there.safetensors", dialect)
+    (patched,) = nodes.LoraLoaderModelOnly().load_lora_model_only(model, "there.safetensors", 1.0)
+    assert patched.patches.keys() == {f"diffusion_model.{name}.weight" for name in lora}
+    for name, pair in lora.items():
+        key, delta = f"diffusion_model.{name}.weight", pair.delta().detach()
+        found = comfy.lora.calculate_weight(patched.patches[key], torch.zeros_like(delta), key)
+        assert delta.std() > 0.01 and (found - delta).abs().max() <= TOLERANCE, name
