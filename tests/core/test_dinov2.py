@@ -1,6 +1,7 @@
 """DINOv2: one file in three dialects is one net, and its patches are the grid of WAN's tokens."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -8,13 +9,21 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from smra_core.encoders.dinov2 import IMAGENET_MEAN, IMAGENET_STD, DinoV2, dtype_on, load_dinov2
-from smra_core.encoders.dinov2_files import DinoV2Config, config_of, with_timm_names
+from smra_core.encoders.dinov2_files import DinoV2Config, config_of, expected_shapes, with_timm_names
 from smra_core.encoders.weight_file import WeightFile
 
 WIDTH, DEPTH, HEADS, GRID = 32, 2, 4, 5
 PLAIN = DinoV2Config(WIDTH, DEPTH, HEADS, hidden=4 * WIDTH, gated=False, grid=GRID, registers=0)
 GATED = dataclasses.replace(PLAIN, hidden=176, gated=True)  # 2 * 88: what DINOv2's rounding gives for 32
 REGISTERS = dataclasses.replace(PLAIN, registers=4)
+BOTH = dataclasses.replace(GATED, registers=4)
+PUBLISHED = {
+    # width, blocks, hidden, gated: parameters in millions, as the authors list them (21, 86, 300, 1100)
+    "S": ((384, 12, 6, 1536, False), 22),
+    "B": ((768, 12, 12, 3072, False), 87),
+    "L": ((1024, 24, 16, 4096, False), 304),
+    "g": ((1536, 40, 24, 8192, True), 1136),
+}
 METADATA = {"heads": str(HEADS)}
 ROWS, COLUMNS = 3, 4
 
@@ -93,7 +102,9 @@ def load(tmp_path, tensors, metadata=METADATA):
     return load_dinov2(path)
 
 
-@pytest.mark.parametrize("config", [PLAIN, GATED, REGISTERS], ids=["mlp", "swiglu", "registers"])
+@pytest.mark.parametrize(
+    "config", [PLAIN, GATED, REGISTERS, BOTH], ids=["mlp", "swiglu", "registers", "swiglu with registers"]
+)
 def test_three_dialects_give_bit_equal_features(tmp_path, config):
     weights = random_weights(config)
     originals = authors_names(weights, config)
@@ -106,20 +117,34 @@ def test_three_dialects_give_bit_equal_features(tmp_path, config):
         assert torch.equal(load(tmp_path, named).patch_features(random_pictures()), features)
 
 
+@pytest.mark.parametrize("size, registers", [("S", 0), ("B", 0), ("L", 0), ("g", 0), ("S", 4), ("B", 4)])
+def test_three_dialects_are_bit_equal_at_the_published_widths(size, registers, tmp_path):
+    (width, _, heads, hidden, gated), _ = PUBLISHED[size]
+    config = DinoV2Config(width, 1, heads, hidden, gated, grid=2, registers=registers)
+    drawn = torch.randn(1 << 16, generator=torch.Generator().manual_seed(0)) * 0.1
+    weights = {
+        name: drawn.repeat(-(-math.prod(shape) // len(drawn)))[: math.prod(shape)].reshape(shape)
+        for name, shape in expected_shapes(config).items()
+    }
+    originals = authors_names(weights, config)
+    if registers:
+        weights["cls_token"] = originals["cls_token"] + originals["pos_embed"][:, :1]
+    nets = [
+        load(tmp_path, named, metadata=None)
+        for named in (weights, originals, transformers_names(weights, config, originals))
+    ]
+    pictures = random_pictures(1)[..., :16, :32]
+    features = [net.patch_features(pictures) for net in nets]
+    assert features[0].shape == (1, 2, width) and features[0].std() > 0.01
+    assert torch.equal(features[1], features[0]) and torch.equal(features[2], features[0])
+    assert nets[0].vit.blocks[0].attn.num_heads == heads
+
+
 @pytest.mark.parametrize("rows, columns", [(1, 1), (2, 7), (20, 36)])
 def test_any_grid_of_16_pixels_is_answered_patch_by_patch(tmp_path, rows, columns):
     net = load(tmp_path, random_weights(PLAIN))
     features = net.patch_features(torch.rand(1, 3, 16 * rows, 16 * columns))
     assert features.shape == (1, rows * columns, WIDTH) and features.isfinite().all()
-
-
-PUBLISHED = {
-    # width, blocks, hidden, gated: parameters in millions, as the authors list them (21, 86, 300, 1100)
-    "S": ((384, 12, 6, 1536, False), 22),
-    "B": ((768, 12, 12, 3072, False), 87),
-    "L": ((1024, 24, 16, 4096, False), 304),
-    "g": ((1536, 40, 24, 8192, True), 1136),
-}
 
 
 @pytest.mark.parametrize("registers", [0, 4])
@@ -144,6 +169,7 @@ def test_published_sizes_are_found_from_full_lists_of_shapes(size, registers, tm
     assert named.keys() == weights.keys()
     assert config_of(named, file) == config
     assert {name: value.shape for name, value in named.items()} == {n: v.shape for n, v in weights.items()}
+    assert expected_shapes(config) == {name: tuple(value.shape) for name, value in weights.items()}
 
 
 @pytest.mark.parametrize("config", [PLAIN, GATED, REGISTERS], ids=["mlp", "swiglu", "registers"])

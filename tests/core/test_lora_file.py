@@ -91,6 +91,23 @@ def test_converting_there_and_back_keeps_every_change(dialect, tmp_path):
     assert loaded.metadata == LoraMetadata("motion", "v,o", RANK, captions=("a", "b"))
 
 
+@pytest.mark.parametrize("first", DIALECTS_OUT)
+@pytest.mark.parametrize("second", DIALECTS_OUT)
+def test_any_dialect_converts_into_any_other(first, second, tmp_path):
+    lora = random_lora(SUBJECT)
+    save_lora(tmp_path / "own.safetensors", lora, LoraMetadata("subject", "q,k", RANK))
+    places = [
+        tmp_path / (f"{number}" if dialect == "peft" else f"{number}.safetensors")
+        for number, dialect in enumerate((first, second))
+    ]
+    convert_lora(tmp_path / "own.safetensors", places[0], first)
+    convert_lora(places[0], places[1], second)
+    loaded = load_lora(places[1], SPEC)
+    same(loaded.lora, lora)
+    assert loaded.dialect == second and loaded.ignored == []
+    assert loaded.metadata == LoraMetadata("subject", "q,k", RANK)
+
+
 def test_alpha_over_rank_is_the_scale(tmp_path):
     tensors = {
         "lora_unet_blocks_0_ffn_0.lora_down.weight": torch.ones(RANK, 6),

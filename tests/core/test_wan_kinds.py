@@ -124,10 +124,13 @@ SMALL = published_dit(WAN_1_3B, blocks=1)
     "name, kind",
     [
         ("vace_patch_embedding.weight", "VACE"),
+        ("vace_blocks.0.before_proj.weight", "VACE"),
         ("control_adapter.conv.weight", "Fun Camera"),
         ("casual_audio_encoder.encoder.final_linear.weight", "S2V"),
         ("audio_proj.audio_proj_glob_1.layer.bias", "HuMo"),
         ("face_adapter.fuser_blocks.0.k_norm.weight", "Animate"),
+        ("pose_patch_embedding.weight", "Animate"),
+        ("patch_embedding_mask.weight", "SCAIL 2"),
         ("patch_embedding_pose.weight", "SCAIL"),
         ("patch_embedding_global.weight", "WanDancer"),
         ("blocks.0.audio_cross_attn.kv_linear.weight", "MultiTalk"),
