@@ -43,7 +43,9 @@ def export_patches(build: Path, weights: Path | None = None) -> Path:
 
 
 def _file(weights: Path | None, name: str) -> Path:
-    return (weights or WEIGHTS) / f"{name}.safetensors"
+    folder = weights or WEIGHTS
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{name}.safetensors"
 
 
 def _write(state: Mapping[str, Tensor], path: Path, about: Mapping[str, str] | None = None) -> Path:
