@@ -43,6 +43,7 @@ ARMS = (
     BenchArm("plain LoRAs", _PLAIN_SUBJECT, _PLAIN_MOTION, Strengths.constant(SUBJECT_STRENGTHS.late)),
     BenchArm("SMRABooth (T_point 15)"),
     BenchArm("without SuRA", replace(SUBJECT, sura_weight=0.0)),
+    BenchArm("SuRA at 100 times its weight", replace(SUBJECT, sura_weight=100 * SUBJECT.sura_weight)),
     BenchArm("without MoRA", motion=replace(MOTION, mora_weight=0.0)),
     BenchArm("all-layer injection", replace(SUBJECT, plan=ALL_LAYERS), replace(MOTION, plan=ALL_LAYERS)),
     BenchArm("subject without FFN.0", replace(SUBJECT, plan=SUBJECT_WITHOUT_FFN_0)),
