@@ -38,7 +38,7 @@ SEA_RAFT_M = SeaRaftConfig("SEA-RAFT M", blocks=(3, 4, 6))
 SEA_RAFT_L = replace(SEA_RAFT_M, name="SEA-RAFT L", iterations=12)
 """The published L is the weights of M, run longer."""
 SEA_RAFT_MINIATURE = SeaRaftConfig(
-    "SEA-RAFT miniature", (1, 1, 1), 16, (16, 24, 40), dim=32, levels=2, radius=3, iterations=3, scale=0
+    "SEA-RAFT miniature", (1, 1, 1), 32, (32, 48, 64), dim=48, levels=2, radius=3, iterations=3, scale=0
 )
 """For clips of 64x64 pixels with small motions."""
 

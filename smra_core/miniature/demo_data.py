@@ -14,7 +14,7 @@ FPS = 8
 SUBJECT, MOTION = "ball", "zigzag"
 """What the demo is about."""
 REFERENCES = {
-    "zigzag": Scene("square", "red", "plain", "gray", "zigzag"),
+    "zigzag": Scene("square", "red", "plain", "navy", "zigzag"),
     "hook": Scene("triangle", "cyan", "plain", "black", "hook"),
 }
 """The clip whose motion is learnt: another shape in other colours than any held-out subject."""

@@ -13,12 +13,14 @@ from .sprite import FRAMES, SHAPES, Painted, Texture, blend, paint
 from .world import BACKGROUNDS, COLOURS
 
 
-def random_clip(generator: torch.Generator, frames: int = FRAMES) -> Painted:
-    """One sprite of random looks on a random smooth, straight or broken track."""
+def random_clip(generator: torch.Generator, frames: int = FRAMES, largest: float = 13.0) -> Painted:
+    """One sprite of random looks, of a radius from 7 to `largest` pixels, on a random smooth, straight or
+    broken track.
+    """
     draw = Draw(generator)
     u = torch.linspace(0, 1, frames)
     swell = draw.between(-0.5, 0.5) if draw.chance(0.4) else 0.0
-    radii = draw.between(7, 13) * (1 + swell * (2 * u - 1))
+    radii = draw.between(7, largest) * (1 + swell * (2 * u - 1))
     background = _background(draw)
     return paint(draw.name(SHAPES), _track(draw, u), radii, _texture(draw), background)
 

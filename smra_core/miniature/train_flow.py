@@ -10,13 +10,18 @@ from torch import Tensor
 from ..encoders.sea_raft import FlowEstimate, SeaRaft
 from ..encoders.sea_raft_config import SEA_RAFT_MINIATURE
 from .random_clips import random_clip
-from .sprite import FRAMES
+from .sprite import FRAMES, Painted
 from .stage import Stage, cosine_rate
+from .world import random_scene, render
 
-STEPS, BATCH = 3200, 8
-PEAK_RATE = 1.5e-3
+STEPS, BATCH = 9000, 8
+PEAK_RATE = 1.2e-3
 POOL, FRESH = 300, 1
 """Clips kept at hand, and how many of them are painted anew in every step."""
+OF_THE_WORLD = 0.4
+"""Part of the clips that are the world's: half of its sprites are of one colour, where only outlines move."""
+LARGEST = 17.0
+"""Pixels of radius: the world's growing sprites reach it."""
 DISCOUNT = 0.85
 """Weight of a refinement's loss against the next one's (SEA-RAFT's gamma)."""
 SPRITE_WEIGHT = 8.0
@@ -44,15 +49,15 @@ def train_flow(build: Path, seed: int = 0, steps: int = STEPS) -> None:
     parts = {"net": net, "optimiser": optimiser}
     done = stage.resume(parts)
     generator = torch.Generator().manual_seed(seed * 1000 + done)
-    pool = [random_clip(generator) for _ in range(POOL)]
+    pool = [any_clip(generator) for _ in range(POOL)]
     held = pairs_of([random_clip(torch.Generator().manual_seed(90 + i)) for i in range(8)])
     for step in stage.remaining(done):
         for _ in range(FRESH):
-            pool[int(torch.randint(POOL, (), generator=generator))] = random_clip(generator)
+            pool[int(torch.randint(POOL, (), generator=generator))] = any_clip(generator)
         for group in optimiser.param_groups:
             group["lr"] = cosine_rate(PEAK_RATE, step, steps)
         chosen = torch.randint(POOL, (BATCH,), generator=generator)
-        pairs = spoiled(drawn_pairs([pool[i] for i in chosen], generator), generator)
+        pairs = spoiled(recoloured(drawn_pairs([pool[i] for i in chosen], generator), generator), generator)
         loss = sequence_loss(net.estimates(pairs.first, pairs.second), pairs)
         optimiser.zero_grad()
         loss.backward()
@@ -68,6 +73,13 @@ def trained_flow(build: Path) -> SeaRaft:
     net = SeaRaft(SEA_RAFT_MINIATURE)
     net.load_state_dict(torch.load(build / "flow.pt", weights_only=True)["net"])
     return net.freeze()
+
+
+def any_clip(generator: torch.Generator) -> Painted:
+    """A clip of random looks, or one of the world's."""
+    if torch.rand((), generator=generator) < OF_THE_WORLD:
+        return render(random_scene(generator))
+    return random_clip(generator, largest=LARGEST)
 
 
 def drawn_pairs(clips: list, generator: torch.Generator) -> Pairs:
@@ -89,6 +101,20 @@ def pairs_of(clips: list) -> Pairs:
         torch.cat([clip.flow for clip in clips]),
         torch.cat([clip.mask_px[:-1] for clip in clips]),
     )
+
+
+def recoloured(pairs: Pairs, generator: torch.Generator) -> Pairs:
+    """The pairs with their colours turned about mid gray, each pair by a random rotation of RGB.
+
+    A net that can mostly tell the sprite by its brightness looks at nothing else, and is blind to red on
+    gray; after a rotation no direction in colour is special.
+    """
+    turns = torch.linalg.qr(torch.randn(len(pairs.first), 3, 3, generator=generator)).Q
+
+    def recolour(frames: Tensor) -> Tensor:
+        return 127.5 + torch.einsum("bij,bjhw->bihw", turns, frames - 127.5)
+
+    return pairs._replace(first=recolour(pairs.first), second=recolour(pairs.second))
 
 
 def spoiled(pairs: Pairs, generator: torch.Generator) -> Pairs:
