@@ -30,7 +30,8 @@ def test_the_flow_stage_goes_on_where_it_stopped_and_its_net_is_written_to_a_new
     weight = "fnet.conv1.weight"
     assert not torch.equal(trained_flow(build).state_dict()[weight], first[weight])
     path = export_flow(build, tmp_path / "weights" / "new")
-    assert torch.equal(read_weight_file(path).tensors[weight], trained_flow(build).state_dict()[weight].half())
+    written = read_weight_file(path).tensors
+    assert torch.equal(written[weight], trained_flow(build).state_dict()[weight].half())
     assert not load_sea_raft(path).training
 
 
