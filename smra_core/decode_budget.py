@@ -1,7 +1,8 @@
 """Which way to decode a motion step can afford: its memory told beforehand, and the choice by what is free.
 
-The estimate adds up the large tensors that each part keeps, from their sizes alone. Measured against what
-tensors hold on the meta device; weights, optimiser and the device's own needs are added for the choice.
+The estimate adds up the large tensors that each part keeps, from their sizes alone. Held against what tensors
+hold on the meta device (python -m tests.benchmarks.motion_step prints both); weights, optimiser and the
+device's own needs are added for the choice.
 """
 
 import logging
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .encoders.sea_raft_config import SEA_RAFT_M
 from .mora import LATENTS_AT_ONCE, MotionSettings
 from .pixel_gradient import PAIRS_AT_ONCE
 from .wan import LATENT_CHANNELS, PATCH, SPATIAL_STRIDE, TEMPORAL_STRIDE, WanSpec, latent_frames, pixel_frames
@@ -18,9 +20,9 @@ log = logging.getLogger("smrabooth")
 GB = 1e9
 _HALF, _FLOAT = 2, 4
 _DECODER_WIDTH = 96
-_BLOCK_TENSORS = 122
-"""That one block of diffusers' DiT keeps for its backward pass, each as wide as the tokens in half precision.
-Many are in float32: 3.5 GB at 9360 tokens, where ComfyUI's blocks keep 0.84.
+_INSIDE_A_BLOCK, _AROUND_BLOCKS = 45, 3
+"""Tensors as wide as the tokens, in half precision, that one block of diffusers' DiT makes again for its
+backward pass (several are in float32), and that stay alive around the blocks.
 """
 _FLOW_BYTES = 4600
 """That SEA-RAFT M keeps for a pixel of a pair at its working size (0.21 GB a pair at half of 576x320)."""
@@ -28,8 +30,8 @@ _DEVICE_NEEDS = 1.3 * GB
 """CUDA context and workspaces of convolutions; a guess."""
 _OTHER_WEIGHTS = 0.4 * GB
 """DiT's embeddings, the VAE's decoder and the flow net."""
-_MARGIN = 1.15
-"""The estimate is good to 15 %."""
+_MARGIN = 1.3
+"""The estimate is good to 15 %, and an allocator's pieces never fit without gaps."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,10 @@ class DecodeChoice:
 
 def estimate(settings: MotionSettings, decode: str, recompute: bool, spec: WanSpec) -> DecodeChoice:
     """Peak of a motion step's activations in half precision, one sample a step, DiT blocks checkpointed."""
-    tokens = _tokens(settings)
-    block_inputs = spec.blocks * tokens * spec.dim * _HALF
-    dit = block_inputs + _BLOCK_TENSORS * tokens * spec.dim * _HALF + 12 * _latent_bytes(settings)
-    waiting = block_inputs + 12 * _latent_bytes(settings)
-    return DecodeChoice(decode, recompute, max(dit, waiting + _decoding(settings, decode, recompute)))
+    token_bytes = _tokens(settings) * spec.dim * _HALF
+    waiting = (spec.blocks + _AROUND_BLOCKS) * token_bytes + 12 * _latent_bytes(settings)
+    inside = max(_INSIDE_A_BLOCK * token_bytes, _decoding(settings, decode, recompute))
+    return DecodeChoice(decode, recompute, waiting + inside)
 
 
 def choose_decode(
@@ -120,21 +121,28 @@ def _latent_bytes(settings: MotionSettings) -> float:
 
 def _decoding(settings: MotionSettings, decode: str, recompute: bool) -> float:
     """Of decoder, pixels and flow together."""
-    latents = latent_frames(settings.frames)
-    area = settings.height * settings.width
-    flow = PAIRS_AT_ONCE * _FLOW_BYTES * area / 4
+    latents, height, width = latent_frames(settings.frames), settings.height, settings.width
+    frames, area = pixel_frames(latents), height * width
     if decode == "tiny":
-        return _tiny_kept(latents, area) + _pixels(pixel_frames(latents), area / 4) + flow
+        half = _pixels(frames, area / 4) + _flow(height / 2, width / 2)
+        return _tiny_kept(latents, area) + half
     if decode == "exact-low-memory":
-        frames = TEMPORAL_STRIDE * LATENTS_AT_ONCE
-        step = _kept(LATENTS_AT_ONCE, frames, area, recompute) + _working(frames, area)
-        return _pixels(pixel_frames(latents), area) + max(flow, step + 3 * _states(area))
-    frames = pixel_frames(latents)
+        some = TEMPORAL_STRIDE * LATENTS_AT_ONCE
+        step = _kept(LATENTS_AT_ONCE, some, area, recompute) + _working(some, area, recompute)
+        # The states before a step, those after it, and the gradient of one of them.
+        return _pixels(frames, area) / 4 + max(_flow(height, width), step + 3 * _states(area))
     if decode == "windowed" and settings.window + settings.context < latents:
         latents = settings.window + settings.context
         frames = TEMPORAL_STRIDE * (latents - settings.context // 2)
     kept = _kept(latents, frames, area, recompute)
-    return kept + max(_pixels(frames, area) + flow, _working(frames, area) + _pixels(frames, area) / 4)
+    comparing = _pixels(frames, area) + _flow(height, width)
+    return kept + max(comparing, _working(frames, area, recompute))
+
+
+def _flow(height: float, width: float) -> float:
+    """Of the pairs that are alive together, found at half of the frames' size where that is large enough."""
+    scale = 0.5 if min(height, width) / 2 >= SEA_RAFT_M.least_side else 1.0
+    return PAIRS_AT_ONCE * _FLOW_BYTES * height * width * scale**2
 
 
 def _pixels(frames: int, area: float) -> float:
@@ -145,17 +153,20 @@ def _pixels(frames: int, area: float) -> float:
 def _kept(latents: int, frames: int, area: float, recompute: bool) -> float:
     """Inputs of the decoder's blocks, and unless recomputed as much inside of them.
 
-    `frames` are those of the two large stages.
+    `frames` are those of the two large stages. Each term is channels over the decoder's width, times frames,
+    times the share of the full size.
     """
-    small = latents / 64 * 20 + 2 * latents / 16 * 10
-    inputs = _DECODER_WIDTH * (small + 6 * frames / 4 + 4 * frames)
-    inside = _DECODER_WIDTH * (small + 6 * frames / 4 + 3 * frames)
-    return (inputs if recompute else inputs + inside) * area * _HALF
+    inputs = 40 * latents / 64 + 10 * 2 * latents / 16 + 6 * frames / 4 + 4 * frames
+    inside = 20 * latents / 64 + 12 * 2 * latents / 16 + 6 * frames / 4 + 3 * frames
+    return (inputs if recompute else inputs + inside) * _DECODER_WIDTH * area * _HALF
 
 
-def _working(frames: int, area: float) -> float:
-    """Gradients before and after a block at full size, and a few frames' worth of what is inside."""
-    return _DECODER_WIDTH * area * _HALF * (2 * frames + 8 * 6)
+def _working(frames: int, area: float, recompute: bool) -> float:
+    """Backward through the last block: its own gradient beside the one that came, and inside of it, of a few
+    frames and the two before, the gradients of two convolutions and their norms; what was recomputed, too.
+    """
+    inside = 39 if recompute else 34  # frames' worth: 3 x 6 + 4 x 4, and 5 more
+    return _DECODER_WIDTH * area * _HALF * (frames + inside)
 
 
 def _states(area: float) -> float:

@@ -26,6 +26,13 @@ DECODES = ("auto", "exact", "exact-low-memory", "windowed", "tiny")
 """`exact` decodes the whole clip in every step (paper), `exact-low-memory` too with its graph in pieces,
 `windowed` a window of it, `tiny` the whole clip with a small decoder.
 """
+_SMALLER = "lower batch_size, the frames, or the width and height"
+LEANER = {
+    "exact": "Change decode to 'exact-low-memory', which has the same gradient, or to 'windowed'",
+    "exact-low-memory": "Change decode to 'tiny', with the file of a tiny decoder",
+    "windowed": "Lower window or context, or change decode to 'tiny', with the file of a tiny decoder",
+}
+"""What needs less memory than each way to decode."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +148,8 @@ class MotionObjective:
         """
         self.settings, self.shift, self.stretches = settings, settings.shift, stretches
         self.weights: Mapping[str, float] = {"temporal": 1.0, "mora": settings.mora_weight}
-        self.flow = None
+        self.flow, change = None, LEANER.get(settings.decode) if settings.mora_weight else None
+        self.leaner = f"{change}; or {_SMALLER}." if change else f"{_SMALLER.capitalize()}."
         if settings.mora_weight:
             if decoder is None or flow_net is None:
                 raise ValueError(

@@ -112,6 +112,8 @@ def projector_parameters(dim: int, feature_dim: int, width: int) -> int:
 class SubjectObjective:
     """Region loss and SuRA; the projector is trained beside the LoRA and thrown away after."""
 
+    leaner = "Lower batch_size, or the width and height."
+
     def __init__(self, settings: SubjectSettings, dim: int, feature_dim: int, seed: int = 0):
         self.settings, self.shift = settings, settings.shift
         self.weights: Mapping[str, float] = {"region": 1.0, "sura": settings.sura_weight}

@@ -28,6 +28,8 @@ class Objective(Protocol):
     """Of each named loss in the total."""
     shift: float
     """Of the training noise levels; 1 is uniform."""
+    leaner: str
+    """What to change when memory runs out, as a sentence."""
 
     def trainables(self) -> dict[str, nn.Parameter]:
         """Parameters trained beside the LoRA, by name."""
@@ -134,9 +136,7 @@ def train_lora(
                     on_step(info)
     except torch.OutOfMemoryError as error:
         raise torch.OutOfMemoryError(
-            f"Out of memory in step {state.step + 1}; the steps before are kept. Lower the frames, the "
-            "width "
-            "and height, or batch_size, and for a motion LoRA the window of latents."
+            f"Out of memory in step {state.step + 1}; the steps before are kept. {objective.leaner}"
         ) from error
     finally:
         if run is not None and state.step and not applying:

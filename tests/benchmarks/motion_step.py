@@ -219,7 +219,7 @@ def table(rows, base, args):
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, text, count, ratio in rows:
-        told = estimated(name, args)
+        told = estimated(name, args, count.peak)
         lines.append(
             f"| {name} | {text} | {count.flops / 1e12:.1f} | {ratio:.3f} | {count.peak / 1e9:.2f} | {told} | "
             f"{count.saved / 1e9:.2f} | {count.moved / 1e9:.0f} |"
@@ -227,14 +227,15 @@ def table(rows, base, args):
     return "\n".join(lines)
 
 
-def estimated(name, args):
-    """What the preflight says of the same step."""
+def estimated(name, args, peak):
+    """What the preflight says of the same step, and by how much that differs."""
     decode = name.removesuffix("-recompute")
     if decode not in DECODES:
         return "-"
     settings = MotionSettings(width=args.width, height=args.height, frames=args.frames)
     recompute = decode == "exact" or decode != name
-    return f"{estimate(settings, decode, recompute, WAN_1_3B).bytes / 1e9:.2f}"
+    told = estimate(settings, decode, recompute, WAN_1_3B).bytes
+    return f"{told / 1e9:.2f} ({100 * (told / peak - 1):+.0f} %)"
 
 
 def conditions(args):

@@ -28,6 +28,26 @@ def test_auto_takes_the_quickest_way_that_fits(free, card, expected):
     assert (choice.decode, choice.recompute) == expected
 
 
+@pytest.mark.parametrize("card, expected", [
+    (24, ("windowed", False)), (16, ("windowed", True)), (12, ("tiny", False)),
+])  # fmt: skip
+def test_each_size_of_card_gets_its_way_even_if_it_is_quite_empty(free, card, expected):
+    for taken in (0.0, 0.8):
+        free(card - taken)
+        choice = choose_decode(MotionSettings(), WAN_1_3B, CUDA, has_tiny=True)
+        assert (choice.decode, choice.recompute) == expected, taken
+
+
+# By python -m tests.benchmarks.motion_step, on the meta device.
+@pytest.mark.parametrize("decode, recompute, counted", [
+    ("windowed", False, 9.13), ("windowed", True, 6.40), ("exact", True, 14.72),
+    ("exact-low-memory", False, 6.24), ("tiny", False, 4.15),
+])  # fmt: skip
+def test_the_estimate_is_near_what_was_counted(decode, recompute, counted):
+    told = estimate(MotionSettings(), decode, recompute, WAN_1_3B).bytes / GB
+    assert told == pytest.approx(counted, rel=0.15)
+
+
 def test_what_is_asked_for_is_taken_and_recomputes_where_memory_is_short(free):
     free(40)
     assert choose_decode(MotionSettings(decode="exact"), WAN_1_3B, CUDA, True).recompute is False

@@ -217,3 +217,13 @@ def test_samples_too_noisy_to_count_are_not_decoded(toy_denoiser):
 def test_mora_without_a_flow_net_is_refused():
     with pytest.raises(ValueError, match="weight 1.0 needs.*optical flow.*mora_weight to 0"):
         MotionObjective(MotionSettings(), Decoder(), None)
+
+
+@pytest.mark.parametrize("decode, words", [
+    ("exact", "Change decode to 'exact-low-memory'"), ("windowed", "change decode to 'tiny'"),
+    ("exact-low-memory", "Change decode to 'tiny'"), ("tiny", "Lower batch_size, the frames"),
+])  # fmt: skip
+def test_what_is_out_of_memory_is_told_a_leaner_way_to_decode(decode, words):
+    objective = MotionObjective(MotionSettings(decode=decode), Decoder(), smooth_flow)
+    assert words in objective.leaner and objective.leaner.endswith("height.")
+    assert "decode" not in MotionObjective(MotionSettings(mora_weight=0.0), None, None).leaner

@@ -201,7 +201,9 @@ def test_out_of_memory_says_what_to_lower(toy_denoiser, tmp_path):
         if info.step == 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(torch.OutOfMemoryError, match="step 3; the steps before are kept. Lower the frames"):
+    with pytest.raises(
+        torch.OutOfMemoryError, match="step 3; the steps before are kept. Lower batch_size, or the w"
+    ):
         Run(toy_denoiser(), tmp_path).start(fail)
     second = Run(toy_denoiser(), tmp_path)
     second.start()
