@@ -58,6 +58,12 @@ class Server:
     url: str
     base: Path
     """Its input, output and models folders."""
+    process: subprocess.Popen
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        self.process.kill()
+        self.process.wait(30)
 
     def get(self, path: str, parse: bool = True):
         with urllib.request.urlopen(self.url + path, timeout=30) as answer:
@@ -98,8 +104,11 @@ def install(target: Path) -> None:
 
 @contextmanager
 def served(host: Host, base: Path) -> Iterator[Server]:
-    """The host with this pack and nothing else, on a free port, its data in `base`."""
-    install(base / "custom_nodes" / NAME)
+    """The host with this pack and nothing else, on a free port, its data in `base`, where another may have
+    been before.
+    """
+    if not (base / "custom_nodes" / NAME).exists():
+        install(base / "custom_nodes" / NAME)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -122,7 +131,7 @@ def served(host: Host, base: Path) -> Iterator[Server]:
             stderr=subprocess.STDOUT,
         )
         try:
-            server = Server(f"http://127.0.0.1:{port}", base)
+            server = Server(f"http://127.0.0.1:{port}", base, process)
             _wait_for(server, process)
             yield server
         finally:

@@ -1,22 +1,26 @@
 """Training through the real server: what a browser sends, and what it gets."""
 
-import csv
-import json
+import re
 import urllib.request
 
 import pytest
 import torch
 from event_socket import EventSocket
-from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from training_prompts import (
+    FRAMES,
+    executed,
+    furnish,
+    listen,
+    logged_steps,
+    motion_graph,
+    node,
+    sampled,
+    subject_graph,
+    succeeded,
+    wan,
+)
 
-from smra_core.encoders.dinov2 import DinoV2
-from smra_core.encoders.dinov2_files import DinoV2Config
-from smra_core.encoders.sea_raft import SeaRaft, save_sea_raft
-from smra_core.encoders.sea_raft_config import SEA_RAFT_MINIATURE
-from smra_core.video_file import write_video
-
-SIDE, FRAMES = 64, 5
 NODES = (
     "SMRATrainSubjectLoRA", "SMRATrainMotionLoRA", "SMRALoadDINOv2", "SMRALoadSEARAFT", "SMRALoadSAM",
     "SMRASegmentSubject", "SMRAPreviewOpticalFlow", "SMRALoadSubjectFolder", "SMRALoadMotionClip",
@@ -29,126 +33,13 @@ TEXT, PICTURE = 3, (1, 4)
 @pytest.fixture(scope="module")
 def studio(server):
     """The server, with data and teachers of random weights in its folders."""
-    write_data(server.base / "input")
-    write_teachers(server.base / "models")
+    furnish(server)
     return server
-
-
-def write_data(folder) -> None:
-    """Two pictures of a red square with masks and captions, and a clip in which it moves."""
-    background = torch.rand(3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
-    clip = background.repeat(FRAMES, 1, 1, 1)
-    (folder / "square" / "masks").mkdir(parents=True)
-    for i in range(FRAMES):
-        clip[i, :, 20:40, 10 + 3 * i : 30 + 3 * i] = torch.tensor([1.0, 0.2, 0.1])[:, None, None]
-        mask = torch.zeros(SIDE, SIDE, dtype=torch.uint8)
-        mask[20:40, 10 + 3 * i : 30 + 3 * i] = 255
-        if i < 2:
-            picture = (clip[i] * 255).byte().permute(1, 2, 0).numpy()
-            Image.fromarray(picture).save(folder / "square" / f"{i}.png")
-            Image.fromarray(mask.numpy()).save(folder / "square" / "masks" / f"{i}.png")
-            (folder / "square" / f"{i}.txt").write_text("a sks square")
-    write_video(folder / "moving.mp4", clip, 16)
-
-
-def write_teachers(models) -> None:
-    torch.manual_seed(2)
-    net = DinoV2(DinoV2Config(width=384, depth=1, heads=6, hidden=64, gated=False, grid=4, registers=0))
-    for parameter in net.vit.parameters():
-        parameter.data.normal_(std=0.1)
-    for folder in ("dinov2", "optical_flow"):
-        (models / folder).mkdir(parents=True, exist_ok=True)
-    save_file(net.vit.state_dict(), models / "dinov2" / "dino_tiny.safetensors")
-    save_sea_raft(SeaRaft(SEA_RAFT_MINIATURE), models / "optical_flow" / "raft_tiny.safetensors")
-
-
-def node(kind: str, **inputs) -> dict:
-    return {"class_type": kind, "inputs": inputs}
-
-
-def widgets(server, kind: str, **changes) -> dict:
-    """All widgets at their defaults, as the browser fills them in."""
-    info = server.get(f"/object_info/{kind}")[kind]["input"]
-    inputs = {**info["required"], **info.get("optional", {})}
-    defaults = {k: spec[1]["default"] for k, spec in inputs.items() if len(spec) > 1 and "default" in spec[1]}
-    return defaults | changes
-
-
-def wan() -> dict:
-    return {"wan": node("SMRALoadMiniature")}
-
-
-def subject_graph(server, **changes) -> dict:
-    small = dict(steps=3, rank=2, width=SIDE, height=SIDE, accumulate=1, learning_rate=1e-2)
-    values = widgets(server, "SMRATrainSubjectLoRA", **(small | changes))
-    size = dict(width=SIDE, height=SIDE)
-    return wan() | {
-        "data": node("SMRALoadSubjectFolder", clip=["wan", 1], folder="square", caption="", **size),
-        "dino": node("SMRALoadDINOv2", file="dinov2/dino_tiny.safetensors"),
-        "train": node(
-            "SMRATrainSubjectLoRA", model=["wan", 0], vae=["wan", 2], images=["data", 0], masks=["data", 1],
-            positive=["data", 2], dinov2=["dino", 0], **values,
-        ),
-        "plot": node("LossGraphNode", loss=["train", 1], filename_prefix="loss"),
-        "text": node("PreviewAny", source=["train", 3]),
-    }  # fmt: skip
-
-
-def motion_graph(server, **changes) -> dict:
-    small = dict(steps=2, rank=2, width=SIDE, height=SIDE, accumulate=1, frame_count=FRAMES)
-    values = widgets(server, "SMRATrainMotionLoRA", **(small | changes))
-    clip = dict(caption="a square is vvt sliding", frame_count=FRAMES, start=0, stride=1)
-    size = dict(width=SIDE, height=SIDE)
-    return wan() | {
-        "data": node("SMRALoadMotionClip", clip=["wan", 1], folder="moving.mp4", **clip, **size),
-        "raft": node("SMRALoadSEARAFT", file="optical_flow/raft_tiny.safetensors"),
-        "flow": node("SMRAPreviewOpticalFlow", frames=["data", 0], sea_raft=["raft", 0]),
-        "train": node(
-            "SMRATrainMotionLoRA", model=["wan", 0], vae=["wan", 2], frames=["data", 0],
-            positive=["data", 1], sea_raft=["raft", 0], **values,
-        ),
-        "text": node("PreviewAny", source=["train", 3]),
-    }  # fmt: skip
-
-
-def sampled(model: list) -> dict:
-    return {
-        "words": node("CLIPTextEncode", clip=["wan", 1], text="a sks square"),
-        "empty": node("EmptyHunyuanLatentVideo", width=SIDE, height=SIDE, length=1, batch_size=1),
-        "sample": node(
-            "KSampler", model=model, positive=["words", 0], negative=["words", 0], latent_image=["empty", 0],
-            seed=1, steps=2, cfg=1.0, sampler_name="euler", scheduler="simple", denoise=1.0,
-        ),
-        "save": node("SaveLatent", samples=["sample", 0], filename_prefix="picture"),
-    }  # fmt: skip
-
-
-def succeeded(entry: dict) -> dict:
-    assert entry["status"]["status_str"] == "success", json.dumps(entry["status"]["messages"][-1])[:3000]
-    return entry
-
-
-def executed(entry: dict) -> set[str]:
-    """Nodes that ran, rather than being taken from the host's cache."""
-    messages = entry["status"]["messages"]
-    cached = {name for kind, about in messages if kind == "execution_cached" for name in about["nodes"]}
-    return set(entry["prompt"][2]) - cached
-
-
-def logged_steps(server, name: str) -> int:
-    """Steps that a run has ever logged."""
-    (file,) = (server.base / "output" / "smra" / "runs").glob(f"{name}-*/losses.csv")
-    with file.open() as rows:
-        return len(list(csv.DictReader(rows)))
 
 
 def newest_latent(server) -> torch.Tensor:
     files = (server.base / "output").glob("picture*.latent")
     return load_file(max(files, key=lambda file: file.stat().st_mtime_ns))["latent_tensor"]
-
-
-def listen(server) -> EventSocket:
-    return EventSocket(int(server.url.rpartition(":")[2]), "tests")
 
 
 def received(socket: EventSocket, prompt_id: str) -> dict:
@@ -177,9 +68,12 @@ def test_a_subject_is_trained_once_and_its_file_gives_the_picture_that_the_graph
     ) == 3
     seen = received(socket, entry["prompt"][1])
     socket.close()
-    assert (
-        seen["progress"][-1] == 3 and seen["pictures"] and any("step 3/3" in text for text in seen["texts"])
+    assert seen["progress"][-1] == 3 and seen["pictures"]
+    before, after = (
+        next(place for place, text in enumerate(seen["texts"]) if words in text)
+        for words in ("Training on 2 pictures of 64x64, 16 tokens each: 20 modules", "step 3/3")
     )
+    assert before < after
 
     # Another workflow in between makes the host forget the result; the run folder does not.
     succeeded(studio.run(wan() | sampled(["wan", 0])))
@@ -248,3 +142,7 @@ def test_every_input_says_what_it_does_and_every_node_has_a_help_page(studio, na
     assert not [key for key, spec in inputs.items() if len(spec) < 2 or not spec[1].get("tooltip")]
     page = studio.get(f"/extensions/ComfyUI-SMRABooth/docs/{name}.md", parse=False).decode()
     assert page.startswith("# SMRA ") and all(key in page for key in inputs)
+    # The browser takes a page's relative pictures from the folder of the pages.
+    for picture in re.findall(r"\]\((pictures/[^)]+)\)", page):
+        content = studio.get(f"/extensions/ComfyUI-SMRABooth/docs/{picture}", parse=False)
+        assert content.startswith(b"\xff\xd8")  # a JPEG

@@ -57,3 +57,24 @@ def loras():
         tiny_wan.lora_tensors(tiny_wan.SUBJECT_LAYERS, seed=1),
         tiny_wan.lora_tensors(tiny_wan.MOTION_LAYERS, seed=2),
     )
+
+
+@pytest.fixture(scope="session")
+def graph(tmp_path_factory):
+    import training_graph
+
+    return training_graph.Graph(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def nodes(tmp_path):
+    """The pack's nodes, with outputs in a folder of the test's own."""
+    import folder_paths
+    from training_models import pack
+
+    before = folder_paths.get_output_directory(), folder_paths.get_temp_directory()
+    folder_paths.set_output_directory(str(tmp_path))
+    folder_paths.set_temp_directory(str(tmp_path / "temp"))
+    yield pack("nodes").NODE_CLASS_MAPPINGS
+    folder_paths.set_output_directory(before[0])
+    folder_paths.set_temp_directory(before[1])

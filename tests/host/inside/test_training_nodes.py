@@ -1,81 +1,12 @@
 """Both training nodes, executed as the host executes them."""
 
 import logging
-import shutil
 
 import pytest
 import torch
 from safetensors import safe_open
-from teacher_nets import dinov2_file, sea_raft_file
-from training_models import dit_state, load_dit, load_vae, pack
-
-SIDE, FRAMES = 64, 5
-
-
-def moving(picture):
-    """The picture, two pixels further to the right in each frame."""
-    return torch.stack([picture.roll(2 * i, 1) for i in range(FRAMES + 2)])
-
-
-@pytest.fixture(scope="module")
-def graph(tmp_path_factory):
-    """What a graph gives to the nodes, made under inference mode."""
-    folder = tmp_path_factory.mktemp("models")
-
-    class Graph:
-        model, vae = load_dit(folder, dit_state()), load_vae(folder)
-        dinov2, sea_raft = dinov2_file(folder), sea_raft_file(folder)
-        with torch.inference_mode():
-            generator = torch.Generator().manual_seed(5)
-            images = torch.rand(2, SIDE, 80, 3, generator=generator)
-            masks = torch.zeros(2, SIDE, 80)
-            masks[:, 16:48, 24:56] = 1
-            frames = moving(images[0])
-            positive = [[torch.randn(1, 7, 4096, generator=generator), {}]]
-
-    return Graph
-
-
-@pytest.fixture
-def nodes(tmp_path):
-    """The pack's nodes, with outputs in a folder of the test's own."""
-    import folder_paths
-
-    before = folder_paths.get_output_directory(), folder_paths.get_temp_directory()
-    folder_paths.set_output_directory(str(tmp_path))
-    folder_paths.set_temp_directory(str(tmp_path / "temp"))
-    yield pack("nodes").NODE_CLASS_MAPPINGS
-    folder_paths.set_output_directory(before[0])
-    folder_paths.set_temp_directory(before[1])
-
-
-def defaults(node):
-    """Values of the widgets, as the browser would send them."""
-    return {
-        item.id: item.default
-        for item in node.define_schema().inputs
-        if hasattr(item, "default") and item.default is not None
-    }
-
-
-def train_subject(nodes, graph, **changes):
-    node = nodes["SMRATrainSubjectLoRA"]
-    given = dict(
-        model=graph.model, vae=graph.vae, images=graph.images, positive=graph.positive, masks=graph.masks,
-        dinov2=graph.dinov2, steps=3, rank=2, width=SIDE, height=SIDE, accumulate=1, learning_rate=1e-3,
-    )  # fmt: skip
-    with torch.inference_mode():
-        return node.execute(**(defaults(node) | given | changes)).args
-
-
-def train_motion(nodes, graph, **changes):
-    node = nodes["SMRATrainMotionLoRA"]
-    given = dict(
-        model=graph.model, vae=graph.vae, frames=graph.frames, positive=graph.positive, steps=2, rank=2,
-        sea_raft=graph.sea_raft, width=SIDE, height=SIDE, frame_count=FRAMES, accumulate=1,
-    )  # fmt: skip
-    with torch.inference_mode():
-        return node.execute(**(defaults(node) | given | changes)).args
+from training_graph import train_motion, train_subject
+from training_models import pack
 
 
 @pytest.fixture
@@ -135,34 +66,6 @@ def test_more_steps_go_on_with_the_finished_run(nodes, graph, loads):
     assert longer[1]["loss"][:2] == short[1]["loss"] and len(longer[1]["loss"]) == 4 and len(loads) == 2
 
 
-class Cancelled(BaseException):
-    pass
-
-
-def cancel_after(monkeypatch, step):
-    """The user's click, which the host raises out of the progress bar."""
-    import comfy.utils
-
-    def hook(self, value, *_):
-        if value >= step:
-            raise Cancelled
-
-    monkeypatch.setattr(comfy.utils.ProgressBar, "update_absolute", hook)
-
-
-@pytest.mark.parametrize("train", [train_subject, train_motion])
-def test_a_cancelled_run_resumes_bit_for_bit(nodes, graph, monkeypatch, tmp_path, train):
-    whole = train(nodes, graph, steps=3)
-    shutil.rmtree(tmp_path / "smra" / "runs")
-    with monkeypatch.context() as patch, pytest.raises(Cancelled):
-        cancel_after(patch, 2)
-        train(nodes, graph, steps=3)
-    assert not list((tmp_path / "smra" / "runs").glob("*/finished"))
-    resumed = train(nodes, graph, steps=3)
-    assert resumed[1] == whole[1] and resumed[3] == whole[3]
-    assert all(torch.equal(resumed[0][name], whole[0][name]) for name in whole[0])
-
-
 def test_a_motion_is_trained_with_the_clip_cut_to_4n_plus_1(nodes, graph, loads):
     lora, loss_map, steps, file = train_motion(nodes, graph)
     # V, O, FFN.0 and FFN.2 of two blocks, two factors each.
@@ -178,23 +81,6 @@ def test_the_private_decoder_decodes_as_the_hosts_vae_does(graph):
         ours = torch.cat(list(decoder.stream(latents)), 2)
         theirs = graph.vae.first_stage_model.decode(graph.model.model.process_latent_out(latents))
     assert ours.shape == (1, 3, 9, 32, 32) and torch.allclose(ours, theirs, atol=1e-5)
-
-
-def test_out_of_memory_names_the_setting_to_change(nodes, graph, monkeypatch):
-    host_wan = pack("nodes.host_wan")
-    original, calls = host_wan.HostDenoiser.velocity, []
-
-    def short_of_memory(self, *args):
-        calls.append(1)
-        if len(calls) == 2:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return original(self, *args)
-
-    monkeypatch.setattr(host_wan.HostDenoiser, "velocity", short_of_memory)
-    with pytest.raises(RuntimeError, match="all finished steps are kept. Lower batch_size") as raised:
-        train_subject(nodes, graph)
-    assert not isinstance(raised.value, torch.OutOfMemoryError)
-    assert len(train_subject(nodes, graph)[1]["loss"]) == 3 and len(calls) == 2 + 2
 
 
 def test_what_cannot_work_is_refused_with_a_remedy(nodes, graph):

@@ -1,0 +1,107 @@
+"""A training step beside the host's own TrainLoraNode: memory and time, on one model, rank and size.
+
+    COMFYUI_PATH=... <the host's python> tests/benchmarks/host_train_node.py
+
+Each kind runs in a process of its own, as memory that was freed is not given back. Both train every linear of
+all blocks at one rank on the latents of one picture, in float32, with blocks checkpointed. The host also
+trains norms, biases and the layers outside of the blocks, which it cannot leave out. Weights are random, and
+the net is a third as wide as the 1.3B: a CPU has to do it.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+BLOCKS, DIM, FFN, RANK, STEPS, SIDE = 16, 512, 2048, 16, 3, 32
+KINDS = ("ours", "host")
+WHAT = {"ours": "train_lora of this pack on the graph's MODEL", "host": "TrainLoraNode"}
+
+
+def resident() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+class Peak(threading.Thread):
+    """Largest resident memory while it runs; loading the file needed more before."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.bytes, self.done = 0, threading.Event()
+
+    def run(self) -> None:
+        while not self.done.wait(0.02):
+            self.bytes = max(self.bytes, resident())
+
+
+def ours(model, latents, context) -> None:
+    import torch
+    from training_models import pack
+
+    host_wan, lora = pack("nodes.host_wan"), pack("smra_core.lora")
+    sparse, trainer, sura = (pack(f"smra_core.{name}") for name in ("sparse", "trainer", "sura"))
+    settings = sura.SubjectSettings(plan=sparse.ALL_LAYERS, rank=RANK, sura_weight=0.0)
+    sample = sura.SubjectSample("x", latents[0], context[0], torch.ones(1, 1, SIDE, SIDE), torch.zeros(0, 1))
+    with torch.inference_mode(False), torch.enable_grad(), host_wan.training_denoiser(model) as denoiser:
+        pairs = lora.init_lora(denoiser.spec, settings.plan, RANK, torch.Generator().manual_seed(0))
+        objective = sura.SubjectObjective(settings, denoiser.spec.dim, 1)
+        trainer.train_lora(
+            denoiser, pairs, objective, [sample], trainer.TrainSettings(steps=STEPS, accumulate=1)
+        )
+
+
+def of_the_host(model, latents, context) -> None:
+    from comfy_extras.nodes_train import TrainLoraNode
+
+    values = dict(
+        model=model, latents={"samples": latents}, positive=[[context, {}]], batch_size=1, steps=STEPS,
+        grad_accumulation_steps=1, learning_rate=1e-4, rank=RANK, optimizer="AdamW", loss_function="MSE",
+        seed=0, training_dtype="fp32", lora_dtype="fp32", quantized_backward=False, algorithm="LoRA",
+        gradient_checkpointing=True, checkpoint_depth=2, offloading=False, existing_lora="[None]",
+        bucket_mode=False, bypass_mode=False,
+    )  # fmt: skip
+    TrainLoraNode.execute(**{name: [value] for name, value in values.items()})
+
+
+def measure(kind: str) -> None:
+    """Train, and print a line."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "host" / "inside"))
+    import conftest  # noqa: F401 - makes host and pack importable
+    import torch
+    import training_models
+
+    training_models.DIM, training_models.FFN = DIM, FFN
+    with tempfile.TemporaryDirectory() as folder:
+        state = training_models.dit_state(blocks=BLOCKS)
+        size = sum(value.numel() * value.element_size() for value in state.values())
+        model = training_models.load_dit(Path(folder), state)
+        del state
+        generator = torch.Generator().manual_seed(1)
+        with torch.inference_mode():
+            latents = torch.randn(1, 16, 1, SIDE, SIDE, generator=generator)
+            context = torch.randn(1, 32, 4096, generator=generator)
+            before, started, peak = resident(), time.process_time(), Peak()
+            peak.start()
+            (ours if kind == "ours" else of_the_host)(model, latents, context)
+        seconds = time.process_time() - started
+        peak.done.set()
+    growth = (peak.bytes - before) / 2**20
+    print(
+        f"RESULT {WHAT[kind]}: weights {size / 2**20:.0f} MiB, peak {peak.bytes / 2**20:.0f} MiB resident, "
+        f"{growth:.0f} of them since the model was loaded, {seconds / STEPS:.2f} CPU s a step"
+    )
+
+
+def main() -> None:
+    for kind in KINDS:
+        done = subprocess.run([sys.executable, __file__, kind], capture_output=True, text=True)
+        lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+        print(lines[0].removeprefix("RESULT ") if lines else done.stderr[-3000:])
+
+
+if __name__ == "__main__":
+    measure(sys.argv[1]) if len(sys.argv) > 1 else main()

@@ -1,0 +1,56 @@
+"""A small graph around the training nodes, and the nodes executed as the host executes them."""
+
+import torch
+from teacher_nets import dinov2_file, sea_raft_file
+from training_models import dit_state, load_dit, load_vae
+
+SIDE, FRAMES = 64, 5
+
+
+def moving(picture):
+    """The picture, two pixels further to the right in each frame."""
+    return torch.stack([picture.roll(2 * i, 1) for i in range(FRAMES + 2)])
+
+
+class Graph:
+    """What a graph gives to the nodes, made under inference mode; files in `folder`."""
+
+    def __init__(self, folder):
+        self.model, self.vae = load_dit(folder, dit_state()), load_vae(folder)
+        self.dinov2, self.sea_raft = dinov2_file(folder), sea_raft_file(folder)
+        with torch.inference_mode():
+            generator = torch.Generator().manual_seed(5)
+            self.images = torch.rand(2, SIDE, 80, 3, generator=generator)
+            self.masks = torch.zeros(2, SIDE, 80)
+            self.masks[:, 16:48, 24:56] = 1
+            self.frames = moving(self.images[0])
+            self.positive = [[torch.randn(1, 7, 4096, generator=generator), {}]]
+
+
+def defaults(node):
+    """Values of the widgets, as the browser would send them."""
+    return {
+        item.id: item.default
+        for item in node.define_schema().inputs
+        if hasattr(item, "default") and item.default is not None
+    }
+
+
+def train_subject(nodes, graph, **changes):
+    node = nodes["SMRATrainSubjectLoRA"]
+    given = dict(
+        model=graph.model, vae=graph.vae, images=graph.images, positive=graph.positive, masks=graph.masks,
+        dinov2=graph.dinov2, steps=3, rank=2, width=SIDE, height=SIDE, accumulate=1, learning_rate=1e-3,
+    )  # fmt: skip
+    with torch.inference_mode():
+        return node.execute(**(defaults(node) | given | changes)).args
+
+
+def train_motion(nodes, graph, **changes):
+    node = nodes["SMRATrainMotionLoRA"]
+    given = dict(
+        model=graph.model, vae=graph.vae, frames=graph.frames, positive=graph.positive, steps=2, rank=2,
+        sea_raft=graph.sea_raft, width=SIDE, height=SIDE, frame_count=FRAMES, accumulate=1,
+    )  # fmt: skip
+    with torch.inference_mode():
+        return node.execute(**(defaults(node) | given | changes)).args
