@@ -8,7 +8,7 @@ from .mora import MotionSettings
 from .wan import TEMPORAL_STRIDE, latent_frames, pixel_frames
 
 _PIXELS = 576 * 320
-_DECODED_FRAME, _TINY_FRAME, _PAIR = 2.8e12, 0.13e12, 0.49e12
+_DECODED_FRAME, _TINY_FRAME, _PAIR = 3.14e12, 0.13e12, 0.1e12
 """Forward and backward, at `_PIXELS`; a pair of frames goes through SEA-RAFT M at half scale."""
 _SMALL_STAGES = 0.21
 """Share of the decoder below half of the frame's size, which decodes half of a window's context alone."""

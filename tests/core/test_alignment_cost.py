@@ -15,8 +15,11 @@ def step(decode, recompute=False):
 
 @pytest.mark.parametrize(
     ("decode", "recompute", "counted"),
-    [("windowed", False, 206.1), ("windowed", True, 217.7), ("exact", False, 151.4 + 136.2 + 23.6)],
-)
+    [
+        ("windowed", False, 206.1), ("windowed", True, 217.7), ("exact", True, 345.6),
+        ("exact-low-memory", False, 388.2), ("tiny", False, 162.7),
+    ],
+)  # fmt: skip
 def test_a_step_takes_what_was_counted_on_meta_tensors(decode, recompute, counted):
     assert step(decode, recompute) / TF == pytest.approx(counted, rel=0.03)
 
