@@ -76,8 +76,12 @@ def _root_mean_square(values: Sequence[float]) -> float:
     return math.sqrt(sum(value**2 for value in values) / len(values))
 
 
+def _share(error: float) -> str:
+    return f"{'-':>7}" if math.isnan(error) else f"{error:7.2%}"
+
+
 def table(errors: Sequence[WindowError]) -> str:
-    rows = [f"{error.context:7d} {error.warm:7.2%} {error.cold:7.2%}" for error in errors]
+    rows = [f"{error.context:7d} {_share(error.warm)} {_share(error.cold)}" for error in errors]
     return "\n".join([f"{'context':>7} {'warm':>7} {'cold':>7}", *rows])
 
 
