@@ -76,8 +76,7 @@ def _row(table: Path, line: int, header: list[str], cells: list[str]) -> Row:
     if len(cells) > len(header):
         raise ValueError(
             f"{table}, line {line} has {len(cells)} cells under {len(header)} columns. Put quotes around "
-            "captions that "
-            "contain a comma."
+            "captions that contain a comma."
         )
     return Row(table, line, {name: " ".join(cell.split()) for name, cell in zip(header, cells, strict=False)})
 

@@ -61,9 +61,8 @@ def read_motion_clip(
     video = read_video(file, size, frames, start, stride)
     if len(video.frames) < FEWEST_FRAMES:
         raise ValueError(
-            f"{file} gives {len(video.frames)} frames from number {start} at stride {stride}; a motion "
-            "needs at least "
-            f"{FEWEST_FRAMES}. Choose a longer clip, an earlier start or a smaller stride."
+            f"{file} gives {len(video.frames)} frames from number {start} at stride {stride}; a motion needs "
+            f"at least {FEWEST_FRAMES}. Choose a longer clip, an earlier start or a smaller stride."
         )
     video = trim_video(video, frames)
     notes += [f"{file.name}: {note}" for note in video.notes]
@@ -99,8 +98,7 @@ def _chosen_file(folder: Path) -> tuple[Path, None, list[str]]:
     if not videos:
         raise ValueError(
             f"{folder} holds no video ({', '.join(VIDEO_SUFFIXES)}) and no metadata.csv; seen: {names[:8]}. "
-            "Give the "
-            "folder of one motion, or the video file."
+            "Give the folder of one motion, or the video file."
         )
     skipped = [f"{name}: not used, the first video is" for name in videos[1:]]
     return file_inside(folder, videos[0], str(folder)), None, skipped

@@ -83,8 +83,7 @@ def _eight_bit(image: Image.Image, path: Path) -> Image.Image:
     if values.min() < 0 or values.max() > _SIXTEEN_BIT:
         raise ValueError(
             f"{path} stores values from {values.min()} to {values.max()}; 16 bits reach from 0 to "
-            f"{_SIXTEEN_BIT}. "
-            "Save it as an 8-bit or 16-bit picture."
+            f"{_SIXTEEN_BIT}. Save it as an 8-bit or 16-bit picture."
         )
     return Image.fromarray(np.rint(values / (_SIXTEEN_BIT / 255)).astype(np.uint8))
 

@@ -23,8 +23,7 @@ def with_masks(images: Sequence[SubjectImage], sam: Path | None, workplace: Work
     if missing and sam is None:
         raise ValueError(
             f"{len(missing)} pictures have no mask, first {missing[0]}. Add masks/, or let SAM find the "
-            "subject "
-            "with --sam FILE."
+            "subject with --sam FILE."
         )
     weights = content_hash(sam) if missing and sam else ""
     with on_demand(lambda: load_sam(sam).to(workplace.device)) as model:

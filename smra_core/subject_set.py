@@ -94,8 +94,7 @@ def _found(folder: Path) -> list[_Entry]:
     if not pictures:
         raise ValueError(
             f"{folder} holds no pictures ({', '.join(PICTURE_SUFFIXES)}) and no metadata.csv; seen: "
-            f"{names[:8]}. Put "
-            "the pictures directly into it."
+            f"{names[:8]}. Put the pictures directly into it."
         )
     return [_Entry(file_inside(folder, name, str(folder)), None, "") for name in pictures]
 
@@ -150,8 +149,7 @@ def _full_mask(
     if abs(mask.height - expected_height) > max(1, 0.01 * expected_height):
         raise ValueError(
             f"The mask {entry.mask} is {mask.width}x{mask.height}, its picture is {size[0]}x{size[1]} "
-            "(upright). Give "
-            "a mask of the same shape, turned the same way."
+            "(upright). Give a mask of the same shape, turned the same way."
         )
     notes.append(
         f"{_name(home, entry.mask)}: resized from {mask.width}x{mask.height} to its picture's "
@@ -165,8 +163,7 @@ def _check_kept(source: Path, name: str, mask: Image.Image, box, mask_px: Tensor
     if not mask_px.any():
         raise ValueError(
             f"The mask of {source} has no subject left after resizing and cropping at the centre. Crop the "
-            "picture "
-            "around the subject, or paint the mask again."
+            "picture around the subject, or paint the mask again."
         )
     left, top, right, bottom = (round(edge) for edge in box)
     subject = to_pixels(mask)
@@ -190,9 +187,8 @@ def _check_masks(images: list[SubjectImage], require_masks: bool, notes: list[st
     bare = [image.name for image in images if image.mask_px is None]
     if bare and require_masks:
         raise ValueError(
-            f"{len(bare)} of {len(images)} pictures have no mask: {', '.join(bare[:8])}. Put a mask with "
-            "the same stem "
-            f"into {MASK_FOLDER}/, fill in the mask column, or have them made with SAM."
+            f"{len(bare)} of {len(images)} pictures have no mask: {', '.join(bare[:8])}. Put a mask with the "
+            f"same stem into {MASK_FOLDER}/, fill in the mask column, or have them made with SAM."
         )
     notes += [f"{name}: no mask" for name in bare]
 

@@ -39,8 +39,7 @@ def train_subject(
     if settings.sura_weight and dinov2 is None:
         raise ValueError(
             f"SuRA at weight {settings.sura_weight} needs DINOv2's weights. Give their file, or set "
-            "sura_weight "
-            "to 0 to train on the region loss alone."
+            "sura_weight to 0 to train on the region loss alone."
         )
     dinov2 = dinov2 if settings.sura_weight else None
     samples = prepare_subject(workplace, images, dinov2)

@@ -200,8 +200,7 @@ def _check_finite(total: Tensor, losses: Mapping[str, Tensor], chosen: Sequence[
         if not math.isfinite(value):
             parts = {name: round(loss[place].item(), 4) for name, loss in losses.items()}
             raise NonFiniteLoss(
-                f"The loss of {chosen[place].name} is {value} in step {step} ({parts}); the steps before "
-                "are "
+                f"The loss of {chosen[place].name} is {value} in step {step} ({parts}); the steps before are "
                 "kept. Look at that file, or lower the learning rate."
             )
 
@@ -226,9 +225,8 @@ def _check_reached(lora: Lora) -> None:
     dead = [name for name, pair in lora.items() if pair.b.grad is None or not pair.b.grad.any()]
     if dead:
         raise NoGradient(
-            f"{len(dead)} of {len(lora)} adapters have no gradient after step 1, first {dead[0]}. The "
-            "losses do "
-            "not reach them: the model's patches or loader take those linears out of the graph."
+            f"{len(dead)} of {len(lora)} adapters have no gradient after step 1, first {dead[0]}. The losses "
+            "do not reach them: the model's patches or loader take those linears out of the graph."
         )
 
 
