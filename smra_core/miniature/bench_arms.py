@@ -45,6 +45,7 @@ ARMS = (
     BenchArm("without SuRA", replace(SUBJECT, sura_weight=0.0)),
     BenchArm("SuRA at 100 times its weight", replace(SUBJECT, sura_weight=100 * SUBJECT.sura_weight)),
     BenchArm("without MoRA", motion=replace(MOTION, mora_weight=0.0)),
+    BenchArm("MoRA at 10 times its weight", motion=replace(MOTION, mora_weight=10 * MOTION.mora_weight)),
     BenchArm("all-layer injection", replace(SUBJECT, plan=ALL_LAYERS), replace(MOTION, plan=ALL_LAYERS)),
     BenchArm("subject without FFN.0", replace(SUBJECT, plan=SUBJECT_WITHOUT_FFN_0)),
     BenchArm("motion without FFN.0", motion=replace(MOTION, plan=MOTION_WITHOUT_FFN_0)),
