@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from smra_core.miniature.demo_data import MOTION, REFERENCES
+
 WORKFLOWS = Path(__file__).parents[2] / "workflows"
 TITLE_BAR = 30
 GRAPHS = sorted(WORKFLOWS.glob("*.json"))
@@ -47,6 +49,12 @@ def test_the_quickstart_loads_nothing_that_is_not_shipped():
     graph = json.loads((WORKFLOWS / "quickstart_miniature.json").read_text("utf-8"))
     loaders = {node["type"] for node in graph["nodes"] if "Load" in node["type"]}
     assert loaders == {"SMRALoadMiniature", "SMRASparseLoRALoader"}
+
+
+def test_the_quickstarts_caption_is_that_of_the_clip_it_learns():
+    graph = json.loads((WORKFLOWS / "quickstart_miniature.json").read_text("utf-8"))
+    texts = {node["widgets_values"][0] for node in graph["nodes"] if node["type"] == "CLIPTextEncode"}
+    assert REFERENCES[MOTION].prompt() in texts
 
 
 @pytest.mark.parametrize("path", GRAPHS, ids=lambda path: path.stem)
