@@ -1,0 +1,90 @@
+"""How much of the LoRA's gradient SuRA and MoRA have on the miniature, at their weights there.
+
+    python -m tests.benchmarks.gradient_shares
+
+For both held-out subjects and motions: the length of the weighted alignment loss's gradient over that of the
+velocity loss's, on the adapters that both reach, at ten noise levels; LoRAs a little off their start.
+"""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from smra_core.lora import Injection, Lora, init_lora, injected
+from smra_core.miniature.bench import Bench, open_bench
+from smra_core.miniature.small_settings import MOTION, SUBJECT
+from smra_core.miniature.world import HELD_OUT_MOTIONS, HELD_OUT_SUBJECTS
+from smra_core.motion_training import load_objective, prepare_motion
+from smra_core.subject_training import prepare_subject
+from smra_core.sura import SubjectObjective
+from smra_core.teacher_files import teacher_file
+from smra_core.trainer import Objective, collate
+from smra_core.wan_files import MINIATURE
+
+LEVELS = 10
+OFF_START = 0.003
+"""Deviation of B, which starts at zero: then A has no gradient."""
+
+
+def started(lora: Lora, generator: torch.Generator) -> list[Tensor]:
+    """The LoRA's parameters, moved off their start."""
+    for pair in lora.values():
+        torch.nn.init.normal_(pair.b, std=OFF_START, generator=generator)
+    return [parameter for pair in lora.values() for parameter in pair.parameters()]
+
+
+def shares(
+    bench: Bench, objective: Objective, lora: Lora, samples: Sequence, velocity: str, aligned: str
+) -> Iterator[tuple[float, float]]:
+    """Noise level, and the aligned loss's part, level by level."""
+    generator = torch.Generator().manual_seed(0)
+    parameters = started(lora, generator)
+    batch = collate(samples)
+    with bench.workplace.denoiser_for_training() as denoiser, injected(denoiser.linears(), Injection(lora)):
+        for level in range(LEVELS):
+            sigma = torch.full((len(samples),), (level + 0.5) / LEVELS)
+            noise = torch.randn(batch.latents.shape, generator=generator)
+            losses = objective.losses(denoiser, batch, sigma, noise, generator)
+            pulls = {
+                name: torch.autograd.grad(
+                    objective.weights[name] * losses[name].mean(), parameters, retain_graph=True,
+                    allow_unused=True,
+                )
+                for name in (velocity, aligned)
+            }  # fmt: skip
+            reached = [i for i, pull in enumerate(pulls[aligned]) if pull is not None]
+            lengths = [
+                torch.cat([pulls[name][i].flatten() for i in reached]).norm() for name in (aligned, velocity)
+            ]
+            yield sigma[0].item(), (lengths[0] / lengths[1]).item()
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = open_bench(Path(folder))
+        place, spec = bench.workplace, bench.workplace.spec()
+        draw = torch.Generator().manual_seed(0)
+        for subject in HELD_OUT_SUBJECTS:
+            pictures = bench.images(subject)
+            samples = prepare_subject(place, pictures, teacher_file("dinov2", None, MINIATURE))
+            objective = SubjectObjective(SUBJECT, spec.dim, samples[0].features.shape[-1])
+            lora = init_lora(spec, SUBJECT.plan, SUBJECT.rank, draw)
+            show("SuRA", subject, list(shares(bench, objective, lora, samples, "region", "sura")))
+        for motion in HELD_OUT_MOTIONS:
+            flow = teacher_file("sea_raft", None, MINIATURE)
+            sample = prepare_motion(place, bench.clip(motion), flow)
+            objective = load_objective(place, flow, MOTION, [sample])
+            lora = init_lora(spec, MOTION.plan, MOTION.rank, draw)
+            show("MoRA", motion, list(shares(bench, objective, lora, [sample], "temporal", "mora")))
+
+
+def show(loss: str, case: str, levels: list[tuple[float, float]]) -> None:
+    print(f"{loss}, {case}: " + ", ".join(f"{part:.3f} at {sigma:.2f}" for sigma, part in levels))
+
+
+if __name__ == "__main__":
+    main()
