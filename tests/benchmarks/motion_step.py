@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -44,35 +45,53 @@ FEW_BLOCKS = 2
 
 
 class Step:
-    """A motion step's models and inputs, without data."""
+    """A training step's models and inputs, random: without data on the meta device, with it on others."""
 
-    def __init__(self, args, blocks=FEW_BLOCKS):
-        self.settings = MotionSettings(width=args.width, height=args.height, frames=args.frames)
-        self.blocks = blocks
-        with META:
-            self.vae = AutoencoderKLWan().to(BF16).requires_grad_(False)
-            self.flow_net = SeaRaft(SEA_RAFT_M).freeze()
-            self.tiny = TinyDecoder().to(BF16)
-        self.latents = latent_frames(args.frames)
-        self.shape = (1, 16, self.latents, args.height // 8, args.width // 8)
+    def __init__(self, settings, blocks=FEW_BLOCKS, device=META, dtype=BF16, flow=SEA_RAFT_M):
+        self.settings, self.blocks, self.flow = settings, blocks, flow
+        self.device, self.dtype = device, dtype
+        self.denoisers = {}
+        self.latents = latent_frames(settings.frames)
+        self.shape = (1, 16, self.latents, settings.height // 8, settings.width // 8)
+
+    @cached_property
+    def vae(self):
+        with self.device:
+            return AutoencoderKLWan().to(self.dtype).requires_grad_(False)
+
+    @cached_property
+    def flow_net(self):
+        with self.device:
+            return SeaRaft(self.flow).freeze()
+
+    @cached_property
+    def tiny(self):
+        with self.device:
+            return TinyDecoder().to(self.dtype)
+
+    def random(self, *shape, dtype=torch.float32):
+        return torch.randn(shape, device=self.device, dtype=dtype)
 
     def denoiser(self, checkpoint):
-        spec = WAN_1_3B
-        with META:
-            dit = WanTransformer3DModel(
-                num_layers=self.blocks, ffn_dim=spec.ffn, num_attention_heads=spec.heads,
-                attention_head_dim=spec.dim // spec.heads,
-            ).to(BF16)  # fmt: skip
-        return DiffusersDenoiser(dit.train(), checkpoint)
+        """One for all steps that keep as much."""
+        if checkpoint not in self.denoisers:
+            spec = WAN_1_3B
+            with self.device:
+                dit = WanTransformer3DModel(
+                    num_layers=self.blocks, ffn_dim=spec.ffn, num_attention_heads=spec.heads,
+                    attention_head_dim=spec.dim // spec.heads,
+                ).to(self.dtype)  # fmt: skip
+            self.denoisers[checkpoint] = DiffusersDenoiser(dit.train(), checkpoint)
+        return self.denoisers[checkpoint]
 
     def trained(self, plan, rank, loss, shape, checkpoint=True):
         """A function that runs a step: velocity, `loss(noisy, velocity, tokens)`, backward."""
         denoiser = self.denoiser(checkpoint)
         lora = init_lora(denoiser.spec, plan, rank, torch.Generator())
         for pair in lora.values():
-            pair.to(META)
-        noisy, sigma = torch.empty(shape, device=META), torch.empty(1, device=META)
-        context = torch.empty(1, 512, 4096, device=META, dtype=BF16)
+            pair.to(self.device)
+        noisy, sigma = self.random(*shape), self.half_noise()
+        context = self.random(1, 512, 4096, dtype=self.dtype)
 
         def step():
             with injected(denoiser.linears(), Injection(lora)):
@@ -85,9 +104,12 @@ class Step:
 
         return step
 
+    def half_noise(self):
+        return torch.full((1,), 0.5, device=self.device)
+
     def motion(self, mora=None, checkpoint=True):
-        target, sigma = torch.empty(self.shape, device=META), torch.empty(1, device=META)
-        anchor = torch.zeros(1, dtype=torch.long, device=META)
+        target, sigma = self.random(*self.shape), self.half_noise()
+        anchor = torch.zeros(1, dtype=torch.long, device=self.device)
 
         def loss(noisy, velocity, tokens):
             total = temporal_loss(velocity, target, anchor)
@@ -97,14 +119,16 @@ class Step:
 
     def reference(self, shrink=1):
         height, width = self.settings.height // shrink, self.settings.width // shrink
-        return torch.empty(1, self.settings.frames - 1, 2, height, width, device=META)
+        return self.random(1, self.settings.frames - 1, 2, height, width)
 
     def naive(self):
+        reference = self.reference()[0]
+
         def mora(x0):
-            pixels = self.vae.decode(unwhitened(x0).to(BF16)).sample
+            pixels = self.vae.decode(unwhitened(x0).to(self.dtype)).sample
             frames = (pixels[0].transpose(0, 1).float() + 1) * 127.5
             flow = self.flow_net.pair_flows(frames, pairs_per_chunk=len(frames))
-            return flow_alignment_loss(flow, self.reference()[0])
+            return flow_alignment_loss(flow, reference)
 
         return self.motion(mora, checkpoint=False)
 
@@ -118,7 +142,7 @@ class Step:
     def windowed(self, recompute):
         """The most costly window: one in the middle, with all of its context."""
         decoder = FrozenDecoder.of(self.vae, recompute)
-        reference = torch.empty(self.shape[1:], device=META)
+        reference = self.random(*self.shape[1:])
         return self.streamed(
             decoder, warm_stretches(reference, decoder, self.settings.window, self.settings.context)[-1]
         )
@@ -126,9 +150,10 @@ class Step:
     def subject(self, aligned):
         settings = SubjectSettings()
         shape = (1, 16, 1, settings.height // 8, settings.width // 8)
-        target, mask = torch.empty(shape, device=META), torch.empty(shape, device=META)[:, :1]
-        head = projector(WAN_1_3B.dim, DINOV2_G, settings.projector_width, torch.Generator()).to(META)
-        features = torch.empty(1, shape[-1] * shape[-2] // 4, DINOV2_G, device=META)
+        target, mask = self.random(*shape), torch.ones_like(self.random(*shape)[:, :1])
+        head = projector(WAN_1_3B.dim, DINOV2_G, settings.projector_width, torch.Generator())
+        head.to(self.device)
+        features = self.random(1, shape[-1] * shape[-2] // 4, DINOV2_G)
 
         def loss(noisy, velocity, tokens):
             region = region_loss(velocity, target, mask)
@@ -161,6 +186,10 @@ SUBJECT_CASES = {
 }
 
 
+def settings_of(args):
+    return MotionSettings(width=args.width, height=args.height, frames=args.frames)
+
+
 def prepare_for_meta():
     """What the meta device has no notion of: states that wait in host memory, and autocast."""
     # Memory that is never written costs nothing.
@@ -187,7 +216,7 @@ def scale_of(make, args, blocks):
 
     What a block adds to the peak is what waits of it while others work: the same while pixels are decoded.
     """
-    few, more = (counted(make(Step(args, number))) for number in (FEW_BLOCKS, FEW_BLOCKS + 1))
+    few, more = (counted(make(Step(settings_of(args), number))) for number in (FEW_BLOCKS, FEW_BLOCKS + 1))
     names = ("flops", "peak", "saved", "moved")
     return Scale(blocks - FEW_BLOCKS, Count(*(getattr(more, name) - getattr(few, name) for name in names)))
 
@@ -205,7 +234,7 @@ def measure(cases, args):
     for name in [base, *(name for name in wanted if name != base)]:
         started = time.process_time()
         text, make = cases[name]
-        one = counted(make(Step(args)))
+        one = counted(make(Step(settings_of(args))))
         count = (graph if name == "naive" else scale).all_blocks(one)
         first = first or count
         rows.append((name, text, count, count.flops / first.flops))
@@ -232,7 +261,7 @@ def estimated(name, args, peak):
     decode = name.removesuffix("-recompute")
     if decode not in DECODES:
         return "-"
-    settings = MotionSettings(width=args.width, height=args.height, frames=args.frames)
+    settings = settings_of(args)
     recompute = decode == "exact" or decode != name
     told = estimate(settings, decode, recompute, WAN_1_3B).bytes
     return f"{told / 1e9:.2f} ({100 * (told / peak - 1):+.0f} %)"
