@@ -3,11 +3,12 @@
     python -m tests.benchmarks.motion_step_time [case ...] [--rounds 3] [--device cpu]
 
 On the CPU: the real widths of WAN, its VAE and SEA-RAFT M, random weights, float32, one thread, and the
-process's own time, so that other work on the machine counts little. The cases take turns, and the median of
-each is given. The DiT has few blocks; to a step are added, as often as blocks are missing, the seconds that
-one of them adds to a plain step. All of the paper's step is made smaller alike: flow at half of the
-frames' size, windows of a quarter of the pairs. Yet parts weigh otherwise than at the paper's size: attention
-over a few tokens is nearly free, so the decoder weighs more. The ratios are of the size that is printed.
+process's own time, which a busy machine still stretches by a quarter. The cases take turns, and the median
+of each is given. The DiT has few blocks; to a step are added, as often as blocks are missing, the seconds
+that one of them adds to a plain step. All of the paper's motion step is made smaller alike: flow at half of
+the frames' size, windows of a quarter of the pairs. Yet parts weigh otherwise than at the paper's size:
+attention over a few tokens is nearly free, so the decoder weighs more. The ratios are of the size that is
+printed. The subject step has the paper's size.
 
 On CUDA (the default where there is one): the paper's size, all blocks, bfloat16, time by CUDA events, and the
 measured peak above what was held before, the weights. Written without a GPU at hand: it never ran on one.
@@ -35,7 +36,6 @@ from tests.benchmarks.motion_step import BF16, CASES, FEW_BLOCKS, SUBJECT_CASES,
 
 SMALL = MotionSettings(width=64, height=64, frames=17, window=1)
 """Five latents and 16 pairs: a window shows a quarter of the pairs, as at the paper's size."""
-SMALL_SUBJECT = MotionSettings(width=192, height=192, frames=1)
 SMALL_FLOW = replace(SEA_RAFT_M, levels=2)
 """With so few correlation levels that half of 64 pixels is enough."""
 ADDED = 4
@@ -48,7 +48,6 @@ class Place(NamedTuple):
     device: torch.device
     dtype: torch.dtype
     motion: MotionSettings
-    subject: MotionSettings
     flow: SeaRaftConfig
     blocks: int
 
@@ -57,8 +56,8 @@ class Place(NamedTuple):
         """Blocks of the DiT that a timed step lacks."""
         return WAN_1_3B.blocks - self.blocks
 
-    def step(self, settings, more=0):
-        step = Step(settings, self.blocks + more, self.device, self.dtype, self.flow)
+    def step(self, more=0):
+        step = Step(self.motion, self.blocks + more, self.device, self.dtype, self.flow)
         if self.device.type == "cpu":
             with_fast_layers(step.vae)  # or one graph would stand for float32's slow conv3d
         return step
@@ -72,10 +71,8 @@ class Took(NamedTuple):
 
 def place_on(device):
     if device.type == "cuda":
-        subject = SubjectSettings()
-        square = MotionSettings(width=subject.width, height=subject.height, frames=1)
-        return Place(device, BF16, MotionSettings(), square, SEA_RAFT_M, WAN_1_3B.blocks)
-    return Place(device, torch.float32, SMALL, SMALL_SUBJECT, SMALL_FLOW, FEW_BLOCKS)
+        return Place(device, BF16, MotionSettings(), SEA_RAFT_M, WAN_1_3B.blocks)
+    return Place(device, torch.float32, SMALL, SMALL_FLOW, FEW_BLOCKS)
 
 
 def took(step, device):
@@ -110,11 +107,11 @@ def rounds(steps, number, device):
 
 def motion_steps(place, wanted):
     """A function that runs a step, for each case; with few blocks plain steps with more of them, too."""
-    step = place.step(place.motion)
+    step = place.step()
     names = [name for name in CASES if name == "plain" or name in wanted]
     steps = {name: CASES[name][1](step) for name in names}
     if place.missing:
-        more = place.step(place.motion, ADDED)
+        more = place.step(ADDED)
         steps["plain, with more blocks"] = more.motion()
         if "naive" in names:
             steps["kept"], steps["kept, with more blocks"] = (
@@ -124,10 +121,10 @@ def motion_steps(place, wanted):
 
 
 def subject_steps(place):
-    step = place.step(place.subject)
+    step = place.step()
     steps = {name: make(step) for name, (_, make) in SUBJECT_CASES.items()}
     if place.missing:
-        steps["region, with more blocks"] = place.step(place.subject, ADDED).subject(aligned=False)
+        steps["region, with more blocks"] = place.step(ADDED).subject(aligned=False)
     return steps
 
 
@@ -161,13 +158,13 @@ def block_seconds(name, middle):
 
 
 def conditions(place):
-    motion, flow = place.motion, place.flow
+    motion, flow, subject = place.motion, place.flow, SubjectSettings()
     return (
         f"{WAN_1_3B.name}'s widths ({WAN_1_3B.dim}, ffn {WAN_1_3B.ffn}, {WAN_1_3B.heads} heads), "
         f"{place.blocks} blocks; VAE of width 96, {motion.width}x{motion.height}, {motion.frames} frames "
         f"({latent_frames(motion.frames)} latents, {motion.frames - 1} pairs), LoRA rank {motion.rank}; "
         f"window {motion.window}, context {motion.context}; {flow.name} of {flow.levels} correlation levels, "
-        f"{flow.iterations} iterations; subject {place.subject.width}x{place.subject.height}; {place.dtype}, "
+        f"{flow.iterations} iterations; subject {subject.width}x{subject.height}; {place.dtype}, "
         f"{torch.get_num_threads()} thread."
     )
 
