@@ -3,6 +3,7 @@
 import subprocess
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from comfyui import PACK
@@ -11,9 +12,16 @@ INSIDE = Path(__file__).parent / "inside"
 SECONDS = 1500
 
 
+class Case(NamedTuple):
+    name: str
+    failed: str
+    skipped: str
+    """Why; empty for a test that ran."""
+
+
 @pytest.fixture(scope="session")
 def results(host, tmp_path_factory):
-    """Failures, and the number of tests, by file."""
+    """Every test's name, failure and reason to skip, by file."""
     if subprocess.run([host.python, "-c", "import pytest"], capture_output=True).returncode:
         pytest.skip(f"{host.python} has no pytest: install it there to run the tests inside ComfyUI.")
     report = tmp_path_factory.mktemp("inside") / "report.xml"
@@ -37,16 +45,20 @@ def results(host, tmp_path_factory):
         timeout=SECONDS,
     )
     assert report.is_file(), f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    by_file: dict[str, list[tuple[str, str]]] = {}
-    for case in ElementTree.parse(report).iter("testcase"):
-        text = "\n".join(part.text or "" for part in case if part.tag in ("failure", "error"))
-        by_file.setdefault(case.get("classname").rpartition(".")[2], []).append((case.get("name"), text))
+    by_file: dict[str, list[Case]] = {}
+    for element in ElementTree.parse(report).iter("testcase"):
+        failed = "\n".join(part.text or "" for part in element if part.tag in ("failure", "error"))
+        skipped = next((part.get("message") for part in element if part.tag == "skipped"), "")
+        case = Case(element.get("name"), failed, skipped)
+        by_file.setdefault(element.get("classname").rpartition(".")[2], []).append(case)
     return by_file
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in INSIDE.glob("test_*.py")))
 def test_inside(results, name):
     cases = results.get(name, [])
-    failed = [f"{case}:\n{text}" for case, text in cases if text]
     assert cases, f"Nothing of {name} was run."
+    failed = [f"{case.name}:\n{case.failed}" for case in cases if case.failed]
     assert not failed, "\n\n".join(failed)
+    if all(case.skipped for case in cases):
+        pytest.skip(cases[0].skipped)

@@ -18,13 +18,13 @@ from smrabooth_pack.smra_core.schedule import SparseSchedule
 from smrabooth_pack.smra_core.sparse import Strengths
 from tiny_wan import difference, leftovers, reference, sample
 
-gguf = pytest.importorskip("gguf")
 LATE_BELOW = 0.75
 
 
 @pytest.fixture(scope="module")
 def loader():
     """The pack's loader node."""
+    pytest.importorskip("gguf")
     beside = Path(os.environ["COMFYUI_PATH"]) / "custom_nodes" / "ComfyUI-GGUF"
     folder = Path(os.environ.get("COMFYUI_GGUF_PATH", beside))
     if not (folder / "nodes.py").is_file():
@@ -39,6 +39,8 @@ def loader():
 
 def write(state: dict, path: Path) -> dict:
     """A file whose blocks' linears are Q8_0; the values that it stands for."""
+    import gguf
+
     writer = gguf.GGUFWriter(path, "wan")
     linears, stands_for = {f"{name}.weight" for name in tiny_wan.block_linears()}, {}
     for name, tensor in state.items():
