@@ -2,6 +2,8 @@
 names.
 """
 
+import gc
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -73,3 +75,11 @@ def _finite_difference(function, parameter, direction, step=1e-6):
 @pytest.fixture
 def finite_difference():
     return _finite_difference
+
+
+def pytest_collection_finish(session):
+    """Leave what is imported out of garbage collection: the core collects after every training, and half a
+    second each time goes by among modules that are never freed.
+    """
+    gc.collect()
+    gc.freeze()

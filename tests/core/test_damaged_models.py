@@ -23,7 +23,7 @@ from smra_core.umt5_file import load_umt5
 from smra_core.wan_files import BackboneFiles
 
 HERE = Path(__file__)
-ROUNDS = 8
+ROUNDS = 4
 """Changes of each file, drawn from a fixed seed."""
 SIDES = [0, 1, 2, 3, 5, 16, 32, 64]
 DTYPES = [

@@ -17,7 +17,7 @@ def test_two_captions_make_one_prompt(subject, motion, prompt):
     assert combined_prompt(subject, motion) == prompt
 
 
-FRAMES = 9
+FRAMES = 5
 
 
 @pytest.fixture

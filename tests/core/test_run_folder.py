@@ -155,23 +155,18 @@ def test_a_killed_process_loses_no_saved_step_and_goes_on_bit_for_bit(tmp_path):
     here = os.path.dirname(os.path.abspath(__file__))
     root = os.path.dirname(os.path.dirname(here))
 
-    def run(folder, how, result):
-        script = [
-            sys.executable,
-            "-c",
-            KILLED,
-            root,
-            here,
-            str(tmp_path / folder),
-            how,
-            str(tmp_path / result),
-        ]
-        return subprocess.run(script, capture_output=True, text=True, timeout=120)
+    def start(folder, how, result):
+        places = [root, here, str(tmp_path / folder), how, str(tmp_path / result)]
+        return subprocess.Popen([sys.executable, "-c", KILLED, *places], stderr=subprocess.PIPE, text=True)
 
-    whole = run("whole", "whole", "whole.safetensors")
-    assert whole.returncode == 0, whole.stderr
-    assert run("killed", "kill", "none").returncode == -9
-    resumed = run("killed", "resume", "resumed.safetensors")
-    assert resumed.returncode == 0, resumed.stderr
+    def end(process):
+        _, said = process.communicate(timeout=120)
+        return process.returncode, said
+
+    whole, killed = start("whole", "whole", "whole.safetensors"), start("killed", "kill", "none")
+    assert end(killed)[0] == -9
+    for process in (whole, start("killed", "resume", "resumed.safetensors")):
+        code, said = end(process)
+        assert code == 0, said
     first, second = (load_file(tmp_path / f"{name}.safetensors") for name in ("whole", "resumed"))
     assert first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
