@@ -51,14 +51,17 @@ def shown(entry, node):
 
 def test_the_scheduler_says_where_a_wired_run_switches(server):
     prompt = {
-        "2": {"class_type": "ManualSigmas", "inputs": {"sigmas": "1, 0.9, 0.72, 0.5, 0.2, 0"}},
+        "2": {  # 1, 0.775, 0.55, 0.325, 0.1, 0
+            "class_type": "KarrasScheduler",
+            "inputs": {"steps": 5, "sigma_max": 1.0, "sigma_min": 0.1, "rho": 1.0},
+        },
         "3": scheduler(sigmas=["2", 0]),
         "4": {"class_type": "PreviewAny", "inputs": {"source": ["3", 2]}},
         "5": {"class_type": "PreviewAny", "inputs": {"source": ["3", 1]}},
     }
     entry = server.run(prompt)
-    assert shown(entry, "4")["text"] == ["switch at step 2 of 5, sigma 0.720 (T_point at sigma 0.70)"]
-    assert shown(entry, "5")["text"] == ["2"]
+    assert shown(entry, "4")["text"] == ["switch at step 1 of 5, sigma 0.775 (T_point at sigma 0.70)"]
+    assert shown(entry, "5")["text"] == ["1"]
     assert shown(entry, "3")["images"]
 
 
