@@ -2,8 +2,8 @@
 
 from .inspect_lora import InspectLoRA
 from .load_data import LoadMotionClip, LoadSubjectFolder
+from .load_encoders import LoadDINOv2, LoadSAM, LoadSEARAFT
 from .load_miniature import LoadMiniature
-from .load_teachers import LoadDINOv2, LoadSAM, LoadSEARAFT
 from .preview_flow import PreviewOpticalFlow
 from .segment_subject import SegmentSubject
 from .sparse_lora_loader import SparseLoRALoader

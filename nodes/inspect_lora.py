@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io, ui
 
-from ..smra_core.lora_file import load_lora
-from ..smra_core.lora_report import describe_lora, render_report
+from ..smra_core.lora.reader import load_lora
+from ..smra_core.lora.report import describe_lora, render_report
 
 
 class InspectLoRA(io.ComfyNode):
@@ -33,7 +33,7 @@ class InspectLoRA(io.ComfyNode):
     def execute(cls, file: str, model=None) -> io.NodeOutput:
         import folder_paths
 
-        from .host_wan import spec_of
+        from .host.denoiser import spec_of
 
         spec = None if model is None else spec_of(model)
         text = render_report(

@@ -6,13 +6,13 @@ from pathlib import Path
 import torch
 from comfy_api.latest import io
 
-from ..smra_core.mora import MotionSettings
-from ..smra_core.motion_clip import FEWEST_FRAMES, read_motion_clip
-from ..smra_core.subject_set import SubjectImage, read_subject_set
-from ..smra_core.sura import SubjectSettings
-from ..smra_core.wan import check_size, latent_frames
-from .graph_images import as_image
-from .node_text import advanced, show_text
+from ..smra_core.data.motion_clip import FEWEST_FRAMES, read_motion_clip
+from ..smra_core.data.subject_set import SubjectImage, read_subject_set
+from ..smra_core.training.mora import MotionSettings
+from ..smra_core.training.sura import SubjectSettings
+from ..smra_core.wan.spec import check_size, latent_frames
+from .host.images import as_image
+from .host.widgets import advanced, show_text
 
 log = logging.getLogger("smrabooth")
 

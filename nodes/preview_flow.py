@@ -7,12 +7,12 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..smra_core.encoders.sea_raft import load_sea_raft
-from ..smra_core.flow_picture import LEAST_SPEED, colour_wheel, flow_to_rgb
-from ..smra_core.on_demand import on_demand
-from .graph_images import as_image
-from .inference_tensors import ordinary
-from .load_teachers import SeaRaftType
-from .node_text import show_text
+from ..smra_core.evaluation.flow_colors import LEAST_SPEED, colour_wheel, flow_to_rgb
+from ..smra_core.storage.on_demand import on_demand
+from .host.images import as_image
+from .host.inference_tensors import ordinary
+from .host.widgets import show_text
+from .load_encoders import SeaRaftType
 
 _FASTEST = 0.99
 """Quantile of the speeds that gets full colour: a few wild pixels would make the rest white."""

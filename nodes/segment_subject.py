@@ -7,10 +7,10 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..smra_core.encoders.sam import load_sam, subject_mask
-from ..smra_core.on_demand import on_demand
-from .graph_images import as_image
-from .inference_tensors import ordinary
-from .load_teachers import SamType
+from ..smra_core.storage.on_demand import on_demand
+from .host.images import as_image
+from .host.inference_tensors import ordinary
+from .load_encoders import SamType
 
 _DIMMED = 0.25
 """Brightness of what is not the subject in the picture to check by."""

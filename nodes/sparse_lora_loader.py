@@ -2,11 +2,12 @@
 
 from comfy_api.latest import io
 
-from ..smra_core.schedule import SparseSchedule
-from ..smra_core.sparse import Strengths
-from .apply_loras import AUTO, CONSTANT_MODES, apply_loras, at_constant_strength
-from .call_time_swap import ScheduledLora
-from .chosen_lora import (
+from ..smra_core.lora.plan import Strengths
+from ..smra_core.lora.schedule import SparseSchedule
+from .host.widgets import advanced, show_text
+from .patching.apply_loras import AUTO, CONSTANT_MODES, apply_loras, at_constant_strength
+from .patching.call_time_swap import ScheduledLora
+from .patching.chosen_lora import (
     LAYER_CHOICES,
     NONE,
     PAPER,
@@ -16,7 +17,6 @@ from .chosen_lora import (
     describe_choice,
     layer_plan,
 )
-from .node_text import advanced, show_text
 
 Schedule = io.Custom("SMRA_SCHEDULE")
 

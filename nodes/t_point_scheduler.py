@@ -4,18 +4,18 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
-from ..smra_core.flow_matching import sampling_sigmas
-from ..smra_core.sampling import SamplingSettings
-from ..smra_core.schedule import SparseSchedule, describe_run, switch_step
-from ..smra_core.schedule_picture import schedule_picture
-from ..smra_core.sparse import (
+from ..smra_core.evaluation.schedule_plot import schedule_picture
+from ..smra_core.lora.plan import (
     MOTION_STRENGTHS,
     STRENGTH_PRESETS,
     SUBJECT_STRENGTHS,
     Strengths,
     TPointSchedule,
 )
-from .node_text import advanced, show_text
+from ..smra_core.lora.schedule import SparseSchedule, describe_run, switch_step
+from ..smra_core.wan.flow_matching import sampling_sigmas
+from ..smra_core.wan.sampler import SamplingSettings
+from .host.widgets import advanced, show_text
 from .sparse_lora_loader import Schedule
 
 STEP, SHARE, SIGMA = "step of a reference run", "share of the steps", "sigma"

@@ -7,26 +7,23 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..smra_core.decode_budget import DecodeChoice, choose_decode
-from ..smra_core.mora import DECODES, MotionSettings
-from ..smra_core.motion_clip import FEWEST_FRAMES, MotionClip
-from ..smra_core.motion_training import train_motion
-from ..smra_core.trainer import TrainSettings
-from ..smra_core.wan import check_size, latent_frames, trim_frames
-from .graph_images import framed
-from .graph_place import GraphPlace
-from .graph_text import contexts_of
-from .graph_training import latent_shape, tell, trained_in_graph
-from .host_versions import trainable_memory
-from .host_wan import training_dtype
-from .inference_tensors import ordinary
-from .load_teachers import SeaRaftType
-from .model_files import TINY_DECODER
-from .node_text import advanced
-from .preflight import motion_forecast
-from .settings_widgets import Row, choices, chosen, widgets
-from .trained_lora import Outputs, file_name, shown
-from .training_inputs import (
+from ..smra_core.data.motion_clip import FEWEST_FRAMES, MotionClip
+from ..smra_core.training.decode_choice import DecodeChoice, choose_decode
+from ..smra_core.training.mora import DECODES, MotionSettings
+from ..smra_core.training.motion import train_motion
+from ..smra_core.training.trainer import TrainSettings
+from ..smra_core.wan.spec import check_size, latent_frames, trim_frames
+from .host.backend import GraphPlace
+from .host.conditioning import contexts_of
+from .host.denoiser import training_dtype
+from .host.images import framed
+from .host.inference_tensors import ordinary
+from .host.model_folders import TINY_DECODER
+from .host.versions import trainable_memory
+from .host.widgets import advanced
+from .load_encoders import SeaRaftType
+from .training.forecast import motion_forecast
+from .training.inputs import (
     RANK,
     SIZE,
     VELOCITY,
@@ -36,6 +33,9 @@ from .training_inputs import (
     plans,
     train_settings,
 )
+from .training.outputs import Outputs, file_name, shown
+from .training.run import latent_shape, tell, trained_in_graph
+from .training.settings_widgets import Row, choices, chosen, widgets
 
 DEFAULTS, TRAIN_DEFAULTS = MotionSettings(), TrainSettings(steps=400)
 REMEDY = (

@@ -6,26 +6,23 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..smra_core.data.subject_set import SubjectImage
 from ..smra_core.encoders.sam import load_sam, subject_mask
-from ..smra_core.file_identity import identity
-from ..smra_core.on_demand import on_demand
-from ..smra_core.subject_set import SubjectImage
-from ..smra_core.subject_training import train_subject
-from ..smra_core.sura import SubjectSettings
-from ..smra_core.tensor_cache import content_hash
-from ..smra_core.trainer import TrainSettings
-from ..smra_core.wan import WanSpec, check_size
-from .graph_images import framed, framed_masks
-from .graph_place import GraphPlace
-from .graph_text import contexts_of
-from .graph_training import latent_shape, tell, trained_in_graph
-from .host_wan import training_dtype
-from .inference_tensors import ordinary
-from .load_teachers import DinoV2Type, SamType
-from .preflight import subject_forecast
-from .settings_widgets import Row, chosen
-from .trained_lora import Outputs, file_name, shown
-from .training_inputs import (
+from ..smra_core.storage.content_hash import identity
+from ..smra_core.storage.on_demand import on_demand
+from ..smra_core.storage.tensor_cache import content_hash
+from ..smra_core.training.subject import train_subject
+from ..smra_core.training.sura import SubjectSettings
+from ..smra_core.training.trainer import TrainSettings
+from ..smra_core.wan.spec import WanSpec, check_size
+from .host.backend import GraphPlace
+from .host.conditioning import contexts_of
+from .host.denoiser import training_dtype
+from .host.images import framed, framed_masks
+from .host.inference_tensors import ordinary
+from .load_encoders import DinoV2Type, SamType
+from .training.forecast import subject_forecast
+from .training.inputs import (
     RANK,
     SIZE,
     VELOCITY,
@@ -35,6 +32,9 @@ from .training_inputs import (
     plans,
     train_settings,
 )
+from .training.outputs import Outputs, file_name, shown
+from .training.run import latent_shape, tell, trained_in_graph
+from .training.settings_widgets import Row, chosen
 
 DEFAULTS, TRAIN_DEFAULTS = SubjectSettings(), TrainSettings()
 REMEDY = "Lower batch_size, or width and height, or choose a smaller DINOv2."

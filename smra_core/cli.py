@@ -12,28 +12,28 @@ import torch
 from tqdm import tqdm
 
 from . import __version__
-from .demo import run_demo
-from .device_choice import DTYPES, choose_device, choose_dtype
-from .lora import Lora
-from .lora_file import DIALECTS_OUT, convert_lora, load_lora
-from .lora_report import describe_lora, render_report
-from .mora import MotionSettings
-from .motion_clip import read_motion_clip
-from .motion_training import train_motion
-from .progress_bar import TrainingBar
-from .sampling import SamplingSettings, ScheduledLora
-from .sparse import MOTION_STRENGTHS, STRENGTH_PRESETS, SparsePlan, Strengths, TPointSchedule
-from .subject_masks import with_masks
-from .subject_set import read_subject_set
-from .subject_training import train_subject
-from .sura import SubjectSettings
+from .data.motion_clip import read_motion_clip
+from .data.subject_set import read_subject_set
+from .data.video import write_video
+from .lora.adapter import Lora
+from .lora.plan import MOTION_STRENGTHS, STRENGTH_PRESETS, SparsePlan, Strengths, TPointSchedule
+from .lora.reader import DIALECTS_OUT, convert_lora, load_lora
+from .lora.report import describe_lora, render_report
+from .miniature.demo import run_demo
+from .standalone.backend import Workplace
+from .standalone.device import DTYPES, choose_device, choose_dtype
+from .standalone.generate import Arm, generate
+from .standalone.model_files import MINIATURE, find_backbone
+from .standalone.progress_bar import TrainingBar
+from .storage.tensor_cache import TensorCache
 from .teacher_files import teacher_file
-from .tensor_cache import TensorCache
-from .trainer import TrainSettings
-from .video_file import write_video
-from .video_generation import Arm, generate
-from .wan_files import MINIATURE, find_backbone
-from .workplace import Workplace
+from .training.mora import MotionSettings
+from .training.motion import train_motion
+from .training.subject import train_subject
+from .training.subject_masks import with_masks
+from .training.sura import SubjectSettings
+from .training.trainer import TrainSettings
+from .wan.sampler import SamplingSettings, ScheduledLora
 
 log = logging.getLogger("smrabooth")
 

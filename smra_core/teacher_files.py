@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .wan_files import MINIATURE, WEIGHTS
+from .standalone.model_files import MINIATURE, WEIGHTS
 
 _OPTIONS = {"dinov2": "--dinov2", "sea_raft": "--sea-raft"}
 

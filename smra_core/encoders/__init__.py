@@ -1,1 +1,1 @@
-"""Frozen teachers: what an image looks like (DINOv2), what moves (SEA-RAFT), what is the subject (SAM)."""
+"""Frozen networks that look at pictures: DINOv2 features, SEA-RAFT flow, SAM masks."""

@@ -13,8 +13,8 @@ from timm.layers.mlp import SwiGLUPacked
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from ..storage.weight_file import account_for, fill_module, read_weight_file, shapes_of
 from .dinov2_files import PATCH, DinoV2Config, config_of, expected_shapes, with_timm_names
-from .weight_file import account_for, fill_module, read_weight_file, shapes_of
 
 log = logging.getLogger("smrabooth")
 

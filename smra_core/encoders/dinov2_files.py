@@ -11,7 +11,7 @@ from math import isqrt
 import torch
 from torch import Tensor
 
-from .weight_file import WeightFile, listed, renamed_once
+from ..storage.weight_file import WeightFile, listed, renamed_once
 
 HEADS_KEY = "heads"
 """Metadata entry with the attention heads of a net whose width is not a published one."""

@@ -12,8 +12,8 @@ from segment_anything import SamPredictor, sam_model_registry
 from segment_anything.modeling import Sam
 from torch import Tensor
 
+from ..storage.weight_file import WeightFile, fill_module, listed, read_weight_file
 from .sam_automatic import most_likely_subject, subject_candidates
-from .weight_file import WeightFile, fill_module, listed, read_weight_file
 
 log = logging.getLogger("smrabooth")
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..storage.weight_file import WeightFile
 from .sea_raft_config import SEA_RAFT_M, SEA_RAFT_S, SeaRaftConfig
-from .weight_file import WeightFile
 
 CONFIG_KEY = "sea_raft_config"
 """Metadata entry with the sizes, as JSON, of a net that is not a published one."""

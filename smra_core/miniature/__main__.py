@@ -41,39 +41,39 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _vae(args: argparse.Namespace) -> None:
-    from .export import export_vae
-    from .train_vae import train_vae
+    from .recipe.export import export_vae
+    from .recipe.train_vae import train_vae
 
     train_vae(args.build, args.processes, args.seed)
     print(export_vae(args.build, args.weights))
 
 
 def _dit(args: argparse.Namespace) -> None:
-    from .export import export_dit
-    from .train_dit import train_dit
+    from .recipe.export import export_dit
+    from .recipe.train_dit import train_dit
 
     train_dit(args.build, args.processes, args.seed)
     print(export_dit(args.build, args.weights))
 
 
 def _flow(args: argparse.Namespace) -> None:
-    from .export import export_flow
-    from .train_flow import train_flow
+    from .recipe.export import export_flow
+    from .recipe.train_flow import train_flow
 
     train_flow(args.build, args.seed)
     print(export_flow(args.build, args.weights))
 
 
 def _patches(args: argparse.Namespace) -> None:
-    from .export import export_patches
-    from .train_patches import train_patches
+    from .recipe.export import export_patches
+    from .recipe.train_patches import train_patches
 
     train_patches(args.build, args.seed)
     print(export_patches(args.build, args.weights))
 
 
 def _gates(args: argparse.Namespace) -> None:
-    from .gates import NEEDED_DIT, NEEDED_VAE, draw_samples, gate_dit, gate_teachers, gate_vae
+    from .recipe.gates import NEEDED_DIT, NEEDED_VAE, draw_samples, gate_dit, gate_teachers, gate_vae
 
     print("VAE reconstructions", gate_vae(args.clips).table(NEEDED_VAE), sep="\n")
     print("DiT samples", gate_dit(args.clips).table(NEEDED_DIT), sep="\n")
@@ -83,8 +83,8 @@ def _gates(args: argparse.Namespace) -> None:
 
 
 def _bench(args: argparse.Namespace) -> None:
-    from .bench import FULL, QUICK, run_bench
-    from .bench_table import read_clips, table
+    from .bench.run import FULL, QUICK, run_bench
+    from .bench.table import read_clips, table
 
     print(table(read_clips(run_bench(args.out, QUICK if args.quick else FULL))))
 

@@ -1,10 +1,10 @@
 """Settings with which the miniature's LoRAs are trained and sampled, in the demo and in the bench."""
 
-from ..mora import MotionSettings
-from ..sampling import SamplingSettings
-from ..sura import SubjectSettings
-from ..trainer import TrainSettings
-from .sprite import FRAMES, SIZE
+from ..training.mora import MotionSettings
+from ..training.sura import SubjectSettings
+from ..training.trainer import TrainSettings
+from ..wan.sampler import SamplingSettings
+from .world.sprite import FRAMES, SIZE
 
 SUBJECT = SubjectSettings(width=SIZE, height=SIZE, projector_width=256)
 MOTION = MotionSettings(

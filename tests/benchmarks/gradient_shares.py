@@ -13,16 +13,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from smra_core.lora import Injection, Lora, init_lora, injected
-from smra_core.miniature.bench import Bench, open_bench
+from smra_core.lora.adapter import Injection, Lora, init_lora, injected
+from smra_core.miniature.bench.run import Bench, open_bench
 from smra_core.miniature.small_settings import MOTION, SUBJECT
-from smra_core.miniature.world import HELD_OUT_MOTIONS, HELD_OUT_SUBJECTS
-from smra_core.motion_training import load_objective, prepare_motion
-from smra_core.subject_training import prepare_subject
-from smra_core.sura import SubjectObjective
+from smra_core.miniature.world.scenes import HELD_OUT_MOTIONS, HELD_OUT_SUBJECTS
+from smra_core.standalone.model_files import MINIATURE
 from smra_core.teacher_files import teacher_file
-from smra_core.trainer import Objective, collate
-from smra_core.wan_files import MINIATURE
+from smra_core.training.motion import load_objective, prepare_motion
+from smra_core.training.subject import prepare_subject
+from smra_core.training.sura import SubjectObjective
+from smra_core.training.trainer import Objective, collate
 
 LEVELS = 10
 OFF_START = 0.003

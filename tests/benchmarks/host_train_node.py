@@ -42,7 +42,7 @@ def ours(model, latents, context) -> None:
     import torch
     from training_models import pack
 
-    host_wan, lora = pack("nodes.host_wan"), pack("smra_core.lora")
+    host_wan, lora = pack("nodes.host.denoiser"), pack("smra_core.lora.adapter")
     sparse, trainer, sura = (pack(f"smra_core.{name}") for name in ("sparse", "trainer", "sura"))
     settings = sura.SubjectSettings(plan=sparse.ALL_LAYERS, rank=RANK, sura_weight=0.0)
     sample = sura.SubjectSample("x", latents[0], context[0], torch.ones(1, 1, SIDE, SIDE), torch.zeros(0, 1))

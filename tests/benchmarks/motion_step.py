@@ -20,21 +20,28 @@ from typing import NamedTuple
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
-from smra_core import decode_windows, pixel_gradient
-from smra_core.decode_budget import estimate
-from smra_core.decode_windows import warm_stretches, whole_clip
-from smra_core.diffusers_wan import DiffusersDenoiser
+from smra_core.decoding import flow_gradient as pixel_gradient
+from smra_core.decoding import windows as decode_windows
+from smra_core.decoding.flow_gradient import FlowObjective, streamed_loss
+from smra_core.decoding.tiny_decoder import TinyDecoder
+from smra_core.decoding.wan_decoder import FrozenDecoder, unwhitened
+from smra_core.decoding.windows import warm_stretches, whole_clip
 from smra_core.encoders.sea_raft import SeaRaft
 from smra_core.encoders.sea_raft_config import SEA_RAFT_M
-from smra_core.flow_matching import x0_from_velocity
-from smra_core.lora import Injection, init_lora, injected
-from smra_core.mora import DECODES, LATENTS_AT_ONCE, MotionSettings, flow_alignment_loss, temporal_loss
-from smra_core.pixel_gradient import FlowObjective, streamed_loss
-from smra_core.sparse import SUBJECT
-from smra_core.streaming_decode import FrozenDecoder, unwhitened
-from smra_core.sura import SubjectSettings, projector, region_loss, sura_loss
-from smra_core.tiny_decoder import TinyDecoder
-from smra_core.wan import WAN_1_3B, latent_frames
+from smra_core.lora.adapter import Injection, init_lora, injected
+from smra_core.lora.plan import SUBJECT
+from smra_core.standalone.diffusers_wan import DiffusersDenoiser
+from smra_core.training.decode_choice import estimate
+from smra_core.training.mora import (
+    DECODES,
+    LATENTS_AT_ONCE,
+    MotionSettings,
+    flow_alignment_loss,
+    temporal_loss,
+)
+from smra_core.training.sura import SubjectSettings, projector, region_loss, sura_loss
+from smra_core.wan.flow_matching import x0_from_velocity
+from smra_core.wan.spec import WAN_1_3B, latent_frames
 from tests.benchmarks.meters import Count, counted
 
 META, BF16 = torch.device("meta"), torch.bfloat16

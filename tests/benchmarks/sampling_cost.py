@@ -20,11 +20,11 @@ sys.path.append(str(HERE.parent / "host" / "inside"))
 import conftest  # noqa: E402, F401  (makes the host and the pack importable)
 import tiny_wan  # noqa: E402
 import torch  # noqa: E402
-from smrabooth_pack.nodes.apply_loras import apply_loras  # noqa: E402
-from smrabooth_pack.nodes.call_time_swap import CallTimeSwap, ScheduledLora  # noqa: E402
-from smrabooth_pack.smra_core.lora import LoraPair  # noqa: E402
-from smrabooth_pack.smra_core.schedule import SparseSchedule  # noqa: E402
-from smrabooth_pack.smra_core.sparse import Strengths, TPointSchedule  # noqa: E402
+from smrabooth_pack.nodes.patching.apply_loras import apply_loras  # noqa: E402
+from smrabooth_pack.nodes.patching.call_time_swap import CallTimeSwap, ScheduledLora  # noqa: E402
+from smrabooth_pack.smra_core.lora.adapter import LoraPair  # noqa: E402
+from smrabooth_pack.smra_core.lora.plan import Strengths, TPointSchedule  # noqa: E402
+from smrabooth_pack.smra_core.lora.schedule import SparseSchedule  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 tiny_wan.DIM, tiny_wan.FFN = 1536, 8960

@@ -7,7 +7,6 @@ and peak memory of each command: `python tests/benchmarks/true_width.py DATA [--
 
 import argparse
 import os
-import runpy
 import subprocess
 import sys
 import tempfile
@@ -22,15 +21,18 @@ from smra_core.encoders.sea_raft_config import SEA_RAFT_S
 
 STEPS = 3
 DINOV2_S = DinoV2Config(width=384, depth=12, heads=6, hidden=1536, gated=False, grid=37, registers=0)
+
 CORE_TESTS = Path(__file__).parents[1] / "core"
 
 
 def write_models(folder):
     """Random weights of true width on disk; options that name the WAN model."""
-    tools = runpy.run_path(str(CORE_TESTS / "random_wan.py"))
-    sizes = tools["Sizes"](heads=12, ffn=8960, blocks=2, text=4096, freq=256, vae=96)
-    options = tools["write_random_wan"](folder, sizes, "native")
-    tools["write_random_dinov2"](folder / "dinov2.safetensors", DINOV2_S)
+    sys.path.append(str(CORE_TESTS))
+    from random_models import Sizes, write_random_dinov2, write_random_wan
+
+    sizes = Sizes(heads=12, ffn=8960, blocks=2, text=4096, freq=256, vae=96)
+    options = write_random_wan(folder, sizes, "native")
+    write_random_dinov2(folder / "dinov2.safetensors", DINOV2_S)
     flow = SeaRaft(SEA_RAFT_S)
     flow.flow_head[2].weight.data *= 0.1  # untrained it would see motions of a thousand pixels
     save_sea_raft(flow, folder / "sea_raft.safetensors", torch.float32)

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from smra_core.backbone import Prediction
-from smra_core.wan import WanSpec
+from smra_core.wan.interfaces import Prediction
+from smra_core.wan.spec import WanSpec
 
 
 class ToyDenoiser(nn.Module):

@@ -2,28 +2,29 @@
 
 import contextlib
 import io
-import runpy
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from random_models import Sizes, write_random_dinov2, write_random_wan
 from safetensors.torch import load_file
 
-from smra_core import cli, motion_training, subject_training
+from smra_core import cli
+from smra_core.data.video import read_video, write_video
 from smra_core.encoders.dinov2_files import DinoV2Config
 from smra_core.encoders.sea_raft import SeaRaft, save_sea_raft
 from smra_core.encoders.sea_raft_config import SEA_RAFT_MINIATURE
-from smra_core.lora_file import load_lora
-from smra_core.mora import MotionSettings
-from smra_core.sampling import SamplingSettings
-from smra_core.sparse import ALL_LAYERS, MOTION, SUBJECT, Strengths, TPointSchedule
-from smra_core.sura import SubjectSettings
-from smra_core.trainer import TrainSettings
-from smra_core.video_file import read_video, write_video
-from smra_core.wan_files import BackboneFiles
+from smra_core.lora.plan import ALL_LAYERS, MOTION, SUBJECT, Strengths, TPointSchedule
+from smra_core.lora.reader import load_lora
+from smra_core.standalone.model_files import BackboneFiles
+from smra_core.training import motion as motion_training
+from smra_core.training import subject as subject_training
+from smra_core.training.mora import MotionSettings
+from smra_core.training.sura import SubjectSettings
+from smra_core.training.trainer import TrainSettings
+from smra_core.wan.sampler import SamplingSettings
 
-RANDOM_WAN = runpy.run_path(str(Path(__file__).with_name("random_wan.py")))
 SIDE = 32
 SIZE = ["--width", str(SIDE), "--height", str(SIDE)]
 SHORT = ["--rank", "2", "--steps", "2", "--accumulate", "1", "--learning-rate", "0.05", *SIZE]
@@ -46,11 +47,11 @@ class World:
         self.wan = {}
         for layout in ("native", "diffusers"):
             (folder / layout).mkdir()
-            sizes = RANDOM_WAN["Sizes"]()
-            self.wan[layout] = RANDOM_WAN["write_random_wan"](folder / layout, sizes, layout)
+            sizes = Sizes()
+            self.wan[layout] = write_random_wan(folder / layout, sizes, layout)
         torch.manual_seed(1)
         self.dinov2, self.sea_raft = folder / "dinov2.safetensors", folder / "sea_raft.safetensors"
-        RANDOM_WAN["write_random_dinov2"](self.dinov2, DINOV2)
+        write_random_dinov2(self.dinov2, DINOV2)
         save_sea_raft(SeaRaft(SEA_RAFT_MINIATURE), self.sea_raft, torch.float32)
         self.dog, self.walk = folder / "dog", folder / "video" / "walk"
         self._write_subject()

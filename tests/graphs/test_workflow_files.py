@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from smra_core.miniature.demo_data import MOTION, REFERENCES
+from smra_core.miniature.held_out_files import MOTION, REFERENCES
 
 WORKFLOWS = Path(__file__).parents[2] / "workflows"
 TITLE_BAR = 30

@@ -9,11 +9,11 @@ from event_socket import EventSocket
 from PIL import Image
 from safetensors.torch import save_file
 
+from smra_core.data.video import write_video
 from smra_core.encoders.dinov2 import DinoV2
 from smra_core.encoders.dinov2_files import DinoV2Config
 from smra_core.encoders.sea_raft import SeaRaft, save_sea_raft
 from smra_core.encoders.sea_raft_config import SEA_RAFT_MINIATURE
-from smra_core.video_file import write_video
 
 SIDE, FRAMES = 64, 5
 RANDOM_WAN = "random_wan.safetensors"

@@ -5,11 +5,11 @@ import threading
 import pytest
 import tiny_wan
 import torch
-from smrabooth_pack.nodes.apply_loras import MERGE, ON_THE_FLY, apply_loras, at_constant_strength
-from smrabooth_pack.nodes.call_time_swap import CallTimeSwap, ScheduledLora
-from smrabooth_pack.smra_core.lora import LoraPair
-from smrabooth_pack.smra_core.schedule import SparseSchedule
-from smrabooth_pack.smra_core.sparse import Strengths, TPointSchedule
+from smrabooth_pack.nodes.patching.apply_loras import MERGE, ON_THE_FLY, apply_loras, at_constant_strength
+from smrabooth_pack.nodes.patching.call_time_swap import CallTimeSwap, ScheduledLora
+from smrabooth_pack.smra_core.lora.adapter import LoraPair
+from smrabooth_pack.smra_core.lora.plan import Strengths, TPointSchedule
+from smrabooth_pack.smra_core.lora.schedule import SparseSchedule
 from tiny_wan import difference, leftovers, reference, sample
 
 EXACT = 2e-4

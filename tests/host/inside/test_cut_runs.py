@@ -3,11 +3,11 @@
 import pytest
 import tiny_wan
 import torch
-from smrabooth_pack.nodes.apply_loras import apply_loras
-from smrabooth_pack.nodes.call_time_swap import ScheduledLora
-from smrabooth_pack.smra_core.lora import LoraPair
-from smrabooth_pack.smra_core.schedule import SparseSchedule, switch_step
-from smrabooth_pack.smra_core.sparse import Strengths, TPointSchedule
+from smrabooth_pack.nodes.patching.apply_loras import apply_loras
+from smrabooth_pack.nodes.patching.call_time_swap import ScheduledLora
+from smrabooth_pack.smra_core.lora.adapter import LoraPair
+from smrabooth_pack.smra_core.lora.plan import Strengths, TPointSchedule
+from smrabooth_pack.smra_core.lora.schedule import SparseSchedule, switch_step
 
 SCHEDULERS = ("simple", "normal", "beta", "sgm_uniform")
 FEW = 6

@@ -13,7 +13,7 @@ def net(tmp_path_factory):
     """The private copy that training decodes with, in float64."""
     with torch.inference_mode(False):
         vae = load_vae(tmp_path_factory.mktemp("vae"))
-        return pack("nodes.host_vae").private_vae(vae, torch.device("cpu")).double()
+        return pack("nodes.host.vae").private_vae(vae, torch.device("cpu")).double()
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def latents(count):
 
 
 def decoded_by_the_host(net, z):
-    return net.decode(pack("smra_core.streaming_decode").unwhitened(z))
+    return net.decode(pack("smra_core.decoding.wan_decoder").unwhitened(z))
 
 
 def relative(found, expected):
@@ -40,7 +40,7 @@ def relative(found, expected):
 @pytest.mark.parametrize("count, at_once", [(1, 1), (4, 2), (13, 13), (13, 1)])
 def test_pixels_and_gradient_are_the_hosts(net, count, at_once, recompute):
     z = latents(count)
-    decoder, past, parts = pack("smra_core.streaming_decode").FrozenDecoder.of(net, recompute), None, []
+    decoder, past, parts = pack("smra_core.decoding.wan_decoder").FrozenDecoder.of(net, recompute), None, []
     for some in z.split(at_once, 2):
         part, past = decoder.step(some, past)
         parts.append(part)
@@ -60,13 +60,13 @@ def smooth_flow(frames):
 
 @pytest.mark.parametrize("at_once", [0, 1])
 def test_a_flow_loss_reaches_the_latents_as_in_one_graph_through_the_host(net, at_once):
-    gradients, z = pack("smra_core.pixel_gradient"), latents(4)
+    gradients, z = pack("smra_core.decoding.flow_gradient"), latents(4)
     reference = torch.zeros(1, 12, 2, 8 * SIDE, 8 * SIDE, dtype=torch.float64)
 
     def squared(flow, reference):
         return ((flow - reference) ** 2).mean()
 
-    decoder = pack("smra_core.streaming_decode").FrozenDecoder.of(net)
+    decoder = pack("smra_core.decoding.wan_decoder").FrozenDecoder.of(net)
     objective = gradients.FlowObjective(decoder, smooth_flow, squared, at_once)
     loss = gradients.streamed_loss(z, reference, objective)[0]
     frames = (decoded_by_the_host(net, z)[0].transpose(0, 1) + 1) * 127.5

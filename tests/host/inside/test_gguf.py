@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import tiny_wan
 import torch
-from smrabooth_pack.nodes.apply_loras import apply_loras
-from smrabooth_pack.nodes.call_time_swap import ScheduledLora
-from smrabooth_pack.smra_core.lora import LoraPair
-from smrabooth_pack.smra_core.schedule import SparseSchedule
-from smrabooth_pack.smra_core.sparse import Strengths
+from smrabooth_pack.nodes.patching.apply_loras import apply_loras
+from smrabooth_pack.nodes.patching.call_time_swap import ScheduledLora
+from smrabooth_pack.smra_core.lora.adapter import LoraPair
+from smrabooth_pack.smra_core.lora.plan import Strengths
+from smrabooth_pack.smra_core.lora.schedule import SparseSchedule
 from tiny_wan import difference, leftovers, reference, sample
 
 LATE_BELOW = 0.75

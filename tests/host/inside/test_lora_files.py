@@ -3,10 +3,10 @@
 import pytest
 import tiny_wan
 import torch
-from smrabooth_pack.smra_core.lora import init_lora
-from smrabooth_pack.smra_core.lora_file import LoraMetadata, convert_lora, save_lora
-from smrabooth_pack.smra_core.sparse import MOTION, SUBJECT
-from smrabooth_pack.smra_core.wan import WanSpec
+from smrabooth_pack.smra_core.lora.adapter import init_lora
+from smrabooth_pack.smra_core.lora.plan import MOTION, SUBJECT
+from smrabooth_pack.smra_core.lora.reader import LoraMetadata, convert_lora, save_lora
+from smrabooth_pack.smra_core.wan.spec import WanSpec
 
 SPEC = WanSpec("tiny", tiny_wan.BLOCKS, tiny_wan.DIM, tiny_wan.FFN, heads=2)
 TOLERANCE = 1e-6

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 CORE = Path(__file__).parents[3]
 WEIGHTS = CORE / "smra_core" / "miniature" / "weights"
-GOLDEN = CORE / "tests" / "core" / "data" / "miniature_golden.safetensors"
+GOLDEN = CORE / "tests" / "core" / "golden" / "miniature_golden.safetensors"
 
 
 @pytest.fixture(scope="module")

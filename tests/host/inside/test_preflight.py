@@ -13,7 +13,7 @@ HALF, FLOAT = torch.bfloat16, torch.float32
 
 @pytest.fixture(scope="module")
 def preflight():
-    return pack("nodes.preflight")
+    return pack("nodes.training.forecast")
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_a_subject_is_told_with_its_projector(preflight, core):
 def test_how_to_decode_is_chosen_by_the_card_and_not_by_what_is_loaded_just_now(core, monkeypatch):
     import comfy.model_management as management
 
-    memory = pack("nodes.host_versions").trainable_memory
+    memory = pack("nodes.host.versions").trainable_memory
     monkeypatch.setattr(management, "get_total_memory", lambda device: 12 * 10**9)
     monkeypatch.setattr(management, "extra_reserved_memory", lambda: 10**9)
     card = torch.device("cuda")
@@ -108,7 +108,7 @@ def test_every_setting_of_the_core_has_a_widget_with_the_cores_default(core, kin
             if field.name == "steps":
                 continue  # each node has its own
             if field.name == "plan":
-                default = {str(plan): name for name, plan in pack("smra_core.sparse").PLANS.items()}[
+                default = {str(plan): name for name, plan in pack("smra_core.lora.plan").PLANS.items()}[
                     str(default)
                 ]
             assert widget.default == default and "." in widget.tooltip
@@ -124,7 +124,7 @@ def test_a_node_gives_its_values_to_the_core(core):
     changed = values | dict(decode="exact", window=5, context=1, layers="all-layers", frame_count=17)
     settings = module.motion_settings(changed)
     assert (settings.decode, settings.window, settings.context, settings.frames) == ("exact", 5, 1, 17)
-    assert settings.plan == pack("smra_core.sparse").ALL_LAYERS
+    assert settings.plan == pack("smra_core.lora.plan").ALL_LAYERS
     with pytest.raises(ValueError, match="Use 64x64"):
         module.motion_settings(values | dict(width=70, height=64))
     with pytest.raises(ValueError, match="WAN needs 4n"):
@@ -153,16 +153,16 @@ def dit(kind, **sizes):
 )
 def test_variants_of_wan_are_refused_with_what_to_load(kind, sizes):
     with pytest.raises(ValueError, match=f"{kind} with .* input channels.*load Wan2.1-T2V-1.3B or 14B"):
-        pack("nodes.host_wan").spec_of(dit(kind, **sizes))
+        pack("nodes.host.denoiser").spec_of(dit(kind, **sizes))
 
 
 def test_what_is_not_wan_is_refused_with_what_to_load():
     other = SimpleNamespace(model=SimpleNamespace(diffusion_model=torch.nn.Linear(2, 2)))
     with pytest.raises(ValueError, match="This MODEL is Linear, not WAN. Load Wan2.1-T2V"):
-        pack("nodes.host_wan").spec_of(other)
+        pack("nodes.host.denoiser").spec_of(other)
     for net in (torch.nn.Linear(2, 2), SimpleNamespace(z_dim=48)):
         with pytest.raises(ValueError, match="latent channels; WAN 2.1's has 16. Load wan_2.1_vae"):
-            pack("nodes.host_vae").check_vae(SimpleNamespace(first_stage_model=net))
+            pack("nodes.host.vae").check_vae(SimpleNamespace(first_stage_model=net))
 
 
 def test_a_block_that_is_not_there_is_refused_before_anything_is_loaded(core):

@@ -29,7 +29,7 @@ def folders(tmp_path, monkeypatch):
 
 
 def test_a_loader_offers_our_folder_and_the_hosts_and_refuses_others(folders):
-    kind = pack("nodes.model_files").DINOV2
+    kind = pack("nodes.host.model_folders").DINOV2
     for file in ("dinov2/dinov2_vitb14.pth", "clip_vision/my_dinov2.safetensors", "clip_vision/clip_h.pth"):
         (folders / "models" / file).write_bytes(b"")
     choices = [choice for choice in kind.choices() if "miniature" not in choice]
@@ -41,10 +41,10 @@ def test_a_loader_offers_our_folder_and_the_hosts_and_refuses_others(folders):
 
 
 def test_an_empty_folder_still_gives_the_browser_a_choice(folders, nodes):
-    kind = pack("nodes.model_files").SAM
+    kind = pack("nodes.host.model_folders").SAM
     choices = kind.choices()
     assert choices
-    if choices == [pack("nodes.model_files").NOTHING]:
+    if choices == [pack("nodes.host.model_folders").NOTHING]:
         with pytest.raises(ValueError, match="models/sams"):
             nodes["SMRALoadSAM"].execute(choices[0])
 
@@ -117,12 +117,12 @@ def test_a_subject_folder_becomes_pictures_masks_and_prompts(folders, nodes):
 
 def test_prompts_stay_as_a_sampler_takes_them():
     prompt = torch.ones(1, 12, 4096)
-    _, contexts = pack("nodes.graph_text").contexts_of([[prompt, {}]], 2, "a ball")
+    _, contexts = pack("nodes.host.conditioning").contexts_of([[prompt, {}]], 2, "a ball")
     assert torch.equal(contexts["a ball"], prompt[0])
 
 
 def test_prompts_are_padded_and_matched_to_pictures():
-    contexts_of = pack("nodes.graph_text").contexts_of
+    contexts_of = pack("nodes.host.conditioning").contexts_of
     prompts = [[torch.ones(1, 3, 4096), {}], [torch.full((1, 600, 4096), 2.0), {}]]
     names, contexts = contexts_of(prompts, 2, "first\nsecond")
     assert names == ["first", "second"] and contexts["first"].shape == (600, 4096)
@@ -134,7 +134,7 @@ def test_prompts_are_padded_and_matched_to_pictures():
 
 
 def test_masks_that_the_crop_cuts_are_noted():
-    framed_masks = pack("nodes.graph_images").framed_masks
+    framed_masks = pack("nodes.host.images").framed_masks
     images, masks = torch.zeros(1, 64, 128, 3), torch.zeros(1, 64, 128)
     masks[0, :, 16:48] = 1  # a central crop to a square keeps columns 32 to 95
     (kept,), notes = framed_masks(masks, images, (64, 64))
@@ -147,7 +147,7 @@ def test_masks_that_the_crop_cuts_are_noted():
 
 
 def test_loss_curves_have_a_panel_each():
-    picture = pack("nodes.loss_picture").loss_picture({"region": [3.0, 2.0, 1.0], "sura": [0.5]})
+    picture = pack("nodes.training.loss_picture").loss_picture({"region": [3.0, 2.0, 1.0], "sura": [0.5]})
     assert picture.shape == (1, 240, 840, 3) and picture.min() < 0.5
 
 
@@ -162,7 +162,7 @@ def test_inspection_tells_whether_file_and_model_fit(folders, nodes):
 
 
 def test_a_duration_is_spoken_in_few_words():
-    spoken = pack("nodes.graph_progress").spoken
+    spoken = pack("nodes.training.progress").spoken
     assert [spoken(t) for t in (7.4, 61, 3540, 3700, 7300)] == [
         "7 s",
         "1 min",

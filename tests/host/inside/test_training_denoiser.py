@@ -25,7 +25,7 @@ from training_models import DIM, dit_state, load_dit, pack
 
 @pytest.fixture(scope="module")
 def host_wan():
-    return pack("nodes.host_wan")
+    return pack("nodes.host.denoiser")
 
 
 @pytest.fixture(scope="module")

@@ -17,20 +17,22 @@ def question():
 
 
 def spec():
-    return pack("smra_core.wan").WanSpec("tiny", BLOCKS, DIM, FFN, 2)
+    return pack("smra_core.wan.spec").WanSpec("tiny", BLOCKS, DIM, FFN, 2)
 
 
 def full_lora(seed=3):
     """Adapters on every linear whose B is not zero, so that A, too, has a gradient."""
     generator = torch.Generator().manual_seed(seed)
-    lora = pack("smra_core.lora").init_lora(spec(), pack("smra_core.sparse").ALL_LAYERS, 2, generator)
+    lora = pack("smra_core.lora.adapter").init_lora(
+        spec(), pack("smra_core.lora.plan").ALL_LAYERS, 2, generator
+    )
     for pair in lora.values():
         pair.b.data.normal_(std=0.1, generator=generator)
     return lora
 
 
 def injected(linears, lora):
-    core = pack("smra_core.lora")
+    core = pack("smra_core.lora.adapter")
     return core.injected(linears, core.Injection(lora))
 
 
@@ -58,7 +60,7 @@ def reference(state):
     lora, tokens = full_lora(), []
     net.blocks[0].register_forward_hook(lambda module, inputs, output: tokens.append(output))
     linears = {name: net.get_submodule(name) for name in spec().linear_names()}
-    with pack("nodes.host_versions").training_mode(), injected(linears, lora):
+    with pack("nodes.host.versions").training_mode(), injected(linears, lora):
         velocity = net(noisy, sigma * 1000, context=context, transformer_options={})
         return gradients(loss_of(velocity, tokens[0]), lora)
 
@@ -68,7 +70,7 @@ def trained(model, checks=()):
     noisy, sigma, context = question()
     lora = full_lora()
     with torch.inference_mode(), torch.inference_mode(False):  # as in a node
-        with pack("nodes.host_wan").training_denoiser(model) as denoiser:
+        with pack("nodes.host.denoiser").training_denoiser(model) as denoiser:
             with injected(denoiser.linears(), lora):
                 prediction = denoiser.velocity(noisy, sigma, context, tap=0)
                 for check in checks:

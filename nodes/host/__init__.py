@@ -1,0 +1,1 @@
+"""Everything that knows ComfyUI's internals: MODEL, VAE, CONDITIONING, IMAGE, folders and versions."""

@@ -1,0 +1,60 @@
+"""The graph's IMAGE and MASK batches at the training size: covered, then cropped at the centre."""
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...smra_core.data.crop import Size, cover_box, crop_note, fit, to_pixels
+
+
+def framed(images: Tensor, size: Size) -> tuple[Tensor, list[str]]:
+    """Pictures `B 3 H W` in [0, 1] of an IMAGE `B h w 3`, and what the crop left out, in words."""
+    pictures = [_picture(image) for image in images]
+    box = cover_box(pictures[0].size, size)
+    note = crop_note(pictures[0].size, box)
+    pixels = torch.stack([to_pixels(fit(picture, size, box)) for picture in pictures])
+    return pixels, [f"every picture of {note}"] if note else []
+
+
+def framed_masks(masks: Tensor, images: Tensor, size: Size) -> tuple[list[Tensor | None], list[str]]:
+    """A mask `1 H W` of 0 and 1 for each picture, and notes. A mask that is black all over counts as none.
+
+    ValueError when masks and pictures disagree in number or shape, or when the crop leaves nothing of one.
+    """
+    masks = masks[None] if masks.ndim == 2 else masks
+    if len(masks) != len(images) or masks.shape[1:] != images.shape[1:3]:
+        raise ValueError(
+            f"There are {len(masks)} masks of {masks.shape[2]}x{masks.shape[1]} for {len(images)} pictures "
+            f"of {images.shape[2]}x{images.shape[1]}. Give one mask of the same size for each picture."
+        )
+    made, notes = [], []
+    for place, mask in enumerate(masks, 1):
+        box = cover_box((mask.shape[1], mask.shape[0]), size)
+        whole = mask.float().clamp(0, 1).cpu()
+        if not whole.any():
+            made.append(None)
+            continue
+        image = Image.fromarray((whole.numpy() * 255).round().astype(np.uint8))
+        kept = (to_pixels(fit(image, size, box)) >= 0.5).float()
+        if not kept.any():
+            raise ValueError(
+                f"Mask {place} has no subject left after cropping at the centre to {size[0]}x{size[1]}. Crop "
+                "the picture around the subject, or paint the mask again."
+            )
+        left, top, right, bottom = (round(edge) for edge in box)
+        lost = 1 - (whole[top:bottom, left:right].sum() / whole.sum()).item()
+        if lost > 0.005:
+            notes.append(f"the crop cuts off {max(1, round(100 * lost))} % of the subject in picture {place}")
+        made.append(kept)
+    return made, notes
+
+
+def as_image(pixels: Tensor) -> Tensor:
+    """`B 3 H W` in [0, 1] as the host's IMAGE `B H W 3`."""
+    return pixels.movedim(1, -1).contiguous()
+
+
+def _picture(image: Tensor) -> Image.Image:
+    eight_bit = (image[..., :3].float().clamp(0, 1).cpu() * 255).round().to(torch.uint8)
+    return Image.fromarray(eight_bit.numpy())

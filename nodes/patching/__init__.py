@@ -1,0 +1,1 @@
+"""LoRAs on a MODEL while it samples."""

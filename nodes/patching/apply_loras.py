@@ -1,0 +1,117 @@
+"""Putting LoRAs with a schedule onto a MODEL: what stays the same is merged, what changes is swapped in."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from ...smra_core.lora.adapter import Lora
+from ...smra_core.lora.plan import Strengths
+from ...smra_core.lora.schedule import SparseSchedule
+from ...smra_core.wan.spec import parse_linear
+from .call_time_swap import PREFIX, CallTimeSwap, ScheduledLora
+
+AUTO, MERGE, ON_THE_FLY = "auto", "merge", "on the fly"
+CONSTANT_MODES = (AUTO, MERGE, ON_THE_FLY)
+_KEY = "smra_sparse_lora_"
+_MERGEABLE = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Applied(NamedTuple):
+    model: object
+    """A clone of the MODEL that was given."""
+    merged: tuple[bool, ...]
+    """Whether each LoRA went into the weights; otherwise it is added while sampling."""
+
+
+def apply_loras(
+    model, loras: Sequence[ScheduledLora], schedule: SparseSchedule, constant: str = AUTO
+) -> Applied:
+    """A clone of a MODEL with these LoRAs; the given one stays as it is.
+
+    A LoRA of the same strength on both sides of T_point is merged as the stock loader does; on checkpoints of
+    less than 16 bits `auto` leaves it out of the weights, for they would be rounded again. ValueError when a
+    LoRA does not fit the model.
+    """
+    for lora, _ in loras:
+        check_fit(model, lora)
+    merged = tuple(_is_merged(model, lora, strengths, constant) for lora, strengths in loras)
+    clone = model.clone()
+    for (lora, strengths), into_weights in zip(loras, merged, strict=True):
+        if into_weights and strengths.early != 0:
+            _merge(clone, lora, strengths.early)
+    swapped = [lora for lora, into_weights in zip(loras, merged, strict=True) if not into_weights]
+    swapped = [item for item in swapped if item.strengths != Strengths.constant(0.0)]
+    if swapped:
+        _add_swap(clone, swapped, schedule)
+    return Applied(clone, merged)
+
+
+def at_constant_strength(loras: Sequence[ScheduledLora], side: str) -> list[ScheduledLora]:
+    """The same LoRAs with their `early` or `late` strength throughout."""
+    return [ScheduledLora(lora, Strengths.constant(getattr(strengths, side))) for lora, strengths in loras]
+
+
+def check_fit(model, lora: Lora) -> None:
+    """ValueError when the model lacks a linear of the LoRA, or has it in another shape."""
+    for name, pair in lora.items():
+        linear = _find_linear(model, name)
+        shape, needed = (linear.out_features, linear.in_features), (pair.b.shape[0], pair.a.shape[1])
+        if shape != needed:
+            raise ValueError(
+                f"The LoRA does not fit this model: {name} is for {needed} (out, in) features, the model has "
+                f"{shape}. A LoRA works on the model size it was trained on (1.3B, 5B or 14B)."
+            )
+
+
+def _find_linear(model, name: str):
+    try:
+        return model.model.get_submodule(PREFIX + name)
+    except AttributeError:
+        block = parse_linear(name).block
+        blocks = getattr(model.model.diffusion_model, "blocks", None)
+        what = f"it has {len(blocks)} blocks" if blocks is not None else "it is no WAN model"
+        raise ValueError(
+            f"The LoRA does not fit this model: it needs {name} (block {block}), but {what}. Load the WAN "
+            "model that the LoRA was trained on."
+        ) from None
+
+
+def _is_merged(model, lora: Lora, strengths: Strengths, constant: str) -> bool:
+    if strengths.early != strengths.late or constant == ON_THE_FLY:
+        return False
+    return constant == MERGE or all(_holds_plain_numbers(_find_linear(model, name)) for name in lora)
+
+
+def _holds_plain_numbers(linear) -> bool:
+    """Whether the weight is an ordinary 16- or 32-bit tensor: no fp8, no packed or quantised kind."""
+    weight = getattr(linear, "weight", None)
+    return type(weight) in (torch.Tensor, torch.nn.Parameter) and weight.dtype in _MERGEABLE
+
+
+def _merge(model, lora: Lora, strength: float) -> None:
+    import comfy.lora
+
+    named = {}
+    for name, pair in lora.items():
+        named[f"{PREFIX}{name}.lora_A.weight"] = pair.a.detach()
+        named[f"{PREFIX}{name}.lora_B.weight"] = pair.scale * pair.b.detach()
+    patches = comfy.lora.load_lora(named, comfy.lora.model_lora_keys_unet(model.model, {}))
+    taken = model.add_patches(patches, strength)
+    if len(taken) != len(lora):
+        raise ValueError(
+            f"ComfyUI merged {len(taken)} of the LoRA's {len(lora)} layers into this checkpoint. Set "
+            f"constant_lora to '{ON_THE_FLY}'."
+        )
+
+
+def _add_swap(model, loras: Sequence[ScheduledLora], schedule: SparseSchedule) -> None:
+    from comfy.patcher_extension import CallbacksMP, WrappersMP
+
+    swap = CallTimeSwap(loras, lambda base: schedule.resolve(base.model_sampling.percent_to_sigma))
+    # A key of its own, for two loaders in a row must not replace one another; and the same one in every run,
+    # for a compiled model has it in its guards and would compile anew for each loader.
+    kept = model.wrappers.get(WrappersMP.APPLY_MODEL, {})
+    key = f"{_KEY}{sum(1 for name in kept if str(name).startswith(_KEY))}"
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, swap)
+    model.add_callback_with_key(CallbacksMP.ON_CLEANUP, key, swap.release)

@@ -1,0 +1,1 @@
+"""What both training nodes share: inputs, forecast, progress, run and outputs."""

@@ -1,0 +1,90 @@
+"""Running a job inside the graph, and handing out what it trained in the host's own types."""
+
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ...smra_core.evaluation.loss_plot import read_losses
+from ...smra_core.storage.atomic_write import replacing
+from ...smra_core.storage.weight_file import read_weight_file
+from ...smra_core.training.job import TrainedLora
+from ..host.versions import is_out_of_memory
+from .loss_picture import loss_picture
+
+log = logging.getLogger("smrabooth")
+
+
+class Outputs(NamedTuple):
+    """Of a training node."""
+
+    lora: dict[str, Tensor]
+    """LORA_MODEL: names as ComfyUI's LoRA files have them, tensors on the CPU."""
+    loss_map: dict[str, list[float]]
+    """LOSS_MAP: `loss` is the total of each step, beside it every named loss."""
+    steps: int
+    file: str
+    """As the host's LoRA loaders list it."""
+
+
+def run_to_the_end(train: Callable[[], TrainedLora], remedy: str) -> TrainedLora:
+    """Train; out of memory becomes an error in our words, raised when the failed step's memory is free."""
+    import comfy.model_management as management
+
+    try:
+        return train()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        log.warning("Out of memory: %s", error)
+    management.soft_empty_cache()
+    raise RuntimeError(f"Out of memory while training; all finished steps are kept. {remedy}")
+
+
+def published(trained: TrainedLora, name: str) -> Outputs:
+    """Copy a finished run's file to where the host looks for LoRAs, and read the graph's outputs."""
+    import folder_paths
+
+    folder = Path(folder_paths.get_output_directory()) / "loras"
+    folder.mkdir(parents=True, exist_ok=True)
+    run = trained.path.parent.name.rsplit("-", 1)[-1]
+    target = folder / f"{name}_{trained.steps}_{run[:8]}.safetensors"
+    if not target.is_file() or target.stat().st_size != trained.path.stat().st_size:
+        with replacing(target) as draft:
+            shutil.copyfile(trained.path, draft)
+    _make_visible(folder_paths, folder)
+    losses = read_losses(trained.losses)
+    loss_map = {"loss": _with_spread(losses["total"])}
+    loss_map |= {key: values for key, values in losses.items() if key not in ("step", "total")}
+    return Outputs(read_weight_file(trained.path).tensors, loss_map, trained.steps, target.name)
+
+
+def _make_visible(folder_paths, folder: Path) -> None:
+    """The host's main program lists output/loras among the LoRA folders; other ways to start it do not."""
+    known = [os.path.normpath(path) for path in folder_paths.get_folder_paths("loras")]
+    if os.path.normpath(folder) not in known:
+        folder_paths.add_model_folder_path("loras", str(folder))
+
+
+def _with_spread(totals: list[float]) -> list[float]:
+    # The host's plot divides by the range; a curve of one step has none.
+    return totals if len(set(totals)) > 1 else [*totals, totals[-1] * (1 + 1e-6) + 1e-12]
+
+
+def shown(outputs: Outputs) -> io.NodeOutput:
+    """The node's outputs, with the loss curves drawn on it."""
+    curves = {name: values for name, values in outputs.loss_map.items() if name != "loss"}
+    return io.NodeOutput(*outputs, ui=ui.PreviewImage(loss_picture(curves)))
+
+
+def file_name(text: str) -> str:
+    """A name that is safe in a path. ValueError when nothing of it is left."""
+    kept = "".join(c if c.isalnum() or c in "-_" else "_" for c in text.strip())
+    if not kept.strip("_"):
+        raise ValueError(f"The name {text!r} has no letter or digit. Give one, such as my_dog.")
+    return kept[:64]

@@ -1,0 +1,106 @@
+"""What an artist sees of a running job: the progress bar, a line on the node, and now and then a picture."""
+
+import logging
+import time
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...smra_core.training.trainer import StepInfo
+from ...smra_core.wan.sampler import sample
+from ..host.backend import GraphPlace
+from ..host.widgets import show_text
+
+log = logging.getLogger("smrabooth")
+
+PREVIEW_STEPS = 12
+"""Evaluations of one preview: enough to see a subject or a motion, few enough not to hold up training."""
+_LARGEST_SIDE = 512
+
+
+class GraphProgress:
+    """Called after every step (trainer's `on_step`); the host raises here when the user cancels."""
+
+    def __init__(self, node: type, preview: "Preview | None" = None):
+        self.node, self.preview = node, preview
+        self._bar = None
+        self._seconds: list[float] = []
+
+    def __call__(self, info: StepInfo) -> None:
+        import comfy.utils
+
+        if self._bar is None:
+            self._bar = comfy.utils.ProgressBar(info.steps)
+        self._seconds.append(info.seconds)
+        show_text(self.node, self.line(info))
+        picture = self.preview(info.step) if self.preview is not None else None
+        self._bar.update_absolute(info.step, info.steps, picture and ("JPEG", picture, _LARGEST_SIDE))
+
+    def line(self, info: StepInfo) -> str:
+        losses = "  ".join(f"{name} {value:.4f}" for name, value in info.losses.items())
+        # The first step also warms kernels up, so it does not count once there are others.
+        counted = self._seconds[1:][-20:] or self._seconds
+        left = (info.steps - info.step) * sum(counted) / len(counted)
+        return f"step {info.step}/{info.steps}  {losses}  {spoken(left)} left"
+
+
+def spoken(seconds: float) -> str:
+    """A duration in at most two units."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+class Preview:
+    """A picture of what the model makes now, with its own shift and the training prompt."""
+
+    def __init__(self, place: GraphPlace, context: Tensor, shape: tuple[int, ...], every: int, seed: int):
+        """`context` is `T 4096`, `shape` that of a sample's latents `16 f h w`; `every` counts steps, 0 is
+        never.
+        """
+        self.place, self.context, self.shape = place, context, shape
+        self.every, self.seed = every, seed
+
+    def __call__(self, step: int) -> Image.Image | None:
+        if not self.every or step % self.every or self.place.denoiser is None:
+            return None
+        started = time.monotonic()
+        picture = self.draw()
+        log.info("Preview after step %d took %s.", step, spoken(time.monotonic() - started))
+        return picture
+
+    def draw(self) -> Image.Image:
+        import comfy.samplers
+
+        device = self.place.device
+        sampling = self.place.denoiser.patcher.get_model_object("model_sampling")
+        sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", PREVIEW_STEPS).float().clone()
+        noise = torch.randn(self.shape, generator=torch.Generator().manual_seed(self.seed))[None].to(device)
+        context = self.context[None].to(device)
+        latents = sample(
+            self.place.denoiser, noise, sigmas, context, context, guidance=1.0, on_step=_may_be_cancelled
+        )
+        return strip(latents[0].float().cpu(), self.place.model.model.latent_format)
+
+
+def _may_be_cancelled(step: int, steps: int) -> None:
+    import comfy.model_management
+
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def strip(latents: Tensor, latent_format) -> Image.Image:
+    """First, middle and last frame of latents `16 f h w` side by side, in the rough colours that the host's
+    own previews have.
+    """
+    frames = sorted({0, latents.shape[1] // 2, latents.shape[1] - 1})
+    chosen = latents[:, frames].permute(2, 1, 3, 0).flatten(1, 2)  # c f h w -> h (f w) c
+    rgb = chosen @ torch.tensor(latent_format.latent_rgb_factors)
+    bias = getattr(latent_format, "latent_rgb_factors_bias", None)
+    rgb = rgb if bias is None else rgb + torch.tensor(bias)
+    eight_bit = ((rgb + 1) * 127.5).clamp(0, 255).to(torch.uint8)
+    picture = Image.fromarray(eight_bit.numpy())
+    scale = max(1, _LARGEST_SIDE // max(picture.size))
+    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.BICUBIC)

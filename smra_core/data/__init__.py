@@ -1,0 +1,1 @@
+"""The artist's pictures, masks, clips and captions, cropped to the training size."""

@@ -1,0 +1,120 @@
+"""The reference clip of one motion, with its caption: a video file, its folder, or a metadata.csv."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..wan.spec import latent_frames
+from .crop import Size
+from .metadata_table import (
+    CAPTION_COLUMNS,
+    VIDEO_COLUMNS,
+    Row,
+    caption_beside,
+    file_inside,
+    read_table,
+    table_of,
+)
+from .video import VIDEO_SUFFIXES, read_video, trim_video
+
+FEWEST_FRAMES = 5
+"""Two latents: the least that has motion."""
+
+
+class MotionClip(NamedTuple):
+    """One clip at the training size."""
+
+    name: str
+    path: Path
+    frames: Tensor
+    """`F 3 H W`, RGB in [0, 1], F = 4n+1."""
+    caption: str
+    fps: float
+    notes: list[str]
+    """What was cropped, trimmed, left out or assumed, one sentence each, with the file's name."""
+
+
+def read_motion_clip(
+    path: str | os.PathLike,
+    size: Size = (576, 320),
+    frames: int = 49,
+    start: int = 0,
+    stride: int = 1,
+    caption: str | None = None,
+) -> MotionClip:
+    """Read the first `frames` frames from number `start`, every `stride`-th, covering `size` (width, height).
+
+    A folder means the first row of its metadata.csv, else its first video. A shorter clip is trimmed to 4n+1
+    with a note. The caption is `caption`, else the table's, else `<stem>.txt`, else a row about this file in
+    a metadata.csv beside it or one folder up. ValueError, naming the file, when it cannot be read, leads out
+    of its folder, has fewer than 5 frames, or no caption is found.
+    """
+    if frames < FEWEST_FRAMES:
+        raise ValueError(
+            f"A motion needs at least {FEWEST_FRAMES} frames, got {frames}. The paper's clips have 49."
+        )
+    latent_frames(frames)
+    file, row, notes = _chosen(Path(path))
+    words = (caption or "").strip() or (row and row.first(CAPTION_COLUMNS)) or _found_caption(file)
+    video = read_video(file, size, frames, start, stride)
+    if len(video.frames) < FEWEST_FRAMES:
+        raise ValueError(
+            f"{file} gives {len(video.frames)} frames from number {start} at stride {stride}; a motion needs "
+            f"at least {FEWEST_FRAMES}. Choose a longer clip, an earlier start or a smaller stride."
+        )
+    video = trim_video(video, frames)
+    notes += [f"{file.name}: {note}" for note in video.notes]
+    return MotionClip(file.stem, file, video.frames, words, video.fps, notes)
+
+
+def _chosen(path: Path) -> tuple[Path, Row | None, list[str]]:
+    """The video that a path means, its row in a table, and what was passed over."""
+    table = table_of(path)
+    if table:
+        return _chosen_row(table)
+    if path.is_dir():
+        return _chosen_file(path)
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist. Give a video file, a folder with one, or a metadata.csv.")
+    return path, None, []
+
+
+def _chosen_row(table: Path) -> tuple[Path, Row, list[str]]:
+    row, *others = read_table(table, VIDEO_COLUMNS)
+    file = row.file(VIDEO_COLUMNS)
+    if file is None:
+        raise ValueError(f"{table}, line {row.line} names no video. Fill in its cell or delete the line.")
+    skipped = [
+        f"{table.name}, line {other.line}: {other.first(VIDEO_COLUMNS)} is not used" for other in others
+    ]
+    return file, row, skipped
+
+
+def _chosen_file(folder: Path) -> tuple[Path, None, list[str]]:
+    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    videos = [name for name in names if Path(name).suffix.lower() in VIDEO_SUFFIXES]
+    if not videos:
+        raise ValueError(
+            f"{folder} holds no video ({', '.join(VIDEO_SUFFIXES)}) and no metadata.csv; seen: {names[:8]}. "
+            "Give the folder of one motion, or the video file."
+        )
+    skipped = [f"{name}: not used, the first video is" for name in videos[1:]]
+    return file_inside(folder, videos[0], str(folder)), None, skipped
+
+
+def _found_caption(file: Path) -> str:
+    beside = caption_beside(file.parent, file)
+    if beside:
+        return beside
+    for folder in (file.parent, file.parent.parent):
+        table = table_of(folder)
+        rows = read_table(table, VIDEO_COLUMNS) if table else []
+        for row in rows:
+            if row.names(VIDEO_COLUMNS, file) and row.first(CAPTION_COLUMNS):
+                return row.first(CAPTION_COLUMNS)
+    raise ValueError(
+        f"{file} has no caption. Give one, such as 'a person is vvt walking', or write it into "
+        f"{file.with_suffix('.txt').name} or the prompt column of a metadata.csv beside the video."
+    )

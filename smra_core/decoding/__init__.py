@@ -1,0 +1,1 @@
+"""WAN's video decoders with a gradient: latents to pixels to optical flow and back, in little memory."""

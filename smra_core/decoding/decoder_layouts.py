@@ -1,0 +1,88 @@
+"""The decoder of WAN 2.1's video VAE as a list of frozen blocks, whoever holds its weights.
+
+Two layouts are known: diffusers' `AutoencoderKLWan`, and the native one of the published weights, which
+ComfyUI's `WanVAE` has too. Modules are kept, not their weights, so that these may move or be cast later.
+"""
+
+import torch
+from torch import nn
+
+from ..wan.spec import LATENT_CHANNELS
+from .decoder_blocks import Attention, Block, Entry, Head, Residual, Upsampling
+from .frozen_layers import NormedConv
+
+
+def decoder_blocks(vae: nn.Module) -> list[Block]:
+    """The decoder's blocks in order. ValueError for the VAE of WAN 2.2 and for anything else unknown."""
+    if hasattr(vae, "post_quant_conv") and hasattr(getattr(vae, "decoder", None), "up_blocks"):
+        entry, blocks = vae.post_quant_conv, _of_diffusers
+    elif hasattr(vae, "conv2") and hasattr(getattr(vae, "decoder", None), "upsamples"):
+        entry, blocks = vae.conv2, _of_native
+    else:
+        raise ValueError(
+            f"{type(vae).__name__} has no decoder of a known layout; give WAN 2.1's video VAE, as "
+            "diffusers or ComfyUI load it."
+        )
+    _check_wan_21(vae, entry)
+    return blocks(vae.decoder, entry)
+
+
+def _check_wan_21(vae: nn.Module, entry: nn.Module) -> None:
+    channels = entry.weight.shape[0]
+    patched = getattr(getattr(vae, "config", None), "patch_size", None) is not None
+    if channels != LATENT_CHANNELS or patched:
+        raise ValueError(
+            f"This VAE has {channels} latent channels and is WAN 2.2's; the method needs WAN 2.1's "
+            f"with {LATENT_CHANNELS}. Choose the VAE that came with Wan2.1-T2V."
+        )
+
+
+def decoder_dtype(vae: nn.Module) -> torch.dtype:
+    return next(vae.decoder.parameters()).dtype
+
+
+def _of_diffusers(decoder: nn.Module, unquantised: nn.Module) -> list[Block]:
+    middle = decoder.mid_block
+    first, *others = map(_diffusers_residual, middle.resnets)
+    blocks: list[Block] = [Entry(unquantised, decoder.conv_in), first]
+    for attention, residual in zip(middle.attentions, others, strict=True):
+        blocks += [Attention(attention.norm, attention.to_qkv, attention.proj), residual]
+    for up in decoder.up_blocks:
+        blocks += map(_diffusers_residual, up.resnets)
+        blocks += [_upsampling(module) for module in up.upsamplers or ()]
+    return [*blocks, Head(NormedConv(decoder.norm_out, decoder.conv_out))]
+
+
+def _diffusers_residual(block: nn.Module) -> Residual:
+    widened = isinstance(block.conv_shortcut, nn.Conv3d)
+    return Residual(
+        NormedConv(block.norm1, block.conv1),
+        NormedConv(block.norm2, block.conv2),
+        block.conv_shortcut if widened else None,
+    )
+
+
+def _of_native(decoder: nn.Module, unquantised: nn.Module) -> list[Block]:
+    blocks: list[Block] = [Entry(unquantised, decoder.conv1)]
+    for part in (*decoder.middle, *decoder.upsamples):
+        if hasattr(part, "residual"):
+            blocks.append(_native_residual(part))
+        elif hasattr(part, "to_qkv"):
+            blocks.append(Attention(part.norm, part.to_qkv, part.proj))
+        else:
+            blocks.append(_upsampling(part))
+    norm, _, conv = decoder.head
+    return [*blocks, Head(NormedConv(norm, conv))]
+
+
+def _native_residual(block: nn.Module) -> Residual:
+    norm_1, _, conv_1, norm_2, _, _, conv_2 = block.residual
+    widened = not isinstance(block.shortcut, nn.Identity)
+    return Residual(
+        NormedConv(norm_1, conv_1), NormedConv(norm_2, conv_2), block.shortcut if widened else None
+    )
+
+
+def _upsampling(module: nn.Module) -> Upsampling:
+    in_time = module.time_conv if module.mode == "upsample3d" else None
+    return Upsampling(in_time, module.resample[1])

@@ -1,0 +1,1 @@
+"""Metrics, contact sheets, flow colors, loss and schedule plots, and the report page."""

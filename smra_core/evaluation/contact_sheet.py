@@ -1,0 +1,152 @@
+"""A sheet: rows and columns of pictures with captions that can be read, as one image.
+
+Pillow's own font is used, since none is bundled: it draws Latin letters, others become boxes.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ..storage.atomic_write import replacing
+
+SMALLEST_SIDE, LARGEST_SIDE = 192, 384
+"""Pixels of a picture's longer side on a sheet: smaller ones grow by a whole factor, larger ones shrink."""
+LABEL_WIDTH, MARGIN, GAP = 280, 28, 8
+CAPTION_SIZE, NAME_SIZE, NOTE_SIZE = 24, 23, 19
+MOST_LINES, MOST_LETTERS = 6, 1000
+"""What goes beyond is cut and ends in an ellipsis, so that no text can blow up a sheet."""
+LINE_HEIGHT = 1.3
+PAPER, INK, FAINT_INK = (255, 255, 255), (17, 20, 24), (82, 88, 96)
+
+
+class SheetRow(NamedTuple):
+    """One row of a sheet: a picture per column."""
+
+    label: str
+    """Name, and after a line break a note in smaller letters."""
+    pictures: Sequence[Image.Image]
+
+
+class _Line(NamedTuple):
+    text: str
+    size: int
+    colour: tuple[int, int, int]
+
+    @property
+    def height(self) -> int:
+        return round(self.size * LINE_HEIGHT)
+
+
+def sheet(rows: Sequence[SheetRow], columns: Sequence[str], caption: str) -> Image.Image:
+    """Draw rows of pictures, with their labels to the left, column heads above and a caption on top."""
+    widths = [
+        max(image.width for image in column) for column in zip(*(row.pictures for row in rows), strict=True)
+    ]
+    labels = [_label(row.label) for row in rows]
+    heights = [
+        max(_height(label), *(image.height for image in row.pictures))
+        for label, row in zip(labels, rows, strict=True)
+    ]
+    left = MARGIN + LABEL_WIDTH
+    width = left + sum(widths) + GAP * (len(widths) - 1) + MARGIN
+    heading = _lines(caption, CAPTION_SIZE, width - 2 * MARGIN)
+    heads = [_lines(text, NOTE_SIZE, room) for text, room in zip(columns, widths, strict=True)]
+    head_y = MARGIN + _height(heading) + (GAP if heading else 0)
+    top = head_y + max(_height(head) for head in heads) + GAP
+    page = Image.new("RGB", (width, top + sum(heights) + GAP * (len(rows) - 1) + MARGIN), PAPER)
+    draw = ImageDraw.Draw(page)
+    _write(draw, MARGIN, MARGIN, heading)
+    for head, x in zip(heads, _starts(left, widths), strict=True):
+        _write(draw, x, head_y, head)
+    for row, label, y in zip(rows, labels, _starts(top, heights), strict=True):
+        _write(draw, MARGIN, y, label)
+        for image, x in zip(row.pictures, _starts(left, widths), strict=True):
+            page.paste(image, (x, y))
+    return page
+
+
+def picture(frame: Tensor) -> Image.Image:
+    """Frame `3 H W` in [0, 1] at its size on a sheet; grown pixels stay sharp squares."""
+    values = (frame.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    image = Image.fromarray(values.permute(1, 2, 0).contiguous().cpu().numpy())
+    side = max(image.size)
+    if side > LARGEST_SIDE:
+        return image.resize(_times(image, LARGEST_SIDE / side), Image.Resampling.LANCZOS)
+    return image.resize(_times(image, -(-SMALLEST_SIDE // side)), Image.Resampling.NEAREST)
+
+
+def chosen(length: int, wanted: Sequence[int] | int) -> list[int]:
+    """Indices below `length`: those wanted, or that many spread evenly from first to last. ValueError
+    beyond.
+    """
+    if isinstance(wanted, int):
+        indices = torch.linspace(0, length - 1, max(0, min(wanted, length))).round().int().tolist()
+    else:
+        indices = list(wanted)
+    if not indices or not all(0 <= index < length for index in indices):
+        raise ValueError(
+            f"Cannot show {wanted} of {length}; give a count above 0, or indices 0 to {length - 1}."
+        )
+    return indices
+
+
+def save_png(image: Image.Image, path: str | Path) -> None:
+    """Write a PNG: the old file or the whole new one, never half of one."""
+    with replacing(path) as draft:
+        image.save(draft, format="PNG", optimize=True)
+
+
+def _times(image: Image.Image, factor: float) -> tuple[int, int]:
+    return max(1, round(image.width * factor)), max(1, round(image.height * factor))
+
+
+def _starts(first: int, lengths: Sequence[int]) -> list[int]:
+    """Where each of several lengths begins, with a gap between them."""
+    return list(accumulate([length + GAP for length in lengths[:-1]], initial=first))
+
+
+def _label(label: str) -> list[_Line]:
+    name, _, note = label.partition("\n")
+    room = LABEL_WIDTH - MARGIN
+    return _lines(name, NAME_SIZE, room) + _lines(note, NOTE_SIZE, room, FAINT_INK)
+
+
+def _lines(text: str, size: int, room: int, colour=INK) -> list[_Line]:
+    """A text, often a stranger's, as lines of at most `room` pixels."""
+    font = ImageFont.load_default(size)
+    lines = [""]
+    for piece in _pieces(text, font, room):
+        longer = f"{lines[-1]} {piece}".lstrip()
+        if font.getlength(longer) <= room:
+            lines[-1] = longer
+        else:
+            lines.append(piece)
+    if len(lines) > MOST_LINES:
+        lines = [*lines[: MOST_LINES - 1], lines[MOST_LINES - 1][:-3] + "..."]
+    return [_Line(line, size, colour) for line in lines if line]
+
+
+def _pieces(text: str, font, room: int) -> Iterator[str]:
+    """Printable words; one that is too long for a line comes in parts."""
+    printable = "".join(letter if letter.isprintable() else " " for letter in text[:MOST_LETTERS])
+    for word in printable.split():
+        while font.getlength(word) > room:
+            part = next(n for n in range(len(word), 0, -1) if n == 1 or font.getlength(word[:n]) <= room)
+            yield word[:part]
+            word = word[part:]
+        yield word
+
+
+def _height(lines: Sequence[_Line]) -> int:
+    return sum(line.height for line in lines)
+
+
+def _write(draw: ImageDraw.ImageDraw, x: int, y: int, lines: Sequence[_Line]) -> None:
+    for line in lines:
+        draw.text((x, y), line.text, fill=line.colour, font=ImageFont.load_default(line.size))
+        y += line.height

@@ -1,0 +1,1 @@
+"""Comparison of the method's variants on the miniature."""

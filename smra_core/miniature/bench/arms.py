@@ -1,0 +1,55 @@
+"""The arms of the bench: how each trains its two LoRAs, and how it puts them together."""
+
+from dataclasses import dataclass, replace
+
+from ...lora.plan import (
+    ALL_LAYERS,
+    MOTION_WITHOUT_FFN_0,
+    SUBJECT_STRENGTHS,
+    SUBJECT_WITHOUT_FFN_0,
+    Strengths,
+    TPointSchedule,
+)
+from ...training.mora import MotionSettings
+from ...training.sura import SubjectSettings
+from ..small_settings import MOTION, SUBJECT
+from ..small_settings import SAMPLING as WATCHED_SAMPLING
+
+SAMPLING = replace(WATCHED_SAMPLING, steps=20)
+"""Fewer steps than the demo's: many clips are needed, and T_point is a noise level."""
+T_POINT_STEPS = 50
+"""T_point is told as a step of the paper's run: 50 steps at shift 1."""
+
+
+@dataclass(frozen=True)
+class BenchArm:
+    """One row of the bench's table; a change of one thing against SMRABooth."""
+
+    name: str
+    subject: SubjectSettings | None = SUBJECT
+    motion: MotionSettings | None = MOTION
+    strengths: Strengths = SUBJECT_STRENGTHS
+    t_point: TPointSchedule = TPointSchedule()
+
+
+def at_step(step: int) -> TPointSchedule:
+    return TPointSchedule.from_step(step, T_POINT_STEPS)
+
+
+_PLAIN_SUBJECT = replace(SUBJECT, plan=ALL_LAYERS, sura_weight=0.0)
+_PLAIN_MOTION = replace(MOTION, plan=ALL_LAYERS, mora_weight=0.0)
+ARMS = (
+    BenchArm("base, no LoRA", None, None),
+    BenchArm("plain LoRAs", _PLAIN_SUBJECT, _PLAIN_MOTION, Strengths.constant(SUBJECT_STRENGTHS.late)),
+    BenchArm("SMRABooth (T_point 15)"),
+    BenchArm("without SuRA", replace(SUBJECT, sura_weight=0.0)),
+    BenchArm("SuRA at 100 times its weight", replace(SUBJECT, sura_weight=100 * SUBJECT.sura_weight)),
+    BenchArm("without MoRA", motion=replace(MOTION, mora_weight=0.0)),
+    BenchArm("MoRA at 10 times its weight", motion=replace(MOTION, mora_weight=10 * MOTION.mora_weight)),
+    BenchArm("all-layer injection", replace(SUBJECT, plan=ALL_LAYERS), replace(MOTION, plan=ALL_LAYERS)),
+    BenchArm("subject without FFN.0", replace(SUBJECT, plan=SUBJECT_WITHOUT_FFN_0)),
+    BenchArm("motion without FFN.0", motion=replace(MOTION, plan=MOTION_WITHOUT_FFN_0)),
+    BenchArm("T_point 0", t_point=at_step(0)),
+    BenchArm("T_point 30", t_point=at_step(30)),
+    BenchArm("T_point 50", t_point=at_step(50)),
+)

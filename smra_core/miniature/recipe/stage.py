@@ -1,0 +1,64 @@
+"""What every stage of pre-training shares: its state on disk, its learning curve, its learning rate."""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ...storage.atomic_write import replacing
+
+log = logging.getLogger("smrabooth")
+
+
+@dataclass
+class Stage:
+    """One stage in a build folder: `NAME.pt` holds its state, `NAME.jsonl` its learning curve."""
+
+    name: str
+    build: Path
+    steps: int
+    report_every: int = 50
+    save_every: int = 100
+    _started: float = field(default_factory=time.monotonic)
+
+    @property
+    def state_path(self) -> Path:
+        return self.build / f"{self.name}.pt"
+
+    def resume(self, parts: dict) -> int:
+        """Load the state of each part (anything with load_state_dict); steps done so far, 0 for a new run."""
+        if not self.state_path.is_file():
+            return 0
+        state = torch.load(self.state_path, weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        return state["step"]
+
+    def remaining(self, done: int) -> Iterator[int]:
+        return iter(range(done, self.steps))
+
+    def keep(self, step: int, parts: dict) -> None:
+        """Save the state after every so many steps, and at the end."""
+        if step % self.save_every == 0 or step == self.steps:
+            with replacing(self.state_path) as draft:
+                torch.save({name: part.state_dict() for name, part in parts.items()} | {"step": step}, draft)
+
+    def report(self, step: int, **values: float) -> None:
+        """Add a point to the learning curve, and say when the stage will be done."""
+        seconds = time.monotonic() - self._started
+        point = {"step": step, "seconds": round(seconds, 1)} | {k: round(v, 4) for k, v in values.items()}
+        with open(self.build / f"{self.name}.jsonl", "a") as curve:
+            curve.write(json.dumps(point) + "\n")
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        log.info("%s: step %d of %d, %s, %.0f s", self.name, step, self.steps, shown, seconds)
+
+
+def cosine_rate(peak: float, step: int, steps: int, warmup: int = 50) -> float:
+    """Learning rate that rises for `warmup` steps, then falls along a cosine to a fiftieth of the peak."""
+    fall = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps))
+    return peak * min(1.0, (step + 1) / warmup) * fall

@@ -1,0 +1,192 @@
+"""What a checkpoint is, told from the names and shapes in it: a WAN text-to-video DiT and its VAE are served,
+everything else is refused by its name.
+"""
+
+import re
+from typing import Any
+
+from ..storage.weight_file import listed
+from ..wan.spec import LATENT_CHANNELS, PATCH, TEXT_DIM
+from .checkpoint_weights import Shapes, without_quantisation
+
+HEAD_DIM = 128
+"""Width of an attention head in every WAN."""
+_BLOCK = re.compile(r"^blocks\.([0-9]{1,3})\.")
+_MOST_BLOCKS, _WIDEST = 100, 1 << 15
+"""Far above any WAN; a header is believed up to here only."""
+_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.")
+_CELLS = PATCH[0] * PATCH[1] * PATCH[2]
+
+_VARIANTS = (
+    ("vace_patch_embedding.", "VACE (video editing)"),
+    ("vace_blocks.", "VACE (video editing)"),
+    ("control_adapter.", "Fun Camera (camera control)"),
+    ("casual_audio_encoder.", "S2V (speech to video)"),
+    ("audio_proj.audio_proj_glob_1.", "HuMo (audio and subject to video)"),
+    ("face_adapter.", "Animate (character animation)"),
+    ("pose_patch_embedding.", "Animate (character animation)"),
+    ("patch_embedding_mask.", "SCAIL 2 (pose to video)"),
+    ("patch_embedding_pose.", "SCAIL (pose to video)"),
+    ("patch_embedding_global.", "WanDancer (music to dance)"),
+    ("blocks.0.audio_cross_attn.", "MultiTalk (audio to video)"),
+    ("blocks.0.cam_encoder.", "ReCamMaster (camera control)"),
+    ("fps_embedding.", "SkyReels diffusion-forcing"),
+    ("img_emb.emb_pos", "FLF2V (first and last frame to video)"),
+    ("ref_conv.", "Fun Control (reference image)"),
+    ("img_emb.", "I2V (image to video)"),
+)
+"""First names that only a variant of WAN has; the first that is found counts."""
+_STRANGERS = (
+    ("encoder.block.0.layer.0.selfattention.", "a T5 text encoder"),
+    ("token_embedding.weight", "a T5 text encoder"),
+    ("decoder.middle.0.residual.0.gamma", "a WAN VAE"),
+    ("decoder.mid_block.resnets.0.", "a VAE"),
+    ("decoder.mid.block_1.", "a VAE of Stable Diffusion or Flux"),
+    ("lora_", "a LoRA"),
+    ("lycoris_", "a LoRA"),
+    ("txt_in.individual_token_refiner.", "HunyuanVideo"),
+    ("double_blocks.0.", "Flux, Chroma or HunyuanVideo"),
+    ("joint_blocks.0.", "Stable Diffusion 3"),
+    ("input_blocks.0.", "a Stable Diffusion U-Net"),
+    ("down_blocks.0.", "a Stable Diffusion U-Net"),
+    ("adaln_single.", "LTX-Video or PixArt"),
+    ("transformer_blocks.0.", "another video or image model in diffusers' names"),
+    ("vision_model.", "a CLIP vision encoder"),
+    ("text_model.", "a CLIP text encoder"),
+    ("fnet.", "SEA-RAFT"),
+    ("image_encoder.", "SAM"),
+)
+"""What people pick by mistake, by names in lower case."""
+
+
+def prefix_of(names: Any) -> str:
+    """What stands before every native name in a file, such as `model.diffusion_model.`; often nothing."""
+    return next((p for p in _PREFIXES if any(name.startswith(p) for name in names)), "")
+
+
+def dit_config(shapes: Shapes, source: str) -> dict[str, Any]:
+    """Arguments of diffusers' WanTransformer3DModel for a DiT with these native names.
+
+    ValueError that says what the file is when it is no text-to-video DiT of WAN 2.1's kind, and for sizes
+    that only a hostile file would have.
+    """
+    weights = without_quantisation(shapes)
+    _refuse_strangers(weights, source)
+    _refuse_variants(weights, source)
+    dim, channels = weights["patch_embedding.weight"][:2]
+    _refuse_channels(channels, weights["head.head.weight"][0] // _CELLS, dim, source)
+    config = {
+        "num_attention_heads": dim // HEAD_DIM,
+        "attention_head_dim": HEAD_DIM,
+        "in_channels": channels,
+        "out_channels": LATENT_CHANNELS,
+        "ffn_dim": weights["blocks.0.ffn.0.weight"][0],
+        "num_layers": _blocks(weights, source),
+        "text_dim": weights["text_embedding.0.weight"][1],
+        "freq_dim": weights["time_embedding.0.weight"][1],
+        "cross_attn_norm": True,
+        "qk_norm": "rms_norm_across_heads",
+    }
+    _refuse_sizes(config, source)
+    return config
+
+
+_NEEDED = {
+    "patch_embedding.weight": 5,
+    "head.head.weight": 2,
+    "blocks.0.ffn.0.weight": 2,
+    "text_embedding.0.weight": 2,
+    "time_embedding.0.weight": 2,
+}
+"""Weights whose shapes give the sizes, with their numbers of dimensions."""
+
+
+def _refuse_strangers(shapes: Shapes, source: str) -> None:
+    lacking = [name for name, dims in _NEEDED.items() if len(shapes.get(name, ())) != dims]
+    if lacking:
+        kind = _stranger(shapes)
+        raise ValueError(
+            f"{source} is not a WAN DiT: {lacking[0]} is missing or misshapen; it "
+            + (f"looks like {kind}. " if kind else f"has {listed(sorted(shapes))}. ")
+            + "Choose wan2.1_t2v_1.3B or _14B, a file of ComfyUI's diffusion_models folder."
+        )
+
+
+def _stranger(shapes: Shapes) -> str:
+    names = [name.lower() for name in shapes]
+    if any(re.search(r"\.lora_(a|b|down|up)\b", name) for name in names):
+        return "a LoRA"
+    return next((kind for mark, kind in _STRANGERS if any(mark in name for name in names)), "")
+
+
+def _refuse_variants(shapes: Shapes, source: str) -> None:
+    for mark, kind in _VARIANTS:
+        if any(name.startswith(mark) for name in shapes):
+            raise ValueError(
+                f"{source} is WAN {kind}. The method needs WAN 2.1 text-to-video: wan2.1_t2v_1.3B or _14B."
+            )
+
+
+def _refuse_channels(channels: int, out: int, dim: int, source: str) -> None:
+    if channels == out == LATENT_CHANNELS:
+        return
+    if out == 48:
+        kind = f"WAN 2.2 TI2V 5B (width {dim}), which has another VAE"
+    elif channels == 36:
+        kind = "WAN I2V or inpainting (image to video)"
+    else:
+        kind = "a control or image-to-video model"
+    raise ValueError(
+        f"{source} takes {channels} channels and gives {out}: {kind}. The method needs WAN 2.1 "
+        f"text-to-video ({LATENT_CHANNELS} and {LATENT_CHANNELS}): wan2.1_t2v_1.3B or _14B."
+    )
+
+
+def _blocks(shapes: Shapes, source: str) -> int:
+    numbers = {int(match[1]) for name in shapes if (match := _BLOCK.match(name))}
+    if numbers != set(range(len(numbers))):
+        lacking = min(set(range(len(numbers))) - numbers)
+        raise ValueError(
+            f"{source} has {len(numbers)} blocks, but no block {lacking}. It is a damaged file, or one of "
+            "several parts: give the folder, or the file in one piece."
+        )
+    return len(numbers)
+
+
+def _refuse_sizes(config: dict[str, Any], source: str) -> None:
+    limits = {"num_layers": _MOST_BLOCKS, "ffn_dim": _WIDEST, "text_dim": _WIDEST, "freq_dim": _WIDEST}
+    limits["num_attention_heads"] = _WIDEST // HEAD_DIM
+    for name, most in limits.items():
+        if not 1 <= config[name] <= most:
+            raise ValueError(f"{source}: its {name} is {config[name]}; WAN's is 1 to {most}. Refused.")
+
+
+def vae_config(shapes: Shapes, source: str) -> dict[str, Any]:
+    """Arguments of diffusers' AutoencoderKLWan for a VAE with these native names; ValueError as above."""
+    if "decoder.upsamples.0.upsamples.0.residual.2.weight" in shapes:
+        raise ValueError(
+            f"{source} is the VAE of WAN 2.2 5B (48 channels). WAN 2.1's is needed: wan_2.1_vae.safetensors."
+        )
+    gamma, latent = shapes.get("decoder.head.0.gamma", ()), shapes.get("conv2.weight", ())
+    if not gamma or len(latent) != 5:
+        kind = _stranger(shapes)
+        raise ValueError(
+            f"{source} is not a WAN VAE: it "
+            + (f"looks like {kind}. " if kind else f"has {listed(sorted(shapes))}. ")
+            + "Choose wan_2.1_vae.safetensors or Wan2.1_VAE.pth."
+        )
+    if latent[0] != LATENT_CHANNELS:
+        raise ValueError(
+            f"{source} has {latent[0]} latent channels; WAN 2.1's VAE has {LATENT_CHANNELS}. Choose the VAE "
+            "that came with Wan2.1-T2V."
+        )
+    if not 1 <= gamma[0] <= 1024:
+        raise ValueError(f"{source}: its width is {gamma[0]}; WAN 2.1's VAE has 96. Refused.")
+    return {"base_dim": gamma[0], "z_dim": LATENT_CHANNELS}
+
+
+def text_kind(shapes: Shapes) -> str:
+    """What a file that should be UMT5 looks like; empty when unknown."""
+    if "shared.weight" in shapes and "encoder.block.0.layer.0.SelfAttention.q.weight" in shapes:
+        return f"T5 of width {shapes['shared.weight'][-1]}, not UMT5 of width {TEXT_DIM}"
+    return _stranger(shapes)

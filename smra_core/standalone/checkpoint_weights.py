@@ -1,0 +1,158 @@
+"""Native checkpoints into models of diffusers and transformers: every name accounted for, fp8 undone.
+
+The model is built without memory and takes the file's tensors one by one, so that loading needs the model in
+its own precision and one weight more. What fp8 files hold is the weight divided by a scale that lies beside
+it: `scale_weight` in the older files of ComfyUI and kijai, `weight_scale` in newer ones.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..storage.weight_file import READABLE_FLOATS, Value, account_for, refuse_not_finite, renamed_once
+
+Shapes = Mapping[str, tuple[int, ...]]
+_FLOAT8 = {torch.float8_e4m3fn, torch.float8_e5m2}
+_FLOAT8_FORMATS = ("float8_e4m3fn", "float8_e5m2")
+_SCALES = (".scale_weight", ".weight_scale")
+_ASIDE = (".comfy_quant", ".scale_input", ".input_scale", *_SCALES)
+"""What quantised files put beside a weight; the scales of inputs have no part in the weight's value."""
+_MARKER = "scaled_fp8"
+_OTHER_QUANTS = {
+    ".weight_scale_2": "NVFP4",
+    ".absmax": "bitsandbytes",
+    ".quant_map": "bitsandbytes",
+    ".qweight": "GPTQ or AWQ",
+    ".SCB": "bitsandbytes int8",
+    ".proj_down": "SVDQuant",
+}
+
+
+def without_quantisation(shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights alone, without the marks and scales of fp8 files."""
+    return {name: shape for name, shape in shapes.items() if not _is_aside(name)}
+
+
+def _is_aside(name: str) -> bool:
+    return name.endswith(_ASIDE) or name == _MARKER
+
+
+def refuse_other_quants(shapes: Shapes, source: str) -> None:
+    """ValueError for files quantised in ways whose weights cannot be read back here."""
+    for ending, kind in _OTHER_QUANTS.items():
+        found = next((name for name in shapes if name.endswith(ending)), None)
+        if found:
+            raise ValueError(
+                f"{source} is quantised with {kind} ({found[:120]}). Give the bf16, fp16, fp8_e4m3fn or "
+                "fp8_scaled file of the model; the ComfyUI nodes take what ComfyUI itself can load."
+            )
+
+
+def check_native(model: nn.Module, native_name: Callable[[str], str], shapes: Shapes, source: str) -> None:
+    """ValueError unless a file with these shapes fills the model, no weight left over or lacking.
+
+    `native_name` gives the file's name of a weight of the model; `shapes` may hold scales of fp8.
+    """
+    refuse_other_quants(shapes, source)
+    expected = {native_name(name): tuple(value.shape) for name, value in model.state_dict().items()}
+    account_for(expected, without_quantisation(shapes), source)
+
+
+def fill_native(
+    model: Any,
+    native_name: Callable[[str], str],
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    source: str,
+    precise: tuple[str, ...] = (),
+) -> None:
+    """Give a model on the meta device the file's weights in `dtype`, those inside `precise` parts in float32.
+
+    ValueError as for `check_native`, for scales that do not fit, and for weights that are not finite.
+    """
+    check_native(model, native_name, {name: tuple(t.shape) for name, t in tensors.items()}, source)
+    filled: dict[str, Tensor] = {}
+    done: dict[str, Tensor] = {}
+    for name in model.state_dict():
+        native = native_name(name)
+        if native not in done:  # tied weights are one tensor under two names
+            kept = torch.float32 if any(part in name.split(".") for part in precise) else dtype
+            done[native] = plain_weight(native, tensors, kept, source)
+        filled[name] = done[native]
+    model.load_state_dict(filled, assign=True)
+
+
+def plain_weight(name: str, tensors: Mapping[str, Tensor], dtype: torch.dtype, source: str) -> Tensor:
+    """One weight of a file in `dtype`, its fp8 undone."""
+    stored = tensors[name]
+    module = name.rpartition(".")[0]
+    scales = [tensors[module + ending] for ending in _SCALES if module + ending in tensors]
+    if not name.endswith(".weight"):
+        scales = []
+    elif scales or f"{module}.comfy_quant" in tensors:
+        _check_format(module, tensors, source)
+    if stored.dtype not in READABLE_FLOATS:
+        raise ValueError(f"{source}: {name} is stored as {stored.dtype}; a floating-point weight is needed.")
+    # In place, as a float32 copy of the 14B's widest weight takes 280 MB; fp8, checked above, is copied.
+    weight = stored.float().mul_(_scale(name, stored, scales[0], source)) if scales else stored
+    weight = weight.to(dtype)
+    # Checked last: what overflows the wanted precision is as unusable as what was broken before.
+    refuse_not_finite({name: weight}, source)
+    return weight
+
+
+def _check_format(module: str, tensors: Mapping[str, Tensor], source: str) -> None:
+    stored = tensors[f"{module}.weight"]
+    config = tensors.get(f"{module}.comfy_quant")
+    kind = _format(config) if config is not None else str(stored.dtype).removeprefix("torch.")
+    if kind not in _FLOAT8_FORMATS or stored.dtype not in _FLOAT8:
+        raise ValueError(
+            f"{source}: {module} is quantised as {kind} ({stored.dtype}); only {_FLOAT8_FORMATS} can be read "
+            "back. Give the bf16, fp16 or fp8 file of the model."
+        )
+
+
+def _format(config: Tensor) -> str:
+    try:
+        content = json.loads(config.to(torch.uint8).numpy().tobytes()[:4096])
+        return str(content.get("format"))[:40]
+    except (ValueError, AttributeError, RecursionError, RuntimeError):
+        return "something unreadable"
+
+
+def _scale(name: str, stored: Tensor, scale: Tensor, source: str) -> Tensor:
+    """One number for the whole weight, or one for each output."""
+    if scale.dtype not in READABLE_FLOATS:
+        raise ValueError(
+            f"{source}: the scale of {name} is stored as {scale.dtype}; a floating-point number is needed. "
+            "Give the bf16, fp16 or fp8 file of the model."
+        )
+    if scale.numel() == 1:
+        return scale.float().reshape(())
+    if scale.numel() == stored.shape[0]:
+        return scale.float().reshape(-1, *[1] * (stored.ndim - 1))
+    raise ValueError(
+        f"{source}: {name} is {tuple(stored.shape)} and its scale {tuple(scale.shape)}; one number, or one "
+        "for each output, is needed. The file is quantised in blocks: give the bf16, fp16 or fp8 file."
+    )
+
+
+def native_weights(
+    values: Mapping[str, Value], rename: Callable[[str], str], source: str, prefix: str = ""
+) -> dict[str, Value]:
+    """Tensors or shapes of a file under native names, whatever it called them, and whatever stood before.
+
+    Scales go with their weights. ValueError when two names are of one weight.
+    """
+
+    def native(name: str) -> str:
+        name = name.removeprefix(prefix)
+        ending = next((ending for ending in _ASIDE if name.endswith(ending)), "")
+        bare = name.removesuffix(ending)
+        # Names are known by their `.weight`, which the scales lack.
+        return rename(f"{bare}.weight").removesuffix(".weight") + ending if ending else rename(name)
+
+    return renamed_once(values, native, source)

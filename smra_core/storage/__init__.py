@@ -1,0 +1,1 @@
+"""Safe files: atomic writes, weight files of others, caches, content hashes."""

@@ -1,0 +1,38 @@
+"""What a weight file is, by its content: the same wherever it lies, another when it is trained anew."""
+
+import hashlib
+from pathlib import Path
+
+from .weight_file import INDEX, parts_of
+
+_WHOLE = 64 << 20
+"""Files up to this size are hashed whole."""
+_PIECE, _PIECES = 1 << 16, 256
+
+
+def identity(path: Path) -> str:
+    """sha256 of a file, of the parts that an index lists, or of all weight files and configs in a folder.
+
+    Of files over 64 MB the size and 256 pieces spread over the whole are hashed: a retrained model differs
+    everywhere, and reading 30 GB before every run would cost more than it protects.
+    """
+    digest = hashlib.sha256()
+    kinds = ("*.safetensors", "*.json", "*.bin", "*.model")
+    files = sorted(f for kind in kinds for f in path.rglob(kind)) if path.is_dir() else [path]
+    if path.name.endswith(INDEX):
+        files = parts_of(path)
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size} ".encode() if path.is_dir() else f"{size} ".encode())
+        _hash_pieces(file, size, digest)
+    return digest.hexdigest()
+
+
+def _hash_pieces(file: Path, size: int, digest) -> None:
+    with open(file, "rb") as content:
+        if size <= _WHOLE:
+            digest.update(content.read())
+            return
+        for piece in range(_PIECES):
+            content.seek(piece * (size - _PIECE) // (_PIECES - 1))
+            digest.update(content.read(_PIECE))

@@ -1,0 +1,1 @@
+"""SuRA and MoRA, the training loop, runs on disk, and what a training step costs."""

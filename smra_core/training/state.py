@@ -1,0 +1,64 @@
+"""Everything that a training run changes, as named tensors: adapters, projector, the optimiser's memory."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..lora.adapter import Lora
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW remembers of each parameter."""
+
+
+class TrainState:
+    """Parameters by name, their optimiser, and the number of steps done."""
+
+    def __init__(
+        self,
+        lora: Lora,
+        trainables: Mapping[str, nn.Parameter],
+        learning_rate: float,
+        weight_decay: float,
+    ):
+        self.parameters: dict[str, nn.Parameter] = {
+            f"lora.{name}.{factor}": getattr(pair, factor) for name, pair in lora.items() for factor in "ab"
+        } | {f"objective.{name}": parameter for name, parameter in trainables.items()}
+        self.optimiser = torch.optim.AdamW(
+            list(self.parameters.values()), lr=learning_rate, weight_decay=weight_decay
+        )
+        self.step = 0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Copies on the CPU, enough to go on bit for bit."""
+        kept = {name: parameter.detach() for name, parameter in self.parameters.items()}
+        for name, parameter in self.parameters.items():
+            memory = self.optimiser.state.get(parameter, {})
+            kept |= {f"adam.{name}.{moment}": memory[moment] for moment in MOMENTS if moment in memory}
+        return {name: tensor.to("cpu", copy=True) for name, tensor in kept.items()} | {
+            "step": torch.tensor(self.step)
+        }
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `tensors` gave; ValueError when the names or shapes are another run's."""
+        self._check(tensors)
+        for name, parameter in self.parameters.items():
+            parameter.copy_(tensors[name])
+            names = {moment: f"adam.{name}.{moment}" for moment in MOMENTS}
+            if names["step"] in tensors:
+                # AdamW keeps its step counts on the CPU and its moments where the parameter is.
+                self.optimiser.state[parameter] = {
+                    moment: tensors[key].clone() if moment == "step" else tensors[key].to(parameter)
+                    for moment, key in names.items()
+                }
+        self.step = int(tensors["step"])
+
+    def _check(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            seen = tuple(tensors[name].shape) if name in tensors else "nothing"
+            if seen != tuple(parameter.shape):
+                raise ValueError(
+                    f"The saved state has {seen} for {name}, this run needs {tuple(parameter.shape)}. "
+                    "It belongs to another run; give this one another name or folder."
+                )

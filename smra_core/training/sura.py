@@ -1,0 +1,139 @@
+"""Subject representation alignment (paper section "SuRA"): what the subject LoRA is trained for.
+
+`L = L_region + lambda L_SuRA`. The DiT's tokens after its first block, through a trainable MLP, are pulled to
+DINOv2's patch features of the reference image; the velocity loss counts only inside the subject's mask.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..lora.plan import SUBJECT, SparsePlan
+from ..wan.flow_matching import add_noise, velocity_target, velocity_weight
+from ..wan.interfaces import Denoiser
+from ..wan.spec import SPATIAL_STRIDE
+
+
+@dataclass(frozen=True)
+class SubjectSettings:
+    """The paper's values, and the choices it leaves open."""
+
+    plan: SparsePlan = SUBJECT
+    rank: int = 32
+    width: int = 512
+    height: int = 512
+    sura_weight: float = 0.05
+    """lambda; 0 trains on the region loss alone."""
+    align_block: int = 0
+    """Block whose output is aligned: the first (paper). The authors' release uses 2."""
+    projector_width: int = 2048
+    weighted_velocity: bool = True
+    """Weight the velocity loss by noise level (flow_matching.velocity_weight), as the release trains."""
+    shift: float = 1.0
+
+
+class SubjectSample(NamedTuple):
+    """One reference image, ready to train on."""
+
+    name: str
+    latents: Tensor
+    """`16 1 h w`, model space."""
+    context: Tensor
+    """`T 4096`."""
+    mask_latent: Tensor
+    """`1 1 h w`, 0 or 1."""
+    features: Tensor
+    """`N D`: DINOv2's patch features, one per DiT token, in y,x order."""
+
+
+def mask_to_latent(mask_px: Tensor) -> Tensor:
+    """Subject mask `1 H W` on the latent grid, `1 1 h w` of 0 and 1: every cell that the subject touches
+    counts.
+
+    ValueError when nothing is left: a region loss over no pixel would teach nothing.
+    """
+    height, width = mask_px.shape[-2] // SPATIAL_STRIDE, mask_px.shape[-1] // SPATIAL_STRIDE
+    # Area pooling sees every pixel, where a bilinear sample would step over a thin limb.
+    cells = F.adaptive_avg_pool2d(mask_px[None].float(), (height, width))
+    mask_latent = (cells > 0).float()
+    if not mask_latent.any():
+        raise ValueError(
+            "The subject mask is empty. Paint the subject white, or leave the mask out and use SAM."
+        )
+    return mask_latent
+
+
+def region_loss(velocity: Tensor, target: Tensor, mask_latent: Tensor) -> Tensor:
+    """L_region: squared velocity error averaged inside the mask. `B C f h w`, mask `B 1 f h w`, result
+    `B`.
+    """
+    error = ((velocity - target) ** 2 * mask_latent).flatten(1).sum(1)
+    return error / (mask_latent.flatten(1).sum(1) * velocity.shape[1])
+
+
+def sura_loss(projected: Tensor, features: Tensor) -> Tensor:
+    """L_SuRA: mean over all tokens of minus the cosine to the teacher's feature. `B L D` twice, result `B` in
+    [-1, 1].
+    """
+    if projected.shape != features.shape:
+        raise ValueError(
+            f"{projected.shape[1]} tokens of width {projected.shape[2]} cannot be aligned with "
+            f"{features.shape[1]} DINOv2 patches of width {features.shape[2]}. Features must come from "
+            "the same image size as the latents."
+        )
+    return -F.cosine_similarity(projected, features, dim=-1).mean(1)
+
+
+def projector(dim: int, feature_dim: int, width: int, generator: torch.Generator) -> nn.Sequential:
+    """The trainable MLP h_phi: three linears with SiLU between (as REPA's), float32, drawn from the generator
+    alone.
+    """
+    sizes = [dim, width, width, feature_dim]
+    layers: list[nn.Module] = []
+    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+        linear = nn.Linear(inputs, outputs)
+        nn.init.kaiming_uniform_(linear.weight, a=math.sqrt(5), generator=generator)
+        nn.init.uniform_(linear.bias, -1 / math.sqrt(inputs), 1 / math.sqrt(inputs), generator=generator)
+        layers += [linear, nn.SiLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def projector_parameters(dim: int, feature_dim: int, width: int) -> int:
+    """How many the projector of these sizes has."""
+    sizes = [dim, width, width, feature_dim]
+    return sum((inputs + 1) * outputs for inputs, outputs in zip(sizes, sizes[1:], strict=False))
+
+
+class SubjectObjective:
+    """Region loss and SuRA; the projector is trained beside the LoRA and thrown away after."""
+
+    leaner = "Lower batch_size, or the width and height."
+
+    def __init__(self, settings: SubjectSettings, dim: int, feature_dim: int, seed: int = 0):
+        self.settings, self.shift = settings, settings.shift
+        self.weights: Mapping[str, float] = {"region": 1.0, "sura": settings.sura_weight}
+        generator = torch.Generator().manual_seed(seed)
+        self.projector = projector(dim, feature_dim, settings.projector_width, generator)
+
+    def trainables(self) -> dict[str, nn.Parameter]:
+        return dict(self.projector.named_parameters()) if self.settings.sura_weight else {}
+
+    def losses(
+        self, denoiser: Denoiser, batch, sigma: Tensor, noise: Tensor, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Per-sample losses of a collated batch of SubjectSample."""
+        aligned = self.settings.sura_weight != 0
+        tap = self.settings.align_block if aligned else None
+        noisy = add_noise(batch.latents, noise, sigma)
+        velocity, tokens = denoiser.velocity(noisy, sigma, batch.context, tap)
+        region = region_loss(velocity, velocity_target(batch.latents, noise), batch.mask_latent)
+        if self.settings.weighted_velocity:
+            region = region * velocity_weight(sigma, self.settings.shift)
+        if not aligned:
+            return {"region": region}
+        return {"region": region, "sura": sura_loss(self.projector(tokens.to(noise.dtype)), batch.features)}

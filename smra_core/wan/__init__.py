@@ -1,0 +1,1 @@
+"""What WAN is: sizes, module names, noise levels, the sampler, and the interfaces that the method needs."""

@@ -1,0 +1,112 @@
+"""WAN's own module names and diffusers' names for the same modules.
+
+Native names are the ones in WAN 2.1's checkpoints, in ComfyUI and in nearly every LoRA; diffusers renames
+them when it reads such a file (`from_single_file`). This table goes both ways for linears, and back for
+whole checkpoints.
+"""
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from .spec import Role, parse_linear
+
+_ATTENTIONS = {"self_attn": "attn1", "cross_attn": "attn2"}
+_LINEARS = {
+    **{
+        f"{native}.{role.value}": f"{ours}.{'to_out.0' if role is Role.O else 'to_' + role.value}"
+        for native, ours in _ATTENTIONS.items()
+        for role in (Role.Q, Role.K, Role.V, Role.O)
+    },
+    "ffn.0": "ffn.net.0.proj",
+    "ffn.2": "ffn.net.2",
+}
+"""Path of a linear inside a block: native to diffusers."""
+_NATIVE_LINEARS = {theirs: native for native, theirs in _LINEARS.items()}
+
+_DIT = (
+    (r"^condition_embedder\.time_embedder\.linear_1", "time_embedding.0"),
+    (r"^condition_embedder\.time_embedder\.linear_2", "time_embedding.2"),
+    (r"^condition_embedder\.text_embedder\.linear_1", "text_embedding.0"),
+    (r"^condition_embedder\.text_embedder\.linear_2", "text_embedding.2"),
+    (r"^condition_embedder\.time_proj", "time_projection.1"),
+    (r"^scale_shift_table", "head.modulation"),
+    (r"^proj_out", "head.head"),
+    (r"^(blocks\.\d+)\.scale_shift_table", r"\1.modulation"),
+    (r"^(blocks\.\d+)\.attn1\.", r"\1.self_attn."),
+    (r"^(blocks\.\d+)\.attn2\.", r"\1.cross_attn."),
+    (r"\.to_([qkv])\.", r".\1."),
+    (r"\.to_out\.0\.", ".o."),
+    (r"\.ffn\.net\.0\.proj\.", ".ffn.0."),
+    (r"\.ffn\.net\.2\.", ".ffn.2."),
+    # The norm before the cross-attention is the second in diffusers and the third in WAN.
+    (r"^(blocks\.\d+)\.norm2\.", r"\1.norm3."),
+)
+_RESIDUAL = (
+    (r"\.norm1\.", ".residual.0."),
+    (r"\.conv1\.", ".residual.2."),
+    (r"\.norm2\.", ".residual.3."),
+    (r"\.conv2\.", ".residual.6."),
+    (r"\.conv_shortcut\.", ".shortcut."),
+)
+_VAE = (
+    (r"^quant_conv\.", "conv1."),
+    (r"^post_quant_conv\.", "conv2."),
+    (r"coder\.conv_in\.", "coder.conv1."),
+    (r"coder\.norm_out\.", "coder.head.0."),
+    (r"coder\.conv_out\.", "coder.head.2."),
+    (r"\.mid_block\.resnets\.0\.", ".middle.0."),
+    (r"\.mid_block\.attentions\.0\.", ".middle.1."),
+    (r"\.mid_block\.resnets\.1\.", ".middle.2."),
+    (r"^encoder\.down_blocks\.", "encoder.downsamples."),
+)
+_RESNETS_IN_UP_BLOCK = 3
+"""WAN lists a decoder block's three residual blocks and its upsampler one after another."""
+
+
+def diffusers_linear(native: str) -> str:
+    """Diffusers' name of a block's linear; ValueError when the name is not one."""
+    block, path, _ = parse_linear(native)
+    return f"blocks.{block}.{_LINEARS[path]}"
+
+
+def native_linear(name: str) -> str | None:
+    """Native name of a linear that diffusers calls so; None when it is no linear of a block."""
+    match = re.match(r"^blocks\.(\d+)\.(.+)$", name)
+    if match is None or match[2] not in _NATIVE_LINEARS:
+        return None
+    return f"blocks.{match[1]}.{_NATIVE_LINEARS[match[2]]}"
+
+
+def native_dit_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State dict of diffusers' WanTransformer3DModel under native names."""
+    return {native_dit_name(name): tensor for name, tensor in state.items()}
+
+
+def native_dit_name(name: str) -> str:
+    """Native name of a weight of the DiT; one that is native already stays."""
+    return _renamed(name, _DIT)
+
+
+def native_vae_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State dict of diffusers' AutoencoderKLWan (WAN 2.1's kind) under native names."""
+    return {native_vae_name(name): tensor for name, tensor in state.items()}
+
+
+def native_vae_name(name: str) -> str:
+    """Native name of a weight of the VAE; one that is native already stays."""
+    name = re.sub(r"^decoder\.up_blocks\.(\d+)\.(resnets|upsamplers)\.(\d+)\.", _upsample, name)
+    name = _renamed(name, _VAE)
+    return _renamed(name, _RESIDUAL) if re.search(r"\.(downsamples|upsamples|middle)\.\d+\.", name) else name
+
+
+def _upsample(match: re.Match) -> str:
+    place = int(match[3]) if match[2] == "resnets" else _RESNETS_IN_UP_BLOCK
+    return f"decoder.upsamples.{int(match[1]) * (_RESNETS_IN_UP_BLOCK + 1) + place}."
+
+
+def _renamed(name: str, rules: tuple[tuple[str, str], ...]) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name

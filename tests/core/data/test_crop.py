@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from smra_core.data.crop import check_target, cover_box, crop_note, fit, to_pixels
+
+
+@pytest.mark.parametrize(
+    "source, size, expected",
+    [
+        ((512, 512), (512, 512), (0, 0, 512, 512)),
+        ((780, 780), (512, 512), (0, 0, 780, 780)),
+        ((720, 480), (576, 320), (0, 40, 720, 440)),  # 1.8 : 1 of 720x480 is 720x400
+        ((480, 720), (512, 512), (0, 120, 480, 600)),
+        ((101, 51), (50, 50), (25, 0, 76, 51)),
+    ],
+)
+def test_the_box_covers_the_wanted_shape_at_the_centre(source, size, expected):
+    assert cover_box(source, size) == pytest.approx(expected)
+
+
+def test_pixels_twice_as_wide_as_high_count_twice():
+    assert cover_box((100, 100), (100, 100), pixel_aspect=2) == pytest.approx((25, 0, 75, 100))
+
+
+def test_a_crop_is_told_and_a_fraction_of_a_pixel_is_not():
+    assert crop_note((720, 480), cover_box((720, 480), (576, 320))) == (
+        "720x480 is cropped to its central 720x400"
+    )
+    assert crop_note((781, 781), cover_box((781, 781), (512, 512))) is None
+    assert crop_note((1001, 1000), (0.2, 0, 1000.8, 1000)) is None
+
+
+def test_shrinking_averages_instead_of_picking():
+    stripes = Image.fromarray(np.tile(np.array([0, 255], np.uint8), (8, 32)))
+    small = np.array(fit(stripes, (8, 2), (0, 0, 64, 8)))
+    assert abs(small[:, 1:-1].astype(int) - 127).max() <= 1  # at the edges a stripe lacks its neighbour
+
+
+def test_pixels_are_rows_of_rgb_between_zero_and_one():
+    array = np.zeros((2, 3, 3), np.uint8)
+    array[1, 2] = (255, 51, 0)
+    pixels = to_pixels(Image.fromarray(array))
+    assert pixels.shape == (3, 2, 3) and pixels.dtype == torch.float32
+    assert pixels[:, 1, 2].tolist() == pytest.approx([1.0, 0.2, 0.0])
+    assert to_pixels(Image.new("L", (3, 2), 255)).shape == (1, 2, 3)
+
+
+@pytest.mark.parametrize("size", [(0, 512), (512, -1), (512,)])
+def test_a_size_without_two_sides_is_refused(size):
+    with pytest.raises(ValueError, match="wanted size is .*; give"):
+        check_target(size)

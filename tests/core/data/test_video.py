@@ -1,0 +1,181 @@
+import struct
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from smra_core.data.video import read_video, trim_video, write_video
+
+SIDE, FRAMES = 32, 9
+SIZE = (SIDE, SIDE)
+
+
+def numbered(count=FRAMES, height=SIDE, width=SIDE):
+    """Grey frames `F 3 H W`, each 16/255 brighter than the one before."""
+    levels = (32 + 16 * torch.arange(count)) / 255
+    return levels[:, None, None, None].expand(count, 3, height, width)
+
+
+def numbers(video):
+    return [round((frame.mean().item() * 255 - 32) / 16) for frame in video.frames]
+
+
+@pytest.fixture
+def clip(tmp_path):
+    write_video(tmp_path / "clip.mp4", numbered(), 16)
+    return tmp_path / "clip.mp4"
+
+
+def encode(path, frames, times, codec="libx264", pixel_aspect=None, size=SIZE):
+    """A file whose frames have these times in milliseconds."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height = size
+        stream.pix_fmt, stream.time_base = "yuv420p", Fraction(1, 1000)
+        stream.codec_context.time_base = Fraction(1, 1000)
+        if pixel_aspect:
+            stream.codec_context.sample_aspect_ratio = pixel_aspect
+        for picture, time in zip(frames, times, strict=True):
+            array = (picture.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def test_what_is_written_is_read_back_in_order(clip):
+    video = read_video(clip, SIZE, FRAMES)
+    assert video.frames.shape == (FRAMES, 3, SIDE, SIDE) and video.fps == 16 and video.notes == []
+    assert numbers(video) == list(range(FRAMES))
+    assert (video.frames - numbered()).abs().max() < 4 / 255
+
+
+def test_start_and_stride_choose_frames_and_the_rest_is_told(clip):
+    video = read_video(clip, SIZE, 3, start=1, stride=2)
+    assert numbers(video) == [1, 3, 5] and video.fps == 8
+    assert video.notes == ["3 frames after number 5 are not used"]
+
+
+def test_frames_are_cropped_to_the_wanted_shape_and_that_is_told_once(tmp_path):
+    wide = numbered(3, 32, 64).clone()
+    wide[..., :16], wide[..., 48:] = 0, 1  # outside of the central square
+    write_video(tmp_path / "wide.mp4", wide, 16)
+    video = read_video(tmp_path / "wide.mp4", (16, 16), 3)
+    assert numbers(video) == [0, 1, 2] and video.frames[0, :, :, 1:-1].std() < 0.02
+    assert video.notes == ["64x32 is cropped to its central 32x32"]
+
+
+def test_pixels_that_are_not_square_are_honoured(tmp_path):
+    half = torch.zeros(1, 3, 32, 32)
+    half[..., 8:24] = 1
+    encode(tmp_path / "anamorphic.mp4", half, [0], pixel_aspect=Fraction(2), size=(32, 32))
+    video = read_video(tmp_path / "anamorphic.mp4", (16, 16), 1)
+    assert video.notes == ["32x32 is cropped to its central 16x32"]
+    assert video.frames.mean() > 0.9
+
+
+IDENTITY = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+TURNS = {
+    "right": struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30),
+    "left": struct.pack(">9i", 0, -1 << 16, 0, 1 << 16, 0, 0, 0, 0, 1 << 30),
+    "around": struct.pack(">9i", -1 << 16, 0, 0, 0, -1 << 16, 0, 0, 0, 1 << 30),
+}
+"""Display matrices, row by row, as a phone writes them into the track's header."""
+
+
+@pytest.mark.parametrize("turn, size, bright", [
+    ("right", (32, 64), "bottom"), ("left", (32, 64), "top"), ("around", (64, 32), "left"),
+])  # fmt: skip
+def test_a_clip_is_turned_as_the_phone_was_held(tmp_path, turn, size, bright):
+    lying = torch.zeros(1, 3, 32, 64)
+    lying[..., 32:] = 1  # bright on the right
+    write_video(tmp_path / "phone.mp4", lying, 16)
+    content = (tmp_path / "phone.mp4").read_bytes()
+    track = content.index(b"tkhd")
+    matrix = content.index(IDENTITY, track)
+    (tmp_path / "phone.mp4").write_bytes(content[:matrix] + TURNS[turn] + content[matrix + len(IDENTITY) :])
+    (frame,), _, notes = read_video(tmp_path / "phone.mp4", size, 1)
+    assert notes == []
+    width, height = size
+    halves = {
+        "top": frame[:, : height // 2], "bottom": frame[:, height // 2 :],
+        "left": frame[..., : width // 2], "right": frame[..., width // 2 :],
+    }  # fmt: skip
+    assert halves[bright].mean() > 0.95
+
+
+def test_a_variable_frame_rate_is_told_and_frames_are_taken_as_stored(tmp_path):
+    encode(tmp_path / "phone.mp4", numbered(5), [0, 40, 80, 200, 240])
+    video = read_video(tmp_path / "phone.mp4", SIZE, 5)
+    assert numbers(video) == [0, 1, 2, 3, 4]
+    assert video.notes == ["variable frame rate: frames are 40 to 120 ms apart and taken as stored"]
+
+
+def test_rounded_times_of_a_constant_rate_are_not_called_variable(tmp_path):
+    encode(tmp_path / "steady.mkv", numbered(5), [0, 33, 67, 100, 133])
+    assert not [note for note in read_video(tmp_path / "steady.mkv", SIZE, 5).notes if "variable" in note]
+
+
+def test_a_start_after_the_end_is_named(clip):
+    with pytest.raises(ValueError, match="clip.mp4 has 9 readable frames, none from number 9 on. Choose an"):
+        read_video(clip, SIZE, 5, start=9)
+
+
+@pytest.mark.parametrize("content", [b"", b"no video", b"#EXTM3U\n#EXTINF:1,\n/etc/passwd\n"])
+def test_a_file_that_is_no_video_is_named(tmp_path, content):
+    (tmp_path / "bad.mp4").write_bytes(content)
+    with pytest.raises(ValueError, match="bad.mp4 cannot be read as a video .*Convert it to mp4"):
+        read_video(tmp_path / "bad.mp4", SIZE, 5)
+
+
+def test_a_file_with_sound_alone_is_named(tmp_path):
+    with av.open(str(tmp_path / "song.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        silence = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), "fltp", "stereo")
+        silence.sample_rate = 44100
+        container.mux(stream.encode(silence))
+        container.mux(stream.encode())
+    with pytest.raises(ValueError, match="song.mp4 has no video stream"):
+        read_video(tmp_path / "song.mp4", SIZE, 5)
+
+
+def test_a_file_cut_short_gives_what_came_before(tmp_path):
+    noise = torch.rand(30, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    encode(tmp_path / "cut.mkv", noise, [40 * i for i in range(30)])
+    whole = (tmp_path / "cut.mkv").read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) // 2])
+    video = read_video(tmp_path / "cut.mkv", SIZE, 30)
+    assert 0 < len(video.frames) < 30
+
+
+@pytest.mark.parametrize("wanted", [dict(frames=0), dict(start=-1), dict(stride=0)])
+def test_impossible_choices_are_refused(clip, wanted):
+    with pytest.raises(ValueError, match="needs frames >= 1, start >= 0, stride >= 1; got"):
+        read_video(clip, SIZE, **{"frames": 5, **wanted})
+
+
+def test_trimming_keeps_four_n_plus_one_frames_and_tells(clip):
+    video = read_video(clip, SIZE, 7)
+    trimmed = trim_video(video, 49)
+    assert len(trimmed.frames) == 5 and numbers(trimmed) == [0, 1, 2, 3, 4]
+    assert trimmed.notes[-1] == "49 frames were asked for, 7 are there, 5 are used (WAN needs 4n+1)"
+    assert trim_video(read_video(clip, SIZE, 9), 9).notes == []
+
+
+@pytest.mark.parametrize(
+    "frames, fps, message",
+    [
+        (torch.zeros(2, 32, 32), 16, r"shape \(2, 32, 32\); give \(F, 3, H, W\)"),
+        (torch.zeros(0, 3, 32, 32), 16, "F >= 1"),
+        (torch.zeros(1, 3, 33, 32), 16, "32x33; mp4 needs even sides. Use 32x32"),
+        (torch.full((1, 3, 32, 32), 255.0), 16, r"lie in \[255, 255\]; give \[0, 1\]"),
+        (torch.full((1, 3, 32, 32), float("nan")), 16, r"give \[0, 1\]"),
+        (torch.zeros(1, 3, 32, 32), 0, "frame rate .* is 0"),
+    ],
+)
+def test_frames_that_cannot_be_written_are_refused_and_leave_no_file(tmp_path, frames, fps, message):
+    with pytest.raises(ValueError, match=message):
+        write_video(tmp_path / "out.mp4", frames, fps)
+    assert list(tmp_path.iterdir()) == []

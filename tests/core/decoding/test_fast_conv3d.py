@@ -1,0 +1,45 @@
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLWan
+
+from smra_core.decoding.fast_conv3d import NARROW, conv3d, over_stacked_taps, slow_as_volume, with_fast_layers
+
+
+@pytest.mark.parametrize("kernel", [(3, 3, 3), (3, 1, 1), (1, 1, 1)])
+def test_stacked_taps_are_a_convolution_over_the_volume(kernel):
+    x, weight, bias = torch.randn(2, 3, 5, 4, 6), torch.randn(7, 3, *kernel), torch.randn(7)
+    borders = (kernel[1] // 2, kernel[2] // 2)
+    torch.testing.assert_close(
+        over_stacked_taps(x, weight, bias, borders),
+        F.conv3d(x, weight, bias, padding=(0, *borders)),
+        atol=1e-5,
+        rtol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("channels, dtype, slow", [
+    (NARROW - 1, torch.float32, True), (NARROW, torch.float32, False), (NARROW - 1, torch.float64, False),
+])  # fmt: skip
+def test_only_narrow_float32_volumes_are_rewritten(channels, dtype, slow):
+    x, weight = (
+        torch.randn(1, channels, 3, 2, 2, dtype=dtype),
+        torch.randn(NARROW, channels, 3, 1, 1, dtype=dtype),
+    )
+    assert slow_as_volume(x, weight) == slow
+    torch.testing.assert_close(conv3d(x, weight, None), F.conv3d(x, weight), atol=1e-4, rtol=1e-4)
+
+
+def test_a_vae_with_fast_layers_says_the_same():
+    torch.manual_seed(3)
+    plain = AutoencoderKLWan(base_dim=4).requires_grad_(False)
+    fast = with_fast_layers(copy.deepcopy(plain))
+    pixels = torch.rand(1, 3, 5, 16, 16) * 2 - 1
+    latents = plain.encode(pixels).latent_dist.mean
+    torch.testing.assert_close(fast.encode(pixels).latent_dist.mean, latents, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        fast.decode(latents).sample, plain.decode(latents).sample, atol=1e-5, rtol=1e-5
+    )
+    assert list(fast.state_dict()) == list(plain.state_dict())

@@ -1,0 +1,109 @@
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+
+from smra_core.decoding.flow_gradient import FlowObjective, streamed_loss
+from smra_core.decoding.wan_decoder import FrozenDecoder
+from smra_core.decoding.windows import warm_stretches, whole_clip, windows_of
+
+LATENTS, PAIRS = 6, 20
+SHAPE = (1, 16, LATENTS, 1, 2)
+
+
+@pytest.mark.parametrize("latents, size, expected", [
+    (13, 3, [range(1, 4), range(4, 7), range(7, 10), range(10, 13)]),
+    (5, 3, [range(1, 3), range(3, 5)]),
+    (6, 2, [range(1, 2), range(2, 4), range(4, 6)]),
+    (3, 9, [range(1, 3)]),
+])  # fmt: skip
+def test_every_latent_that_ends_a_pair_is_in_one_window(latents, size, expected):
+    assert windows_of(latents, size) == expected
+
+
+def smooth_flow(frames):
+    before, after = frames[:-1] / 100, frames[1:] / 100
+    return torch.stack([torch.tanh(before[:, 0] * after[:, 1]), torch.sin(after[:, 2] + before[:, 1])], 1)
+
+
+def squared(flow, reference):
+    return ((flow - reference) ** 2).mean()
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    return small_decoder()
+
+
+def small_decoder():
+    torch.manual_seed(5)
+    return FrozenDecoder.of(AutoencoderKLWan(base_dim=4).double().requires_grad_(False))
+
+
+def clip():
+    torch.manual_seed(7)
+    reference, error = torch.randn(2, *SHAPE, dtype=torch.float64)
+    predicted = (reference + 0.1 * error).requires_grad_()
+    return reference[0], predicted, torch.randn(1, PAIRS, 2, 8, 16, dtype=torch.float64)
+
+
+def mean_over(stretches, decoder, predicted, flow):
+    objective = FlowObjective(decoder, smooth_flow, squared)
+    losses = [streamed_loss(predicted, flow, objective, [stretch]) for stretch in stretches]
+    loss = torch.stack(losses).mean()
+    return loss, torch.autograd.grad(loss, predicted)[0]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_windows_with_all_of_the_past_average_to_the_whole_clip(decoder, size):
+    reference, predicted, flow = clip()
+    loss, gradient = mean_over(whole_clip(LATENTS), decoder, predicted, flow)
+    stretches = warm_stretches(reference, decoder, size, context=LATENTS)
+    assert {stretch.first for stretch in stretches} == {0} and len(stretches) == -(-5 // size)
+    mean, average = mean_over(stretches, decoder, predicted, flow)
+    torch.testing.assert_close(mean, loss, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(average, gradient, atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("context", [1, 2, 4])
+def test_the_reference_itself_is_decoded_as_in_the_whole_clip_however_little_context(decoder, context):
+    reference, _, _ = clip()
+    pixels = torch.cat([*decoder.stream(reference[None])], 2)
+    for stretch in warm_stretches(reference, decoder, 1, context)[context:]:
+        latents = reference[None, :, stretch.first : stretch.counted.stop]
+        part, _ = decoder.step(latents, stretch.past, stretch.shallow)
+        end = 4 * (stretch.counted.stop - 1) + 1
+        assert stretch.shallow == context // 2
+        torch.testing.assert_close(part, pixels[:, :, end - part.shape[2] : end])
+
+
+def time_aligned(decoder):
+    """As a trained decoder is: what came before is 2 % of its kernels' energy."""
+    for module in {id(m): m for block in decoder.blocks for m in convs_of(block)}.values():
+        module.weight[:, :, :-1] *= 0.1
+    return decoder
+
+
+def convs_of(part):
+    if isinstance(part, torch.nn.Module):
+        return [part] if getattr(part, "weight", torch.empty(0)).ndim == 5 else []
+    parts = part if isinstance(part, tuple) else vars(part).values() if hasattr(part, "carried") else ()
+    return [conv for inner in parts for conv in convs_of(inner)]
+
+
+def test_started_from_the_reference_two_latents_of_context_leave_little_error():
+    reference, predicted, flow = clip()
+    aligned = time_aligned(small_decoder())
+    _, exact = mean_over(whole_clip(LATENTS), aligned, predicted, flow)
+    warm = warm_stretches(reference, aligned, 3, context=2)
+    strange = warm_stretches(0 * reference, aligned, 3, context=2)
+    strange = [kept._replace(past=other.past) for kept, other in zip(warm, strange, strict=True)]
+    errors = [
+        ((mean_over(some, aligned, predicted, flow)[1] - exact).norm() / exact.norm()).item()
+        for some in (warm, strange)
+    ]
+    assert errors[0] < 0.05 and errors[0] < 0.5 * errors[1], errors
+
+
+def test_states_wait_on_the_cpu(decoder):
+    first, second = warm_stretches(clip()[0], decoder, 3, context=1)
+    assert first.past is None and {tensor.device.type for tensor in second.past} == {"cpu"}

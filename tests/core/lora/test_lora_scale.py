@@ -1,0 +1,91 @@
+"""How strong the factors in a file are meant: alpha beside them, or in a configuration."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from smra_core.lora.reader import load_lora
+
+RANK = 3
+
+
+def pair_tensors(name="blocks.0.ffn.0"):
+    return {f"{name}.lora_A.weight": torch.ones(RANK, 6), f"{name}.lora_B.weight": torch.ones(10, RANK)}
+
+
+def test_alpha_over_rank_is_the_scale(tmp_path):
+    tensors = {
+        "lora_unet_blocks_0_ffn_0.lora_down.weight": torch.ones(RANK, 6),
+        "lora_unet_blocks_0_ffn_0.lora_up.weight": torch.ones(10, RANK),
+        "lora_unet_blocks_0_ffn_0.alpha": torch.tensor(1.5),
+    }
+    save_file(tensors, tmp_path / "lora.safetensors")
+    delta = load_lora(tmp_path / "lora.safetensors").lora["blocks.0.ffn.0"].delta()
+    torch.testing.assert_close(delta, torch.full((10, 6), RANK * 1.5 / RANK))
+
+
+def config(**changes):
+    return {"peft_type": "LORA", "r": RANK, "lora_alpha": 2 * RANK} | changes
+
+
+def save_peft(folder, values, tensors=None):
+    prefixed = {f"base_model.model.{name}": value for name, value in (tensors or pair_tensors()).items()}
+    save_file(prefixed, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps(values))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "values, scale",
+    [
+        (config(), 2),
+        (config(alpha_pattern={"ffn.0": 6 * RANK}), 6),
+        (config(alpha_pattern={"0.ffn.2": 6 * RANK}), 2),
+        (config(r=5, rank_pattern={"blocks.0.ffn.0": RANK}, lora_alpha=RANK), 1),
+        (config(use_rslora=True), 2 * RANK**0.5),
+    ],
+)
+def test_pefts_configuration_sets_the_scale(values, scale, tmp_path):
+    delta = load_lora(save_peft(tmp_path, values)).lora["blocks.0.ffn.0"].delta()
+    torch.testing.assert_close(delta, torch.full((10, 6), float(scale * RANK)))
+
+
+def test_the_metadata_of_diffusers_sets_the_scale(tmp_path):
+    tensors = {f"transformer.blocks.0.ffn.net.0.proj.{n[15:]}": v for n, v in pair_tensors().items()}
+    values = {f"transformer.{name}": value for name, value in config().items()}
+    path = tmp_path / "pytorch_lora_weights.safetensors"
+    save_file(tensors, path, {"lora_adapter_metadata": json.dumps(values)})
+    delta = load_lora(path).lora["blocks.0.ffn.0"].delta()
+    torch.testing.assert_close(delta, torch.full((10, 6), 2.0 * RANK))
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        (config(r=8), "have rank 3, adapter_config.json says 8"),
+        (config(peft_type="LOHA"), "an adapter of kind LOHA"),
+        (config(use_dora=True), "an adapter of kind DoRA"),
+        ([1], "not a JSON object"),
+        (config(r="many"), "has no usable r and lora_alpha"),
+        (config(lora_alpha=float("nan")), "an alpha that is no number"),
+    ],
+)
+def test_a_configuration_that_does_not_belong_is_refused(values, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        load_lora(save_peft(tmp_path, values))
+
+
+@pytest.mark.parametrize(
+    "alpha, message",
+    [
+        (torch.ones(2), r"alpha of blocks.0.ffn.0 is of shape \(2,\); one number"),
+        (torch.tensor(float("nan")), "alpha of blocks.0.ffn.0 is nan"),
+        (torch.tensor(3.0), "has alpha 3 at rank 3, scale 1; the adapter's configuration says scale 2"),
+    ],
+)
+def test_alphas_that_disagree_are_refused_with_both_sides(alpha, message, tmp_path):
+    tensors = pair_tensors() | {"blocks.0.ffn.0.alpha": alpha}
+    with pytest.raises(ValueError, match=message):
+        load_lora(save_peft(tmp_path, config(), tensors))

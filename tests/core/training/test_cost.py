@@ -1,0 +1,43 @@
+import pytest
+
+from smra_core.lora.plan import MOTION, SUBJECT
+from smra_core.training.cost import activation_bytes, lora_parameters, optimiser_bytes, step_flops
+from smra_core.wan.spec import WAN_1_3B, WAN_14B, WanSpec
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("spec", "tokens", "gib"),
+    [(WAN_1_3B, 1024, 0.18), (WAN_1_3B, 9360, 1.59), (WAN_1_3B, 20280, 3.43), (WAN_14B, 9360, 5.6)],
+)
+def test_activations_are_those_counted_on_meta_tensors(spec, tokens, gib):
+    assert activation_bytes(spec, tokens) / GIB == pytest.approx(gib, rel=0.05)
+
+
+def test_activations_grow_with_batch_and_bytes():
+    one = activation_bytes(WAN_1_3B, 1024)
+    assert activation_bytes(WAN_1_3B, 1024, batch=3) == 3 * one
+    assert activation_bytes(WAN_1_3B, 1024, value_bytes=4) == 2 * one
+
+
+def test_parameters_of_a_lora_by_hand():
+    spec = WanSpec("toy", blocks=1, dim=8, ffn=20, heads=1)
+    # Q and K of both attentions: 4 x 2 x (8 + 8); FFN.0: 2 x (8 + 20).
+    assert lora_parameters(spec, SUBJECT.select(spec.linear_names()), 2) == 4 * 32 + 56
+    assert lora_parameters(spec, MOTION.select(spec.linear_names()), 2) == 4 * 32 + 2 * 56
+    assert optimiser_bytes(10) == 160
+
+
+def test_flops_by_hand():
+    spec = WanSpec("toy", blocks=1, dim=2, ffn=3, heads=1)
+    # 5 tokens, 512 of text: six products of dim x dim and two of dim x ffn a token; K and V of the text; and
+    # twice two products of attention, of which backward has five.
+    linears = 2 * 5 * (6 * 4 + 2 * 6) + 2 * 512 * 2 * 4
+    attention = 2 * 2 * 5 * (5 + 512) * 2
+    assert step_flops(spec, 5) == 3 * linears + 2 * attention + 5 / 2 * attention
+
+
+@pytest.mark.parametrize(("tokens", "counted"), [(9360, 151.4), (32760, 1163.0)])
+def test_flops_are_those_counted_on_meta_tensors(tokens, counted):
+    assert step_flops(WAN_1_3B, tokens) / 1e12 == pytest.approx(counted, rel=0.03)

@@ -1,0 +1,229 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from smra_core.decoding.flow_gradient import Stretch
+from smra_core.decoding.windows import whole_clip
+from smra_core.lora.adapter import Injection, init_lora, injected
+from smra_core.lora.plan import ALL_LAYERS
+from smra_core.training.mora import (
+    MotionObjective,
+    MotionSample,
+    MotionSettings,
+    debiased,
+    flow_alignment_loss,
+    flow_weight,
+    temporal_loss,
+)
+from smra_core.wan.flow_matching import add_noise, velocity_target, velocity_weight
+
+BATCH, PAIRS, HEIGHT, WIDTH = 2, 3, 4, 8
+LATENTS = (BATCH, 16, 3, 4, 4)
+
+
+def test_one_pixel_sideways_everywhere_costs_one_over_the_width():
+    reference = torch.zeros(PAIRS, 2, 320, 576)
+    sideways, down = reference.clone(), reference.clone()
+    sideways[:, 0] += 1
+    down[:, 1] -= 1
+    assert flow_alignment_loss(sideways, reference).item() == pytest.approx(1 / 576)
+    assert flow_alignment_loss(down, reference).item() == pytest.approx(1 / 320)
+    assert flow_alignment_loss(sideways + down, reference).item() == pytest.approx(1 / 576 + 1 / 320)
+
+
+def test_flow_alignment_equals_numpy():
+    flow, reference = torch.randn(2, BATCH, PAIRS, 2, HEIGHT, WIDTH)
+    error = np.abs(flow.numpy() - reference.numpy())
+    expected = (error[:, :, 0] / WIDTH + error[:, :, 1] / HEIGHT).mean((1, 2, 3))
+    np.testing.assert_allclose(flow_alignment_loss(flow, reference), expected, atol=1e-5)
+
+
+def test_temporal_loss_equals_numpy():
+    velocity, target = torch.randn(2, *LATENTS)
+    anchor = torch.tensor([2, 0])
+    v, t = velocity.numpy(), target.numpy()
+    expected = []
+    for i, a in enumerate(anchor.tolist()):
+        dv, dt = (2**0.5 * x[i] - x[i][:, a : a + 1] for x in (v, t))
+        expected.append(((v[i] - t[i]) ** 2).mean() + ((dv - dt) ** 2).mean())
+    np.testing.assert_allclose(temporal_loss(velocity, target, anchor), expected, rtol=1e-5)
+    plain = ((v - t) ** 2).mean((1, 2, 3, 4))
+    np.testing.assert_allclose(temporal_loss(velocity, target), plain, rtol=1e-5)
+
+
+def test_debiasing_removes_what_all_frames_share():
+    shared = torch.randn(1, 16, 1, 4, 4).expand(1, 16, 3, 4, 4)
+    moved = debiased(shared, torch.tensor([1]))
+    torch.testing.assert_close(moved, (2**0.5 - 1) * shared)
+
+
+def test_flow_weights_by_noise_level():
+    sigma = torch.tensor([0.0, 0.5, 0.9, 0.95])
+    assert flow_weight(sigma, "none").tolist() == [1, 1, 1, 1]
+    assert flow_weight(sigma, "clean").tolist() == pytest.approx([2.0, 1.0, 0.2, 0.0])
+
+
+def test_an_unknown_flow_weight_is_refused():
+    with pytest.raises(ValueError, match="'late' is not known"):
+        MotionSettings(flow_weight="late")
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"window": 0}, "window must be at least 1"), ({"context": 0}, "context must be at least 1"),
+    ({"decode": "whole"}, "'whole' is not known.*auto, exact"),
+])  # fmt: skip
+def test_settings_that_decode_nothing_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        MotionSettings(**changes)
+
+
+TEXT, FRAMES, SIDE = 6, 9, 16
+SIGMA = torch.tensor([0.3, 0.8])
+
+
+class Decoder:
+    """A stand-in decoder, differentiable everywhere, that remembers one latent; counts what it decodes."""
+
+    def __init__(self):
+        torch.manual_seed(5)
+        self.colours = torch.randn(4, 3, 32, dtype=torch.float64) / 4
+        self.decoded = []
+
+    def step(self, latents, past):
+        self.decoded.append(latents)
+        before = torch.zeros_like(latents[:, :, :1]) if past is None else past[0]
+        seen = torch.cat([torch.cat([before, latents[:, :, :-1]], 2), latents], 1)
+        frames = torch.tanh(torch.einsum("npc,bcthw->bptnhw", self.colours, seen)).flatten(2, 3)
+        frames = frames[:, :, 3:] if past is None else frames
+        return F.interpolate(frames, scale_factor=(1, 8, 8), mode="nearest"), (latents[:, :, -1:],)
+
+    def end(self, latents, past):
+        return self.step(latents, past)[0]
+
+    def stream(self, latents):
+        past = None
+        for latent in latents.split(1, 2):
+            pixels, past = self.step(latent, past)
+            yield pixels
+
+
+def smooth_flow(frames):
+    """A stand-in flow net, differentiable everywhere."""
+    before, after = frames[:-1] / 100, frames[1:] / 100
+    return torch.stack([torch.tanh(before[:, 0] * after[:, 1]), torch.sin(after[:, 2] + before[:, 1])], 1)
+
+
+def motion_batch():
+    torch.manual_seed(0)
+    latents, noise = torch.randn(2, BATCH, 16, 3, 2, 2, dtype=torch.float64)
+    context = torch.randn(BATCH, 3, TEXT, dtype=torch.float64)
+    reference = 3 * torch.randn(BATCH, FRAMES - 1, 2, SIDE, SIDE, dtype=torch.float64)
+    return MotionSample(["one", "two"], latents, context, reference), noise
+
+
+def drawn_losses(objective, denoiser, sigma=SIGMA):
+    batch, noise = motion_batch()
+    return objective.losses(denoiser, batch, sigma, noise, torch.Generator().manual_seed(2))
+
+
+def random_lora(denoiser):
+    lora = init_lora(denoiser.spec, ALL_LAYERS, 2, torch.Generator().manual_seed(0))
+    torch.manual_seed(4)
+    for pair in lora.values():
+        pair.double().b.data.normal_(std=0.1)
+    return lora
+
+
+@pytest.mark.parametrize("changes", [{}, {"flow_weight": "clean", "debias": False}])
+def test_lora_gradients_of_the_losses_equal_finite_differences(toy_denoiser, finite_difference, changes):
+    denoiser = toy_denoiser().double()
+    objective = MotionObjective(MotionSettings(mora_weight=2.0, **changes), Decoder(), smooth_flow)
+    lora = random_lora(denoiser)
+
+    def total():
+        losses = drawn_losses(objective, denoiser)
+        return sum(objective.weights[name] * value.mean() for name, value in losses.items())
+
+    with injected(denoiser.linears(), Injection(lora)):
+        total().backward()
+        for name in ("blocks.0.self_attn.v", "blocks.1.ffn.2"):
+            for parameter in lora[name].parameters():
+                direction = torch.randn_like(parameter)
+                slope = finite_difference(total, parameter, direction)
+                assert (parameter.grad * direction).sum().item() == pytest.approx(slope, rel=1e-6, abs=1e-9)
+
+
+def test_mora_is_the_flow_error_of_the_decoded_prediction(toy_denoiser):
+    denoiser, decoder = toy_denoiser().double(), Decoder()
+    batch, noise = motion_batch()
+    noisy = add_noise(batch.latents, noise, SIGMA)
+    x0 = noisy - SIGMA.double().view(-1, 1, 1, 1, 1) * denoiser.velocity(noisy, SIGMA, batch.context).velocity
+    pixels = torch.cat([*decoder.stream(x0)], 2).transpose(1, 2)
+    flow = torch.stack([smooth_flow((clip + 1) * 127.5) for clip in pixels])
+    losses = drawn_losses(MotionObjective(MotionSettings(), decoder, smooth_flow), denoiser)
+    torch.testing.assert_close(losses["mora"], flow_alignment_loss(flow, batch.reference_flow))
+
+
+def test_each_sample_sees_a_stretch_of_its_own_clip_and_all_are_drawn_alike(toy_denoiser):
+    denoiser, decoder = toy_denoiser().double(), Decoder()
+    stretches = {"one": whole_clip(3), "two": [Stretch(range(1, 2)), Stretch(range(0, 2), weight=3.0)]}
+    objective = MotionObjective(MotionSettings(), decoder, smooth_flow, stretches)
+    generator = torch.Generator().manual_seed(0)
+    drawn = [tuple(objective._drawn(["two", "one"], 3, generator)) for _ in range(50)]
+    assert {chosen for _, chosen in drawn} == {Stretch(range(3))}
+    assert 15 < sum(chosen == stretches["two"][0] for chosen, _ in drawn) < 35
+    drawn_losses(objective, denoiser)
+    assert [latents.shape[2] for latents in decoder.decoded] == [3, 2]
+
+
+def test_the_temporal_loss_draws_its_anchor_and_is_weighted_by_noise_level(toy_denoiser):
+    denoiser = toy_denoiser().double()
+    batch, noise = motion_batch()
+    anchor = torch.randint(3, (BATCH,), generator=torch.Generator().manual_seed(2))
+    velocity = denoiser.velocity(add_noise(batch.latents, noise, SIGMA), SIGMA, batch.context).velocity
+    expected = temporal_loss(velocity, velocity_target(batch.latents, noise), anchor)
+    plain, weighted = (
+        MotionObjective(MotionSettings(mora_weight=0.0, weighted_velocity=by_level), Decoder(), smooth_flow)
+        for by_level in (False, True)
+    )
+    assert torch.equal(drawn_losses(plain, denoiser)["temporal"], expected)
+    torch.testing.assert_close(
+        drawn_losses(weighted, denoiser)["temporal"], expected * velocity_weight(SIGMA), rtol=1e-6, atol=0
+    )
+
+
+def test_mora_weight_zero_needs_no_decoder_and_is_bit_equal_to_the_temporal_loss_alone(toy_denoiser):
+    denoiser, decoder = toy_denoiser().double(), Decoder()
+    without = MotionObjective(MotionSettings(mora_weight=0.0), None, None)
+    plain = drawn_losses(without, denoiser)
+    assert set(plain) == {"temporal"} and without.trainables() == {}
+    both = drawn_losses(MotionObjective(MotionSettings(), decoder, smooth_flow), denoiser)
+    assert torch.equal(plain["temporal"], both["temporal"]) and decoder.decoded
+
+
+def test_samples_too_noisy_to_count_are_not_decoded(toy_denoiser):
+    denoiser, decoder = toy_denoiser().double(), Decoder()
+    objective = MotionObjective(MotionSettings(flow_weight="clean"), decoder, smooth_flow)
+    everything = drawn_losses(objective, denoiser, torch.tensor([0.3, 0.8]))["mora"]
+    decoder.decoded.clear()
+    mora = drawn_losses(objective, denoiser, torch.tensor([0.95, 0.8]))["mora"]
+    assert mora[0] == 0 and torch.equal(mora[1], everything[1])
+    decoder.decoded.clear()
+    assert drawn_losses(objective, denoiser, torch.tensor([0.95, 1.0]))["mora"].tolist() == [0, 0]
+    assert not decoder.decoded
+
+
+def test_mora_without_a_flow_net_is_refused():
+    with pytest.raises(ValueError, match="weight 1.0 needs.*optical flow.*mora_weight to 0"):
+        MotionObjective(MotionSettings(), Decoder(), None)
+
+
+@pytest.mark.parametrize("decode, words", [
+    ("exact", "Change decode to 'exact-low-memory'"), ("windowed", "change decode to 'tiny'"),
+    ("exact-low-memory", "Change decode to 'tiny'"), ("tiny", "Lower batch_size, the frames"),
+])  # fmt: skip
+def test_what_is_out_of_memory_is_told_a_leaner_way_to_decode(decode, words):
+    objective = MotionObjective(MotionSettings(decode=decode), Decoder(), smooth_flow)
+    assert words in objective.leaner and objective.leaner.endswith("height.")
+    assert "decode" not in MotionObjective(MotionSettings(mora_weight=0.0), None, None).leaner

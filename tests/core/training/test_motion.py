@@ -1,0 +1,157 @@
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+from safetensors.torch import save_file
+
+from smra_core.data.motion_clip import MotionClip
+from smra_core.decoding.tiny_decoder import TinyDecoder
+from smra_core.encoders.sea_raft import SeaRaft, load_sea_raft, save_sea_raft
+from smra_core.encoders.sea_raft_config import SEA_RAFT_MINIATURE
+from smra_core.standalone.backend import Workplace
+from smra_core.standalone.diffusers_wan import DiffusersCodec
+from smra_core.storage.tensor_cache import TensorCache
+from smra_core.training.mora import MotionSettings
+from smra_core.training.motion import load_objective, prepare_motion, train_motion
+from smra_core.training.trainer import TrainSettings
+
+FRAMES, SIDE, TEXT = 5, SEA_RAFT_MINIATURE.least_side, 6
+
+
+class Backbone:
+    """Tiny models behind the interface of BackboneFiles; counts what is loaded."""
+
+    def __init__(self, make_denoiser):
+        self.make_denoiser, self.loaded = make_denoiser, []
+
+    def spec(self):
+        return self.make_denoiser().spec
+
+    def fingerprint(self):
+        return {"transformer": "toy", "vae": "tiny", "text": "words"}
+
+    def load_denoiser(self, dtype, device, checkpoint=False):
+        self.loaded.append("transformer")
+        return self.make_denoiser()
+
+    def load_codec(self, dtype, device):
+        self.loaded.append("vae")
+        torch.manual_seed(5)
+        return DiffusersCodec(AutoencoderKLWan(base_dim=4))
+
+    def load_text(self, dtype, device):
+        self.loaded.append("text")
+        return self
+
+    def encode(self, prompts):
+        return torch.ones(len(prompts), 3, TEXT)
+
+
+@pytest.fixture
+def workplace(tmp_path, toy_denoiser):
+    cpu = torch.device("cpu")
+    return Workplace(
+        Backbone(toy_denoiser), tmp_path / "runs", TensorCache(tmp_path / "cache"), cpu, torch.float32
+    )
+
+
+@pytest.fixture
+def sea_raft(tmp_path):
+    torch.manual_seed(6)
+    save_sea_raft(SeaRaft(SEA_RAFT_MINIATURE), tmp_path / "flow.safetensors", torch.float32)
+    return tmp_path / "flow.safetensors"
+
+
+@pytest.fixture
+def clip():
+    torch.manual_seed(7)
+    picture = torch.rand(3, SIDE, SIDE)
+    frames = torch.stack([picture.roll(2 * i, -1) for i in range(FRAMES)])
+    return MotionClip("pan", Path("pan.mp4"), frames, "a camera pans", 16.0, [])
+
+
+def short(**changes):
+    return TrainSettings(**{"steps": 2, "accumulate": 1, **changes})
+
+
+def test_a_clip_becomes_a_lora_and_a_finished_run_loads_nothing(workplace, clip, sea_raft):
+    steps = []
+    settings = MotionSettings(rank=2)
+    first = train_motion(workplace, clip, sea_raft, settings, short(), on_step=steps.append)
+    assert first.path.is_file() and first.steps == 2
+    assert [set(step.losses) for step in steps] == [{"temporal", "mora"}] * 2
+    assert all(step.losses["mora"] > 0 for step in steps)
+    loaded = workplace.backbone.loaded
+    assert sorted(loaded) == ["text", "transformer", "vae", "vae"]  # the VAE to encode, and to train through
+    before = list(loaded)
+    again = train_motion(workplace, clip, sea_raft, settings, short())
+    assert again == first and workplace.backbone.loaded == before
+
+
+def test_the_whole_clip_is_decoded_in_pieces_where_memory_is_short(workplace, clip, sea_raft):
+    steps = []
+    settings = MotionSettings(rank=2, decode="exact-low-memory")
+    train_motion(workplace, clip, sea_raft, settings, short(steps=1), on_step=steps.append)
+    assert steps[0].losses["mora"] > 0
+
+
+def test_windows_start_from_states_of_the_clip(workplace, clip, sea_raft):
+    longer = clip._replace(frames=torch.cat([clip.frames, clip.frames[1:], clip.frames[1:]]))
+    settings = MotionSettings(rank=2, decode="windowed", window=1, context=1)
+    sample = prepare_motion(workplace, longer, sea_raft)
+    stretches = load_objective(workplace, sea_raft, settings, [sample]).stretches["pan"]
+    assert [(kept.first, kept.counted, kept.past is None) for kept in stretches] == [
+        (0, range(1, 2), True), (1, range(2, 3), False), (2, range(3, 4), False),
+    ]  # fmt: skip
+
+
+def test_with_a_tiny_decoder_the_reference_is_the_clip_as_it_shows_it(
+    workplace, clip, sea_raft, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        "smra_core.decoding.tiny_decoder.WORST_MATCH", float("inf")
+    )  # random nets do not agree
+    torch.manual_seed(9)
+    tiny = TinyDecoder((8, 8, 8, 8))
+    save_file(tiny.state_dict(), tmp_path / "tiny.safetensors")
+    larger = clip._replace(frames=clip.frames.repeat(1, 1, 2, 2))
+    sample = prepare_motion(workplace, larger, sea_raft, tmp_path / "tiny.safetensors")
+    assert sample.reference_flow.shape == (FRAMES - 1, 2, SIDE, SIDE)
+    settings = MotionSettings(rank=2, decode="tiny")
+    steps = []
+    train_motion(
+        workplace, larger, sea_raft, settings, short(steps=1), on_step=steps.append,
+        tiny_decoder=tmp_path / "tiny.safetensors",
+    )  # fmt: skip
+    assert steps[0].losses["mora"] >= 0
+
+
+def test_another_flow_net_is_another_run(workplace, clip, sea_raft):
+    settings = MotionSettings(rank=2)
+    first = train_motion(workplace, clip, sea_raft, settings, short(steps=1))
+    torch.manual_seed(8)
+    save_sea_raft(SeaRaft(SEA_RAFT_MINIATURE), sea_raft, torch.float32)
+    assert train_motion(workplace, clip, sea_raft, settings, short(steps=1)).path != first.path
+
+
+def test_the_reference_flow_is_the_clips_own_and_is_measured_once(workplace, clip, sea_raft):
+    flow = prepare_motion(workplace, clip, sea_raft).reference_flow
+    torch.testing.assert_close(flow, load_sea_raft(sea_raft).pair_flows(clip.frames * 255))
+    misses = workplace.cache.misses
+    assert torch.equal(prepare_motion(workplace, clip, sea_raft).reference_flow, flow)
+    assert workplace.cache.misses == misses
+
+
+def test_mora_weight_zero_trains_without_flow_net_or_decoder(workplace, clip):
+    steps = []
+    settings = MotionSettings(rank=2, mora_weight=0.0)
+    train_motion(workplace, clip, None, settings, short(steps=1), on_step=steps.append)
+    assert set(steps[0].losses) == {"temporal"}
+    assert workplace.backbone.loaded.count("vae") == 1  # to encode the clip
+
+
+def test_mora_without_flow_weights_is_refused_before_anything_is_encoded(workplace, clip):
+    with pytest.raises(ValueError, match="weight 1.0 needs SEA-RAFT"):
+        train_motion(workplace, clip, None, MotionSettings(), short())
+    assert not workplace.backbone.loaded

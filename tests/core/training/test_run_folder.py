@@ -1,0 +1,173 @@
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from smra_core.lora.adapter import LoraPair
+from smra_core.training.run_folder import LOCK, LOSSES, PREVIOUS, STATE, RunFolder
+from smra_core.training.state import TrainState
+
+PARTS = {"data": "abc", "rank": 2}
+
+
+def new_state(value=0.0):
+    lora = {"blocks.0.self_attn.q": LoraPair(torch.full((2, 3), value), torch.full((3, 2), value))}
+    return TrainState(lora, {"head": nn.Parameter(torch.full((2,), value))}, 0.1, 0.0)
+
+
+def stepped(value=1.0, steps=1):
+    state = new_state(value)
+    for _ in range(steps):
+        for parameter in state.parameters.values():
+            parameter.grad = torch.ones_like(parameter)
+        state.optimiser.step()
+        state.step += 1
+    return state
+
+
+def test_the_same_parts_come_back_to_the_same_folder_and_others_do_not(tmp_path):
+    first = RunFolder(tmp_path, "dog", PARTS)
+    assert RunFolder(tmp_path, "dog", dict(reversed(PARTS.items()))).path == first.path
+    assert RunFolder(tmp_path, "dog", {**PARTS, "rank": 4}).path != first.path
+
+
+def test_a_new_run_restores_nothing(tmp_path):
+    state = new_state()
+    RunFolder(tmp_path, "dog", PARTS).restore(state)
+    assert state.step == 0
+
+
+def test_what_was_saved_is_restored_with_the_optimisers_memory(tmp_path):
+    saved = stepped(steps=3)
+    RunFolder(tmp_path, "dog", PARTS).save(saved)
+    restored = new_state()
+    RunFolder(tmp_path, "dog", PARTS).restore(restored)
+    first, second = saved.tensors(), restored.tensors()
+    assert first.keys() == second.keys() and restored.step == 3
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_state_before_is_used_when_the_newest_is_broken(tmp_path):
+    run = RunFolder(tmp_path, "dog", PARTS)
+    run.save(stepped(steps=1))
+    run.save(stepped(steps=2))
+    (run.path / STATE).write_bytes(b"cut short")
+    state = new_state()
+    RunFolder(tmp_path, "dog", PARTS).restore(state)
+    assert state.step == 1 and (run.path / PREVIOUS).is_file()
+
+
+def test_a_state_of_another_shape_is_refused(tmp_path):
+    run = RunFolder(tmp_path, "dog", PARTS)
+    run.save(stepped())
+    other = TrainState({"blocks.0.self_attn.q": LoraPair(torch.ones(5, 3), torch.ones(3, 5))}, {}, 0.1, 0.0)
+    with pytest.raises(ValueError, match=r"saved state has \(2, 3\) for lora.blocks.0.self_attn.q.a"):
+        run.restore(other)
+
+
+def test_losses_past_the_restored_step_are_forgotten(tmp_path):
+    run = RunFolder(tmp_path, "dog", PARTS)
+    for step in (1, 2, 3):
+        run.log_losses(step, {"total": 0.5 * step, "region": 1.0})
+    with open(run.path / LOSSES, "a") as file:
+        file.write("4,0.")  # as a kill leaves it
+    run.save(stepped(steps=2))
+    RunFolder(tmp_path, "dog", PARTS).restore(new_state())
+    assert (run.path / LOSSES).read_text().split() == ["step,total,region", "1,0.5,1", "2,1,1"]
+
+
+def test_a_folder_is_for_one_run_at_a_time(tmp_path):
+    run = RunFolder(tmp_path, "dog", PARTS)
+    with run.locked():
+        assert (run.path / LOCK).read_text() == str(os.getpid())
+        with pytest.raises(ValueError, match=f"Process {os.getpid()} is training in .*its steps are kept"):
+            with RunFolder(tmp_path, "dog", PARTS).locked():
+                pass
+        with RunFolder(tmp_path, "cat", PARTS).locked():
+            pass
+    with pytest.raises(KeyboardInterrupt), run.locked():
+        raise KeyboardInterrupt
+    with run.locked():
+        pass
+
+
+def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, caplog):
+    fcntl = pytest.importorskip("fcntl")
+
+    def unsupported(*args):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with RunFolder(tmp_path, "dog", PARTS).locked():
+        pass
+    assert "cannot be locked" in caplog.text and "start no second run of the same" in caplog.text
+
+
+def test_where_there_are_no_hard_links_the_state_before_is_a_copy(tmp_path, monkeypatch):
+    def unsupported(*args):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", unsupported)
+    run = RunFolder(tmp_path, "dog", PARTS)
+    run.save(stepped(steps=1))
+    run.save(stepped(steps=2))
+    (run.path / STATE).unlink()
+    state = new_state()
+    RunFolder(tmp_path, "dog", PARTS).restore(state)
+    assert state.step == 1
+
+
+def test_finished_steps_are_remembered(tmp_path):
+    run = RunFolder(tmp_path, "dog", PARTS)
+    assert run.finished_steps() == 0
+    run.finish(20)
+    assert RunFolder(tmp_path, "dog", PARTS).finished_steps() == 20
+
+
+KILLED = textwrap.dedent(
+    """
+    import os, signal, sys
+    sys.path[:0] = sys.argv[1:4]
+    import test_trainer
+    from conftest import ToyDenoiser
+
+    def kill(info):
+        if sys.argv[5] == "kill" and info.step == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    run = test_trainer.Run(ToyDenoiser(), sys.argv[4])
+    with run.folder.locked():
+        state = run.start(kill)
+    from safetensors.torch import save_file
+    save_file(state.tensors(), sys.argv[6])
+    """
+)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no kill -9")
+def test_a_killed_process_loses_no_saved_step_and_goes_on_bit_for_bit(tmp_path):
+    from safetensors.torch import load_file
+
+    here = Path(__file__).parent
+    root, tests = str(here.parents[2]), str(here.parent)
+
+    def start(folder, how, result):
+        places = [root, tests, str(here), str(tmp_path / folder), how, str(tmp_path / result)]
+        return subprocess.Popen([sys.executable, "-c", KILLED, *places], stderr=subprocess.PIPE, text=True)
+
+    def end(process):
+        _, said = process.communicate(timeout=120)
+        return process.returncode, said
+
+    whole, killed = start("whole", "whole", "whole.safetensors"), start("killed", "kill", "none")
+    assert end(killed)[0] == -9
+    for process in (whole, start("killed", "resume", "resumed.safetensors")):
+        code, said = end(process)
+        assert code == 0, said
+    first, second = (load_file(tmp_path / f"{name}.safetensors") for name in ("whole", "resumed"))
+    assert first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)

@@ -1,0 +1,259 @@
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from random_models import Sizes, write_random_dinov2, write_random_wan
+from safetensors.torch import load_file
+
+from smra_core.data.subject_set import SubjectImage
+from smra_core.encoders.dinov2 import DinoV2
+from smra_core.encoders.dinov2_files import DinoV2Config
+from smra_core.lora.plan import SUBJECT
+from smra_core.lora.reader import load_lora
+from smra_core.standalone.backend import Workplace, as_frames, as_video
+from smra_core.standalone.model_files import BackboneFiles, find_backbone
+from smra_core.storage.tensor_cache import TensorCache
+from smra_core.training import subject as subject_training
+from smra_core.training.run_folder import STATE
+from smra_core.training.subject import patch_features, train_subject
+from smra_core.training.sura import SubjectSettings
+from smra_core.training.trainer import TrainSettings
+
+SIDE = 32
+SETTINGS = SubjectSettings(rank=2, width=SIDE, height=SIDE, projector_width=8)
+DINOV2 = DinoV2Config(width=24, depth=1, heads=2, hidden=48, gated=False, grid=2, registers=0)
+
+
+@pytest.fixture(scope="module")
+def wan(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wan")
+    _, model, _, vae, _, text = write_random_wan(folder, Sizes(), "native")
+    return find_backbone(model, vae, text)
+
+
+@pytest.fixture(scope="module")
+def dinov2(tmp_path_factory):
+    path = tmp_path_factory.mktemp("dinov2") / "dinov2.safetensors"
+    write_random_dinov2(path, DINOV2)
+    return path
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return TensorCache(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def workplace(tmp_path, wan, cache):
+    """Runs of its own, encoded inputs from the tests before."""
+    return Workplace(wan, tmp_path / "runs", cache, torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture
+def empty_workplace(tmp_path, workplace):
+    return replace(workplace, cache=TensorCache(tmp_path / "cache"))
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """Every model that is loaded, with its kind."""
+    models = []
+
+    def watched(kind, load):
+        def loading(*args):
+            models.append((kind, load(*args)))
+            return models[-1][1]
+
+        return loading
+
+    for kind in ("denoiser", "codec", "text"):
+        monkeypatch.setattr(
+            BackboneFiles, f"load_{kind}", watched(kind, getattr(BackboneFiles, f"load_{kind}"))
+        )
+    monkeypatch.setattr(subject_training, "load_dinov2", watched("dinov2", subject_training.load_dinov2))
+    return models
+
+
+def kinds(loaded):
+    return [kind for kind, _ in loaded]
+
+
+def images(count=2, mask=True):
+    generator = torch.Generator().manual_seed(0)
+    mask_px = torch.zeros(1, SIDE, SIDE)
+    mask_px[:, 8:24, 8:24] = 1
+    return [
+        SubjectImage(
+            f"{i}.png", Path(f"{i}.png"), torch.rand(3, SIDE, SIDE, generator=generator),
+            mask_px if mask else None, "A picture of sks dog",
+        )
+        for i in range(count)
+    ]  # fmt: skip
+
+
+def steps(count, **changes):
+    return TrainSettings(
+        **{"steps": count, "accumulate": 1, "learning_rate": 1e-2, "save_every": 2, **changes}
+    )
+
+
+def train(workplace, dinov2, count=2, on_step=None, settings=SETTINGS, data=None, **changes):
+    return train_subject(
+        workplace, data or images(), dinov2, settings, steps(count, **changes), "dog", on_step
+    )
+
+
+def same_tensors(first, second):
+    one, two = load_file(first), load_file(second)
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_pictures_become_a_lora_that_says_what_it_is(empty_workplace, dinov2, loaded):
+    infos = []
+    trained = train(empty_workplace, dinov2, on_step=infos.append)
+    lora, metadata, dialect, ignored = load_lora(trained.path, empty_workplace.backbone.spec())
+    assert list(lora) == SUBJECT.select(empty_workplace.backbone.spec().linear_names()) and ignored == []
+    assert all(pair.rank == 2 and pair.b.any() for pair in lora.values())
+    assert (metadata.role, metadata.plan, metadata.rank, metadata.steps) == ("subject", str(SUBJECT), 2, 2)
+    assert metadata.captions == ("A picture of sks dog",) and dialect == "comfyui"
+    assert [set(info.losses) for info in infos] == [{"region", "sura"}] * 2
+    assert kinds(loaded) == ["text", "codec", "dinov2", "denoiser"]  # each once, the encoders first
+    with open(trained.losses) as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["step", "total", "region", "sura"] and [row[0] for row in rows[1:]] == ["1", "2"]
+    expected = infos[0].losses["region"] + 0.05 * infos[0].losses["sura"]
+    assert float(rows[1][1]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_second_run_encodes_nothing_and_a_finished_one_loads_nothing(workplace, dinov2, loaded):
+    first = train(workplace, dinov2)
+    loaded.clear()
+    assert train(workplace, dinov2) == first and kinds(loaded) == []
+    misses = workplace.cache.misses
+    other = train(workplace, dinov2, settings=replace(SETTINGS, rank=3))
+    assert other.path != first.path and kinds(loaded) == ["denoiser"] and workplace.cache.misses == misses
+
+
+def test_the_frozen_model_is_the_same_after_training(empty_workplace, dinov2, loaded):
+    train(empty_workplace, dinov2)
+    used = dict(loaded)
+    fresh = empty_workplace.backbone.load_denoiser(torch.float32, torch.device("cpu")).dit.state_dict()
+    after = used["denoiser"].dit.state_dict()
+    assert fresh.keys() == after.keys() and all(torch.equal(fresh[name], after[name]) for name in fresh)
+    assert all("forward" not in module.__dict__ for module in used["denoiser"].linears().values())
+    teacher = DinoV2(DINOV2)
+    teacher.vit.load_state_dict(load_file(dinov2))
+    kept = used["dinov2"].state_dict()
+    assert all(torch.equal(weight, kept[name]) for name, weight in teacher.state_dict().items())
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_a_stopped_run_goes_on_to_the_same_file(workplace, tmp_path, dinov2, error):
+    whole = train(replace(workplace, runs=tmp_path / "whole"), dinov2, 4)
+
+    def stop(info):
+        if info.step == 3:
+            raise error
+
+    with pytest.raises(error):
+        train(workplace, dinov2, 4, stop)
+    seen = []
+    resumed = train(workplace, dinov2, 4, lambda info: seen.append(info.step))
+    assert seen == [4] and same_tensors(resumed.path, whole.path)
+    assert same_tensors(resumed.path.with_name(STATE), whole.path.with_name(STATE))
+    assert resumed.losses.read_text() == whole.losses.read_text()
+
+
+def test_more_steps_extend_a_finished_run(workplace, tmp_path, dinov2):
+    whole = train(replace(workplace, runs=tmp_path / "whole"), dinov2, 4)
+    short = train(workplace, dinov2, 2)
+    longer = train(workplace, dinov2, 4)
+    assert longer.path == short.path and same_tensors(longer.path, whole.path)
+    assert load_lora(longer.path).metadata.steps == longer.steps == 4
+
+
+def test_a_stopped_run_can_be_asked_for_fewer_steps_and_its_file_says_how_many_it_had(workplace, dinov2):
+    def stop(info):
+        if info.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(workplace, dinov2, 4, stop)
+    trained = train(workplace, dinov2, 2)
+    assert load_lora(trained.path).metadata.steps == trained.steps == 3
+
+
+def test_a_lora_file_that_was_deleted_is_written_again_without_training(workplace, dinov2):
+    first = train(workplace, dinov2)
+    before = load_file(first.path)
+    first.path.unlink()
+    seen = []
+    again = train(workplace, dinov2, on_step=seen.append)
+    assert seen == [] and all(torch.equal(t, before[name]) for name, t in load_file(again.path).items())
+
+
+def test_what_a_run_depends_on_gives_it_a_folder_of_its_own(workplace, dinov2):
+    first = train(workplace, dinov2, 1)
+    brighter = [image._replace(pixels=image.pixels * 0.9) for image in images()]
+    renamed = [image._replace(caption="A picture of vvt dog") for image in images()]
+    other_mask = [image._replace(mask_px=torch.ones(1, SIDE, SIDE)) for image in images()]
+    others = [
+        train(workplace, dinov2, 1, data=brighter),
+        train(workplace, dinov2, 1, data=renamed),
+        train(workplace, dinov2, 1, data=other_mask),
+        train(workplace, dinov2, 1, seed=1),
+        train(workplace, None, 1, settings=replace(SETTINGS, sura_weight=0.0)),
+    ]
+    assert len({trained.path for trained in [first, *others]}) == 6
+    assert train(workplace, dinov2, 1, save_every=7).path == first.path
+
+
+def test_without_sura_no_teacher_is_read(workplace, loaded):
+    infos = []
+    train(workplace, Path("nowhere"), settings=replace(SETTINGS, sura_weight=0.0), on_step=infos.append)
+    assert "dinov2" not in kinds(loaded) and set(infos[0].losses) == {"region"}
+
+
+def test_missing_teacher_and_missing_mask_are_refused_before_anything_is_encoded(workplace, dinov2, loaded):
+    with pytest.raises(ValueError, match="SuRA at weight 0.05 needs DINOv2"):
+        train(workplace, None)
+    with pytest.raises(ValueError, match="0.png has no mask. Add one to masks/"):
+        train(workplace, dinov2, data=images(mask=False))
+    assert loaded == []
+
+
+def test_features_are_the_teachers_one_a_token_in_y_x_order(workplace, dinov2):
+    picture = torch.rand(3, SIDE, 2 * SIDE, generator=torch.Generator().manual_seed(2))
+    (features,) = patch_features(workplace, [picture], dinov2)
+    assert features.shape == (2 * 4, DINOV2.width)
+    teacher = DinoV2(DINOV2)
+    teacher.vit.load_state_dict(load_file(dinov2))
+    torch.testing.assert_close(features, teacher.patch_features(picture[None])[0])
+
+
+def test_contexts_and_latents_are_what_the_encoders_say_and_are_kept(empty_workplace, loaded):
+    picture = images(1)[0].pixels
+    for expected in (["text", "codec"], []):
+        loaded.clear()
+        context = empty_workplace.contexts(["a dog", "a", "a dog"])
+        (latents,) = empty_workplace.latents([picture[None]])
+        assert kinds(loaded) == expected
+    assert list(context) == ["a dog", "a"] and context["a"].shape == (512, 8)
+    cpu = torch.device("cpu")
+    text = empty_workplace.backbone.load_text(torch.float32, cpu)
+    assert torch.equal(context["a dog"], text.encode(["a dog"])[0])
+    codec = empty_workplace.backbone.load_codec(torch.float32, cpu)
+    assert torch.equal(latents, codec.encode(as_video(picture[None]))[0]) and latents.shape == (16, 1, 4, 4)
+
+
+def test_pixels_and_frames_are_each_others_inverse():
+    frames = torch.rand(5, 3, 4, 6)
+    pixels = as_video(frames)
+    assert pixels.shape == (1, 3, 5, 4, 6)
+    torch.testing.assert_close(as_frames(pixels[0]), frames)
+    assert as_frames(torch.tensor([-3.0, 3.0]).view(1, 2, 1, 1).expand(3, 2, 1, 1)).unique().tolist() == [
+        0,
+        1,
+    ]

@@ -1,0 +1,262 @@
+import math
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from smra_core.lora.adapter import init_lora
+from smra_core.lora.plan import ALL_LAYERS, SUBJECT
+from smra_core.training import trainer
+from smra_core.training.run_folder import RunFolder
+from smra_core.training.sura import SubjectObjective, SubjectSample, SubjectSettings
+from smra_core.training.trainer import (
+    NoGradient,
+    NonFiniteLoss,
+    TrainSettings,
+    collate,
+    sample_order,
+    step_generator,
+    train_lora,
+)
+
+GRID, DIM, TEXT, FEATURES, RANK = 4, 8, 6, 5, 2
+SUBJECT_SETTINGS = SubjectSettings(projector_width=7, rank=RANK)
+
+
+def samples(count=3):
+    torch.manual_seed(0)
+    return [
+        SubjectSample(
+            f"image {i}",
+            torch.randn(16, 1, GRID, GRID),
+            torch.randn(3, TEXT),
+            torch.ones(1, 1, GRID, GRID),
+            torch.randn(GRID * GRID // 4, FEATURES),
+        )
+        for i in range(count)
+    ]
+
+
+class Run:
+    """A training of the toy, ready to start."""
+
+    def __init__(self, denoiser, folder=None, **settings):
+        self.denoiser = denoiser
+        self.lora = init_lora(denoiser.spec, SUBJECT, RANK, torch.Generator().manual_seed(0))
+        self.objective = SubjectObjective(SUBJECT_SETTINGS, DIM, FEATURES)
+        self.settings = TrainSettings(**{"steps": 6, "learning_rate": 1e-2, "save_every": 4, **settings})
+        self.folder = folder and RunFolder(folder, "toy", {"seed": self.settings.seed})
+        self.infos = []
+
+    def start(self, on_step=None, data=None):
+        def report(info):
+            self.infos.append(info)
+            if on_step is not None:
+                on_step(info)
+
+        return train_lora(
+            self.denoiser, self.lora, self.objective, data or samples(), self.settings, self.folder, report
+        )
+
+
+def same(first, second):
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_loss_of_a_tiny_case_falls(toy_denoiser):
+    run = Run(toy_denoiser(), steps=300, batch_size=8, accumulate=1, learning_rate=2e-2)
+    run.start(data=samples(1))
+    first, last = (sum(info.total for info in part) / 20 for part in (run.infos[:20], run.infos[-20:]))
+    assert last < 0.9 * first
+
+
+def test_the_frozen_model_stays_as_it_was(toy_denoiser):
+    denoiser = toy_denoiser()
+    before = {name: tensor.clone() for name, tensor in denoiser.state_dict().items()}
+    Run(denoiser).start()
+    same(denoiser.state_dict(), before)
+    assert all("forward" not in module.__dict__ for module in denoiser.linears().values())
+
+
+def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(toy_denoiser):
+    torch.manual_seed(11)
+    first = Run(toy_denoiser()).start().tensors()
+    torch.manual_seed(12)
+    same(first, Run(toy_denoiser()).start().tensors())
+    other = Run(toy_denoiser(), seed=1).start().tensors()
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 4, 5])
+def test_a_cancelled_run_goes_on_bit_for_bit(toy_denoiser, tmp_path, stop_at):
+    whole = Run(toy_denoiser()).start().tensors()
+
+    def cancel(info):
+        if info.step == stop_at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Run(toy_denoiser(), tmp_path).start(cancel)
+    second = Run(toy_denoiser(), tmp_path)
+    same(second.start().tensors(), whole)
+    assert [info.step for info in second.infos] == list(range(stop_at + 1, 7))
+
+
+def test_more_steps_extend_a_finished_run(toy_denoiser, tmp_path):
+    whole = Run(toy_denoiser(), steps=9).start().tensors()
+    Run(toy_denoiser(), tmp_path, steps=5).start()
+    same(Run(toy_denoiser(), tmp_path, steps=9).start().tensors(), whole)
+
+
+def test_slow_steps_are_saved_by_the_clock(toy_denoiser, tmp_path, monkeypatch):
+    """25 s a step and a state a minute: after steps 4 and 7, and at the end."""
+    clock = [0.0]
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    run = Run(toy_denoiser(), tmp_path, steps=8, save_every=1000, save_minutes=1.0)
+    saved, save = [], run.folder.save
+    run.folder.save = lambda state: (saved.append(state.step), save(state))
+
+    def pass_time(info):
+        clock[0] += 25.0
+
+    run.start(pass_time)
+    assert saved == [4, 7, 8]
+
+
+def test_a_cancelled_run_leaves_the_model_as_found(toy_denoiser):
+    denoiser = toy_denoiser()
+
+    def fail(info):
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        Run(denoiser).start(fail)
+    assert all("forward" not in module.__dict__ for module in denoiser.linears().values())
+
+
+def test_a_sample_that_is_not_finite_stops_the_run_and_is_named(toy_denoiser, tmp_path):
+    bad = samples(1)[0]._replace(name="broken.png", latents=torch.full((16, 1, GRID, GRID), math.nan))
+    run = Run(toy_denoiser(), tmp_path, batch_size=1, accumulate=1)
+    data = [*samples(2), bad]
+    first_bad = next(s for s in range(1, 7) if 2 in list(sample_order(3, run.settings, s, 0)))
+    with pytest.raises(NonFiniteLoss, match=f"loss of broken.png is nan in step {first_bad}"):
+        run.start(data=data)
+    assert len(run.infos) == first_bad - 1
+    again = Run(toy_denoiser(), tmp_path, batch_size=1, accumulate=1, steps=first_bad - 1)
+    assert all(tensor.isfinite().all() for tensor in again.start(data=data).tensors().values())
+
+
+class FlatSample(NamedTuple):
+    name: str
+    latents: Tensor
+    context: Tensor
+
+
+class GradientBreaker:
+    """Its loss is finite and its gradient is not: the square root at zero."""
+
+    weights, shift = {"loss": 1.0}, 1.0
+
+    def trainables(self):
+        return {}
+
+    def losses(self, denoiser, batch, sigma, noise, generator):
+        velocity = denoiser.velocity(noise, sigma, batch.context).velocity
+        return {"loss": (velocity * 0).sum((1, 2, 3, 4)).sqrt()}
+
+
+class FirstBlockOnly(GradientBreaker):
+    """Reaches the first block alone."""
+
+    def losses(self, denoiser, batch, sigma, noise, generator):
+        tokens = denoiser.velocity(noise, sigma, batch.context, tap=0).tokens
+        return {"loss": tokens.square().mean((1, 2))}
+
+
+def flat_samples():
+    return [FlatSample("clip", torch.zeros(16, 1, GRID, GRID), torch.randn(3, TEXT))]
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(toy_denoiser):
+    run = Run(toy_denoiser())
+    run.objective = GradientBreaker()
+    before = {name: pair.a.detach().clone() for name, pair in run.lora.items()}
+    with pytest.raises(NonFiniteLoss, match="gradient is nan in step 1, first in lora.blocks.0"):
+        run.start(data=flat_samples())
+    assert all(torch.equal(pair.a, before[name]) for name, pair in run.lora.items())
+
+
+def test_adapters_that_the_losses_do_not_reach_are_named(toy_denoiser):
+    run = Run(toy_denoiser())
+    run.objective = FirstBlockOnly()
+    with pytest.raises(NoGradient, match="5 of 10 adapters have no gradient after step 1, first blocks.1"):
+        run.start(data=flat_samples())
+
+
+def test_out_of_memory_says_what_to_lower(toy_denoiser, tmp_path):
+    def fail(info):
+        if info.step == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(
+        torch.OutOfMemoryError, match="step 3; the steps before are kept. Lower batch_size, or the w"
+    ):
+        Run(toy_denoiser(), tmp_path).start(fail)
+    second = Run(toy_denoiser(), tmp_path)
+    second.start()
+    assert second.infos[0].step == 3
+
+
+def test_clipping_reports_the_norm_before_it(toy_denoiser):
+    loose, tight = Run(toy_denoiser(), steps=1, grad_clip=0), Run(toy_denoiser(), steps=1, grad_clip=1e-3)
+    loose.start()
+    tight.start()
+    assert (
+        loose.infos[0].grad_norm == pytest.approx(tight.infos[0].grad_norm)
+        and loose.infos[0].grad_norm > 1e-3
+    )
+
+
+def test_each_epoch_shows_every_sample_once_in_an_order_of_its_own():
+    settings = TrainSettings(batch_size=2, accumulate=2)
+    places = [i for step in range(1, 7) for part in range(2) for i in sample_order(8, settings, step, part)]
+    epochs = [places[start : start + 8] for start in (0, 8, 16)]
+    assert all(sorted(epoch) == list(range(8)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+
+
+def test_a_batch_may_be_larger_than_the_data():
+    order = list(sample_order(2, TrainSettings(batch_size=5, accumulate=1), 1, 0))
+    assert len(order) == 5 and set(order) == {0, 1}
+
+
+def test_a_steps_randomness_depends_on_its_numbers_alone():
+    draw = lambda *parts: torch.rand(3, generator=step_generator(*parts)).tolist()  # noqa: E731
+    assert draw(0, 1, 0) == draw(0, 1, 0)
+    assert len({tuple(draw(*parts)) for parts in ((0, 1, 0), (0, 0, 1), (1, 0, 0), (0, 10))}) == 4
+
+
+def test_collating_stacks_tensors_and_keeps_names():
+    batch = collate(samples(2))
+    assert batch.name == ["image 0", "image 1"] and batch.latents.shape == (2, 16, 1, GRID, GRID)
+
+
+@pytest.mark.parametrize("name, value", [("steps", 0), ("batch_size", 0), ("learning_rate", 0.0)])
+def test_settings_that_train_nothing_are_refused(name, value):
+    with pytest.raises(ValueError, match=name):
+        TrainSettings(**{name: value})
+
+
+def test_only_the_plans_adapters_and_the_projector_are_trained(toy_denoiser):
+    denoiser = toy_denoiser()
+    run = Run(denoiser, steps=2)
+    state = run.start()
+    names = {
+        name.split(".a")[0] for name in state.parameters if name.startswith("lora.") and name.endswith(".a")
+    }
+    assert names == {f"lora.{name}" for name in SUBJECT.select(denoiser.linears())}
+    assert names < {f"lora.{name}" for name in ALL_LAYERS.select(denoiser.linears())}
+    assert isinstance(run.objective.projector, nn.Module)

@@ -1,0 +1,54 @@
+import pytest
+
+from smra_core.wan.spec import (
+    WAN_1_3B,
+    Role,
+    check_size,
+    frames_of_latent,
+    latent_frames,
+    parse_linear,
+    pixel_frames,
+    token_grid,
+)
+
+
+def test_frames_and_latents_are_inverse():
+    assert [latent_frames(frames) for frames in (1, 5, 49, 81)] == [1, 2, 13, 21]
+    assert all(latent_frames(pixel_frames(latents)) == latents for latents in range(1, 30))
+
+
+@pytest.mark.parametrize("frames", [0, -3, 2, 50])
+def test_frames_that_are_not_4n_plus_1_are_refused_with_the_nearest(frames):
+    with pytest.raises(ValueError, match="4n\\+1"):
+        latent_frames(frames)
+
+
+def test_the_latents_of_a_clip_partition_its_frames():
+    covered = [frame for latent in range(13) for frame in frames_of_latent(latent)]
+    assert covered == list(range(49))
+
+
+def test_token_grid_of_the_papers_sizes():
+    assert token_grid((16, 1, 64, 64)) == (1, 32, 32)
+    assert token_grid((1, 16, 13, 40, 72)) == (13, 20, 36)
+
+
+def test_sizes_off_the_16_px_grid_are_refused_with_the_nearest():
+    check_size(576, 320)
+    with pytest.raises(ValueError, match="Use 496x528"):
+        check_size(500, 530)
+
+
+def test_linear_names_parse_and_foreign_ones_are_refused():
+    assert parse_linear("blocks.12.cross_attn.o") == (12, "cross_attn.o", Role.O)
+    assert parse_linear("blocks.0.ffn.2").role is Role.FFN_2
+    for foreign in ("vace_blocks.0.self_attn.q", "blocks.0.norm1", "head.head", "xblocks.1.ffn.0"):
+        with pytest.raises(ValueError, match="not a linear"):
+            parse_linear(foreign)
+
+
+def test_shapes_of_the_1_3b_linears():
+    assert len(WAN_1_3B.linear_names()) == 300
+    assert WAN_1_3B.linear_shape("blocks.29.ffn.0") == (8960, 1536)
+    assert WAN_1_3B.linear_shape("blocks.29.ffn.2") == (1536, 8960)
+    assert WAN_1_3B.linear_shape("blocks.0.self_attn.q") == (1536, 1536)
