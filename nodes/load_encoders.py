@@ -2,15 +2,11 @@
 
 from comfy_api.latest import io
 
-from .host.model_folders import DINOV2, SAM, SEA_RAFT, TeacherKind
-
-DinoV2Type = io.Custom("SMRA_DINOV2")
-SeaRaftType = io.Custom("SMRA_SEA_RAFT")
-SamType = io.Custom("SMRA_SAM")
-"""Each is the path of a weight file: a finished run must not load a net, and none stays in memory."""
+from .host.model_folders import DINOV2, SAM, SEA_RAFT, WeightFolder
+from .host.wire_types import DinoV2Type, SamType, SeaRaftType
 
 
-def _schema(kind: TeacherKind, node_id: str, output, about: str) -> io.Schema:
+def _schema(kind: WeightFolder, node_id: str, output, about: str) -> io.Schema:
     return io.Schema(
         node_id=node_id,
         display_name=f"SMRA Load {kind.name}",

@@ -5,13 +5,13 @@ from pathlib import Path
 import torch
 from comfy_api.latest import io
 
-from ..smra_core.miniature import DINOV2_FILE, DIT_FILE, SEA_RAFT_FILE, VAE_FILE
 from ..smra_core.miniature.held_out_files import motion_frames, subject_pictures
+from ..smra_core.miniature.weight_paths import DINOV2_FILE, DIT_FILE, SEA_RAFT_FILE, VAE_FILE
 from ..smra_core.wan.hashed_text import HashedText
 from ..smra_core.wan.spec import TEXT_DIM
 from .host.images import as_image
 from .host.versions import wan_vae_of_width
-from .load_encoders import DinoV2Type, SeaRaftType
+from .host.wire_types import DinoV2Type, SeaRaftType
 
 
 class LoadMiniature(io.ComfyNode):

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from ..smra_core.encoders.sea_raft import load_sea_raft
 from ..smra_core.evaluation.flow_colors import LEAST_SPEED, colour_wheel, flow_to_rgb
-from ..smra_core.storage.on_demand import on_demand
+from ..smra_core.storage.on_demand import loaded_on_first_use
 from .host.images import as_image
-from .host.inference_tensors import ordinary
+from .host.inference_tensors import as_normal_tensor
 from .host.widgets import show_text
-from .load_encoders import SeaRaftType
+from .host.wire_types import SeaRaftType
 
 _FASTEST = 0.99
 """Quantile of the speeds that gets full colour: a few wild pixels would make the rest white."""
@@ -45,7 +45,7 @@ class PreviewOpticalFlow(io.ComfyNode):
     @classmethod
     def execute(cls, frames, sea_raft: Path) -> io.NodeOutput:
         with torch.inference_mode(False), torch.no_grad():
-            flow = measured(ordinary(frames)[..., :3].movedim(-1, 1), sea_raft)
+            flow = measured(as_normal_tensor(frames)[..., :3].movedim(-1, 1), sea_raft)
             pictures, speed = as_image(coloured(flow)), flow.norm(dim=1).mean().item()
         show_text(cls, f"{len(flow)} pairs, {speed:.2f} pixels a frame on average")
         return io.NodeOutput(pictures, speed, ui=ui.PreviewImage(pictures))
@@ -58,7 +58,7 @@ def measured(frames: Tensor, sea_raft: Path) -> Tensor:
     if len(frames) < 2:
         raise ValueError(f"Optical flow needs two frames, got {len(frames)}. Load a clip, not a picture.")
     device = management.get_torch_device()
-    with on_demand(lambda: load_sea_raft(sea_raft).to(device)) as net:
+    with loaded_on_first_use(lambda: load_sea_raft(sea_raft).to(device)) as net:
         return net().pair_flows(frames.to(device) * 255).cpu()
 
 

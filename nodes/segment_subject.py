@@ -7,10 +7,10 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..smra_core.encoders.sam import load_sam, subject_mask
-from ..smra_core.storage.on_demand import on_demand
+from ..smra_core.storage.on_demand import loaded_on_first_use
 from .host.images import as_image
-from .host.inference_tensors import ordinary
-from .load_encoders import SamType
+from .host.inference_tensors import as_normal_tensor
+from .host.wire_types import SamType
 
 _DIMMED = 0.25
 """Brightness of what is not the subject in the picture to check by."""
@@ -57,7 +57,7 @@ class SegmentSubject(io.ComfyNode):
     @classmethod
     def execute(cls, images, sam: Path, x: float, y: float) -> io.NodeOutput:
         with torch.inference_mode(False), torch.no_grad():
-            pixels = ordinary(images)[..., :3].movedim(-1, 1)
+            pixels = as_normal_tensor(images)[..., :3].movedim(-1, 1)
             masks = segmented(pixels, sam, (x, y))
             preview = as_image(pixels * (_DIMMED + (1 - _DIMMED) * masks))
         return io.NodeOutput(masks[:, 0], preview, ui=ui.PreviewImage(preview))
@@ -70,7 +70,7 @@ def segmented(pictures: Tensor, sam: Path, place: tuple[float, float]) -> Tensor
     device = management.get_torch_device()
     height, width = pictures.shape[-2:]
     point = (min(place[0] * width, width - 1), min(place[1] * height, height - 1))
-    with on_demand(lambda: load_sam(sam).to(device)) as model:
+    with loaded_on_first_use(lambda: load_sam(sam).to(device)) as model:
         masks = []
         for picture in pictures:
             management.throw_exception_if_processing_interrupted()

@@ -2,11 +2,10 @@
 
 from comfy_api.latest import io
 
-from ..smra_core.lora.plan import Strengths
-from ..smra_core.lora.schedule import SparseSchedule
+from ..smra_core.lora.schedule import ScheduledLora, Strengths, StrengthSchedule
 from .host.widgets import advanced, show_text
+from .host.wire_types import Schedule
 from .patching.apply_loras import AUTO, CONSTANT_MODES, apply_loras, at_constant_strength
-from .patching.call_time_swap import ScheduledLora
 from .patching.chosen_lora import (
     LAYER_CHOICES,
     NONE,
@@ -17,8 +16,6 @@ from .patching.chosen_lora import (
     describe_choice,
     layer_plan,
 )
-
-Schedule = io.Custom("SMRA_SCHEDULE")
 
 
 class SparseLoRALoader(io.ComfyNode):
@@ -85,7 +82,7 @@ class SparseLoRALoader(io.ComfyNode):
     @classmethod
     def execute(cls, model, schedule=None, constant_lora=AUTO, **slots) -> io.NodeOutput:
         chosen = [found for purpose in PAPER_PLANS if (found := _chosen(purpose, slots)) is not None]
-        used = schedule or SparseSchedule(subject=Strengths.constant(1.0), motion=Strengths.constant(1.0))
+        used = schedule or StrengthSchedule(subject=Strengths.constant(1.0), motion=Strengths.constant(1.0))
         loras = [ScheduledLora(one.lora, _strengths(one.purpose, slots, used)) for one in chosen]
         applied = apply_loras(model, loras, used, constant_lora)
         early, late = (
@@ -140,7 +137,7 @@ def _chosen(purpose: str, slots: dict) -> ChosenLora | None:
     return choose_lora(purpose, slots[f"{purpose}_lora"], slots.get(f"{purpose}_lora_model"), plan)
 
 
-def _strengths(purpose: str, slots: dict, schedule: SparseSchedule) -> Strengths:
+def _strengths(purpose: str, slots: dict, schedule: StrengthSchedule) -> Strengths:
     own, scheduled = slots[f"{purpose}_strength"], getattr(schedule, purpose)
     return Strengths(own * scheduled.early, own * scheduled.late)
 
@@ -149,7 +146,7 @@ def _report(
     chosen: list[ChosenLora],
     loras: list[ScheduledLora],
     merged: tuple[bool, ...],
-    schedule: SparseSchedule | None,
+    schedule: StrengthSchedule | None,
 ) -> str:
     if not chosen:
         return "No LoRA chosen: the model goes through unchanged."

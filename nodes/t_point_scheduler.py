@@ -5,23 +5,25 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..smra_core.evaluation.schedule_plot import schedule_picture
-from ..smra_core.lora.plan import (
+from ..smra_core.lora.schedule import (
     MOTION_STRENGTHS,
     STRENGTH_PRESETS,
     SUBJECT_STRENGTHS,
     Strengths,
-    TPointSchedule,
+    StrengthSchedule,
+    TPoint,
+    describe_run,
+    switch_step,
 )
-from ..smra_core.lora.schedule import SparseSchedule, describe_run, switch_step
 from ..smra_core.wan.flow_matching import sampling_sigmas
 from ..smra_core.wan.sampler import SamplingSettings
 from .host.widgets import advanced, show_text
-from .sparse_lora_loader import Schedule
+from .host.wire_types import Schedule
 
 STEP, SHARE, SIGMA = "step of a reference run", "share of the steps", "sigma"
 CUSTOM = "custom"
 REFERENCE = SamplingSettings()
-REFERENCE_STEP = round(REFERENCE.steps * (1 - TPointSchedule().sigma))
+REFERENCE_STEP = round(REFERENCE.steps * (1 - TPoint().sigma))
 """The paper's step 15 of 50, at the shift 1 of the authors' release."""
 _BISECTIONS = 40
 
@@ -107,7 +109,7 @@ def _t_point_inputs() -> list:
             tooltip="Share of the steps before the switch, with 'share of the steps'. Larger: later switch.",
         )),
         advanced(io.Float.Input(
-            "sigma", default=TPointSchedule().sigma, min=0.0, max=1.0, step=0.005,
+            "sigma", default=TPoint().sigma, min=0.0, max=1.0, step=0.005,
             tooltip="Noise level of the switch, with 'sigma'. 1 is pure noise. Larger: earlier switch.",
         )),
     ]  # fmt: skip
@@ -167,12 +169,10 @@ def _run_inputs() -> list:
     ]  # fmt: skip
 
 
-def _schedule(widgets: dict) -> SparseSchedule:
+def _schedule(widgets: dict) -> StrengthSchedule:
     kind, preset = widgets["t_point"], widgets["preset"]
     if kind == STEP:
-        t_point = TPointSchedule.from_step(
-            widgets["step"], widgets["of_steps"], widgets["reference_shift"]
-        ).sigma
+        t_point = TPoint.from_step(widgets["step"], widgets["of_steps"], widgets["reference_shift"]).sigma
     else:
         t_point = widgets["share"] if kind == SHARE else widgets["sigma"]
     if preset == CUSTOM:
@@ -180,11 +180,11 @@ def _schedule(widgets: dict) -> SparseSchedule:
         motion = Strengths(widgets["motion_before"], widgets["motion_after"])
     else:
         subject, motion = STRENGTH_PRESETS[preset], MOTION_STRENGTHS
-    return SparseSchedule(t_point, kind == SHARE, subject, motion)
+    return StrengthSchedule(t_point, kind == SHARE, subject, motion)
 
 
 def _reference_table(widgets: dict):
-    return lambda share: TPointSchedule.from_step(share, 1, widgets["reference_shift"]).sigma
+    return lambda share: TPoint.from_step(share, 1, widgets["reference_shift"]).sigma
 
 
 def _levels(sampling, sigmas, widgets: dict) -> list[float]:

@@ -9,19 +9,19 @@ from torch import Tensor
 
 from ..smra_core.data.motion_clip import FEWEST_FRAMES, MotionClip
 from ..smra_core.training.decode_choice import DecodeChoice, choose_decode
-from ..smra_core.training.mora import DECODES, MotionSettings
+from ..smra_core.training.mora import DECODE_MODES, MotionSettings
 from ..smra_core.training.motion import train_motion
 from ..smra_core.training.trainer import TrainSettings
-from ..smra_core.wan.spec import check_size, latent_frames, trim_frames
-from .host.backend import GraphPlace
-from .host.conditioning import contexts_of
+from ..smra_core.wan.spec import check_size, latent_frames, latent_shape, trim_frames
+from .host.backend import ComfyBackend
+from .host.conditioning import captions_and_contexts
 from .host.denoiser import training_dtype
-from .host.images import framed
-from .host.inference_tensors import ordinary
+from .host.images import crop_images
+from .host.inference_tensors import as_normal_tensor
 from .host.model_folders import TINY_DECODER
 from .host.versions import trainable_memory
 from .host.widgets import advanced
-from .load_encoders import SeaRaftType
+from .host.wire_types import SeaRaftType
 from .training.forecast import motion_forecast
 from .training.inputs import (
     RANK,
@@ -34,8 +34,8 @@ from .training.inputs import (
     train_settings,
 )
 from .training.outputs import Outputs, file_name, shown
-from .training.run import latent_shape, tell, trained_in_graph
-from .training.settings_widgets import Row, choices, chosen, widgets
+from .training.run import run_training_node, show_forecast
+from .training.settings_widgets import Widget, choices, chosen, widgets
 
 DEFAULTS, TRAIN_DEFAULTS = MotionSettings(), TrainSettings(steps=400)
 REMEDY = (
@@ -43,7 +43,7 @@ REMEDY = (
     "frame_count, then width and height, or batch_size."
 )
 NO_TINY = "none"
-FRAMES = Row(
+FRAMES = Widget(
     "frames",
     "Frames from the start of the clip, 4n+1. Raising it shows more of the motion and takes memory and time.",
     dict(min=FEWEST_FRAMES, max=257, step=4),
@@ -51,43 +51,43 @@ FRAMES = Row(
 )
 ROWS = (
     *SIZE,
-    Row(
+    Widget(
         "mora_weight",
         "How strongly the optical flow is held to the clip's. Raising it follows the motion closer; 0 leaves "
         "it out, and SEA-RAFT and the decoder with it.",
         dict(min=0.0, max=100.0, step=0.1),
     ),
-    Row(
+    Widget(
         "decode",
         "How a step looks at the video: 'windowed' at a part of it, drawn anew each time; 'exact' at all of "
         "it, as in the paper, for twice the time and more memory; 'exact-low-memory' the same, slower; "
         "'tiny' at all of it through a small decoder, for small cards. 'auto' takes 'windowed', or 'tiny' "
         "where memory asks for it.",
-        options=choices(DECODES),
+        options=choices(DECODE_MODES),
     ),
-    Row(
+    Widget(
         "window",
         "Latents (4 frames each) that a 'windowed' step looks at. Raising it from 3 shows longer motions at "
         "once, and takes memory and time.",
         dict(min=1, max=64),
     ),
-    Row(
+    Widget(
         "context",
         "Latents decoded before a window, so that the decoder knows what came before. Raising it from 2 "
         "comes nearer to 'exact', and takes memory and time.",
         dict(min=1, max=64),
     ),
-    Row(
+    Widget(
         "debias",
         "Take the look that all frames share out of the loss, so that motion is learnt, not appearance.",
     ),
-    Row(
+    Widget(
         "flow_weight",
         "'clean' counts the flow less at high noise, where the predicted video is a blur.",
         options=choices(("none", "clean")),
     ),
     *VELOCITY,
-    Row(
+    Widget(
         "plan",
         "Which layers learn. 'motion' is the paper's: it leaves room for a subject LoRA.",
         options=plans(without="subject"),
@@ -135,7 +135,7 @@ class TrainMotionLoRA(io.ComfyNode):
     def execute(cls, model, vae, frames, positive, sea_raft=None, captions="", **values) -> io.NodeOutput:
         # Whatever takes part in autograd must be made outside of the host's inference mode.
         with torch.inference_mode(False), torch.enable_grad():
-            clip = ordinary(frames)
+            clip = as_normal_tensor(frames)
             return shown(_trained(cls, model, vae, clip, positive, sea_raft, captions, values))
 
 
@@ -144,19 +144,21 @@ def _trained(
 ) -> Outputs:
     settings, train = motion_settings(values), train_settings(TRAIN_DEFAULTS, values)
     name, tiny = file_name(values["name"]), _tiny_file(values)
-    (caption,), contexts = contexts_of(positive, 1, captions)
-    place = GraphPlace(model, vae, contexts)
+    (caption,), contexts = captions_and_contexts(positive, 1, captions)
+    backend = ComfyBackend(model, vae, contexts)
     clip = motion_clip(frames, settings, caption)
     settings = replace(settings, frames=len(clip.frames))
-    choice = _choice(place, settings, tiny)
+    choice = _choice(backend, settings, tiny)
     shape = latent_shape(settings.frames, settings.width, settings.height)
-    dtype = training_dtype(place.device)
-    tell(node, place, motion_forecast(place.spec(), settings, train, shape, choice, dtype), clip.notes)
+    dtype = training_dtype(backend.device)
+    show_forecast(
+        node, backend, motion_forecast(backend.spec, settings, train, shape, choice, dtype), clip.notes
+    )
 
     def run(name, progress):
-        return train_motion(place, clip, sea_raft, settings, train, name, progress, tiny, choice)
+        return train_motion(backend, clip, sea_raft, settings, train, name, progress, tiny, choice)
 
-    return trained_in_graph(node, place, values, name, contexts[caption], shape, run, REMEDY)
+    return run_training_node(node, backend, values, name, contexts[caption], shape, run, REMEDY)
 
 
 def motion_settings(values: dict) -> MotionSettings:
@@ -172,12 +174,12 @@ def _tiny_file(values: dict) -> Path | None:
     return None if choice == NO_TINY else TINY_DECODER.path(choice)
 
 
-def _choice(place: GraphPlace, settings: MotionSettings, tiny: Path | None) -> DecodeChoice:
+def _choice(backend: ComfyBackend, settings: MotionSettings, tiny: Path | None) -> DecodeChoice:
     if not settings.mora_weight:
         return DecodeChoice("exact", False, 0.0)  # nothing is decoded
     # By what the card has, not by what is free now: queued again after another workflow, it is the same run.
-    free = trainable_memory(place.device)
-    return choose_decode(settings, place.spec(), place.device, tiny is not None, free)
+    free = trainable_memory(backend.device)
+    return choose_decode(settings, backend.spec, backend.device, tiny is not None, free)
 
 
 def motion_clip(frames: Tensor, settings: MotionSettings, caption: str) -> MotionClip:
@@ -188,7 +190,7 @@ def motion_clip(frames: Tensor, settings: MotionSettings, caption: str) -> Motio
             "49 is the paper's number."
         )
     kept = min(settings.frames, trim_frames(len(frames)))
-    pixels, notes = framed(frames[:kept], (settings.width, settings.height))
+    pixels, notes = crop_images(frames[:kept], (settings.width, settings.height))
     if kept < settings.frames:
         notes.append(f"{settings.frames} frames were asked for, {len(frames)} are there, {kept} are used")
     return MotionClip("clip", Path("clip"), pixels, caption, 16.0, notes)

@@ -7,20 +7,16 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..smra_core.data.subject_set import SubjectImage
-from ..smra_core.encoders.sam import load_sam, subject_mask
-from ..smra_core.storage.content_hash import identity
-from ..smra_core.storage.on_demand import on_demand
-from ..smra_core.storage.tensor_cache import content_hash
-from ..smra_core.training.subject import train_subject
+from ..smra_core.training.subject import find_missing_masks, train_subject
 from ..smra_core.training.sura import SubjectSettings
 from ..smra_core.training.trainer import TrainSettings
-from ..smra_core.wan.spec import WanSpec, check_size
-from .host.backend import GraphPlace
-from .host.conditioning import contexts_of
+from ..smra_core.wan.spec import WanSpec, check_size, latent_shape
+from .host.backend import ComfyBackend
+from .host.conditioning import captions_and_contexts
 from .host.denoiser import training_dtype
-from .host.images import framed, framed_masks
-from .host.inference_tensors import ordinary
-from .load_encoders import DinoV2Type, SamType
+from .host.images import crop_images, crop_masks
+from .host.inference_tensors import as_normal_tensor
+from .host.wire_types import DinoV2Type, SamType
 from .training.forecast import subject_forecast
 from .training.inputs import (
     RANK,
@@ -33,33 +29,33 @@ from .training.inputs import (
     train_settings,
 )
 from .training.outputs import Outputs, file_name, shown
-from .training.run import latent_shape, tell, trained_in_graph
-from .training.settings_widgets import Row, chosen
+from .training.run import run_training_node, show_forecast
+from .training.settings_widgets import Widget, chosen
 
 DEFAULTS, TRAIN_DEFAULTS = SubjectSettings(), TrainSettings()
 REMEDY = "Lower batch_size, or width and height, or choose a smaller DINOv2."
 ROWS = (
     *SIZE,
-    Row(
+    Widget(
         "sura_weight",
         "How strongly the look is aligned with DINOv2. Raising it holds identity harder; 0 leaves it out, "
         "and DINOv2 with it.",
         dict(min=0.0, max=10.0, step=0.01),
     ),
-    Row(
+    Widget(
         "align_block",
         "The block whose output is aligned. Raising it lets more blocks take part; the paper's is 0, the "
         "authors' code has 2.",
         dict(min=0, max=39),
     ),
-    Row(
+    Widget(
         "projector_width",
         "Of the small net between the model and DINOv2, which is thrown away after. Raising it makes the "
         "alignment easier and asks less of the LoRA.",
         dict(min=64, max=8192, step=64),
     ),
     *VELOCITY,
-    Row(
+    Widget(
         "plan",
         "Which layers learn. 'subject' is the paper's: it leaves room for a motion LoRA.",
         options=plans(without="motion"),
@@ -113,8 +109,8 @@ class TrainSubjectLoRA(io.ComfyNode):
     ) -> io.NodeOutput:
         # Whatever takes part in autograd must be made outside of the host's inference mode.
         with torch.inference_mode(False), torch.enable_grad():
-            masks = None if masks is None else ordinary(masks)
-            images = ordinary(images)
+            masks = None if masks is None else as_normal_tensor(masks)
+            images = as_normal_tensor(images)
             made = _trained(cls, model, vae, images, positive, masks, dinov2, sam, captions, values)
             return shown(made)
 
@@ -124,20 +120,20 @@ def _trained(
 ) -> Outputs:
     settings, train = chosen(DEFAULTS, (RANK, *ROWS), values), train_settings(TRAIN_DEFAULTS, values)
     name = file_name(values["name"])
-    names, contexts = contexts_of(positive, len(images), captions)
-    place = GraphPlace(model, vae, contexts)
-    check_settings(settings, place.spec())
+    names, contexts = captions_and_contexts(positive, len(images), captions)
+    backend = ComfyBackend(model, vae, contexts)
+    check_settings(settings, backend.spec)
     pictures, notes = subject_images(images, masks, names, (settings.width, settings.height))
     shape = latent_shape(1, settings.width, settings.height)
-    dtype = training_dtype(place.device)
-    forecast = subject_forecast(place.spec(), settings, train, shape, len(pictures), dtype)
-    tell(node, place, forecast, notes)
-    pictures = masked(place, pictures, sam)
+    dtype = training_dtype(backend.device)
+    forecast = subject_forecast(backend.spec, settings, train, shape, len(pictures), dtype)
+    show_forecast(node, backend, forecast, notes)
+    pictures = find_missing_masks(pictures, sam, backend)
 
     def run(name, progress):
-        return train_subject(place, pictures, dinov2, settings, train, name, progress)
+        return train_subject(backend, pictures, dinov2, settings, train, name, progress)
 
-    return trained_in_graph(node, place, values, name, contexts[names[0]], shape, run, REMEDY)
+    return run_training_node(node, backend, values, name, contexts[names[0]], shape, run, REMEDY)
 
 
 def check_settings(settings: SubjectSettings, spec: WanSpec) -> None:
@@ -154,34 +150,13 @@ def subject_images(
     images: Tensor, masks: Tensor | None, captions: list[str], size: tuple[int, int]
 ) -> tuple[list[SubjectImage], list[str]]:
     """The graph's pictures `B h w 3` and masks `B h w` as a subject set, and what the crop did."""
-    pixels, notes = framed(images, size)
+    pixels, notes = crop_images(images, size)
     made: list[Tensor | None] = [None] * len(images)
     if masks is not None:
-        made, mask_notes = framed_masks(masks, images, size)
+        made, mask_notes = crop_masks(masks, images, size)
         notes += mask_notes
     parts = zip(pixels, made, captions, strict=True)
     return [
         SubjectImage(f"picture {i}", Path(f"picture {i}"), picture, mask, caption)
         for i, (picture, mask, caption) in enumerate(parts, 1)
     ], notes
-
-
-def masked(place: GraphPlace, pictures: list[SubjectImage], sam: Path | None) -> list[SubjectImage]:
-    """The pictures, each with a mask: SAM finds the missing ones, once. ValueError without SAM."""
-    missing = [picture for picture in pictures if picture.mask_px is None]
-    if missing and sam is None:
-        raise ValueError(
-            f"{missing[0].name} has no mask, or an empty one. Connect masks that are white where the subject "
-            "is, or connect SAM, which finds the subject at the centre."
-        )
-    own = identity(sam) if missing else ""
-    with on_demand(lambda: load_sam(sam).to(place.device)) as model:
-
-        def mask_of(picture: SubjectImage) -> Tensor:
-            if picture.mask_px is not None:
-                return picture.mask_px
-            key = {"sam": own, "picture": content_hash(picture.pixels)}
-            find = lambda: {"mask": subject_mask(model(), picture.pixels.to(place.device))}  # noqa: E731
-            return place.cache.get_or_compute("sam", key, find)["mask"]
-
-        return [picture._replace(mask_px=mask_of(picture)) for picture in pictures]

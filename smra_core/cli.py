@@ -1,10 +1,10 @@
-"""The command line: train-subject, train-motion, sample, demo, inspect, convert."""
+"""The command line: train-subject, train-motion, sample, demo, inspect, convert, window-error."""
 
 import argparse
 import dataclasses
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,70 +15,33 @@ from . import __version__
 from .data.motion_clip import read_motion_clip
 from .data.subject_set import read_subject_set
 from .data.video import write_video
-from .lora.adapter import Lora
-from .lora.plan import MOTION_STRENGTHS, STRENGTH_PRESETS, SparsePlan, Strengths, TPointSchedule
-from .lora.reader import DIALECTS_OUT, convert_lora, load_lora
+from .decoding.window_error import measure_window_errors, render_errors
+from .lora.adapter import restrict
+from .lora.plan import SparsePlan
+from .lora.reader import load_lora
 from .lora.report import describe_lora, render_report
+from .lora.schedule import MOTION_STRENGTHS, STRENGTH_PRESETS, ScheduledLora, Strengths, TPoint
+from .lora.writer import DIALECTS_OUT, convert_lora
 from .miniature.demo import run_demo
-from .standalone.backend import Workplace
+from .miniature.model_files import MINIATURE, MINIATURE_FILES
+from .miniature.weight_paths import DINOV2_FILE, SEA_RAFT_FILE
+from .standalone.backend import StandaloneBackend
 from .standalone.device import DTYPES, choose_device, choose_dtype
-from .standalone.generate import Arm, generate
-from .standalone.model_files import MINIATURE, find_backbone
+from .standalone.generate import Variant, generate
+from .standalone.model_files import find_wan_files
 from .standalone.progress_bar import TrainingBar
 from .storage.tensor_cache import TensorCache
-from .teacher_files import teacher_file
 from .training.mora import MotionSettings
 from .training.motion import train_motion
-from .training.subject import train_subject
-from .training.subject_masks import with_masks
+from .training.subject import find_missing_masks, train_subject
 from .training.sura import SubjectSettings
 from .training.trainer import TrainSettings
-from .wan.sampler import SamplingSettings, ScheduledLora
+from .wan.sampler import SamplingSettings
+from .wan.settings import help_texts
 
 log = logging.getLogger("smrabooth")
 
 Settings = TypeVar("Settings")
-
-SUBJECT_HELP = {
-    "rank": "higher rank holds more detail and makes a bigger file",
-    "plan": "linears that get the LoRA: a plan's name or roles such as q,k,ffn.0",
-    "width": "width that images are cropped to, a multiple of 16",
-    "height": "height that images are cropped to, a multiple of 16",
-    "sura_weight": "weight of the alignment with DINOv2; 0 turns it off",
-    "align_block": "block whose tokens are aligned, from 0 (paper); the authors' release: 2",
-}
-MOTION_HELP = {
-    "rank": "higher rank holds more motion detail, and more of the clip's looks",
-    "plan": "linears that get the LoRA: a plan's name or roles such as v,o,ffn.0,ffn.2",
-    "width": "width that the clip is cropped to, a multiple of 16",
-    "height": "height that the clip is cropped to, a multiple of 16",
-    "frames": "frames of the clip, 4n+1; fewer need less memory",
-    "mora_weight": "weight of the optical-flow alignment; 0 turns it and the decoder off",
-    "decode": "auto, exact (paper: the whole clip), exact-low-memory, windowed or tiny",
-    "window": "latents that a windowed step compares; more need more memory",
-    "context": "latents decoded before a window; more are nearer to the whole clip and need more memory",
-    "flow_weight": "how the flow loss counts by noise level: none (paper) or clean",
-}
-TRAIN_HELP = {
-    "steps": "optimiser steps; raising it later extends the finished run",
-    "batch_size": "samples that go through the model at once; more need more memory",
-    "accumulate": "batches that one optimiser step averages over",
-    "learning_rate": "too high forgets the model, too low learns nothing",
-    "seed": "another seed gives another LoRA of the same data",
-    "save_every": "steps between two saved states; a cancelled run goes on from the last step in any case",
-    "save_minutes": "the state is saved after so many minutes, too",
-}
-SAMPLE_HELP = {
-    "steps": "denoising steps",
-    "shift": "above 1 more steps are spent at high noise",
-    "guidance": "how hard the prompt pulls; 1 turns guidance off and halves the time",
-    "width": "video width, a multiple of 16",
-    "height": "video height, a multiple of 16",
-    "frames": "video frames, 4n+1",
-    "fps": "frames a second of the file",
-    "seed": "another seed gives another video",
-    "sampler": "euler, or heun with two evaluations a step",
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,23 +65,31 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m smra_core", description=__doc__)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="command")
-    for add in (_train_subject, _train_motion, _sample, _demo, _inspect, _convert):
+    for add in (_train_subject, _train_motion, _sample, _demo, _inspect, _convert, _window_error):
         add(commands)
     return parser
 
 
-def add_options(parser: argparse.ArgumentParser, settings: type, texts: Mapping[str, str]) -> None:
-    """An option for each named field of a settings dataclass, with the dataclass's default."""
-    defaults = {field.name: field.default for field in dataclasses.fields(settings)}
-    for name, text in texts.items():
-        default = defaults[name]
-        kind: Callable[[str], Any] = SparsePlan.parse if isinstance(default, SparsePlan) else type(default)
-        option = "--" + name.replace("_", "-")
-        parser.add_argument(option, type=kind, default=default, help=f"{text} (default: {default})")
+def add_options(parser: argparse.ArgumentParser, settings: type) -> None:
+    """Add an option for each field of a settings dataclass, with its default and its explanation."""
+    for field in dataclasses.fields(settings):
+        default: Any = field.default
+        arguments: dict[str, Any] = {"default": default, "help": _help_text(field)}
+        if isinstance(default, bool):
+            arguments["action"] = argparse.BooleanOptionalAction
+        else:
+            arguments["type"] = SparsePlan.parse if isinstance(default, SparsePlan) else type(default)
+        parser.add_argument("--" + field.name.replace("_", "-"), **arguments)
 
 
-def settings_from(args: argparse.Namespace, settings: type[Settings], texts: Mapping[str, str]) -> Settings:
-    return settings(**{name: getattr(args, name) for name in texts})
+def _help_text(field: dataclasses.Field) -> str:
+    text = field.metadata["help"].replace("%", "%%")
+    return text if isinstance(field.default, bool) else f"{text} (default: {field.default})"
+
+
+def settings_from(args: argparse.Namespace, settings: type[Settings]) -> Settings:
+    """Build a settings dataclass from the options that `add_options` added."""
+    return settings(**{field.name: getattr(args, field.name) for field in dataclasses.fields(settings)})
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -141,11 +112,29 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add("--cache", type=Path, help="folder of encoded inputs, shared by all runs (default: OUT/cache)")
 
 
-def workplace_from(args: argparse.Namespace) -> Workplace:
-    backbone = find_backbone(args.model, args.vae, args.text_encoder)
+def backend_from(args: argparse.Namespace) -> StandaloneBackend:
+    """Find the model that the options name, and choose device, precision and folders."""
+    miniature = args.model == MINIATURE
+    files = MINIATURE_FILES if miniature else find_wan_files(args.model, args.vae, args.text_encoder)
     cache = TensorCache(args.cache or args.out / "cache")
     device = choose_device(args.device)
-    return Workplace(backbone, args.out / "runs", cache, device, choose_dtype(args.dtype, device))
+    return StandaloneBackend(files, args.out / "runs", cache, device, choose_dtype(args.dtype, device))
+
+
+def encoder_file(name: str, option: str, given: Path | None, model: str, miniature_file: Path) -> Path:
+    """Return the given weight file, or the miniature's where that is trained on.
+
+    ValueError when none was given for another model, or it is not there.
+    """
+    if given is None and model == MINIATURE:
+        return miniature_file
+    if given is None:
+        raise ValueError(
+            f"Training on {model} needs the weights of {name}. Give their file with {option} FILE."
+        )
+    if not given.is_file():
+        raise ValueError(f"{given} is not a file. Give the weights of {name} with {option} FILE.")
+    return given
 
 
 def _train_subject(commands) -> None:
@@ -157,23 +146,27 @@ def _train_subject(commands) -> None:
     parser.add_argument("--sam", type=Path, help="SAM weights, to find the subject where a mask is missing")
     parser.add_argument("--caption", help="caption of images that have none, e.g. 'A picture of sks dog'")
     parser.add_argument("--name", help="name of the run (default: the folder's)")
-    add_options(parser, SubjectSettings, SUBJECT_HELP)
-    add_options(parser, TrainSettings, TRAIN_HELP)
+    add_options(parser, SubjectSettings)
+    add_options(parser, TrainSettings)
     _add_model(parser)
     parser.set_defaults(run=run_train_subject)
 
 
 def run_train_subject(args: argparse.Namespace) -> None:
-    settings = settings_from(args, SubjectSettings, SUBJECT_HELP)
-    workplace = workplace_from(args)
-    dinov2 = teacher_file("dinov2", args.dinov2, args.model) if settings.sura_weight else None
+    settings = settings_from(args, SubjectSettings)
+    backend = backend_from(args)
+    dinov2 = (
+        encoder_file("DINOv2", "--dinov2", args.dinov2, args.model, DINOV2_FILE)
+        if settings.sura_weight
+        else None
+    )
     subject = read_subject_set(args.folder, (settings.width, settings.height), caption=args.caption)
     _tell(subject.notes)
-    images = with_masks(subject.images, args.sam, workplace)
-    train = settings_from(args, TrainSettings, TRAIN_HELP)
+    images = find_missing_masks(subject.images, args.sam, backend)
+    train = settings_from(args, TrainSettings)
     with TrainingBar("subject LoRA") as report:
         name = args.name or args.folder.name
-        trained = train_subject(workplace, images, dinov2, settings, train, name, report)
+        trained = train_subject(backend, images, dinov2, settings, train, name, report)
     print(trained.path)
 
 
@@ -186,24 +179,28 @@ def _train_motion(commands) -> None:
     parser.add_argument("--start", type=int, default=0, help="first frame that is used (default: 0)")
     parser.add_argument("--stride", type=int, default=1, help="use every n-th frame (default: 1)")
     parser.add_argument("--name", help="name of the run (default: the clip's)")
-    add_options(parser, MotionSettings, MOTION_HELP)
-    add_options(parser, TrainSettings, TRAIN_HELP)
+    add_options(parser, MotionSettings)
+    add_options(parser, TrainSettings)
     _add_model(parser)
     parser.set_defaults(run=run_train_motion)
 
 
 def run_train_motion(args: argparse.Namespace) -> None:
-    settings = settings_from(args, MotionSettings, MOTION_HELP)
-    workplace = workplace_from(args)
-    sea_raft = teacher_file("sea_raft", args.sea_raft, args.model) if settings.mora_weight else None
+    settings = settings_from(args, MotionSettings)
+    backend = backend_from(args)
+    sea_raft = (
+        encoder_file("SEA-RAFT", "--sea-raft", args.sea_raft, args.model, SEA_RAFT_FILE)
+        if settings.mora_weight
+        else None
+    )
     clip = read_motion_clip(
         args.clip, (settings.width, settings.height), settings.frames, args.start, args.stride, args.caption
     )
     _tell(clip.notes)
-    train = settings_from(args, TrainSettings, TRAIN_HELP)
+    train = settings_from(args, TrainSettings)
     with TrainingBar("motion LoRA") as report:
         name = args.name or args.clip.stem
-        trained = train_motion(workplace, clip, sea_raft, settings, train, name, report, args.tiny_decoder)
+        trained = train_motion(backend, clip, sea_raft, settings, train, name, report, args.tiny_decoder)
     print(trained.path)
 
 
@@ -219,44 +216,34 @@ def _sample(commands) -> None:
     parser.add_argument("--subject-plan", type=SparsePlan.parse, help="keep only these linears of the LoRA")
     parser.add_argument("--motion-plan", type=SparsePlan.parse, help="keep only these linears of the LoRA")
     parser.add_argument(
-        "--t-point", type=_t_point, default=TPointSchedule(),
+        "--t-point", type=_t_point, default=TPoint(),
         help="where strengths switch: a sigma (0.7), or a step of a run (15/50, or 15/50@5 at shift 5)",
     )  # fmt: skip
     parser.add_argument("--video", type=Path, default=Path("video.mp4"), help="(default: video.mp4)")
-    add_options(parser, SamplingSettings, SAMPLE_HELP)
+    add_options(parser, SamplingSettings)
     _add_model(parser)
     parser.set_defaults(run=run_sample)
 
 
 def run_sample(args: argparse.Namespace) -> None:
-    settings = settings_from(args, SamplingSettings, SAMPLE_HELP)
-    workplace = workplace_from(args)
+    settings = settings_from(args, SamplingSettings)
+    backend = backend_from(args)
     subject_strengths = args.subject_strength or STRENGTH_PRESETS[args.preset]
     chosen = [
         (args.subject, args.subject_plan, subject_strengths),
         (args.motion, args.motion_plan, args.motion_strength),
     ]
-    spec = workplace.backbone.spec()
+    spec = backend.spec
     loras = tuple(
-        ScheduledLora(sparse_lora(load_lora(path, spec).lora, plan), strengths)
+        ScheduledLora(restrict(load_lora(path, spec).lora, plan, path.name), strengths)
         for path, plan, strengths in chosen
         if path is not None
     )
-    arm = Arm("video", "", loras, args.t_point)
+    variant = Variant("video", "", loras, args.t_point)
     with tqdm(total=settings.steps, desc="sampling", unit="step") as bar:
-        videos = generate(workplace, [args.prompt], [arm], settings, args.negative, lambda *_: bar.update())
+        videos = generate(backend, [args.prompt], [variant], settings, args.negative, lambda *_: bar.update())
     write_video(args.video, videos["video"][0], settings.fps)
     print(args.video)
-
-
-def sparse_lora(lora: Lora, plan: SparsePlan | None) -> Lora:
-    """The part of a LoRA that a plan includes; ValueError when nothing is left."""
-    if plan is None:
-        return lora
-    kept = {name: pair for name, pair in lora.items() if plan.includes(name)}
-    if not kept:
-        raise ValueError(f"Plan {plan} leaves none of the LoRA's {len(lora)} modules. Give another plan.")
-    return kept
 
 
 def _strengths(text: str) -> Strengths:
@@ -266,12 +253,12 @@ def _strengths(text: str) -> Strengths:
     return Strengths(values[0], values[-1])
 
 
-def _t_point(text: str) -> TPointSchedule:
+def _t_point(text: str) -> TPoint:
     run, _, shift = text.partition("@")
     step, of, steps = run.partition("/")
     if not of:
-        return TPointSchedule(float(run))
-    return TPointSchedule.from_step(int(step), int(steps), float(shift or 1))
+        return TPoint(float(run))
+    return TPoint.from_step(int(step), int(steps), float(shift or 1))
 
 
 def _demo(commands) -> None:
@@ -313,3 +300,36 @@ def _convert(commands) -> None:
         help="whose names: ComfyUI's, diffusers', kohya's, or PEFT's adapter folder (default: comfyui)",
     )
     parser.set_defaults(run=lambda args: convert_lora(args.source, args.target, args.to))
+
+
+def _window_error(commands) -> None:
+    parser = commands.add_parser(
+        "window-error",
+        help="measure how far decoded windows of a clip are from the whole clip, by --context",
+    )
+    parser.add_argument("clip", type=Path, help="the clip that a motion LoRA is to learn")
+    parser.add_argument(
+        "--noise", type=float, nargs="+", default=[0.1, 0.3],
+        help="how far the model's prediction is off, in deviations of the latents (default: 0.1 0.3)",
+    )  # fmt: skip
+    texts, defaults = help_texts(MotionSettings), MotionSettings()
+    for name in ("width", "height", "frames", "window"):
+        default = getattr(defaults, name)
+        parser.add_argument(
+            f"--{name}", type=int, default=default, help=f"{texts[name]} (default: {default})"
+        )
+    _add_model(parser)
+    parser.set_defaults(run=run_window_error)
+
+
+def run_window_error(args: argparse.Namespace) -> None:
+    backend = backend_from(args)
+    clip = read_motion_clip(args.clip, (args.width, args.height), args.frames)
+    (latents,) = backend.encode_clips([clip.frames])
+    latents = latents.to(backend.device)
+    decoder = backend.load_decoder()
+    for level in args.noise:
+        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(latents)
+        errors = measure_window_errors(decoder, latents, latents + level * noise, args.window)
+        print(f"prediction off by {level} deviations, windows of {args.window} latents")
+        print(render_errors(errors))

@@ -1,62 +1,58 @@
-"""Where a job trains inside the graph: on its MODEL and VAE, with runs and caches in the output folder.
+"""The graph's MODEL and VAE as what training needs, with runs and cache in the output folder.
 
-It stands where workplace.Workplace stands when there is no graph.
+The ComfyUI counterpart of smra_core.standalone.backend.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
-from ...smra_core.decoding.wan_decoder import FrozenDecoder
-from ...smra_core.storage.tensor_cache import TensorCache, content_hash
-from ...smra_core.wan.spec import WanSpec
+from ...smra_core.decoding.wan_decoder import WanVideoDecoder
+from ...smra_core.storage.tensor_cache import TensorCache
+from ...smra_core.training.backend import encode_clips_once
 from .denoiser import HostDenoiser, spec_of, training_denoiser, training_dtype
-from .model_identity import model_identity, vae_identity
-from .vae import check_vae, encode, frozen_decoder
+from .model_identity import fingerprint_model, fingerprint_vae
+from .vae import check_vae, encode, load_decoder
 
 
-class GraphPlace:
-    """See training_job.TrainingPlace; made outside of inference mode."""
+class ComfyBackend:
+    """The MODEL and VAE of a graph (training.backend.Backend). Create it outside of inference mode."""
 
     def __init__(self, model, vae, contexts: Mapping[str, Tensor], memory_required: int = 0):
         """`contexts` holds the text context `T 4096` of each caption; `memory_required` is that of a step's
         activations, in bytes.
         """
         check_vae(vae)
-        self.model, self.vae, self._spec = model, vae, spec_of(model)
+        self.model, self.vae, self.spec = model, vae, spec_of(model)
         self._contexts, self.memory_required = contexts, memory_required
         self.device = model.load_device
         self.runs, self.cache = output_folder("runs"), TensorCache(output_folder("cache"))
         self.denoiser: HostDenoiser | None = None
-        """While a job trains."""
+        """The loaded DiT while a job trains, else None."""
 
-    def spec(self) -> WanSpec:
-        return self._spec
+    @property
+    def base_fingerprint(self) -> dict[str, str]:
+        return {"base": fingerprint_model(self.model), "dtype": str(training_dtype(self.device))}
 
-    def base_identity(self) -> dict[str, str]:
-        return {"base": model_identity(self.model), "dtype": str(training_dtype(self.device))}
+    @property
+    def vae_fingerprint(self) -> str:
+        return fingerprint_vae(self.vae)
 
-    def vae_identity(self) -> str:
-        return vae_identity(self.vae)
-
-    def contexts(self, captions: Sequence[str]) -> dict[str, Tensor]:
+    def encode_captions(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """See Backend; the graph's text encoder has made the contexts already."""
         return {caption: self._contexts[caption] for caption in captions}
 
-    def latents(self, clips: Sequence[Tensor]) -> list[Tensor]:
-        """Latents `16 f h w` in model space of clips `F 3 H W` in [0, 1], each encoded by itself."""
-        own = self.vae_identity()
+    def encode_clips(self, clips: Sequence[Tensor]) -> list[Tensor]:
+        """See Backend."""
+        encode_clip = partial(encode, self.vae, self.model)
+        return encode_clips_once(self.cache, self.vae_fingerprint, clips, encode_clip)
 
-        def latents_of(clip: Tensor) -> Tensor:
-            key = {"vae": own, "frames": content_hash(clip)}
-            compute = lambda: {"latents": encode(self.vae, self.model, clip)}  # noqa: E731
-            return self.cache.get_or_compute("latents", key, compute)["latents"]
-
-        return [latents_of(clip) for clip in clips]
-
-    def frozen_decoder(self, recompute: bool = False) -> FrozenDecoder:
-        return frozen_decoder(self.vae, self.device, recompute)
+    def load_decoder(self, recompute: bool = False) -> WanVideoDecoder:
+        """See Backend."""
+        return load_decoder(self.vae, self.device, recompute)
 
     @contextmanager
     def denoiser_for_training(self) -> Iterator[HostDenoiser]:

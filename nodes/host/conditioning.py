@@ -4,16 +4,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...smra_core.wan.spec import TEXT_DIM
-from .inference_tensors import ordinary
+from .inference_tensors import as_normal_tensor
 
 
-def contexts_of(positive, count: int, captions: str = "") -> tuple[list[str], dict[str, Tensor]]:
+def captions_and_contexts(positive, count: int, captions: str = "") -> tuple[list[str], dict[str, Tensor]]:
     """The caption of each of `count` samples, and the context `T 4096` of each caption.
 
     A conditioning is one prompt or as many as there are samples, in their order. `captions` names them, one
     a line. ValueError when the numbers disagree or the text is not WAN's.
     """
-    prompts = _of_one_length([_context(row) for tensor, *_ in positive for row in ordinary(tensor)])
+    prompts = _of_one_length([_context(row) for tensor, *_ in positive for row in as_normal_tensor(tensor)])
     if len(prompts) not in (1, count):
         raise ValueError(
             f"The conditioning holds {len(prompts)} prompts for {count} pictures. Give one for all, or "

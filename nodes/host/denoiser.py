@@ -1,4 +1,4 @@
-"""The graph's MODEL as a frozen WAN DiT that LoRAs can be trained on (protocol: backbone.Denoiser).
+"""The graph's MODEL as a frozen WAN DiT that LoRAs can be trained on (protocol: wan.interfaces.Denoiser).
 
 Nothing is copied. LoRAs and frozen layers replace `forward` on instances, so that the names in the state
 dict, other people's patches and the weights stay as they are, and everything is taken back at the end.
@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ...smra_core.lora.adapter import replaced_forwards
 from ...smra_core.wan.interfaces import Prediction
 from ...smra_core.wan.spec import LATENT_CHANNELS, WanSpec, named_spec
-from .frozen_linear import frozen_forward, replaced_forwards
-from .inference_tensors import make_ordinary
+from .frozen_linear import frozen_forward
+from .inference_tensors import make_normal
 from .versions import compute_dtype_of, is_dynamic, training_mode
 
 log = logging.getLogger("smrabooth")
@@ -44,7 +45,7 @@ class HostDenoiser:
     def __init__(self, patcher, spec: WanSpec, dtype: torch.dtype, memory_required: int = 0):
         self.patcher, self.spec, self.dtype = patcher, spec, dtype
         self.memory_required = memory_required
-        self._tap: int | None = None
+        self._token_block: int | None = None
         self._tokens: Tensor | None = None
 
     @property
@@ -55,14 +56,16 @@ class HostDenoiser:
         return {name: self.dit.get_submodule(name) for name in self.spec.linear_names()}
 
     def velocity(
-        self, noisy_latents: Tensor, sigma: Tensor, context: Tensor, tap: int | None = None
+        self, noisy_latents: Tensor, sigma: Tensor, context: Tensor, token_block: int | None = None
     ) -> Prediction:
-        """See backbone.Denoiser; the velocity comes back in the dtype of `noisy_latents`."""
-        if tap is not None and not 0 <= tap < self.spec.blocks:
-            raise ValueError(f"There is no block {tap} to align; this model has 0 to {self.spec.blocks - 1}.")
+        """See wan.interfaces.Denoiser; the velocity comes back in the dtype of `noisy_latents`."""
+        if token_block is not None and not 0 <= token_block < self.spec.blocks:
+            raise ValueError(
+                f"There is no block {token_block} to align; this model has 0 to {self.spec.blocks - 1}."
+            )
         self._stay_loaded()
         timestep = self.patcher.get_model_object("model_sampling").timestep(sigma).float()
-        self._tap, self._tokens = tap, None
+        self._token_block, self._tokens = token_block, None
         # Options of our own: the model's could bring kernels without a backward, or step-skipping wrappers.
         velocity = self.dit(
             noisy_latents.to(self.dtype),
@@ -91,7 +94,7 @@ class HostDenoiser:
                 x = checkpoint(forward, x, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
             else:
                 x = forward(x, *args, **kwargs)
-            if index == self._tap:  # out here, as inside it would be taken twice and lose its graph
+            if index == self._token_block:  # out here, as inside it would be taken twice and lose its graph
                 self._tokens = x
             return x
 
@@ -116,7 +119,7 @@ def training_denoiser(model, memory_required: int = 0) -> Iterator[HostDenoiser]
 
     spec = spec_of(model)
     patcher = trainable_clone(model)
-    make_ordinary(patcher.model)
+    make_normal(patcher.model)
     dtype = training_dtype(patcher.load_device)
     if compute_dtype_of(patcher.model) != dtype:
         patcher.set_model_compute_dtype(dtype)
@@ -124,7 +127,7 @@ def training_denoiser(model, memory_required: int = 0) -> Iterator[HostDenoiser]
     try:
         load(patcher, memory_required)
         denoiser = HostDenoiser(patcher, spec, dtype, memory_required)
-        with training_mode(), replaced_forwards(denoiser.forwards()):
+        with training_mode(), replaced_forwards(denoiser.forwards().items()):
             yield denoiser
     finally:
         management.unload_all_models()
@@ -145,12 +148,12 @@ def trainable_clone(model):
 
 
 def load(patcher, memory_required: int = 0) -> None:
-    """Bring the weights onto the device, clean of other clones' patches, as ordinary tensors."""
+    """Bring the weights onto the device, clean of other clones' patches, as normal tensors."""
     import comfy.model_management as management
 
     management.load_models_gpu([patcher], memory_required=memory_required)
     # Again, as loading may have put back weights that were kept aside in inference mode.
-    make_ordinary(patcher.model)
+    make_normal(patcher.model)
 
 
 def training_dtype(device: torch.device) -> torch.dtype:

@@ -5,8 +5,7 @@ the next layer. Plain autograd keeps a reference to that buffer, so that the bac
 another layer's weight, without an error. Here the weight is asked for again in backward.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -49,23 +48,6 @@ class Recomputed(torch.autograd.Function):
         with torch.enable_grad():
             again = x.detach().requires_grad_()
             return torch.autograd.grad(ctx.run(again), again, gradient)[0], None
-
-
-@contextmanager
-def replaced_forwards(forwards: Mapping[nn.Module, Callable]) -> Iterator[None]:
-    """Give modules another `forward` inside the block; afterwards each has exactly the one it had."""
-    before: list[tuple[nn.Module, object]] = []
-    try:
-        for module, forward in forwards.items():
-            before.append((module, module.__dict__.get("forward")))
-            module.forward = forward
-        yield
-    finally:
-        for module, previous in reversed(before):
-            if previous is None:
-                module.__dict__.pop("forward", None)
-            else:
-                module.forward = previous
 
 
 def frozen_forward(module: nn.Module) -> Callable[..., Tensor]:

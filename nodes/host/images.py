@@ -8,7 +8,7 @@ from torch import Tensor
 from ...smra_core.data.crop import Size, cover_box, crop_note, fit, to_pixels
 
 
-def framed(images: Tensor, size: Size) -> tuple[Tensor, list[str]]:
+def crop_images(images: Tensor, size: Size) -> tuple[Tensor, list[str]]:
     """Pictures `B 3 H W` in [0, 1] of an IMAGE `B h w 3`, and what the crop left out, in words."""
     pictures = [_picture(image) for image in images]
     box = cover_box(pictures[0].size, size)
@@ -17,7 +17,7 @@ def framed(images: Tensor, size: Size) -> tuple[Tensor, list[str]]:
     return pixels, [f"every picture of {note}"] if note else []
 
 
-def framed_masks(masks: Tensor, images: Tensor, size: Size) -> tuple[list[Tensor | None], list[str]]:
+def crop_masks(masks: Tensor, images: Tensor, size: Size) -> tuple[list[Tensor | None], list[str]]:
     """A mask `1 H W` of 0 and 1 for each picture, and notes. A mask that is black all over counts as none.
 
     ValueError when masks and pictures disagree in number or shape, or when the crop leaves nothing of one.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 
-def ordinary(tensor: Tensor) -> Tensor:
+def as_normal_tensor(tensor: Tensor) -> Tensor:
     """The tensor itself, or one over its memory that autograd accepts. Call outside of inference mode."""
     if not tensor.is_inference():
         return tensor
@@ -17,20 +17,20 @@ def ordinary(tensor: Tensor) -> Tensor:
     return alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
 
 
-def make_ordinary(module: nn.Module) -> int:
-    """Exchange all inference parameters and buffers of a module for ordinary ones; how many there were.
+def make_normal(module: nn.Module) -> int:
+    """Exchange all inference parameters and buffers of a module for normal ones; how many there were.
 
     They stay in the module afterwards: sampling, patching and unloading work with them as with the others.
     """
     exchanged = 0
     for part in module.modules():
         for name, parameter in list(part._parameters.items()):
-            # Quantised weights are subclasses without a storage of their own; dequantised, they are ordinary.
+            # Quantised weights are subclasses without a storage of their own; dequantised, they are normal.
             if type(parameter) is nn.Parameter and parameter.is_inference():
-                part._parameters[name] = nn.Parameter(ordinary(parameter), requires_grad=False)
+                part._parameters[name] = nn.Parameter(as_normal_tensor(parameter), requires_grad=False)
                 exchanged += 1
         for name, buffer in list(part._buffers.items()):
             if buffer is not None and buffer.is_inference():
-                part._buffers[name] = ordinary(buffer)
+                part._buffers[name] = as_normal_tensor(buffer)
                 exchanged += 1
     return exchanged

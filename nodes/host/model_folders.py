@@ -5,14 +5,15 @@ and the miniature's, which come with the pack.
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...smra_core.miniature.weight_paths import WEIGHTS
+
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 MINIATURE = "miniature (comes with the pack)"
 NOTHING = "no file found: see the tooltip"
-_WEIGHTS = Path(__file__).parents[2] / "smra_core" / "miniature" / "weights"
 
 
 @dataclass(frozen=True)
-class TeacherKind:
+class WeightFolder:
     """One of the nets that training asks for advice."""
 
     name: str
@@ -31,7 +32,7 @@ class TeacherKind:
 
     def choices(self) -> list[str]:
         """What a loader offers; never empty, as the host cannot show an empty list."""
-        own = [MINIATURE] if self.miniature and (_WEIGHTS / self.miniature).is_file() else []
+        own = [MINIATURE] if self.miniature and (WEIGHTS / self.miniature).is_file() else []
         return self.found() + own or [NOTHING]
 
     def path(self, choice: str) -> Path:
@@ -39,7 +40,7 @@ class TeacherKind:
         import folder_paths
 
         if choice == MINIATURE and self.miniature:
-            return _WEIGHTS / self.miniature
+            return WEIGHTS / self.miniature
         folder, _, file = choice.partition("/")
         path = folder_paths.get_full_path(folder, file) if folder in self.folders and file else None
         if path is None:
@@ -54,27 +55,27 @@ class TeacherKind:
         return f"Weights of {self.name}: {self.download}, in models/{self.folders[0]}."
 
 
-DINOV2 = TeacherKind(
+DINOV2 = WeightFolder(
     "DINOv2",
     ("dinov2", "clip_vision"),
     ("dino",),
     "dinov2_vitg14_pretrain.pth of facebookresearch/dinov2 (the paper's), or ViT-L, B, S for less memory",
     "dinov2_miniature.safetensors",
 )
-SEA_RAFT = TeacherKind(
+SEA_RAFT = WeightFolder(
     "SEA-RAFT",
     ("optical_flow", "sea_raft"),
     ("raft", "tartan", "spring"),
     "Tartan-C-T-TSKH-spring540x960-M.pth of princeton-vl/SEA-RAFT (the paper's), or -S for small cards",
     "sea_raft_miniature.safetensors",
 )
-SAM = TeacherKind(
+SAM = WeightFolder(
     "SAM",
     ("sams",),
     ("sam",),
     "sam_vit_h_4b8939.pth of facebookresearch/segment-anything, or vit_l, vit_b for less memory",
 )
-TINY_DECODER = TeacherKind(
+TINY_DECODER = WeightFolder(
     "a tiny decoder",
     ("vae_approx",),
     ("taew2_1",),

@@ -5,15 +5,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ...smra_core.storage.content_hash import identity
-from ...smra_core.storage.tensor_cache import content_hash
+from ...smra_core.storage.content_hash import content_hash, weights_fingerprint
 from .versions import source_file
 
 _SAMPLED = 64
 """Values looked at in each tensor where the file is not known."""
 
 
-def model_identity(model) -> str:
+def fingerprint_model(model) -> str:
     """Of a MODEL's weights and of the LoRAs patched onto them.
 
     The weights in memory may be patched in place for another node just now, so they are looked at only where
@@ -22,19 +21,19 @@ def model_identity(model) -> str:
     file = source_file(model)
     if file is not None:
         options = [part for part in model.cached_patcher_init[1] if isinstance(part, Mapping)]
-        base = f"{identity(Path(file))} stored as {[part.get('dtype') for part in options]}"
+        base = f"{weights_fingerprint(Path(file))} stored as {[part.get('dtype') for part in options]}"
     else:
         named = model.model.diffusion_model.named_parameters()
-        base = sampled_hash((name, value) for name, value in named if value.ndim != 2)
+        base = fingerprint_values((name, value) for name, value in named if value.ndim != 2)
     return content_hash(f"{base} {_patches(model.patches)}".encode())
 
 
-def vae_identity(vae) -> str:
+def fingerprint_vae(vae) -> str:
     file = source_file(vae.patcher)
-    return identity(Path(file)) if file is not None else sampled_hash(vae.get_sd().items())
+    return weights_fingerprint(Path(file)) if file is not None else fingerprint_values(vae.get_sd().items())
 
 
-def sampled_hash(named: Iterable[tuple[str, Tensor]]) -> str:
+def fingerprint_values(named: Iterable[tuple[str, Tensor]]) -> str:
     """Of names, shapes, and values spread over every tensor."""
     lines = []
     for name, value in sorted(named, key=lambda item: item[0]):

@@ -7,7 +7,7 @@ pass still needs them, and the host's VAE.decode clamps in place.
 import torch
 from torch import Tensor, nn
 
-from ...smra_core.decoding.wan_decoder import FrozenDecoder
+from ...smra_core.decoding.wan_decoder import WanVideoDecoder
 from ...smra_core.wan.spec import LATENT_CHANNELS
 
 
@@ -29,9 +29,9 @@ def encode(vae, model, frames: Tensor) -> Tensor:
     return model.model.process_latent_in(latents)[0].float().cpu()
 
 
-def frozen_decoder(vae, device: torch.device, recompute: bool = False) -> FrozenDecoder:
+def load_decoder(vae, device: torch.device, recompute: bool = False) -> WanVideoDecoder:
     """A private decoder with the weights of the graph's VAE."""
-    return FrozenDecoder.of(private_vae(vae, device), recompute)
+    return WanVideoDecoder.of(private_vae(vae, device), recompute)
 
 
 def private_vae(vae, device: torch.device) -> nn.Module:

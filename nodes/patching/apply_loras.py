@@ -5,11 +5,10 @@ from typing import NamedTuple
 
 import torch
 
-from ...smra_core.lora.adapter import Lora
-from ...smra_core.lora.plan import Strengths
-from ...smra_core.lora.schedule import SparseSchedule
-from ...smra_core.wan.spec import parse_linear
-from .call_time_swap import PREFIX, CallTimeSwap, ScheduledLora
+from ...smra_core.lora.adapter import Lora, check_fit
+from ...smra_core.lora.schedule import ScheduledLora, Strengths, StrengthSchedule
+from ...smra_core.wan.spec import Role
+from .call_time_swap import PREFIX, CallTimeSwap
 
 AUTO, MERGE, ON_THE_FLY = "auto", "merge", "on the fly"
 CONSTANT_MODES = (AUTO, MERGE, ON_THE_FLY)
@@ -25,7 +24,7 @@ class Applied(NamedTuple):
 
 
 def apply_loras(
-    model, loras: Sequence[ScheduledLora], schedule: SparseSchedule, constant: str = AUTO
+    model, loras: Sequence[ScheduledLora], schedule: StrengthSchedule, constant: str = AUTO
 ) -> Applied:
     """A clone of a MODEL with these LoRAs; the given one stays as it is.
 
@@ -33,8 +32,9 @@ def apply_loras(
     less than 16 bits `auto` leaves it out of the weights, for they would be rounded again. ValueError when a
     LoRA does not fit the model.
     """
+    shapes = _linear_shapes(model)
     for lora, _ in loras:
-        check_fit(model, lora)
+        check_fit(shapes, lora, model="this model")
     merged = tuple(_is_merged(model, lora, strengths, constant) for lora, strengths in loras)
     clone = model.clone()
     for (lora, strengths), into_weights in zip(loras, merged, strict=True):
@@ -52,39 +52,35 @@ def at_constant_strength(loras: Sequence[ScheduledLora], side: str) -> list[Sche
     return [ScheduledLora(lora, Strengths.constant(getattr(strengths, side))) for lora, strengths in loras]
 
 
-def check_fit(model, lora: Lora) -> None:
-    """ValueError when the model lacks a linear of the LoRA, or has it in another shape."""
-    for name, pair in lora.items():
-        linear = _find_linear(model, name)
-        shape, needed = (linear.out_features, linear.in_features), (pair.b.shape[0], pair.a.shape[1])
-        if shape != needed:
-            raise ValueError(
-                f"The LoRA does not fit this model: {name} is for {needed} (out, in) features, the model has "
-                f"{shape}. A LoRA works on the model size it was trained on (1.3B, 5B or 14B)."
-            )
+def _linear_shapes(model) -> dict[str, tuple[int, int]]:
+    """Return (out, in) features of the linears of a MODEL that can carry a LoRA, by native name."""
+    blocks = getattr(model.model.diffusion_model, "blocks", ())
+    shapes = {}
+    for index, block in enumerate(blocks):
+        for path in (path for role in Role for path in role.paths):
+            linear = _submodule(block, path)
+            if linear is not None:
+                shapes[f"blocks.{index}.{path}"] = linear.out_features, linear.in_features
+    return shapes
 
 
-def _find_linear(model, name: str):
+def _submodule(block, path: str):
     try:
-        return model.model.get_submodule(PREFIX + name)
+        return block.get_submodule(path)
     except AttributeError:
-        block = parse_linear(name).block
-        blocks = getattr(model.model.diffusion_model, "blocks", None)
-        what = f"it has {len(blocks)} blocks" if blocks is not None else "it is no WAN model"
-        raise ValueError(
-            f"The LoRA does not fit this model: it needs {name} (block {block}), but {what}. Load the WAN "
-            "model that the LoRA was trained on."
-        ) from None
+        return None
 
 
 def _is_merged(model, lora: Lora, strengths: Strengths, constant: str) -> bool:
     if strengths.early != strengths.late or constant == ON_THE_FLY:
         return False
-    return constant == MERGE or all(_holds_plain_numbers(_find_linear(model, name)) for name in lora)
+    return constant == MERGE or all(
+        _holds_plain_numbers(model.model.get_submodule(PREFIX + name)) for name in lora
+    )
 
 
 def _holds_plain_numbers(linear) -> bool:
-    """Whether the weight is an ordinary 16- or 32-bit tensor: no fp8, no packed or quantised kind."""
+    """Whether the weight is a normal 16- or 32-bit tensor: no fp8, no packed or quantised kind."""
     weight = getattr(linear, "weight", None)
     return type(weight) in (torch.Tensor, torch.nn.Parameter) and weight.dtype in _MERGEABLE
 
@@ -105,7 +101,7 @@ def _merge(model, lora: Lora, strength: float) -> None:
         )
 
 
-def _add_swap(model, loras: Sequence[ScheduledLora], schedule: SparseSchedule) -> None:
+def _add_swap(model, loras: Sequence[ScheduledLora], schedule: StrengthSchedule) -> None:
     from comfy.patcher_extension import CallbacksMP, WrappersMP
 
     swap = CallTimeSwap(loras, lambda base: schedule.resolve(base.model_sampling.percent_to_sigma))

@@ -10,32 +10,26 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...smra_core.lora.adapter import Lora
-from ...smra_core.lora.plan import Strengths, TPointSchedule
-from ...smra_core.lora.schedule import describe_run
+from ...smra_core.lora.adapter import replaced_forwards
+from ...smra_core.lora.schedule import ScheduledLora, TPoint, describe_run, strength_at
 from ...smra_core.wan.spec import parse_linear
+from ..host.versions import compute_dtype_of
 
 log = logging.getLogger("smrabooth")
 PREFIX = "diffusion_model."
 _FUSED_ACTIVATION = "gelu_tanh"
 
 
-class ScheduledLora(NamedTuple):
-    lora: Lora
-    strengths: Strengths
-
-
 class CallTimeSwap:
     """An APPLY_MODEL wrapper; one object serves every copy of the model that a run uses."""
 
-    def __init__(self, loras: Sequence[ScheduledLora], t_point_of: Callable[[Any], TPointSchedule]):
+    def __init__(self, loras: Sequence[ScheduledLora], t_point_of: Callable[[Any], TPoint]):
         """`t_point_of` gets the host's BaseModel, whose table of noise levels a share of steps needs."""
         self._loras, self._t_point_of = list(loras), t_point_of
         self._states: weakref.WeakKeyDictionary[Any, _ModelState] = weakref.WeakKeyDictionary()
@@ -47,9 +41,9 @@ class CallTimeSwap:
         model = executor.class_obj
         state = self._state(model)
         levels = _run_levels(args, kwargs)
-        state.prepare(x.device, _compute_dtype(model))
+        state.prepare(x.device, compute_dtype_of(model))
         state.set_strengths(self._t_point_of(model), float(t.max()), levels)
-        with state.swapped(model):
+        with replaced_forwards(state.replacements(model)):
             result = executor(x, t, *args, **kwargs)
         state.check_reached()
         return result
@@ -74,12 +68,6 @@ def _run_levels(args: tuple, kwargs: dict) -> list[float]:
     )
     levels = options.get("sample_sigmas")
     return [] if levels is None or len(levels) < 2 else levels.tolist()
-
-
-def _compute_dtype(model) -> torch.dtype:
-    if hasattr(model, "get_dtype_inference"):
-        return model.get_dtype_inference()
-    return model.manual_cast_dtype or model.get_dtype()
 
 
 class _Addition:
@@ -147,31 +135,18 @@ class _ModelState:
         for addition in self.additions.values():
             addition.factors = []
 
-    def set_strengths(self, t_point: TPointSchedule, sigma: float, levels: list[float]) -> None:
+    def set_strengths(self, t_point: TPoint, sigma: float, levels: list[float]) -> None:
         if levels and levels != self.levels:
             log.info("Sparse LoRA: %s", describe_run(t_point, levels))
         self.levels = levels
-        boundary = t_point.boundary(levels) if levels else t_point.sigma * (1 + 1e-4)
+        boundary = t_point.boundary_or_own_level(levels)
         for tensor, (_, strengths) in zip(self.strengths, self.loras, strict=True):
-            tensor.fill_(strengths.late if sigma <= boundary else strengths.early)
+            tensor.fill_(strength_at(strengths, sigma, boundary))
 
-    @contextmanager
-    def swapped(self, model) -> Iterator[None]:
-        """The linears with this loader's additions; afterwards every module is exactly as before."""
-        replaced: list[tuple[nn.Module, Callable | None]] = []
-        try:
-            for name, addition in self.additions.items():
-                module, forward = self._target(model, name, addition)
-                replaced.append((module, module.__dict__.get("forward")))
-                module.forward = forward
-            yield
-        finally:
-            # Last in, first out: one module may have been replaced by several loaders.
-            for module, before in reversed(replaced):
-                if before is None:
-                    module.__dict__.pop("forward", None)
-                else:
-                    module.forward = before
+    def replacements(self, model) -> Iterator[tuple[nn.Module, Callable]]:
+        """Yield the modules to change and their forwards with this loader's additions."""
+        for name, addition in self.additions.items():
+            yield self._target(model, name, addition)
 
     def _target(self, model, name: str, addition: _Addition) -> tuple[nn.Module, Callable]:
         """The module to replace `forward` on, and the replacement."""

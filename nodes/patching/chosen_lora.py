@@ -4,16 +4,16 @@
 from collections import Counter
 from typing import NamedTuple
 
-from ...smra_core.lora.adapter import Lora
-from ...smra_core.lora.plan import ALL_LAYERS, MOTION, SUBJECT, SparsePlan, Strengths
+from ...smra_core.lora.adapter import Lora, restrict
+from ...smra_core.lora.plan import ALL_LAYERS, MOTION, SUBJECT, SparsePlan
 from ...smra_core.lora.reader import LoadedLora, load_lora, parse_lora
+from ...smra_core.lora.schedule import Strengths
 from ...smra_core.wan.spec import Role, parse_linear
 
 NONE = "None"
 PAPER, ALL, CUSTOM = "paper", "all", "custom"
 LAYER_CHOICES = (PAPER, ALL, CUSTOM)
 PAPER_PLANS = {"subject": SUBJECT, "motion": MOTION}
-_OTHER_ADAPTERS = (".dora_scale", ".hada_", ".lokr_", ".oft_", ".glora_", ".boft_")
 _SHOWN = 3
 
 
@@ -47,24 +47,8 @@ def choose_lora(purpose: str, file_name: str, lora_model: dict | None, plan: Spa
         source, loaded = file_name, load_lora(folder_paths.get_full_path_or_raise("loras", file_name))
     else:
         return None
-    _refuse_other_adapters(loaded, source)
-    kept = {name: loaded.lora[name] for name in plan.select(loaded.lora)}
-    if not kept:
-        raise ValueError(
-            f"No layer of the {purpose} LoRA {source!r} is left: it has {_roles(loaded.lora)} in blocks "
-            f"{_blocks(loaded.lora)}, and {purpose}_layers keeps {plan}. Choose 'all', or check that the "
-            "file is in the right slot."
-        )
+    kept = restrict(loaded.lora, plan, f"the {purpose} LoRA {source!r}")
     return ChosenLora(purpose, source, loaded, plan, kept)
-
-
-def _refuse_other_adapters(loaded: LoadedLora, source: str) -> None:
-    other = [key for key in loaded.ignored if any(mark in key for mark in _OTHER_ADAPTERS)]
-    if other:
-        raise ValueError(
-            f"{source} holds another kind of adapter than LoRA (such as {other[0]!r}), which cannot be split "
-            "by layer and time. Load it with ComfyUI's LoraLoaderModelOnly instead."
-        )
 
 
 def describe_choice(chosen: ChosenLora, strengths: Strengths, merged: bool) -> list[str]:
@@ -82,7 +66,7 @@ def describe_choice(chosen: ChosenLora, strengths: Strengths, merged: bool) -> l
     if chosen.loaded.ignored:
         shown = ", ".join(chosen.loaded.ignored[:_SHOWN])
         lines.append(f"  not used: {len(chosen.loaded.ignored)} tensors outside the blocks' linears: {shown}")
-    role = chosen.loaded.metadata.role
+    role = chosen.loaded.metadata.purpose
     if role and role != chosen.purpose:
         lines.append(f"  note: the file says it is a {role} LoRA, but it is in the {chosen.purpose} slot")
     return lines
@@ -101,8 +85,3 @@ def _ranks(lora: Lora) -> set[int]:
 def _roles(lora: Lora) -> str:
     present = Counter(parse_linear(name).role for name in lora)
     return ",".join(role.value for role in Role if present[role])
-
-
-def _blocks(lora: Lora) -> str:
-    blocks = [parse_linear(name).block for name in lora]
-    return f"{min(blocks)} to {max(blocks)}"

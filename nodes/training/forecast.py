@@ -1,4 +1,4 @@
-"""What a job will take, said before it starts; the figures are the core's."""
+"""What a job will take, said before it starts; the metrics are the core's."""
 
 import logging
 import time
@@ -6,19 +6,25 @@ from dataclasses import dataclass
 
 import torch
 
-from ...smra_core.training.alignment_cost import alignment_flops
-from ...smra_core.training.cost import activation_bytes, lora_parameters, optimiser_bytes, step_flops
+from ...smra_core.training.cost import (
+    activation_bytes,
+    alignment_flops,
+    lora_parameters,
+    optimiser_bytes,
+    projector_parameters,
+    step_flops,
+)
 from ...smra_core.training.decode_choice import DecodeChoice
 from ...smra_core.training.mora import MotionSettings
-from ...smra_core.training.sura import SubjectSettings, projector_parameters
+from ...smra_core.training.sura import SubjectSettings
 from ...smra_core.training.trainer import TrainSettings
 from ...smra_core.wan.spec import WanSpec, token_grid
-from .progress import spoken
+from .progress import format_duration
 
 log = logging.getLogger("smrabooth")
 
 _HALF = 2
-"""Bytes of a value in the decode budget's figures."""
+"""Bytes of a value in the decode budget's metrics."""
 _WIDEST_FEATURES = 1536
 """Of DINOv2's ViT-g; the file is not read before it is needed."""
 
@@ -50,7 +56,7 @@ class Forecast:
             f"Training on {self.samples}, {self.tokens} tokens each: {self.modules} modules, "
             f"{self.parameters / 1e6:.1f} M parameters, {self.train.steps} steps. Up to "
             f"{(self.memory + weights) / 2**30:.1f} GiB ({weights / 2**30:.1f} of it weights, which may stay "
-            f"in RAM), about {spoken(seconds)}."
+            f"in RAM), about {format_duration(seconds)}."
         )
         log.info(text)
         return text

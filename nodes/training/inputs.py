@@ -8,36 +8,36 @@ from comfy_api.latest import io
 from ...smra_core.lora.plan import PLANS
 from ...smra_core.training.trainer import TrainSettings
 from ..host.widgets import advanced
-from .settings_widgets import Row, chosen, widgets
+from .settings_widgets import Widget, chosen, widgets
 
 LoraModel, LossMap = io.Custom("LORA_MODEL"), io.Custom("LOSS_MAP")
 
-RANK = Row(
+RANK = Widget(
     "rank",
     "Raising it lets the LoRA hold more detail, and makes its file larger; lower it when it copies the data "
     "too closely.",
     dict(min=1, max=256),
 )
-STEPS = Row(
+STEPS = Widget(
     "steps",
     "More steps learn more and take longer; too many copy the data's background and light, too. Raising it "
     "later goes on with the finished run.",
     dict(min=1, max=100_000),
 )
 SIZE = (
-    Row(
+    Widget(
         "width",
         "Pictures are scaled and cropped to it. Raising it shows finer detail, and takes memory and time.",
         dict(min=64, max=1280, step=16),
     ),
-    Row("height", "As width.", dict(min=64, max=1280, step=16)),
+    Widget("height", "As width.", dict(min=64, max=1280, step=16)),
 )
 VELOCITY = (
-    Row(
+    Widget(
         "weighted_velocity",
         "Count the middle noise levels most, as the authors' code does. Off counts all alike.",
     ),
-    Row(
+    Widget(
         "shift",
         "Which noise levels are trained: 1 is all alike. Raising it trains more at high noise, where the "
         "layout is decided.",
@@ -46,45 +46,45 @@ VELOCITY = (
     ),
 )
 TRAIN = (
-    Row(
+    Widget(
         "learning_rate",
         "Raising it learns faster, until it breaks: losses jump, pictures turn to noise.",
         dict(min=1e-7, max=1e-1, step=1e-6, round=False),
     ),
-    Row(
+    Widget(
         "weight_decay",
         "Pulls the LoRA back to nothing. Raising it forgets details, and the data's accidents first.",
         dict(min=0.0, max=1.0, step=0.001),
     ),
-    Row(
+    Widget(
         "grad_clip",
         "The longest step that one batch may ask for. Raising it lets odd samples pull harder; 0 lets them "
         "all.",
         dict(min=0.0, max=100.0, step=0.1),
     ),
-    Row(
+    Widget(
         "batch_size",
         "Samples at once. Raising it takes that much more memory and steadies each step.",
         dict(min=1, max=64),
     ),
-    Row(
+    Widget(
         "accumulate",
         "Batches that a step averages. Raising it steadies a step and takes time, not memory.",
         dict(min=1, max=64),
     ),
-    Row(
+    Widget(
         "seed",
         "Of all random numbers. Another seed is another run, from the start.",
         dict(min=0, max=2**63 - 1),
         id="training_seed",
     ),
-    Row(
+    Widget(
         "save_every",
         "Steps between saved states. Raising it saves less often: a crash of the whole program costs up to "
         "so many steps. Cancelling costs none.",
         dict(min=1, max=10_000),
     ),
-    Row(
+    Widget(
         "save_minutes",
         "The state is saved after so many minutes, too. Raising it risks more where steps are slow.",
         dict(min=0.1, max=1440.0, step=0.5),
@@ -107,7 +107,7 @@ def front_inputs(name: str, settings: Any, train: TrainSettings) -> list:
     ]
 
 
-def advanced_inputs(settings: Any, rows: Sequence[Row], train: TrainSettings) -> list:
+def advanced_inputs(settings: Any, rows: Sequence[Widget], train: TrainSettings) -> list:
     """What rarely needs a touch: of the method, of training, and of what is shown."""
     shown = [
         io.Int.Input(

@@ -3,18 +3,16 @@
 import logging
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ...smra_core.evaluation.loss_plot import read_losses
-from ...smra_core.storage.atomic_write import replacing
+from ...smra_core.storage.atomic_write import atomic_write
 from ...smra_core.storage.weight_file import read_weight_file
 from ...smra_core.training.job import TrainedLora
-from ..host.versions import is_out_of_memory
+from ...smra_core.training.run_folder import read_losses
 from .loss_picture import loss_picture
 
 log = logging.getLogger("smrabooth")
@@ -32,21 +30,7 @@ class Outputs(NamedTuple):
     """As the host's LoRA loaders list it."""
 
 
-def run_to_the_end(train: Callable[[], TrainedLora], remedy: str) -> TrainedLora:
-    """Train; out of memory becomes an error in our words, raised when the failed step's memory is free."""
-    import comfy.model_management as management
-
-    try:
-        return train()
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        log.warning("Out of memory: %s", error)
-    management.soft_empty_cache()
-    raise RuntimeError(f"Out of memory while training; all finished steps are kept. {remedy}")
-
-
-def published(trained: TrainedLora, name: str) -> Outputs:
+def publish_lora(trained: TrainedLora, name: str) -> Outputs:
     """Copy a finished run's file to where the host looks for LoRAs, and read the graph's outputs."""
     import folder_paths
 
@@ -55,7 +39,7 @@ def published(trained: TrainedLora, name: str) -> Outputs:
     run = trained.path.parent.name.rsplit("-", 1)[-1]
     target = folder / f"{name}_{trained.steps}_{run[:8]}.safetensors"
     if not target.is_file() or target.stat().st_size != trained.path.stat().st_size:
-        with replacing(target) as draft:
+        with atomic_write(target) as draft:
             shutil.copyfile(trained.path, draft)
     _make_visible(folder_paths, folder)
     losses = read_losses(trained.losses)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...smra_core.training.trainer import StepInfo
 from ...smra_core.wan.sampler import sample
-from ..host.backend import GraphPlace
+from ..host.backend import ComfyBackend
 from ..host.widgets import show_text
 
 log = logging.getLogger("smrabooth")
@@ -42,10 +42,10 @@ class GraphProgress:
         # The first step also warms kernels up, so it does not count once there are others.
         counted = self._seconds[1:][-20:] or self._seconds
         left = (info.steps - info.step) * sum(counted) / len(counted)
-        return f"step {info.step}/{info.steps}  {losses}  {spoken(left)} left"
+        return f"step {info.step}/{info.steps}  {losses}  {format_duration(left)} left"
 
 
-def spoken(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A duration in at most two units."""
     if seconds < 60:
         return f"{seconds:.0f} s"
@@ -56,33 +56,33 @@ def spoken(seconds: float) -> str:
 class Preview:
     """A picture of what the model makes now, with its own shift and the training prompt."""
 
-    def __init__(self, place: GraphPlace, context: Tensor, shape: tuple[int, ...], every: int, seed: int):
+    def __init__(self, backend: ComfyBackend, context: Tensor, shape: tuple[int, ...], every: int, seed: int):
         """`context` is `T 4096`, `shape` that of a sample's latents `16 f h w`; `every` counts steps, 0 is
         never.
         """
-        self.place, self.context, self.shape = place, context, shape
+        self.backend, self.context, self.shape = backend, context, shape
         self.every, self.seed = every, seed
 
     def __call__(self, step: int) -> Image.Image | None:
-        if not self.every or step % self.every or self.place.denoiser is None:
+        if not self.every or step % self.every or self.backend.denoiser is None:
             return None
         started = time.monotonic()
         picture = self.draw()
-        log.info("Preview after step %d took %s.", step, spoken(time.monotonic() - started))
+        log.info("Preview after step %d took %s.", step, format_duration(time.monotonic() - started))
         return picture
 
     def draw(self) -> Image.Image:
         import comfy.samplers
 
-        device = self.place.device
-        sampling = self.place.denoiser.patcher.get_model_object("model_sampling")
+        device = self.backend.device
+        sampling = self.backend.denoiser.patcher.get_model_object("model_sampling")
         sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", PREVIEW_STEPS).float().clone()
         noise = torch.randn(self.shape, generator=torch.Generator().manual_seed(self.seed))[None].to(device)
         context = self.context[None].to(device)
         latents = sample(
-            self.place.denoiser, noise, sigmas, context, context, guidance=1.0, on_step=_may_be_cancelled
+            self.backend.denoiser, noise, sigmas, context, context, guidance=1.0, on_step=_may_be_cancelled
         )
-        return strip(latents[0].float().cpu(), self.place.model.model.latent_format)
+        return strip(latents[0].float().cpu(), self.backend.model.model.latent_format)
 
 
 def _may_be_cancelled(step: int, steps: int) -> None:

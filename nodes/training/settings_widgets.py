@@ -11,7 +11,7 @@ from ..host.widgets import advanced
 Settings = TypeVar("Settings")
 
 
-class Row(NamedTuple):
+class Widget(NamedTuple):
     """One field of a settings dataclass as a widget."""
 
     field: str
@@ -33,13 +33,13 @@ def choices(values: Sequence[str]) -> dict[str, str]:
     return {value: value for value in values}
 
 
-def widgets(defaults: Any, rows: Sequence[Row], fold: bool = True) -> list:
+def widgets(defaults: Any, rows: Sequence[Widget], fold: bool = True) -> list:
     """Inputs for a node's schema; folded away unless they belong on its front."""
     made = [_widget(row, getattr(defaults, row.field)) for row in rows]
     return [advanced(widget) for widget in made] if fold else made
 
 
-def _widget(row: Row, default: Any):
+def _widget(row: Widget, default: Any):
     if row.options:
         shown = next(name for name, value in row.options.items() if value == default)
         return io.Combo.Input(row.name, options=list(row.options), default=shown, tooltip=row.tooltip)
@@ -47,7 +47,7 @@ def _widget(row: Row, default: Any):
     return kinds[type(default)](row.name, default=default, tooltip=row.tooltip, **row.limits)
 
 
-def chosen(defaults: Settings, rows: Sequence[Row], values: Mapping[str, Any]) -> Settings:
+def chosen(defaults: Settings, rows: Sequence[Widget], values: Mapping[str, Any]) -> Settings:
     """The settings with a node's values. ValueError as the dataclass raises."""
     given = {row.field: values[row.name] for row in rows}
     return replace(

@@ -11,7 +11,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from ..storage.atomic_write import replacing
+from ..storage.atomic_write import atomic_write
 from ..wan.spec import trim_frames
 from .crop import Size, check_target, cover_box, crop_note, fit
 
@@ -137,7 +137,7 @@ def write_video(path: str | os.PathLike, frames: Tensor, fps: float) -> None:
 
     _check_writable(path, frames, fps)
     codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-    with replacing(path) as draft:
+    with atomic_write(path) as draft:
         with av.open(str(draft), "w", format="mp4") as container:
             stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
             stream.height, stream.width = frames.shape[-2:]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..wan.spec import LATENT_CHANNELS
-from .decoder_blocks import Attention, Block, Entry, Head, Residual, Upsampling
+from .decoder_blocks import Attention, Block, ConvIn, Head, Residual, Upsample3d
 from .frozen_layers import NormedConv
 
 
@@ -41,10 +41,10 @@ def decoder_dtype(vae: nn.Module) -> torch.dtype:
     return next(vae.decoder.parameters()).dtype
 
 
-def _of_diffusers(decoder: nn.Module, unquantised: nn.Module) -> list[Block]:
+def _of_diffusers(decoder: nn.Module, post_quant_conv: nn.Module) -> list[Block]:
     middle = decoder.mid_block
     first, *others = map(_diffusers_residual, middle.resnets)
-    blocks: list[Block] = [Entry(unquantised, decoder.conv_in), first]
+    blocks: list[Block] = [ConvIn(post_quant_conv, decoder.conv_in), first]
     for attention, residual in zip(middle.attentions, others, strict=True):
         blocks += [Attention(attention.norm, attention.to_qkv, attention.proj), residual]
     for up in decoder.up_blocks:
@@ -62,8 +62,8 @@ def _diffusers_residual(block: nn.Module) -> Residual:
     )
 
 
-def _of_native(decoder: nn.Module, unquantised: nn.Module) -> list[Block]:
-    blocks: list[Block] = [Entry(unquantised, decoder.conv1)]
+def _of_native(decoder: nn.Module, post_quant_conv: nn.Module) -> list[Block]:
+    blocks: list[Block] = [ConvIn(post_quant_conv, decoder.conv1)]
     for part in (*decoder.middle, *decoder.upsamples):
         if hasattr(part, "residual"):
             blocks.append(_native_residual(part))
@@ -83,6 +83,6 @@ def _native_residual(block: nn.Module) -> Residual:
     )
 
 
-def _upsampling(module: nn.Module) -> Upsampling:
-    in_time = module.time_conv if module.mode == "upsample3d" else None
-    return Upsampling(in_time, module.resample[1])
+def _upsampling(module: nn.Module) -> Upsample3d:
+    time_conv = module.time_conv if module.mode == "upsample3d" else None
+    return Upsample3d(time_conv, module.resample[1])

@@ -11,20 +11,18 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .known_faults import conv3d_wastes_memory
-
 NARROW = 128
 """Channels below which a conv3d is rewritten."""
 
 
 def conv3d(x: Tensor, weight: Tensor, bias: Tensor | None, borders: tuple[int, int] = (0, 0)) -> Tensor:
     """conv3d of stride 1 that pads height and width by `borders`, whichever way is fast for this input."""
-    if slow_as_volume(x, weight):
-        return over_stacked_taps(x, weight, bias, borders)
+    if is_slow_as_conv3d(x, weight):
+        return conv2d_over_stacked_frames(x, weight, bias, borders)
     return F.conv3d(x, weight, bias, padding=(0, *borders))
 
 
-def slow_as_volume(x: Tensor, weight: Tensor) -> bool:
+def is_slow_as_conv3d(x: Tensor, weight: Tensor) -> bool:
     """Whether a conv2d over stacked time taps is better: fast on a CPU, sparing on some GPUs."""
     if weight.shape[2] == 1:
         return False
@@ -33,7 +31,7 @@ def slow_as_volume(x: Tensor, weight: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype == torch.float32 and min(weight.shape[:2]) < NARROW
 
 
-def over_stacked_taps(
+def conv2d_over_stacked_frames(
     x: Tensor, weight: Tensor, bias: Tensor | None, borders: tuple[int, int] = (0, 0)
 ) -> Tensor:
     """The same as a conv2d whose channels are the time taps of all channels."""
@@ -69,3 +67,16 @@ def channel_length(x: Tensor) -> Tensor:
         return x.square().sum(1, keepdim=True).sqrt()
     dtype = torch.promote_types(x.dtype, torch.float32)
     return torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=dtype)
+
+
+_CUDNN_SOUND_AGAIN = 91500
+
+
+def conv3d_wastes_memory(dtype: torch.dtype) -> bool:
+    """torch 2.9 with cuDNN before 9.15 computes half-precision conv3d in three times the memory.
+
+    Source: github:pytorch/pytorch issue 166643.
+    """
+    cudnn = torch.backends.cudnn.version()
+    half = dtype in (torch.bfloat16, torch.float16)
+    return half and torch.__version__.startswith("2.9.") and cudnn is not None and cudnn < _CUDNN_SOUND_AGAIN

@@ -1,12 +1,13 @@
-"""The gradient that a loss on the optical flow of decoded pixels sends to latents, in little memory.
+"""Gradient of an optical-flow loss with respect to the latents, through decoder and flow net, in little
+memory.
 
-Decoder and flow net are far larger in activations than the DiT, and both are frozen. So the loss and its
+Decoder and flow net have far larger activations than the DiT, and both are frozen. So the loss and its
 gradient with respect to the latents are computed at once, the flow a few frame pairs at a time, and only that
 gradient is kept for the DiT's backward pass. It is exact for the part of the clip that is decoded.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -14,7 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..wan.spec import frames_of_latent, pixel_frames
-from .decoder_blocks import Past
+from .state import DecoderState, StreamingDecoder, offload, reload_with_grad
+from .windows import DecodeWindow
 
 PAIRS_AT_ONCE = 4
 """Frame pairs whose flow activations are alive together: 0.84 GB each with SEA-RAFT-M on 576x320 pixels."""
@@ -23,102 +25,78 @@ PairFlows = Callable[[Tensor], Tensor]
 """Frames `F 3 H W` in 0..255 to the flow of adjacent pairs `F-1 2 H W`, differentiable."""
 FlowLoss = Callable[[Tensor, Tensor], Tensor]
 """Flow and reference, `P 2 H W` each, to their mean loss over pairs, a scalar."""
+Comparison = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Pixels `1 3 F H W` to their loss, a scalar, and its gradient, of the pixels' shape."""
 
 
-class StreamingDecoder(Protocol):
-    def step(self, latents: Tensor, past: Past | None, /) -> tuple[Tensor, Past]:
-        """Pixels `B 3 n H W` in [-1, 1] of some latents `B 16 k h w`, and what they leave to the next.
-
-        A past in host memory is fetched as it is needed. A decoder of stretches with `shallow` latents takes
-        their number as a third argument.
-        """
-        ...
-
-    def end(self, latents: Tensor, past: Past | None, /) -> Tensor:
-        """The pixels alone, for latents that nothing comes after."""
-        ...
-
-
-class FlowObjective(NamedTuple):
-    """What decoded pixels are held to, and how the gradient gets back to the latents."""
+class FlowComparison(NamedTuple):
+    """Decoder, flow net and loss that turn latents into a flow loss."""
 
     decoder: StreamingDecoder
     pair_flows: PairFlows
     loss: FlowLoss
     latents_at_once: int = 0
-    """Latents whose decoding is one graph; 0 is all. Fewer need less memory and one more forward pass: the
-    gradient is then followed from step to step, through the states in between, which wait in host memory.
+    """Number of latents that are decoded in one graph; 0 is all. Fewer need less memory and one more forward
+    pass: the gradient is then passed from chunk to chunk, through the states in between, which wait in host
+    memory.
     """
 
 
-class Stretch(NamedTuple):
-    """What of a clip is decoded and compared in a step."""
-
-    counted: range
-    """Latents whose frames are the second of a compared pair."""
-    first: int = 0
-    """Where decoding starts. All that is decoded gets a gradient."""
-    past: Past | None = None
-    """What the decoder remembers before `first`; held still. None at the start of a clip only."""
-    shallow: int = 0
-    """Latents at the beginning of which only the small stages are decoded, to remind those of the past; the
-    large stages, nearly all of the cost, start after them. `past` holds what each stage starts from.
-    """
-    weight: float = 1.0
-    """Of the mean over its pairs: an estimate of the whole clip's mean needs it where windows differ."""
-
-
-def streamed_loss(
-    latents: Tensor, reference: Tensor, objective: FlowObjective, stretches: Sequence[Stretch] | None = None
+def streamed_flow_loss(
+    latents: Tensor,
+    reference: Tensor,
+    comparison: FlowComparison,
+    windows: Sequence[DecodeWindow] | None = None,
 ) -> Tensor:
-    """Loss `B` of the flow of decoded latents `B 16 f h w` against a reference flow `B F-1 2 H W`.
+    """Return the loss `B` of the flow of decoded latents `B 16 f h w` against a reference flow `B F-1 2 H W`.
 
-    A stretch for each sample says what is compared; without, the whole clip is. ValueError when reference and
-    latents differ in length, or when a stretch holds no pair or lies outside of the clip.
+    A window for each sample says what is compared; without windows, the whole clip is. ValueError when
+    reference and latents differ in length, or when a window holds no pair or lies outside of the clip.
     """
-    stretches = [Stretch(range(latents.shape[2]))] * len(latents) if stretches is None else stretches
-    for stretch in stretches:
-        _check(latents, reference, stretch, objective)
-    return _StreamedLoss.apply(latents, reference, objective, stretches)
+    windows = [DecodeWindow(range(latents.shape[2]))] * len(latents) if windows is None else windows
+    for window in windows:
+        _check_window(latents, reference, window, comparison)
+    return _StreamedLoss.apply(latents, reference, comparison, windows)
 
 
-def _check(latents: Tensor, reference: Tensor, stretch: Stretch, objective: FlowObjective) -> None:
+def _check_window(
+    latents: Tensor, reference: Tensor, window: DecodeWindow, comparison: FlowComparison
+) -> None:
     frames = pixel_frames(latents.shape[2])
     if reference.shape[1] != frames - 1:
         raise ValueError(
             f"{latents.shape[2]} latents decode to {frames} frames and {frames - 1} pairs, but the reference "
             f"flow has {reference.shape[1]}. Compute it from the clip that the latents were encoded from."
         )
-    counted, first = stretch.counted, stretch.first
-    if not 0 <= counted.start < counted.stop <= latents.shape[2] or counted.stop == 1:
+    compared, start, skipped = window.latents, window.start, window.small_stages_only
+    if not 0 <= compared.start < compared.stop <= latents.shape[2] or compared.stop == 1:
         raise ValueError(
-            f"Latents {counted.start} to {counted.stop - 1} of {latents.shape[2]} hold no pair of frames. "
+            f"Latents {compared.start} to {compared.stop - 1} of {latents.shape[2]} hold no pair of frames. "
             "Give a window inside the clip that has a latent after the first."
         )
-    if not 0 <= first + stretch.shallow <= max(counted.start - 1, 0):
+    if not 0 <= start + skipped <= max(compared.start - 1, 0):
         raise ValueError(
-            f"Decoding from latent {first + stretch.shallow} cannot show the first pair of latent "
-            f"{counted.start}, "
-            f"which begins in the latent before. Start at latent {max(counted.start - 1, 0)} or earlier."
+            f"Decoding from latent {start + skipped} cannot show the first pair of latent {compared.start}, "
+            f"which begins in the latent before. Start at latent {max(compared.start - 1, 0)} or earlier."
         )
-    if stretch.shallow and objective.latents_at_once:
+    if skipped and comparison.latents_at_once:
         raise ValueError(
-            f"A stretch with {stretch.shallow} shallow latents is decoded in one graph, not in steps of "
-            f"{objective.latents_at_once}. Set latents_at_once to 0, or shallow to 0."
+            f"A window with {skipped} latents at the small stages only is decoded in one graph, not in "
+            f"chunks of {comparison.latents_at_once}. Set latents_at_once to 0, or small_stages_only to 0."
         )
-    if (stretch.past is None) != (first == 0):
+    if (window.state is None) != (start == 0):
         raise ValueError(
-            f"Decoding from latent {first} {'needs' if first else 'must not have'} a past. Give what the "
-            "decoder left after the latent before, and none at the start of a clip."
+            f"Decoding from latent {start} {'needs' if start else 'must not have'} a decoder state. Give the "
+            "state after the latent before, and none at the start of a clip."
         )
 
 
 class _StreamedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, latents, reference, objective, stretches):
+    def forward(ctx, latents, reference, comparison, windows):
         per_sample = [
-            loss_and_gradient(sample[None].detach(), flow, objective, stretch)
-            for sample, flow, stretch in zip(latents, reference, stretches, strict=True)
+            loss_and_gradient(sample[None].detach(), flow, comparison, window)
+            for sample, flow, window in zip(latents, reference, windows, strict=True)
         ]
         losses, gradients = zip(*per_sample, strict=True)
         ctx.save_for_backward(torch.cat(gradients))
@@ -126,126 +104,134 @@ class _StreamedLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, losses_gradient):
+    def backward(ctx, grad_output):
         (gradient,) = ctx.saved_tensors
-        return losses_gradient.to(gradient.dtype).view(-1, 1, 1, 1, 1) * gradient, None, None, None
+        return grad_output.to(gradient.dtype).view(-1, 1, 1, 1, 1) * gradient, None, None, None
 
 
 def loss_and_gradient(
-    latents: Tensor, reference: Tensor, objective: FlowObjective, stretch: Stretch
+    latents: Tensor, reference: Tensor, comparison: FlowComparison, window: DecodeWindow
 ) -> tuple[Tensor, Tensor]:
-    """Loss (scalar) of one sample `1 16 f h w` against `F-1 2 H W`, and its gradient `1 16 f h w`."""
-    decoded = slice(stretch.first, stretch.counted.stop)
-    begin = max(frames_of_latent(stretch.counted.start).start - 1, 0)
-    pairs = reference[begin : frames_of_latent(stretch.counted.stop - 1).stop - 1]
-    skipped = begin - frames_of_latent(stretch.first + stretch.shallow).start
+    """Return the loss of one sample `1 16 f h w` against a flow `F-1 2 H W`, and its gradient."""
+    decoded = slice(window.start, window.latents.stop)
+    begin = max(frames_of_latent(window.latents.start).start - 1, 0)
+    pairs = reference[begin : frames_of_latent(window.latents.stop - 1).stop - 1]
+    skipped = begin - frames_of_latent(window.start + window.small_stages_only).start
 
     def compare(pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss of all decoded pixels, and its gradient; frames before the first pair get none."""
-        loss, pull = flow_loss_and_gradient(pixels[:, :, skipped:], pairs, objective)
-        return loss, torch.nn.functional.pad(pull, (0, 0, 0, 0, skipped, 0))
+        """Compare all decoded pixels; frames before the first pair get no gradient."""
+        loss, grad_pixels = flow_loss_and_gradient(pixels[:, :, skipped:], pairs, comparison)
+        return loss, torch.nn.functional.pad(grad_pixels, (0, 0, 0, 0, skipped, 0))
 
-    route = _in_steps if objective.latents_at_once else _in_one_graph
-    loss, part = route(latents[:, :, decoded], stretch, objective, compare)
+    decode = _decode_in_chunks if comparison.latents_at_once else _decode_in_one_graph
+    loss, part = decode(latents[:, :, decoded], window, comparison, compare)
     gradient = torch.zeros_like(latents)
     gradient[:, :, decoded] = part
-    return loss * stretch.weight, gradient * stretch.weight
+    return loss * window.weight, gradient * window.weight
 
 
-Comparison = Callable[[Tensor], tuple[Tensor, Tensor]]
-
-
-def _in_one_graph(
-    latents: Tensor, stretch: Stretch, objective: FlowObjective, compare: Comparison
+def _decode_in_one_graph(
+    latents: Tensor, window: DecodeWindow, comparison: FlowComparison, compare: Comparison
 ) -> tuple[Tensor, Tensor]:
     inputs = latents.detach().requires_grad_()
-    depth = (stretch.shallow,) if stretch.shallow else ()
+    depth = (window.small_stages_only,) if window.small_stages_only else ()
     with torch.enable_grad():
-        pixels = objective.decoder.end(inputs, stretch.past, *depth)
-    loss, pull = compare(pixels.detach())
-    return loss, torch.autograd.grad(pixels, inputs, pull)[0]
+        pixels = comparison.decoder.end(inputs, window.state, *depth)
+    loss, grad_pixels = compare(pixels.detach())
+    return loss, torch.autograd.grad(pixels, inputs, grad_pixels)[0]
 
 
-def _in_steps(
-    latents: Tensor, stretch: Stretch, objective: FlowObjective, compare: Comparison
+def _decode_in_chunks(
+    latents: Tensor, window: DecodeWindow, comparison: FlowComparison, compare: Comparison
 ) -> tuple[Tensor, Tensor]:
-    """Decode without a graph, then walk back with the graph of one step at a time."""
-    pieces = list(latents.split(objective.latents_at_once, 2))
-    pixels, shelf = decoded_in_steps(pieces, stretch.past, objective.decoder)
+    """Decode without a graph, then walk back with the graph of one chunk at a time."""
+    chunks = list(latents.split(comparison.latents_at_once, 2))
+    pixels, states = decode_chunks(chunks, window.state, comparison.decoder)
     frames = [part.shape[2] for part in pixels]
     pixels = torch.cat(pixels, 2)
-    loss, pull = compare(pixels)
+    loss, grad_pixels = compare(pixels)
     del pixels
-    return loss, backpropagated(pieces, shelf, pull.split(frames, 2), objective.decoder)
+    return loss, backpropagate_chunks(chunks, states, grad_pixels.split(frames, 2), comparison.decoder)
 
 
 @torch.no_grad()
-def decoded_in_steps(
-    pieces: Sequence[Tensor], past: Past | None, decoder: StreamingDecoder
-) -> tuple[list[Tensor], list[Past | None]]:
-    """Pixels of each piece of latents, and what the decoder knew before it, put away in host memory."""
-    pixels, shelf = [], []
-    for piece in pieces[:-1]:
-        shelf.append(put_away(past))
-        part, past = decoder.step(piece, past)
+def decode_chunks(
+    chunks: Sequence[Tensor], state: DecoderState | None, decoder: StreamingDecoder
+) -> tuple[list[Tensor], list[DecoderState | None]]:
+    """Return the pixels of each chunk of latents, and the decoder state before it, in host memory."""
+    pixels, states = [], []
+    for chunk in chunks[:-1]:
+        states.append(offload(state))
+        part, state = decoder.step(chunk, state)
         pixels.append(part)
-    return [*pixels, decoder.end(pieces[-1], past)], [*shelf, put_away(past)]
-
-
-def put_away(past: Past | None) -> Past | None:
-    return past and tuple(tensor.cpu() for tensor in past)
-
-
-def taken_back(past: Past, like: Tensor) -> list[Tensor]:
-    return [tensor.to(like.device).detach().requires_grad_() for tensor in past]
+    return [*pixels, decoder.end(chunks[-1], state)], [*states, offload(state)]
 
 
 def flow_loss_and_gradient(
-    pixels: Tensor, reference: Tensor, objective: FlowObjective
+    pixels: Tensor, reference: Tensor, comparison: FlowComparison
 ) -> tuple[Tensor, Tensor]:
-    """Mean loss over all pairs of `1 3 F H W` in [-1, 1], and its gradient; a few pairs at a time."""
+    """Return the mean loss over all pairs of `1 3 F H W` in [-1, 1], and its gradient.
+
+    Works through a few pairs at a time.
+    """
     frames = rearrange(pixels, "1 c f h w -> f c h w")
-    # In half precision 0..255 would round to whole grey levels and more.
+    # In half precision 0..255 would round to whole gray levels and more.
     frames = frames.to(torch.promote_types(frames.dtype, torch.float32))
     loss, gradient = frames.new_zeros(()), torch.zeros_like(frames)
     for start in range(0, len(reference), PAIRS_AT_ONCE):
         pairs = slice(start, min(start + PAIRS_AT_ONCE, len(reference)))
         chunk = frames[start : pairs.stop + 1].detach().requires_grad_()
         with torch.enable_grad():
-            flow = objective.pair_flows((chunk + 1) * 127.5)  # not clamped: that would stop the gradient
-            part = objective.loss(flow, reference[pairs].to(flow)) * (len(flow) / len(reference))
+            flow = comparison.pair_flows((chunk + 1) * 127.5)  # not clamped: that would stop the gradient
+            part = comparison.loss(flow, reference[pairs].to(flow)) * (len(flow) / len(reference))
         gradient[start : pairs.stop + 1] += torch.autograd.grad(part, chunk)[0]
         loss = loss + part.detach()
     return loss, rearrange(gradient, "f c h w -> 1 c f h w").to(pixels.dtype)
 
 
-def backpropagated(
-    pieces: Sequence[Tensor], shelf: list[Past | None], pulls: Sequence[Tensor], decoder: StreamingDecoder
+def backpropagate_chunks(
+    chunks: Sequence[Tensor],
+    states: list[DecoderState | None],
+    grad_pixels: Sequence[Tensor],
+    decoder: StreamingDecoder,
 ) -> Tensor:
-    """Gradient `1 16 n h w` of the latents, from the gradients of their pixels, last piece first.
+    """Return the gradient `1 16 n h w` of the latents, from the gradients of their pixels.
 
-    Only one piece's graph is alive; to the piece before it hands the gradient of what that one left. Takes
-    the states off the shelf, to free them.
+    Keeps the graph of one chunk at a time, the last first, and passes the gradient of its state on to the
+    chunk before. Empties `states` on the way, to free them.
     """
     gradients: list[Tensor] = []
-    later: list[Tensor] = []
-    for latents, pull in zip(reversed(pieces), reversed(pulls), strict=True):
-        gradient, later = _one_back(latents, shelf.pop(), pull, later, decoder)
+    grad_state: list[Tensor] = []
+    for latents, grad_output in zip(reversed(chunks), reversed(grad_pixels), strict=True):
+        gradient, grad_state = _backpropagate_chunk(latents, states.pop(), grad_output, grad_state, decoder)
         gradients.insert(0, gradient)
     return torch.cat(gradients, 2)
 
 
-def _one_back(
-    latents: Tensor, past: Past | None, pull: Tensor, later: list[Tensor], decoder: StreamingDecoder
+def _backpropagate_chunk(
+    latents: Tensor,
+    state: DecoderState | None,
+    grad_output: Tensor,
+    grad_state: list[Tensor],
+    decoder: StreamingDecoder,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Gradients of one piece's latents and of its past, from those of its pixels and of what it leaves."""
-    inputs = [latents.detach().requires_grad_(), *taken_back(past or (), latents)]
+    """Return the gradients of one chunk's latents and of the state before it.
+
+    They come from the gradients of its pixels and of the state after it.
+    """
+    inputs = [latents.detach().requires_grad_(), *reload_with_grad(state or (), latents)]
     before = tuple(inputs[1:]) or None
     with torch.enable_grad():
-        pixels, after = decoder.step(inputs[0], before) if later else (decoder.end(inputs[0], before), ())
-    # The clip's first latent leaves some black frames, which lead back to nothing.
+        pixels, after = (
+            decoder.step(inputs[0], before) if grad_state else (decoder.end(inputs[0], before), ())
+        )
+    # The first latent's state starts with zero padding, which needs no gradient.
     ends = [
-        (out, end) for out, end in zip([pixels, *after], [pull, *later], strict=False) if out.requires_grad
+        (output, gradient)
+        for output, gradient in zip([pixels, *after], [grad_output, *grad_state], strict=False)
+        if output.requires_grad
     ]
-    gradient, *earlier = torch.autograd.grad([out for out, _ in ends], inputs, [end for _, end in ends])
-    return gradient, earlier
+    grad_latents, *grad_before = torch.autograd.grad(
+        [output for output, _ in ends], inputs, [gradient for _, gradient in ends]
+    )
+    return grad_latents, grad_before

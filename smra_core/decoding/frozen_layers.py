@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .fast_conv3d import channel_length, conv3d, slow_as_volume
+from .fast_conv3d import channel_length, conv3d, is_slow_as_conv3d
+from .state import to_device_of
 
 LOOK_BACK = 2
 """Frames before its own that a causal convolution of three time taps sees."""
@@ -34,7 +35,7 @@ class _FrozenConv(torch.autograd.Function):
     def forward(ctx, x, weight, bias):
         # Not save_for_backward: weights loaded in inference mode could not be saved.
         ctx.weight, ctx.shape = weight, x.shape
-        return convolved(x, weight, bias)
+        return convolve(x, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -42,16 +43,16 @@ class _FrozenConv(torch.autograd.Function):
         return input_gradient(gradient, ctx.weight, ctx.shape), None, None
 
 
-def convolved(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if weight.ndim == 4:
         return F.conv2d(x, weight, bias, padding=_borders(weight))
     return conv3d(x, weight, bias, _borders(weight))
 
 
 def input_gradient(gradient: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
-    """Of `convolved`, with respect to its input of the given shape."""
+    """Of `convolve`, with respect to its input of the given shape."""
     borders, dims = _borders(weight), weight.ndim - 2
-    if dims == 3 and slow_as_volume(gradient, weight):
+    if dims == 3 and is_slow_as_conv3d(gradient, weight):
         taps = weight.shape[2]
         mirrored = weight.transpose(0, 1).flip(2, 3, 4)
         return conv3d(F.pad(gradient, (0, 0, 0, 0, taps - 1, taps - 1)), mirrored, None, borders)
@@ -77,7 +78,7 @@ class _FrozenNorm(torch.autograd.Function):
     def forward(ctx, x, gamma, activate):
         ctx.save_for_backward(x)
         ctx.gamma, ctx.activate = gamma, activate
-        y = normed(x, gamma)
+        y = normalize_rms(x, gamma)
         return F.silu(y, inplace=True) if activate else y
 
     @staticmethod
@@ -87,7 +88,7 @@ class _FrozenNorm(torch.autograd.Function):
         return norm_gradient(gradient, x, ctx.gamma, ctx.activate), None, None
 
 
-def normed(x: Tensor, gamma: Tensor, out: Tensor | None = None) -> Tensor:
+def normalize_rms(x: Tensor, gamma: Tensor, out: Tensor | None = None) -> Tensor:
     """RMS norm over channels times gamma, into `out` if given."""
     y = torch.mul(x, _inverse_rms(x), out=out)
     return y.mul_(_per_channel(gamma, x))
@@ -99,12 +100,12 @@ def norm_gradient(gradient: Tensor, x: Tensor, gamma: Tensor, activated: bool) -
     scale = _per_channel(gamma, x)
     if activated:
         gradient = torch.ops.aten.silu_backward(gradient, torch.mul(x, inverse).mul_(scale))
-        pull = gradient.mul_(scale)
+        grad_input = gradient.mul_(scale)
     else:
-        pull = gradient * scale
-    # The norm's output does not change along x itself, so that part of the pull is taken out.
-    along = (pull * x).sum(1, keepdim=True) * (inverse.square() / x.shape[1])
-    return pull.addcmul_(x, along, value=-1).mul_(inverse)
+        grad_input = gradient * scale
+    # The norm's output does not change along x itself, so that part of the gradient is taken out.
+    along = (grad_input * x).sum(1, keepdim=True) * (inverse.square() / x.shape[1])
+    return grad_input.addcmul_(x, along, value=-1).mul_(inverse)
 
 
 def _inverse_rms(x: Tensor) -> Tensor:
@@ -117,37 +118,32 @@ def _per_channel(gamma: Tensor, x: Tensor) -> Tensor:
     return gamma.to(x).view(-1, *[1] * (x.ndim - 2))
 
 
-def fetched(past: Tensor, like: Tensor) -> Tensor:
-    """A past where the tensor it comes before is; unchanged if it is there already."""
-    return past.to(like.device)
-
-
 class NormedConv(NamedTuple):
     """Norm, SiLU and causal convolution, applied to some frames at a time."""
 
     norm: nn.Module
     conv: nn.Module
 
-    def forward(self, x: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """Its output, and the past that it leaves (a view); past None is black before a clip."""
         seen = x.new_empty(*x.shape[:2], LOOK_BACK + x.shape[2], *x.shape[3:])
-        if past is None:
+        if state is None:
             seen[:, :, :LOOK_BACK] = 0
         else:
-            seen[:, :, :LOOK_BACK] = fetched(past, x)
+            seen[:, :, :LOOK_BACK] = to_device_of(state, x)
         # Written where the convolution reads it, not joined to the past by a copy.
-        F.silu(normed(x, self.norm.gamma, out=seen[:, :, LOOK_BACK:]), inplace=True)
-        return convolved(seen, self.conv.weight, self.conv.bias), seen[:, :, -LOOK_BACK:]
+        F.silu(normalize_rms(x, self.norm.gamma, out=seen[:, :, LOOK_BACK:]), inplace=True)
+        return convolve(seen, self.conv.weight, self.conv.bias), seen[:, :, -LOOK_BACK:]
 
-    def past_of(self, x: Tensor) -> Tensor:
+    def state_of(self, x: Tensor) -> Tensor:
         """What frames `B C 2 H W` before x leave to the convolution."""
-        return F.silu(normed(x, self.norm.gamma), inplace=True)
+        return F.silu(normalize_rms(x, self.norm.gamma), inplace=True)
 
-    def backward(self, gradient: Tensor, x: Tensor, left: Tensor | None) -> tuple[Tensor, Tensor]:
+    def backward(self, gradient: Tensor, x: Tensor, next_state: Tensor | None) -> tuple[Tensor, Tensor]:
         """Gradients of x and of its past, from those of its output and of the past that it left."""
         shape = torch.Size((*x.shape[:2], LOOK_BACK + x.shape[2], *x.shape[3:]))
         seen = input_gradient(gradient, self.conv.weight, shape)
-        if left is not None:
-            seen[:, :, -LOOK_BACK:] += left
-        own = norm_gradient(seen[:, :, LOOK_BACK:], x, self.norm.gamma, activated=True)
-        return own, seen[:, :, :LOOK_BACK]
+        if next_state is not None:
+            seen[:, :, -LOOK_BACK:] += next_state
+        grad_x = norm_gradient(seen[:, :, LOOK_BACK:], x, self.norm.gamma, activated=True)
+        return grad_x, seen[:, :, :LOOK_BACK]

@@ -16,16 +16,16 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..storage.weight_file import fill_module, read_weight_file
+from ..storage.weight_check import fill_module
+from ..storage.weight_file import read_weight_file
+from ..wan.latents import denormalize
 from ..wan.spec import LATENT_CHANNELS, TEMPORAL_STRIDE
-from .decoder_blocks import Past
-from .flow_gradient import StreamingDecoder
 from .frozen_layers import frozen_conv
-from .wan_decoder import unwhitened
+from .state import DecoderState, StreamingDecoder
 
 log = logging.getLogger("smrabooth")
 
-SCALINGS = ("whitened", "unwhitened")
+SCALINGS = ("whitened", "denormalize")
 """Latents as the DiT has them (taew2_1), or as WAN's VAE has them (lighttaew2_1)."""
 WORST_MATCH = 0.25
 """Mean squared difference to the full decoder, over its variance, above which the files do not belong
@@ -45,12 +45,12 @@ class MemoryBlock(nn.Module):
             _conv(2 * width, width), nn.ReLU(), _conv(width, width), nn.ReLU(), _conv(width, width)
         )
 
-    def forward(self, frames: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, frames: Tensor, state_before: Tensor | None) -> tuple[Tensor, Tensor]:
         """`B T C H W`, and the frame before, `B 1 C H W`, black at a clip's start; the output, and the last
         frame.
         """
-        before = torch.zeros_like(frames[:, :1]) if before is None else before
-        memory = torch.cat([before, frames[:, :-1]], 1)
+        state_before = torch.zeros_like(frames[:, :1]) if state_before is None else state_before
+        memory = torch.cat([state_before, frames[:, :-1]], 1)
         x = torch.cat([frames, memory], 2).flatten(0, 1)
         for index in (0, 2):
             x = F.relu(frozen_conv(x, self.conv[index]), inplace=True)
@@ -58,7 +58,7 @@ class MemoryBlock(nn.Module):
         return F.relu(x + frames, inplace=True), frames[:, -1:].clone()
 
 
-class Grow(nn.Module):
+class TGrow(nn.Module):
     """One frame becomes `times`."""
 
     def __init__(self, width: int, times: int):
@@ -70,13 +70,13 @@ class Grow(nn.Module):
         return rearrange(grown, "b t (n c) h w -> b (t n) c h w", n=self.times)
 
 
-class Enlarge(nn.Module):
+class Upsample(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         large = F.interpolate(frames.flatten(0, 1), scale_factor=2, mode="nearest")
         return large.unflatten(0, frames.shape[:2])
 
 
-class Hold(nn.Module):
+class Clamp(nn.Module):
     """A soft clamp."""
 
     def forward(self, frames: Tensor) -> Tensor:
@@ -90,13 +90,13 @@ class FrameConv(nn.Conv2d):
         return frozen_conv(frames.flatten(0, 1), self).unflatten(0, frames.shape[:2])
 
 
-class FrameRelu(nn.Module):
+class ReLU(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         return F.relu(frames)
 
 
 class TinyDecoder(nn.Module):
-    """Frozen (protocol: pixel_gradient.StreamingDecoder). New ones have random weights."""
+    """Frozen (protocol: decoding.state.StreamingDecoder). New ones have random weights."""
 
     def __init__(self, widths: tuple[int, int, int, int] = (256, 128, 64, 64), half_size: bool = True):
         """`widths` before each enlargement and at the end."""
@@ -105,38 +105,38 @@ class TinyDecoder(nn.Module):
         self.decoder = nn.Sequential(*_layers(widths))
         self.requires_grad_(False)
 
-    def step(self, latents: Tensor, past: Past | None = None) -> tuple[Tensor, Past]:
+    def step(self, latents: Tensor, state: DecoderState | None = None) -> tuple[Tensor, DecoderState]:
         """Pixels `B 3 n H W`, nominally in [-1, 1] and not clamped, of latents `B 16 k h w` in model space,
         and what they leave; past None starts a clip. H and W are half the frame's when half_size.
         """
-        x = unwhitened(latents) if self.scaling == "unwhitened" else latents
+        x = denormalize(latents) if self.scaling == "denormalize" else latents
         x = rearrange(x.to(self.decoder[1].weight), "b c t h w -> b t c h w")
-        before, after = iter(past or ()), []
+        state_before, after = iter(state or ()), []
         for index, layer in enumerate(self.decoder):
             if isinstance(layer, MemoryBlock):
-                x, left = layer(x, next(before, None))
-                after.append(left)
+                x, next_state = layer(x, next(state_before, None))
+                after.append(next_state)
             elif not (self.half_size and index == self._last_enlarge):
                 x = layer(x)
-        if past is None:
+        if state is None:
             x = x[:, TEMPORAL_STRIDE - 1 :]  # a clip's first latent is one frame
         return rearrange(2 * x - 1, "b t c h w -> b c t h w"), tuple(after)
 
-    def end(self, latents: Tensor, past: Past | None = None) -> Tensor:
+    def end(self, latents: Tensor, state: DecoderState | None = None) -> Tensor:
         """The pixels of `step` alone."""
-        return self.step(latents, past)[0]
+        return self.step(latents, state)[0]
 
     @property
     def _last_enlarge(self) -> int:
-        return max(index for index, layer in enumerate(self.decoder) if isinstance(layer, Enlarge))
+        return max(index for index, layer in enumerate(self.decoder) if isinstance(layer, Upsample))
 
 
 def _layers(widths: tuple[int, int, int, int]) -> Iterator[nn.Module]:
-    yield from (Hold(), FrameConv(LATENT_CHANNELS, widths[0], 3, padding=1), FrameRelu())
+    yield from (Clamp(), FrameConv(LATENT_CHANNELS, widths[0], 3, padding=1), ReLU())
     for width, wider, times in zip(widths[:-1], widths[1:], (1, 2, 2), strict=True):
         yield from (MemoryBlock(width) for _ in range(3))
-        yield from (Enlarge(), Grow(width, times), FrameConv(width, wider, 3, padding=1, bias=False))
-    yield from (FrameRelu(), FrameConv(widths[-1], 3, 3, padding=1))
+        yield from (Upsample(), TGrow(width, times), FrameConv(width, wider, 3, padding=1, bias=False))
+    yield from (ReLU(), FrameConv(widths[-1], 3, 3, padding=1))
 
 
 def _conv(inputs: int, outputs: int) -> nn.Conv2d:
@@ -189,9 +189,9 @@ def with_matching_scaling(tiny: TinyDecoder, full: StreamingDecoder, latents: Te
     misses = {}
     for scaling in SCALINGS:
         tiny.scaling = scaling
-        own, _ = tiny.step(some, None)
-        target = F.adaptive_avg_pool3d(pixels.to(own), own.shape[2:])
-        misses[scaling] = ((own - target).square().mean() / target.var()).item()
+        grad_x, _ = tiny.step(some, None)
+        target = F.adaptive_avg_pool3d(pixels.to(grad_x), grad_x.shape[2:])
+        misses[scaling] = ((grad_x - target).square().mean() / target.var()).item()
     tiny.scaling = min(misses, key=misses.__getitem__)
     log.info("tiny decoder: %s latents, %.3f off the full decoder", tiny.scaling, misses[tiny.scaling])
     if not misses[tiny.scaling] <= WORST_MATCH:

@@ -12,13 +12,15 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from ..wan.spec import LATENT_MEAN, LATENT_STD, TEMPORAL_STRIDE
-from .decoder_blocks import Block, Past, Upsampling
+from ..wan.latents import denormalize
+from ..wan.spec import TEMPORAL_STRIDE
+from .decoder_blocks import Block, Upsample3d
 from .decoder_layouts import decoder_blocks, decoder_dtype
+from .state import DecoderState
 
 
 @dataclass(frozen=True)
-class FrozenDecoder:
+class WanVideoDecoder:
     """The decoder of a WAN 2.1 VAE; its weights get no gradient, its latents do."""
 
     blocks: list[Block]
@@ -27,7 +29,7 @@ class FrozenDecoder:
     """In backward, compute half of each residual block again instead of keeping it."""
 
     @classmethod
-    def of(cls, vae: nn.Module, recompute: bool = False) -> "FrozenDecoder":
+    def of(cls, vae: nn.Module, recompute: bool = False) -> "WanVideoDecoder":
         """The decoder of diffusers' `AutoencoderKLWan`, or of a VAE in the native layout, such as ComfyUI's
         `WanVAE`; the VAE's encoder may be freed. ValueError for WAN 2.2's, which is built differently.
         """
@@ -38,40 +40,44 @@ class FrozenDecoder:
 
         `latents` is `B 16 f h w` in model space; latent k gives the frames wan.frames_of_latent(k).
         """
-        past = None
+        state = None
         for latent in latents.split(1, 2):
-            pixels, past = self.step(latent, past)
+            pixels, state = self.step(latent, state)
             yield pixels
 
-    def step(self, latents: Tensor, past: Past | None = None, shallow: int = 0) -> tuple[Tensor, Past]:
+    def step(
+        self, latents: Tensor, state: DecoderState | None = None, small_stages_only: int = 0
+    ) -> tuple[Tensor, DecoderState]:
         """Pixels `B 3 n H W` of some latents `B 16 k h w`, and what they leave; past None starts a clip.
 
-        Of the first `shallow` latents only the small stages are decoded, and they show no pixels; `past` is
-        then the one of `joined_past`. It may be in host memory.
+        Of the first `small_stages_only` latents only the small stages are decoded, and they show no pixels;
+        `state` is then the one of `join_states`. It may be in host memory.
         """
-        return self._decoded(latents, past, shallow, leaves=True)
+        return self._decode(latents, state, small_stages_only, keep_state=True)
 
-    def end(self, latents: Tensor, past: Past | None = None, shallow: int = 0) -> Tensor:
+    def end(self, latents: Tensor, state: DecoderState | None = None, small_stages_only: int = 0) -> Tensor:
         """The pixels of `step` for latents that nothing comes after: what they would leave is not made."""
-        return self._decoded(latents, past, shallow, leaves=False)[0]
+        return self._decode(latents, state, small_stages_only, keep_state=False)[0]
 
-    def _decoded(self, latents: Tensor, past: Past | None, shallow: int, leaves: bool) -> tuple[Tensor, Past]:
-        x = unwhitened(latents).to(self.dtype)
+    def _decode(
+        self, latents: Tensor, state: DecoderState | None, small_stages_only: int, keep_state: bool
+    ) -> tuple[Tensor, DecoderState]:
+        x = denormalize(latents).to(self.dtype)
         after: list[Tensor] = []
-        waiting = iter(past or ())
+        waiting = iter(state or ())
         for index, block in enumerate(self.blocks):
-            if shallow and index == self._large_from:
-                x = x[:, :, TEMPORAL_STRIDE * shallow :]
-            x, left = block(x, tuple(islice(waiting, block.carried)), self.recompute, leaves)
-            after += left
+            if small_stages_only and index == self._large_from:
+                x = x[:, :, TEMPORAL_STRIDE * small_stages_only :]
+            x, next_state = block(x, tuple(islice(waiting, block.num_states)), self.recompute, keep_state)
+            after += next_state
         return x, tuple(after)
 
-    def joined_past(self, small: Past, large: Past) -> Past:
-        """For a step with shallow latents: what was left before them, to the small stages, and after them, to
-        the large ones.
+    def join_states(self, small: DecoderState, large: DecoderState) -> DecoderState:
+        """For a step with small_stages_only latents: what was left before them, to the small stages, and
+        after them, to the large ones.
         """
-        carried = sum(block.carried for block in self.blocks[: self._large_from])
-        return (*small[:carried], *large[carried:])
+        num_states = sum(block.num_states for block in self.blocks[: self._large_from])
+        return (*small[:num_states], *large[num_states:])
 
     @property
     def _large_from(self) -> int:
@@ -81,10 +87,4 @@ class FrozenDecoder:
 
 
 def _doubles_time(block: Block) -> bool:
-    return isinstance(block, Upsampling) and block.in_time is not None
-
-
-def unwhitened(latents: Tensor) -> Tensor:
-    """From model space to what the VAE's decoder takes."""
-    mean, std = (latents.new_tensor(values).view(-1, 1, 1, 1) for values in (LATENT_MEAN, LATENT_STD))
-    return latents * std + mean
+    return isinstance(block, Upsample3d) and block.time_conv is not None

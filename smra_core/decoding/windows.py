@@ -1,24 +1,43 @@
 """Windows of a clip, and how decoding starts in the middle of it.
 
 A step that looks at a window needs the decoder only there. WAN's decoder is causal and remembers about two
-latents, so it is started a little before the window, from what the reference clip itself would have left it:
-the predicted clip is close to the reference, and much closer to it than to a clip that begins there. The
-reference's states are there for every latent and every stage, so the large stages start later than the small.
+latents, so it starts a few latents before the window, with the state that the reference clip itself leaves
+there: the predicted clip is close to the reference, and much closer to it than to a clip that begins there.
+The reference's states are known for every latent and every stage, so the large stages start later than the
+small ones.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .decoder_blocks import Past
-from .flow_gradient import Stretch, put_away
-from .wan_decoder import FrozenDecoder
+from .state import DecoderState, offload
+from .wan_decoder import WanVideoDecoder
 
 
-def windows_of(latents: int, size: int) -> list[range]:
-    """Latents 1 to the last, shared out into the fewest windows of at most `size`, as equal as may be.
+class DecodeWindow(NamedTuple):
+    """The part of a clip that a training step decodes and compares."""
 
-    Latent 0 is a lone frame and ends no pair. Every other latent is in one window, so that a window drawn
-    evenly shows every pair of frames equally often.
+    latents: range
+    """Latents whose frames are the second frame of a compared pair."""
+    start: int = 0
+    """First latent that is decoded. All decoded latents get a gradient."""
+    state: DecoderState | None = None
+    """Decoder state before `start`, held constant. None at the start of a clip only."""
+    small_stages_only: int = 0
+    """Number of leading latents that run through the small decoder stages only, to warm up their state; the
+    large stages, nearly all of the cost, start after them. `state` holds what each stage starts from.
+    """
+    weight: float = 1.0
+    """Factor of the window's mean loss: windows of different lengths need it to estimate the clip's mean."""
+
+
+def split_into_windows(latents: int, size: int) -> list[range]:
+    """Share out latents 1 to the last into the fewest windows of at most `size`, as equal as possible.
+
+    Latent 0 is a single frame and ends no pair. Every other latent is in one window, so that a window drawn
+    with equal chances shows every pair of frames equally often.
     """
     moving = latents - 1
     count = -(-moving // size)
@@ -26,40 +45,46 @@ def windows_of(latents: int, size: int) -> list[range]:
     return [range(*border) for border in zip(borders[:-1], borders[1:], strict=True)]
 
 
-def whole_clip(latents: int) -> list[Stretch]:
-    return [Stretch(range(latents))]
+def whole_clip_window(latents: int) -> list[DecodeWindow]:
+    """Return the one window that is the whole clip."""
+    return [DecodeWindow(range(latents))]
 
 
 @torch.no_grad()
-def warm_stretches(reference: Tensor, decoder: FrozenDecoder, size: int, context: int) -> list[Stretch]:
-    """One stretch for each window of a clip, with `context` latents decoded before it.
+def warm_windows(reference: Tensor, decoder: WanVideoDecoder, size: int, warmup: int) -> list[DecodeWindow]:
+    """Return the windows of a clip, each with `warmup` latents decoded before it.
 
-    Half of the context, rounded down, is decoded at the small stages only. `reference` are the clip's own
-    latents `16 f h w`; the states that they leave where a stretch begins are kept in host memory. The
-    stretches' losses, drawn evenly, estimate the whole clip's without bias if the context reaches back to its
-    start.
+    Half of the warm-up, rounded down, is decoded at the small stages only. `reference` are the clip's own
+    latents `16 f h w`; the states that they leave where a window's decoding starts are kept in host memory.
+    The windows' losses, drawn with equal chances, estimate the whole clip's without bias if the warm-up
+    reaches back to its start.
     """
-    windows = windows_of(reference.shape[1], size)
+    windows = split_into_windows(reference.shape[1], size)
     share = len(windows) / (reference.shape[1] - 1)
-    cold = [Stretch(window, weight=len(window) * share) for window in windows]
-    firsts = [max(window.start - context, 0) for window in windows]
-    depths = [context // 2 if first else 0 for first in firsts]
-    places = {first + skip for first, depth in zip(firsts, depths, strict=True) for skip in (0, depth)} - {0}
-    states = _states_before(reference, decoder, places)
+    cold = [DecodeWindow(window, weight=len(window) * share) for window in windows]
+    starts = [max(window.start - warmup, 0) for window in windows]
+    depths = [warmup // 2 if start else 0 for start in starts]
+    places = {start + skip for start, depth in zip(starts, depths, strict=True) for skip in (0, depth)} - {0}
+    states = _decode_states(reference, decoder, places)
     return [
-        kept._replace(
-            first=first, past=decoder.joined_past(states[first], states[first + depth]), shallow=depth
+        window._replace(
+            start=start,
+            state=decoder.join_states(states[start], states[start + depth]),
+            small_stages_only=depth,
         )
-        if first
-        else kept
-        for kept, first, depth in zip(cold, firsts, depths, strict=True)
+        if start
+        else window
+        for window, start, depth in zip(cold, starts, depths, strict=True)
     ]
 
 
-def _states_before(reference: Tensor, decoder: FrozenDecoder, places: set[int]) -> dict[int, Past]:
-    past, kept = None, {}
+def _decode_states(
+    reference: Tensor, decoder: WanVideoDecoder, places: set[int]
+) -> dict[int, DecoderState | None]:
+    """Return the decoder state before each latent in `places`, in host memory."""
+    state, kept = None, {}
     for index in range(max(places, default=0)):
-        _, past = decoder.step(reference[None, :, index : index + 1], past)
+        _, state = decoder.step(reference[None, :, index : index + 1], state)
         if index + 1 in places:
-            kept[index + 1] = put_away(past)
+            kept[index + 1] = offload(state)
     return kept

@@ -13,7 +13,8 @@ from timm.layers.mlp import SwiGLUPacked
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ..storage.weight_file import account_for, fill_module, read_weight_file, shapes_of
+from ..storage.weight_check import check_names_and_shapes, fill_module, shapes_of
+from ..storage.weight_file import read_weight_file
 from .dinov2_files import PATCH, DinoV2Config, config_of, expected_shapes, with_timm_names
 
 log = logging.getLogger("smrabooth")
@@ -61,7 +62,7 @@ def load_dinov2(path: str | Path, device: str | torch.device = "cpu") -> DinoV2:
     tensors = with_timm_names(file)
     config = config_of(tensors, file)
     # Before the net is built: a small file must not ask for a large one.
-    account_for(expected_shapes(config), shapes_of(tensors), str(file.path))
+    check_names_and_shapes(expected_shapes(config), shapes_of(tensors), str(file.path))
     # Not built on "meta": timm up to at least 1.0.20 reads numbers out of tensors while building. The initial
     # weights are overwritten, so drawing them must not advance anyone's random numbers.
     with torch.random.fork_rng(devices=[]):

@@ -11,7 +11,8 @@ from math import isqrt
 import torch
 from torch import Tensor
 
-from ..storage.weight_file import WeightFile, listed, renamed_once
+from ..storage.weight_check import first_names, rename_keys
+from ..storage.weight_file import WeightFile
 
 HEADS_KEY = "heads"
 """Metadata entry with the attention heads of a net whose width is not a published one."""
@@ -66,12 +67,12 @@ def with_timm_names(file: WeightFile) -> dict[str, Tensor]:
     ValueError if the file is in none of the three dialects, or a query, key or value lacks its companions.
     """
     tensors = _from_transformers(file) if _is_of_transformers(file) else file.tensors
-    tensors = renamed_once(tensors, lambda name: _renamed(name, _AUTHORS), str(file.path))
+    tensors = rename_keys(tensors, lambda name: _renamed(name, _AUTHORS), str(file.path))
     tensors.pop("mask_token", None)
     if _PATCH_WEIGHT not in tensors:
         raise ValueError(
             f"{file.path} is not DINOv2: it has no {_PATCH_WEIGHT}, but for example "
-            f"{listed(sorted(file.tensors))}. Choose dinov2_vitg14_pretrain.pth of "
+            f"{first_names(sorted(file.tensors))}. Choose dinov2_vitg14_pretrain.pth of "
             "facebookresearch/dinov2, facebook/dinov2-giant, or timm/vit_giant_patch14_dinov2.lvd142m."
         )
     return _with_class_position_folded(tensors, file) if "register_tokens" in tensors else tensors
@@ -138,12 +139,12 @@ def _is_of_transformers(file: WeightFile) -> bool:
 
 def _from_transformers(file: WeightFile) -> dict[str, Tensor]:
     rest = {name: value for name, value in file.tensors.items() if not _QUERY.match(name)}
-    named = renamed_once(rest, lambda name: _renamed(name, _TRANSFORMERS), str(file.path))
+    named = rename_keys(rest, lambda name: _renamed(name, _TRANSFORMERS), str(file.path))
     for block, kind in sorted({(m[1], m[3]) for n in file.tensors if (m := _QUERY.match(n))}):
         prefix = f"encoder.layer.{block}.attention.attention"
         parts = [f"{prefix}.{role}.{kind}" for role in ("query", "key", "value")]
         if lacking := [name for name in parts if name not in file.tensors]:
-            raise ValueError(f"{file.path} lacks {listed(lacking)}. Download the file again.")
+            raise ValueError(f"{file.path} lacks {first_names(lacking)}. Download the file again.")
         named[f"blocks.{block}.attn.qkv.{kind}"] = _joined(parts, file)
     return named
 
@@ -152,7 +153,9 @@ def _joined(names: list[str], file: WeightFile) -> Tensor:
     parts = [file.tensors[name] for name in names]
     if parts[0].ndim == 0 or len({(part.shape, part.dtype) for part in parts}) > 1:
         seen = ", ".join(f"{tuple(part.shape)} {part.dtype}" for part in parts)
-        raise ValueError(f"{file.path}: {listed(names)} are {seen}; they must be alike. Download it again.")
+        raise ValueError(
+            f"{file.path}: {first_names(names)} are {seen}; they must be alike. Download it again."
+        )
     return torch.cat(parts)
 
 
@@ -183,7 +186,7 @@ def _needed(tensors: dict[str, Tensor], name: str, dims: int, file: WeightFile) 
         seen = f"of shape {tuple(tensors[name].shape)}" if name in tensors else "missing"
         raise ValueError(
             f"{file.path} is not DINOv2: {name} ({dims} dimensions) is {seen}. The file has for example "
-            f"{listed(sorted(file.tensors))}."
+            f"{first_names(sorted(file.tensors))}."
         )
     return tensors[name]
 

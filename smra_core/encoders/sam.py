@@ -12,7 +12,8 @@ from segment_anything import SamPredictor, sam_model_registry
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from ..storage.weight_file import WeightFile, fill_module, listed, read_weight_file
+from ..storage.weight_check import fill_module, first_names
+from ..storage.weight_file import WeightFile, read_weight_file
 from .sam_automatic import most_likely_subject, subject_candidates
 
 log = logging.getLogger("smrabooth")
@@ -93,7 +94,7 @@ def _kind(file: WeightFile) -> str:
         seen = f"{_WIDTH_WEIGHT} has width {width}" if width else f"it has no {_WIDTH_WEIGHT} `1 h w D`"
         raise ValueError(
             f"{file.path} is not SAM: {seen} (needed: {list(_KINDS)}); it holds for example "
-            f"{listed(sorted(file.tensors))}. Choose sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth or "
+            f"{first_names(sorted(file.tensors))}. Choose sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth or "
             "sam_vit_h_4b8939.pth of facebookresearch/segment-anything."
         )
     return _KINDS[width]

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..storage.weight_file import fill_module, read_weight_file, write_weight_file
+from ..storage.weight_check import fill_module
+from ..storage.weight_file import read_weight_file, write_weight_file
 from .sea_raft_config import SeaRaftConfig, working_scale
 from .sea_raft_files import config_of, metadata_of, with_both_norm_names
 from .sea_raft_layers import CELL, CorrelationPyramid, FeatureEncoder, UpdateBlock, cell_grid, upsample_convex

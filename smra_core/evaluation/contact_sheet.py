@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..storage.atomic_write import replacing
+from ..storage.atomic_write import atomic_write
 
 SMALLEST_SIDE, LARGEST_SIDE = 192, 384
 """Pixels of a picture's longer side on a sheet: smaller ones grow by a whole factor, larger ones shrink."""
@@ -97,7 +97,7 @@ def chosen(length: int, wanted: Sequence[int] | int) -> list[int]:
 
 def save_png(image: Image.Image, path: str | Path) -> None:
     """Write a PNG: the old file or the whole new one, never half of one."""
-    with replacing(path) as draft:
+    with atomic_write(path) as draft:
         image.save(draft, format="PNG", optimize=True)
 
 
@@ -150,3 +150,19 @@ def _write(draw: ImageDraw.ImageDraw, x: int, y: int, lines: Sequence[_Line]) ->
     for line in lines:
         draw.text((x, y), line.text, fill=line.colour, font=ImageFont.load_default(line.size))
         y += line.height
+
+
+def contact_sheet(
+    rows: Sequence[tuple[str, Tensor]], path: str | Path, frames: Sequence[int] | int = 6, caption: str = ""
+) -> None:
+    """Write a PNG of clips, one a row, with the same frames of each as columns.
+
+    A row is (label, clip `F 3 H W` in [0, 1]); a line break in the label starts its note. `frames` are the
+    indices to show, or how many, spread evenly from the first to the last of the shortest clip: give indices
+    where a motion repeats, for even steps can hide it. ValueError for no rows, or a frame that a clip lacks.
+    """
+    if not rows:
+        raise ValueError("A contact sheet needs at least one row (label, clip), got none.")
+    shown = chosen(min(len(clip) for _, clip in rows), frames)
+    pictures = [SheetRow(label, [picture(clip[index]) for index in shown]) for label, clip in rows]
+    save_png(sheet(pictures, [f"frame {index}" for index in shown], caption), path)

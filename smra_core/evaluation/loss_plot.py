@@ -1,20 +1,13 @@
 """Loss curves of training runs as one picture."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..storage.atomic_write import replacing
+from ..storage.atomic_write import atomic_write
+from ..training.run_folder import read_losses
 
 SMOOTHING = 0.9
 """Weight of the past in the drawn line; the raw values are drawn faintly behind it."""
-
-
-def read_losses(path: str | Path) -> dict[str, list[float]]:
-    """Columns of a run's losses.csv: `step`, `total` and each named loss."""
-    with open(path, newline="", encoding="utf-8") as file:
-        header, *rows = list(csv.reader(file))
-    return {name: [float(row[i]) for row in rows] for i, name in enumerate(header)}
 
 
 def smoothed(values: Sequence[float], past: float = SMOOTHING) -> list[float]:
@@ -49,5 +42,5 @@ def draw_losses(runs: Mapping[str, Path], path: str | Path) -> None:
             panel.grid(alpha=0.25)
         for panel in row[len(names[title]) :]:
             panel.set_visible(False)
-    with replacing(path) as draft:
+    with atomic_write(path) as draft:
         figure.savefig(draft, format="png", dpi=110)

@@ -1,7 +1,7 @@
 """Figures for a video: does it show the subject, follow the prompt, hold together, move as the clip does.
 
 Pure functions of embeddings, optical flow and point tracks; no model is downloaded. Cosines lie in [-1, 1],
-motion fidelity in [-100, 100]. The motion figures follow optical flow, the paper's follow CoTracker's points:
+motion fidelity in [-100, 100]. The motion metrics follow optical flow, the paper's follow CoTracker's points:
 compare them among your own runs, never with the paper's 62.89.
 """
 
@@ -18,7 +18,7 @@ STILL = 0.1
 LEAST_FLOW = 1e-3
 """Pixels; a reference that moves less than this on average is taken to move this much."""
 
-EXPLAINED = {
+METRIC_HELP = {
     "CLIP-I": "Likeness of the frames to the subject's pictures, by CLIP's image features. 1 is equal.",
     "DINO-I": "Likeness of the frames to the subject's pictures, by the mean of DINOv2's patch features. "
     "1 is equal. The paper's DINO-I uses DINO's first version, which gives other numbers.",

@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-from ..storage.atomic_write import replacing
+from ..storage.atomic_write import atomic_write
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #15181c; --faint: #5b636d; --paper: #fff; --line: #d9dee4;
@@ -45,12 +45,12 @@ def write_report(
     title: str,
     introduction: Sequence[str],
     videos: Sequence[Video],
-    figures: Mapping[str, Mapping[str, float]],
+    metrics: Mapping[str, Mapping[str, float]],
     explained: Mapping[str, str],
     pictures: Sequence[Picture],
     files: Mapping[str, str],
 ) -> None:
-    """Write the page. `figures` is arm -> name -> value, `explained` says what a name means, `files` is
+    """Write the page. `metrics` is arm -> name -> value, `explained` says what a name means, `files` is
     label -> relative path.
     """
     parts = [
@@ -59,7 +59,7 @@ def write_report(
         "<h2>Videos</h2>",
         f'<div class="videos">{"".join(map(_video, videos))}</div>',
         "<h2>Figures</h2>",
-        _table(figures),
+        _table(metrics),
         "<dl>" + "".join(f"<dt>{escape(n)}</dt><dd>{escape(t)}</dd>" for n, t in explained.items()) + "</dl>",
         *map(_picture, pictures),
         "<h2>Files</h2>",
@@ -70,7 +70,7 @@ def write_report(
     page = (
         f'<!doctype html>\n<html lang="en"><head>{head}<style>{_STYLE}</style></head>\n<body>{"".join(parts)}'
     )
-    with replacing(path) as draft:
+    with atomic_write(path) as draft:
         draft.write_text(f"{page}</body></html>\n", encoding="utf-8")
 
 
@@ -89,13 +89,13 @@ def _picture(picture: Picture) -> str:
     )
 
 
-def _table(figures: Mapping[str, Mapping[str, float]]) -> str:
-    names = list(dict.fromkeys(name for values in figures.values() for name in values))
-    best = {name: max(values.get(name, float("-inf")) for values in figures.values()) for name in names}
+def _table(metrics: Mapping[str, Mapping[str, float]]) -> str:
+    names = list(dict.fromkeys(name for values in metrics.values() for name in values))
+    best = {name: max(values.get(name, float("-inf")) for values in metrics.values()) for name in names}
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
     rows = "".join(
         f"<tr><td>{escape(arm)}</td>{''.join(_cell(values.get(name), best[name]) for name in names)}</tr>"
-        for arm, values in figures.items()
+        for arm, values in metrics.items()
     )
     return f'<div class="scroll"><table><tr><th></th>{head}</tr>{rows}</table></div>'
 

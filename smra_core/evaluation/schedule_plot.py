@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..lora.plan import Strengths, TPointSchedule
-from ..lora.schedule import SparseSchedule, describe_run, switch_step
+from ..lora.schedule import Strengths, StrengthSchedule, TPoint, describe_run, switch_step
 from .contact_sheet import FAINT_INK, INK, PAPER
 
 SIZE = (640, 320)
@@ -17,9 +16,7 @@ _TICKS = 5
 Point = tuple[float, float]
 
 
-def schedule_picture(
-    schedule: SparseSchedule, t_point: TPointSchedule, sigmas: Sequence[float]
-) -> Image.Image:
+def schedule_picture(schedule: StrengthSchedule, t_point: TPoint, sigmas: Sequence[float]) -> Image.Image:
     """Draw the run over these noise levels: both LoRAs' strengths, sigma behind them, the switch as a line.
 
     Both share one axis from 0 to the largest strength, at least 1; negative strengths widen it downwards.
@@ -46,7 +43,7 @@ def _staircase(strengths: Strengths, early: int, steps: int) -> list[Point]:
 class _Plot:
     """Axes of a run: steps to the right, strengths and sigma upwards."""
 
-    def __init__(self, steps: int, schedule: SparseSchedule):
+    def __init__(self, steps: int, schedule: StrengthSchedule):
         values = [*vars(schedule.subject).values(), *vars(schedule.motion).values()]
         self.steps, self.low, self.high = steps, min(0.0, *values), max(1.0, *values)
         self.image = Image.new("RGB", SIZE, PAPER)

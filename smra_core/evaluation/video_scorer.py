@@ -9,7 +9,7 @@ from torch import Tensor
 from ..data.subject_set import SubjectImage
 from ..encoders.dinov2 import load_dinov2
 from ..encoders.sea_raft import load_sea_raft
-from .metrics import EXPLAINED as ALL_EXPLAINED
+from .metrics import METRIC_HELP as ALL_EXPLAINED
 from .metrics import (
     Tracks,
     chain_tracks,
@@ -31,10 +31,10 @@ _SHOWN = (
     "Motion Amount",
     "Temporal Consistency",
 )
-EXPLAINED = {name: ALL_EXPLAINED[name] for name in _SHOWN}
+METRIC_HELP = {name: ALL_EXPLAINED[name] for name in _SHOWN}
 
 
-class Judge:
+class VideoScorer:
     """Knows the references, and scores videos against them."""
 
     def __init__(self, dinov2: Path, sea_raft: Path):
@@ -51,10 +51,10 @@ class Judge:
         """Optical flow `F-1 2 H W` in pixels of a clip `F 3 H W` in [0, 1]."""
         return self.sea_raft.pair_flows(clip * 255)
 
-    def figures(self, videos: Tensor) -> dict[str, float]:
-        """Mean of every figure over videos `B F 3 H W` in [0, 1]; names as in EXPLAINED."""
+    def metrics(self, videos: Tensor) -> dict[str, float]:
+        """Mean of every figure over videos `B F 3 H W` in [0, 1]; names as in METRIC_HELP."""
         each = [self._figures_of(video) for video in videos]
-        return {name: sum(figures[name] for figures in each) / len(each) for name in _SHOWN}
+        return {name: sum(metrics[name] for metrics in each) / len(each) for name in _SHOWN}
 
     def _figures_of(self, video: Tensor) -> dict[str, float]:
         embeddings, flow = self._embeddings(video), self.flow(video)

@@ -1,19 +1,19 @@
-"""LoRA pairs and how they are put onto a frozen model and taken off again without a trace."""
+"""LoRA pairs, and how they are put onto a frozen model and taken off again without a trace."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..wan.spec import WanSpec
+from ..wan.spec import SPECS, WanSpec, parse_linear
 from .plan import SparsePlan
 
 
 class LoraPair(nn.Module):
-    """Two low-rank factors of one linear: `delta(x) = scale * B (A x)`, float32 masters."""
+    """Two low-rank factors of one linear: `delta(x) = scale * B (A x)`, with float32 master weights."""
 
     def __init__(self, a: Tensor, b: Tensor, scale: float = 1.0):
         """`a` is (rank, in_features), `b` is (out_features, rank); scale is alpha / rank."""
@@ -24,12 +24,17 @@ class LoraPair(nn.Module):
     def rank(self) -> int:
         return self.a.shape[0]
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out_features, in_features) of the linear that the pair belongs to."""
+        return self.b.shape[0], self.a.shape[1]
+
     def forward(self, x: Tensor) -> Tensor:
         # The factors are cast, not x: a float32 copy of x per linear would be kept for backward.
         return F.linear(F.linear(x, self.a.to(x.dtype)), self.b.to(x.dtype)) * self.scale
 
     def delta(self) -> Tensor:
-        """The weight change (out_features, in_features) at strength 1."""
+        """Return the weight change (out_features, in_features) at strength 1."""
         return self.scale * (self.b @ self.a)
 
 
@@ -38,7 +43,7 @@ Lora = dict[str, LoraPair]
 
 
 def init_lora(spec: WanSpec, plan: SparsePlan, rank: int, generator: torch.Generator) -> Lora:
-    """New pairs for the plan's linears: A kaiming-uniform(sqrt 5), B zero, alpha = rank (as the release).
+    """Create pairs for the plan's linears: A kaiming-uniform(sqrt 5), B zero, alpha = rank (as the release).
 
     The numbers depend on the generator alone, not on global random state.
     """
@@ -52,6 +57,49 @@ def _init_pair(shape: tuple[int, int], rank: int, generator: torch.Generator) ->
     out_features, in_features = shape
     a = nn.init.kaiming_uniform_(torch.empty(rank, in_features), a=math.sqrt(5), generator=generator)
     return LoraPair(a, torch.zeros(out_features, rank))
+
+
+def restrict(lora: Lora, plan: SparsePlan | None, source: str = "The LoRA") -> Lora:
+    """Return the pairs that a plan includes, all of them without a plan; ValueError when nothing is left."""
+    if plan is None:
+        return lora
+    kept = {name: lora[name] for name in plan.select(lora)}
+    if not kept:
+        blocks = sorted({parse_linear(name).block for name in lora})
+        roles = SparsePlan(frozenset(parse_linear(name).role for name in lora))
+        raise ValueError(
+            f"Plan {plan} leaves none of the {len(lora)} modules of {source}: it has {roles} in blocks "
+            f"{blocks[0]} to {blocks[-1]}. Choose all layers, or check that this is the file you meant."
+        )
+    return kept
+
+
+def check_fit(
+    shapes: Mapping[str, tuple[int, int]], lora: Lora, source: str = "The LoRA", model: str = "the model"
+) -> None:
+    """Raise ValueError unless the model has each of the LoRA's linears, in the LoRA's shape.
+
+    `shapes` holds (out_features, in_features) of the model's linears by native name; `source` and `model` are
+    how the message calls the two.
+    """
+    unfit = [name for name, pair in lora.items() if shapes.get(name) != pair.shape]
+    if not unfit:
+        return
+    name = unfit[0]
+    has = f"the model's is {tuple(shapes[name])}" if name in shapes else "the model has none of that name"
+    blocks, own = ({parse_linear(each).block for each in names} for names in (lora, shapes))
+    known = [spec.name for spec in SPECS if all(_fits(each, pair, spec) for each, pair in lora.items())]
+    raise ValueError(
+        f"{source} does not fit {model}: {name} is for a linear of {lora[name].shape} (out, in), {has}; "
+        f"the LoRA reaches over {1 + max(blocks)} blocks, the model has {1 + max(own, default=-1)}; "
+        f"{len(unfit)} of {len(lora)} modules do not fit. "
+        + (f"It was trained on {known[0]}: load that model. " if known else "")
+        + "Use a LoRA trained on this model."
+    )
+
+
+def _fits(name: str, pair: LoraPair, spec: WanSpec) -> bool:
+    return parse_linear(name).block < spec.blocks and pair.shape == spec.linear_shape(name)
 
 
 class Injection:
@@ -68,25 +116,23 @@ def injected(linears: Mapping[str, nn.Module], *injections: Injection) -> Iterat
     Only the instances' `forward` is replaced: weights, state dict keys and other people's patches stay
     untouched. ValueError when a LoRA names a linear that the model does not have, or one of another shape.
     """
+    shapes = {name: (module.out_features, module.in_features) for name, module in linears.items()}
     for injection in injections:
-        _check_fit(linears, injection.lora)
-    replaced: list[tuple[nn.Module, object]] = []
-    try:
-        for name, module in linears.items():
-            parts = [(inj, inj.lora[name]) for inj in injections if name in inj.lora]
-            if parts:
-                replaced.append((module, module.__dict__.get("forward")))
-                module.forward = _with_pairs(module.forward, parts)
+        check_fit(shapes, injection.lora)
+    with replaced_forwards(_add_pairs(linears, injections)):
         yield
-    finally:
-        for module, previous in reversed(replaced):
-            if previous is None:
-                del module.__dict__["forward"]
-            else:
-                module.forward = previous
 
 
-def _with_pairs(forward, parts: list[tuple[Injection, LoraPair]]):
+def _add_pairs(
+    linears: Mapping[str, nn.Module], injections: tuple[Injection, ...]
+) -> Iterator[tuple[nn.Module, Callable]]:
+    for name, module in linears.items():
+        parts = [(injection, injection.lora[name]) for injection in injections if name in injection.lora]
+        if parts:
+            yield module, _with_pairs(module.forward, parts)
+
+
+def _with_pairs(forward: Callable, parts: list[tuple[Injection, LoraPair]]) -> Callable[[Tensor], Tensor]:
     def forward_with_loras(x: Tensor) -> Tensor:
         y = forward(x)
         for injection, pair in parts:
@@ -97,19 +143,23 @@ def _with_pairs(forward, parts: list[tuple[Injection, LoraPair]]):
     return forward_with_loras
 
 
-def _check_fit(linears: Mapping[str, nn.Module], lora: Lora) -> None:
-    unknown = [name for name in lora if name not in linears]
-    if unknown:
-        raise ValueError(
-            f"The LoRA has {len(unknown)} of {len(lora)} modules that the model lacks, first {unknown[0]!r}; "
-            f"the model has {len(linears)} linears. It was probably trained on another WAN (1.3B has 30 "
-            "blocks, 14B has 40)."
-        )
-    for name, pair in lora.items():
-        module = linears[name]
-        shape = (module.out_features, module.in_features)
-        if shape != (pair.b.shape[0], pair.a.shape[1]):
-            raise ValueError(
-                f"The LoRA's {name} is for a linear of {(pair.b.shape[0], pair.a.shape[1])} (out, in), the "
-                f"model's is {shape}. Use a LoRA trained on this model's size."
-            )
+@contextmanager
+def replaced_forwards(forwards: Iterable[tuple[nn.Module, Callable]]) -> Iterator[None]:
+    """Give modules another `forward` inside the block; afterwards each has exactly the one it had.
+
+    The pairs are taken one after the other, so that a generator may look at a module that another pair has
+    changed already.
+    """
+    replaced: list[tuple[nn.Module, Callable | None]] = []
+    try:
+        for module, forward in forwards:
+            replaced.append((module, module.__dict__.get("forward")))
+            module.forward = forward
+        yield
+    finally:
+        # Last in, first out: one module may have been replaced more than once.
+        for module, previous in reversed(replaced):
+            if previous is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.forward = previous

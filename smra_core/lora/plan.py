@@ -1,12 +1,11 @@
 """Sparse injection: which linears a LoRA may touch (SparsePlan) and how strong it is at a noise level
-(TPointSchedule).
+(TPoint).
 
 Paper section "Subject-Motion Association Decoupling". A plan answers two questions with one rule: which
 linears get an adapter in training, and which entries of a LoRA file are used when sampling.
 """
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..wan.spec import Role, parse_linear
@@ -69,77 +68,3 @@ PLANS = {
     "motion-without-ffn0": MOTION_WITHOUT_FFN_0,
 }
 """The paper's two plans and its ablations (table "Combination 1 to 3")."""
-
-
-@dataclass(frozen=True)
-class Strengths:
-    """How strong a LoRA is before and after T_point; the plain LoRA has both the same."""
-
-    early: float
-    late: float
-
-    @classmethod
-    def constant(cls, value: float) -> "Strengths":
-        return cls(value, value)
-
-
-# The paper says "doubled" and gives no numbers; the authors' release ends at 0.8. Doubling up to 0.8 keeps
-# both.
-SUBJECT_STRENGTHS = Strengths(0.4, 0.8)
-SUBJECT_STRENGTHS_RELEASE = Strengths(0.6, 0.8)
-SUBJECT_STRENGTHS_STRONG = Strengths(0.5, 1.0)
-MOTION_STRENGTHS = Strengths.constant(1.0)
-STRENGTH_PRESETS = {
-    "paper": SUBJECT_STRENGTHS,
-    "release": SUBJECT_STRENGTHS_RELEASE,
-    "strong": SUBJECT_STRENGTHS_STRONG,
-}
-
-
-@dataclass(frozen=True)
-class TPointSchedule:
-    """The noise level at which the strengths switch: above it early, at and below it late.
-
-    Stored as a sigma because "step 15" means another noise level under every shift and step count; step 15 of
-    50 at the authors' shift 1.0 is sigma 0.70.
-    """
-
-    sigma: float = 0.70
-
-    @classmethod
-    def from_step(cls, step: int, steps: int, shift: float = 1.0) -> "TPointSchedule":
-        """T_point given as a step of a reference run; 0 switches at once, `steps` never."""
-        if not 0 <= step <= steps:
-            raise ValueError(f"T_point is step {step} of {steps}; give a step from 0 to {steps}.")
-        share = 1 - step / steps
-        return cls(shift * share / (1 + (shift - 1) * share))
-
-    def boundary(self, sigmas: Sequence[float]) -> float:
-        """The noise level of this run at and below which the late strengths hold.
-
-        The switch falls on the run's own level nearest to T_point, so that rounding in a sampler's table
-        never moves it by a step. A finished run keeps at least one late step and a run from pure noise one
-        early step; a part of a run that lies wholly on one side is wholly early (-1) or late (inf).
-        """
-        levels = [float(level) for level in sigmas]
-        if self.sigma >= 1.0:
-            return math.inf
-        if self.sigma <= 0.0:
-            return -1.0
-        if self.sigma >= levels[0]:
-            return math.inf
-        if self.sigma < levels[-1]:
-            return -1.0
-        nearest = min(range(len(levels)), key=lambda i: abs(levels[i] - self.sigma))
-        if levels[-1] == 0:
-            nearest = min(nearest, len(levels) - 2)
-        if levels[0] >= 0.999:
-            nearest = max(nearest, 1)
-        if nearest <= 0:
-            return math.inf
-        # One per cent of the gap above the level, for samplers whose own sigma is off by float rounding.
-        return levels[nearest] + 0.01 * (levels[nearest - 1] - levels[nearest])
-
-    def strength(self, strengths: Strengths, sigma: float, sigmas: Sequence[float]) -> float:
-        """Strength of a LoRA at one evaluation of the model, in a run over these noise levels."""
-        return strengths.late if sigma <= self.boundary(sigmas) else strengths.early

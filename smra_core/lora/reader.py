@@ -1,78 +1,25 @@
 """LoRA files: ours, in the names that ComfyUI loads, and everybody else's dialects."""
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..storage.atomic_write import replacing
-from ..storage.weight_file import READABLE_FLOATS, listed, read_weight_file
-from ..wan.module_names import diffusers_linear
-from ..wan.spec import SPECS, Role, WanSpec, parse_linear
-from .adapter import Lora, LoraPair
+from ..storage.weight_check import READABLE_FLOATS, first_names
+from ..storage.weight_file import read_weight_file
+from ..wan.spec import Role, WanSpec, parse_linear
+from .adapter import Lora, LoraPair, check_fit
 from .dialects import other_algorithm, parse_key
-from .scale import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig, adapter_config, config_text, scale_of
+from .metadata import LoraMetadata
+from .scale import ADAPTER_WEIGHTS, AdapterConfig, adapter_config, scale_of
 
 log = logging.getLogger("smrabooth")
 
-_OWN = "smrabooth."
 _MOST_RANK = 4096
 """Above any LoRA; a file that says more would make products that fill the memory."""
-
-
-@dataclass(frozen=True)
-class LoraMetadata:
-    """What a LoRA file says about itself."""
-
-    role: str = ""
-    """`subject` or `motion`; empty in files of others."""
-    plan: str = ""
-    """As SparsePlan.parse takes it."""
-    rank: int = 0
-    base_model: str = ""
-    captions: tuple[str, ...] = ()
-    steps: int = 0
-    name: str = ""
-    version: str = ""
-
-    def to_file(self) -> dict[str, str]:
-        """Metadata of a safetensors file: our own keys, and those that LoRA managers show."""
-        own = {_OWN + key: json.dumps(value) for key, value in vars(self).items()}
-        return own | {
-            "format": "pt",
-            "modelspec.sai_model_spec": "1.0.0",
-            "modelspec.architecture": "wan2.1/lora",
-            "modelspec.title": self.name,
-            "modelspec.description": f"SMRABooth {self.role} LoRA for {self.base_model}",
-            "modelspec.trigger_phrase": " | ".join(self.captions),
-            "ss_network_dim": str(self.rank),
-            "ss_network_alpha": str(self.rank),
-            "ss_steps": str(self.steps),
-            "ss_base_model_version": self.base_model,
-        }
-
-    @classmethod
-    def from_file(cls, metadata: Mapping[str, str]) -> "LoraMetadata":
-        """Our keys; what is missing or of another type keeps its default, for the file may be a
-        stranger's.
-        """
-        values = {}
-        for key, default in vars(cls()).items():
-            try:
-                value = json.loads(metadata[_OWN + key])
-            except (KeyError, ValueError):
-                continue
-            value = tuple(map(str, value)) if isinstance(value, list) else value
-            if type(value) is type(default):
-                values[key] = value
-        return cls(**values)
 
 
 class LoadedLora(NamedTuple):
@@ -81,23 +28,6 @@ class LoadedLora(NamedTuple):
     dialect: str
     ignored: list[str]
     """Names in the file that are no linear of a WAN block: other modules, projectors, norms."""
-
-
-def save_lora(path: str | Path, lora: Lora, metadata: LoraMetadata, dtype=torch.float32) -> None:
-    """Write `diffusion_model.blocks.N.….lora_A.weight` and `lora_B`, the scale baked into B, no alpha.
-
-    ComfyUI's stock LoRA loader takes every module of it.
-    """
-    _write(path, {f"diffusion_model.{name}": pair for name, pair in lora.items()}, metadata.to_file(), dtype)
-
-
-def _write(path: str | Path, named: Mapping[str, LoraPair], metadata: dict[str, str], dtype) -> None:
-    tensors = {}
-    for name, pair in named.items():
-        tensors[f"{name}.lora_A.weight"] = pair.a.detach().to("cpu", dtype).contiguous()
-        tensors[f"{name}.lora_B.weight"] = (pair.scale * pair.b.detach()).to("cpu", dtype).contiguous()
-    with replacing(path) as draft:
-        save_file(tensors, draft, metadata)
 
 
 def load_lora(path: str | Path, spec: WanSpec | None = None) -> LoadedLora:
@@ -113,7 +43,8 @@ def load_lora(path: str | Path, spec: WanSpec | None = None) -> LoadedLora:
     config = adapter_config(file.path, file.metadata)
     loaded = parse_lora(file.tensors, file.path.name, file.metadata, config)
     if spec is not None:
-        _check_spec(loaded.lora, spec, file.path.name)
+        shapes = {name: spec.linear_shape(name) for name in spec.linear_names()}
+        check_fit(shapes, loaded.lora, file.path.name, spec.name)
     return loaded
 
 
@@ -128,9 +59,9 @@ def parse_lora(
     halves, modules, dialects, ignored = _sorted_out(tensors, source)
     if not halves:
         raise ValueError(
-            f"{source} has no LoRA of a WAN block. Its {len(ignored)} tensors look like: {listed(ignored)}; "
-            "needed are names such as 'diffusion_model.blocks.0.self_attn.q.lora_A.weight'. It is for "
-            "another model, or no LoRA."
+            f"{source} has no LoRA of a WAN block. Its {len(ignored)} tensors look like: "
+            f"{first_names(ignored)}; needed are names such as "
+            "'diffusion_model.blocks.0.self_attn.q.lora_A.weight'. It is for another model, or no LoRA."
         )
     lora = {name: _pair(name, parts, modules[name], config, source) for name, parts in _in_order(halves)}
     own = LoraMetadata.from_file(metadata or {})
@@ -235,74 +166,3 @@ def _check_factors(name: str, a: Tensor, b: Tensor, source: str) -> None:
             f"{source}: the factors of {name} are {a.dtype} and {b.dtype}; floating-point numbers are "
             "needed. A quantised LoRA cannot be read: get the file in bf16 or fp16."
         )
-
-
-def _check_spec(lora: Lora, spec: WanSpec, source: str) -> None:
-    unfit = [name for name, pair in lora.items() if not _fits(name, pair, spec)]
-    if not unfit:
-        return
-    name, pair = unfit[0], lora[unfit[0]]
-    blocks = 1 + max(parse_linear(name).block for name in lora)
-    known = [other.name for other in SPECS if all(_fits(n, p, other) for n, p in lora.items())]
-    raise ValueError(
-        f"{source} does not fit {spec.name}: {name} is for a linear of {_shape(pair)} (out, in), the model's "
-        f"is {spec.linear_shape(name)}; the LoRA reaches over {blocks} blocks, the model has {spec.blocks}; "
-        f"{len(unfit)} of {len(lora)} modules do not fit. "
-        + (f"It was trained on {known[0]}: load that model. " if known else "")
-        + "Use a LoRA trained on this model."
-    )
-
-
-def _shape(pair: LoraPair) -> tuple[int, int]:
-    return pair.b.shape[0], pair.a.shape[1]
-
-
-def _fits(name: str, pair: LoraPair, spec: WanSpec) -> bool:
-    return parse_linear(name).block < spec.blocks and _shape(pair) == spec.linear_shape(name)
-
-
-DIALECTS_OUT = ("comfyui", "diffusers", "kohya", "peft")
-
-
-def convert_lora(source: str | Path, target: str | Path, dialect: str = "comfyui") -> None:
-    """Write a LoRA under the names of one of DIALECTS_OUT; metadata is kept.
-
-    `peft` writes a folder, as PeftModel.from_pretrained takes it, with diffusers' module names.
-    """
-    loaded = load_lora(source)
-    metadata = loaded.metadata.to_file()
-    if dialect == "comfyui":
-        save_lora(target, loaded.lora, loaded.metadata)
-    elif dialect == "diffusers":
-        named = {f"transformer.{diffusers_linear(name)}": pair for name, pair in loaded.lora.items()}
-        _write(target, named, metadata, torch.float32)
-    elif dialect == "kohya":
-        _write_kohya(target, loaded.lora, metadata)
-    elif dialect == "peft":
-        _write_peft(Path(target), loaded)
-    else:
-        raise ValueError(f"Dialect {dialect!r} is not known; give one of {DIALECTS_OUT}.")
-
-
-def _write_kohya(target: str | Path, lora: Lora, metadata: dict[str, str]) -> None:
-    tensors = {}
-    for name, pair in lora.items():
-        module = "lora_unet_" + name.replace(".", "_")
-        tensors[f"{module}.lora_down.weight"] = pair.a.detach().clone()
-        tensors[f"{module}.lora_up.weight"] = pair.b.detach().clone()
-        tensors[f"{module}.alpha"] = torch.tensor(float(pair.rank))
-    with replacing(target) as draft:
-        save_file(tensors, draft, metadata)
-
-
-def _write_peft(folder: Path, loaded: LoadedLora) -> None:
-    if folder.suffix == ".safetensors":
-        raise ValueError(
-            f"PEFT keeps an adapter in a folder; give {folder.with_suffix('')} instead of {folder}."
-        )
-    named = {diffusers_linear(name): pair for name, pair in loaded.lora.items()}
-    prefixed = {f"base_model.model.{name}": pair for name, pair in named.items()}
-    _write(folder / ADAPTER_WEIGHTS, prefixed, loaded.metadata.to_file(), torch.float32)
-    ranks = {name: pair.rank for name, pair in named.items()}
-    with replacing(folder / ADAPTER_CONFIG) as draft:
-        draft.write_text(config_text(ranks, loaded.metadata.base_model), encoding="utf-8")

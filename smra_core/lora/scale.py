@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..storage.weight_file import READABLE_FLOATS, WHOLE_NUMBERS
+from ..storage.weight_check import READABLE_FLOATS, WHOLE_NUMBERS
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """What PEFT calls its two files."""

@@ -1,18 +1,105 @@
-"""When and how strongly each LoRA acts in a run: T_point with the strengths of both LoRAs, and its account
-in words.
+"""How strong each LoRA is at a noise level: T_point, the strengths on both sides of it, and their
+description.
+
+Paper section "Subject-Motion Association Decoupling": before T_point motion leads and the subject is weak,
+after it the subject is doubled.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from .plan import MOTION_STRENGTHS, SUBJECT_STRENGTHS, Strengths, TPointSchedule
+from torch import nn
+
+from .adapter import Injection, Lora, injected
 
 
 @dataclass(frozen=True)
-class SparseSchedule:
-    """Plain numbers that one scheduler hands to any number of LoRA loaders."""
+class Strengths:
+    """How strong a LoRA is before and after T_point; a plain LoRA has the same strength on both sides."""
 
-    t_point: float = TPointSchedule().sigma
+    early: float
+    late: float
+
+    @classmethod
+    def constant(cls, value: float) -> "Strengths":
+        return cls(value, value)
+
+
+# The paper says "doubled" and gives no numbers; the authors' release ends at 0.8. Doubling up to 0.8 keeps
+# both.
+SUBJECT_STRENGTHS = Strengths(0.4, 0.8)
+SUBJECT_STRENGTHS_RELEASE = Strengths(0.6, 0.8)
+SUBJECT_STRENGTHS_STRONG = Strengths(0.5, 1.0)
+MOTION_STRENGTHS = Strengths.constant(1.0)
+STRENGTH_PRESETS = {
+    "paper": SUBJECT_STRENGTHS,
+    "release": SUBJECT_STRENGTHS_RELEASE,
+    "strong": SUBJECT_STRENGTHS_STRONG,
+}
+
+
+@dataclass(frozen=True)
+class TPoint:
+    """The noise level at which the strengths switch: above it early, at and below it late.
+
+    Stored as a sigma because "step 15" means another noise level under every shift and step count; step 15 of
+    50 at the authors' shift 1.0 is sigma 0.70.
+    """
+
+    sigma: float = 0.70
+
+    @classmethod
+    def from_step(cls, step: float, steps: int, shift: float = 1.0) -> "TPoint":
+        """Convert a step of a reference run to a noise level; step 0 switches at once, step `steps` never."""
+        if not 0 <= step <= steps:
+            raise ValueError(f"T_point is step {step} of {steps}; give a step from 0 to {steps}.")
+        share = 1 - step / steps
+        return cls(shift * share / (1 + (shift - 1) * share))
+
+    def boundary(self, sigmas: Sequence[float]) -> float:
+        """Return the noise level of this run at and below which the late strengths hold.
+
+        The switch falls on the run's own level nearest to T_point, so that rounding in a sampler's table
+        never moves it by a step. A finished run keeps at least one late step and a run from pure noise one
+        early step; a part of a run that lies wholly on one side is wholly early (-1) or late (inf).
+        """
+        levels = [float(level) for level in sigmas]
+        if self.sigma >= 1.0:
+            return math.inf
+        if self.sigma <= 0.0:
+            return -1.0
+        if self.sigma >= levels[0]:
+            return math.inf
+        if self.sigma < levels[-1]:
+            return -1.0
+        nearest = min(range(len(levels)), key=lambda i: abs(levels[i] - self.sigma))
+        if levels[-1] == 0:
+            nearest = min(nearest, len(levels) - 2)
+        if levels[0] >= 0.999:
+            nearest = max(nearest, 1)
+        if nearest <= 0:
+            return math.inf
+        # One per cent of the gap above the level, for samplers whose own sigma is off by float rounding.
+        return levels[nearest] + 0.01 * (levels[nearest - 1] - levels[nearest])
+
+    def boundary_or_own_level(self, sigmas: Sequence[float]) -> float:
+        """Return `boundary`; T_point with a margin for rounding where the run's levels are unknown."""
+        return self.boundary(sigmas) if len(sigmas) else self.sigma * (1 + 1e-4)
+
+
+def strength_at(strengths: Strengths, sigma: float, boundary: float) -> float:
+    """Return a LoRA's strength at one evaluation of the model; `boundary` is TPoint.boundary's."""
+    return strengths.late if sigma <= boundary else strengths.early
+
+
+@dataclass(frozen=True)
+class StrengthSchedule:
+    """T_point and the strengths of both LoRAs: what one scheduler gives to any number of LoRA loaders."""
+
+    t_point: float = TPoint().sigma
     """A sigma, or with `as_share` the share of the steps that lie before the switch."""
     as_share: bool = False
     subject: Strengths = SUBJECT_STRENGTHS
@@ -24,25 +111,52 @@ class SparseSchedule:
                 f"T_point is {self.t_point}; give a {'share' if self.as_share else 'sigma'} from 0 to 1."
             )
 
-    def resolve(self, sigma_of_share: Callable[[float], float]) -> TPointSchedule:
-        """T_point as a noise level; a share is turned into one by the sampler's own table of noise levels.
+    def resolve(self, sigma_of_share: Callable[[float], float]) -> TPoint:
+        """Return T_point as a noise level; a share is converted by the sampler's own table of noise levels.
 
         `sigma_of_share` tells which sigma a run has reached after that share of its steps (ComfyUI's
         `percent_to_sigma`).
         """
-        return TPointSchedule(sigma_of_share(self.t_point) if self.as_share else self.t_point)
+        return TPoint(sigma_of_share(self.t_point) if self.as_share else self.t_point)
 
 
-def switch_step(t_point: TPointSchedule, sigmas: Sequence[float]) -> int:
-    """Number of steps of this run that have the early strengths: 0 is all late, the number of steps all
+class ScheduledLora(NamedTuple):
+    """A LoRA and its strengths on both sides of T_point."""
+
+    lora: Lora
+    strengths: Strengths
+
+
+@contextmanager
+def scheduled(
+    linears: Mapping[str, nn.Module], loras: Sequence[ScheduledLora], t_point: TPoint, sigmas: Sequence[float]
+) -> Iterator[Callable[[float], None]]:
+    """Put LoRAs onto a model for a sampling run over `sigmas`; afterwards the model is exactly as before.
+
+    Yields the function that sets the strengths for an evaluation at a given sigma: call it before each one.
+    ValueError when a LoRA does not fit the linears.
+    """
+    injections = [Injection(lora, strengths.early) for lora, strengths in loras]
+    boundary = t_point.boundary(sigmas)
+
+    def set_strengths(sigma: float) -> None:
+        for injection, (_, strengths) in zip(injections, loras, strict=True):
+            injection.strength = strength_at(strengths, sigma, boundary)
+
+    with injected(linears, *injections):
+        yield set_strengths
+
+
+def switch_step(t_point: TPoint, sigmas: Sequence[float]) -> int:
+    """Return how many steps of this run have the early strengths: 0 is all late, the number of steps all
     early.
     """
     boundary = t_point.boundary(sigmas)
     return sum(1 for sigma in sigmas[:-1] if sigma > boundary)
 
 
-def describe_run(t_point: TPointSchedule, sigmas: Sequence[float]) -> str:
-    """Where a run over these noise levels switches, as one line.
+def describe_run(t_point: TPoint, sigmas: Sequence[float]) -> str:
+    """Say in one line where a run over these noise levels switches.
 
     A run that stays on one side says why: the two experts of Wan 2.2 each run over a part of the levels.
     """

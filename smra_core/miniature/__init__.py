@@ -1,13 +1,3 @@
-"""The embedded default: a tiny WAN, trained from scratch on rendered sprites, on which the method can be
+"""A tiny WAN that ships with the pack, trained from scratch on rendered sprites, on which the method can be
 seen.
 """
-
-from pathlib import Path
-
-WEIGHTS = Path(__file__).parent / "weights"
-DIT_FILE, VAE_FILE = WEIGHTS / "wan_miniature_t2v.safetensors", WEIGHTS / "wan_miniature_vae.safetensors"
-"""In WAN's native names, as any WAN checkpoint comes."""
-DINOV2_FILE, SEA_RAFT_FILE = (
-    WEIGHTS / "dinov2_miniature.safetensors",
-    WEIGHTS / "sea_raft_miniature.safetensors",
-)

@@ -1,7 +1,7 @@
 """The whole method in one run on the miniature, from files to a report.
 
 Nothing here is special: the readers, the trainer, the sampler and the files are those of a real run, only the
-model is small. It shows that the method works, and none of its figures is the paper's.
+model is small. It shows that the method works, and none of its metrics is the paper's.
 """
 
 import json
@@ -18,29 +18,29 @@ from tqdm import tqdm
 from ..data.motion_clip import MotionClip, read_motion_clip
 from ..data.subject_set import SubjectSet, read_subject_set
 from ..data.video import write_video
+from ..evaluation.contact_sheet import contact_sheet
 from ..evaluation.flow_colors import flow_sheet
-from ..evaluation.frame_strip import contact_sheet
 from ..evaluation.loss_plot import draw_losses
 from ..evaluation.report_page import Picture, Video, write_report
-from ..evaluation.video_scorer import EXPLAINED, Judge
+from ..evaluation.video_scorer import METRIC_HELP, VideoScorer
 from ..lora.adapter import Lora
-from ..lora.plan import ALL_LAYERS, MOTION_STRENGTHS, SUBJECT_STRENGTHS, Strengths, TPointSchedule
+from ..lora.plan import ALL_LAYERS
 from ..lora.reader import load_lora
-from ..standalone.backend import Workplace
-from ..standalone.generate import Arm, generate
-from ..standalone.model_files import MINIATURE, find_backbone
+from ..lora.schedule import MOTION_STRENGTHS, SUBJECT_STRENGTHS, ScheduledLora, Strengths, TPoint
+from ..standalone.backend import StandaloneBackend
+from ..standalone.generate import Variant, generate
 from ..standalone.progress_bar import TrainingBar
-from ..storage.atomic_write import replacing
+from ..storage.atomic_write import atomic_write
 from ..storage.tensor_cache import TensorCache
-from ..teacher_files import teacher_file
 from ..training.job import TrainedLora
 from ..training.mora import MotionSettings
 from ..training.motion import train_motion
 from ..training.subject import train_subject
 from ..training.sura import SubjectSettings
-from ..wan.sampler import ScheduledLora
 from .held_out_files import write_motion, write_subject
+from .model_files import MINIATURE_FILES
 from .small_settings import MOTION, MOTION_TRAINING, SAMPLING, SUBJECT, SUBJECT_TRAINING
+from .weight_paths import DINOV2_FILE, SEA_RAFT_FILE
 
 log = logging.getLogger("smrabooth")
 
@@ -76,15 +76,14 @@ def run_demo(
     Run again with the same inputs, it goes on where it stopped; finished parts are not repeated.
     """
     out.mkdir(parents=True, exist_ok=True)
-    backbone = find_backbone(MINIATURE)
-    workplace = Workplace(
-        backbone, out / "runs", TensorCache(out / "cache"), torch.device("cpu"), torch.float32
+    backend = StandaloneBackend(
+        MINIATURE_FILES, out / "runs", TensorCache(out / "cache"), torch.device("cpu"), torch.float32
     )
     materials = read_materials(out, subject, motion, prompt)
-    loras = train_all(workplace, materials)
-    chosen = arms(workplace, loras)
+    loras = train_all(backend, materials)
+    chosen = arms(backend, loras)
     with tqdm(total=SAMPLING.steps * len(chosen), desc="sampling", unit="step") as bar:
-        videos = generate(workplace, materials.prompts, chosen, SAMPLING, on_step=lambda *_: bar.update())
+        videos = generate(backend, materials.prompts, chosen, SAMPLING, on_step=lambda *_: bar.update())
     return write_results(out, materials, loras, chosen, videos)
 
 
@@ -118,21 +117,19 @@ def combined_prompt(subject_caption: str, motion_caption: str) -> str:
     return f"{article}{subject} {verb}vvt {after}"
 
 
-def train_all(workplace: Workplace, materials: Materials) -> Loras:
+def train_all(backend: StandaloneBackend, materials: Materials) -> Loras:
     """The method's LoRAs first, then those of the comparison."""
-    dinov2 = teacher_file("dinov2", None, MINIATURE)
-    sea_raft = teacher_file("sea_raft", None, MINIATURE)
 
     def subject(label: str, settings: SubjectSettings) -> TrainedLora:
         with TrainingBar(f"subject LoRA, {label}") as report:
             return train_subject(
-                workplace, materials.subject.images, dinov2, settings, SUBJECT_TRAINING, label, report
+                backend, materials.subject.images, DINOV2_FILE, settings, SUBJECT_TRAINING, label, report
             )
 
     def motion(label: str, settings: MotionSettings) -> TrainedLora:
         with TrainingBar(f"motion LoRA, {label}") as report:
             return train_motion(
-                workplace, materials.motion, sea_raft, settings, MOTION_TRAINING, label, report
+                backend, materials.motion, SEA_RAFT_FILE, settings, MOTION_TRAINING, label, report
             )
 
     return Loras(
@@ -143,9 +140,9 @@ def train_all(workplace: Workplace, materials: Materials) -> Loras:
     )
 
 
-def arms(workplace: Workplace, loras: Loras) -> list[Arm]:
+def arms(backend: StandaloneBackend, loras: Loras) -> list[Variant]:
     """The four ways to put the two LoRAs together that the demo compares."""
-    spec = workplace.backbone.spec()
+    spec = backend.spec
     constant = Strengths.constant
 
     def pair(subject: TrainedLora, motion: TrainedLora, strengths: Strengths) -> tuple[ScheduledLora, ...]:
@@ -159,21 +156,21 @@ def arms(workplace: Workplace, loras: Loras) -> list[Arm]:
 
     late = SUBJECT_STRENGTHS.late
     return [
-        Arm("base", "no LoRA"),
-        Arm("all layers", "both LoRAs on every linear, constant strength",
+        Variant("base", "no LoRA"),
+        Variant("all layers", "both LoRAs on every linear, constant strength",
             pair(loras.plain_subject, loras.plain_motion, constant(late))),
-        Arm("sparse", "each LoRA on its own linears, constant strength",
+        Variant("sparse", "each LoRA on its own linears, constant strength",
             pair(loras.subject, loras.motion, constant(late))),
-        Arm("SMRABooth", f"sparse, subject {SUBJECT_STRENGTHS.early} before T_point and {late} after",
-            pair(loras.subject, loras.motion, SUBJECT_STRENGTHS), TPointSchedule()),
+        Variant("SMRABooth", f"sparse, subject {SUBJECT_STRENGTHS.early} before T_point and {late} after",
+            pair(loras.subject, loras.motion, SUBJECT_STRENGTHS), TPoint()),
     ]  # fmt: skip
 
 
 def write_results(
-    out: Path, materials: Materials, loras: Loras, chosen: list[Arm], videos: Mapping[str, Tensor]
+    out: Path, materials: Materials, loras: Loras, chosen: list[Variant], videos: Mapping[str, Tensor]
 ) -> Path:
-    """Videos, pictures, figures and the page that shows them."""
-    judge = Judge(teacher_file("dinov2", None, MINIATURE), teacher_file("sea_raft", None, MINIATURE))
+    """Videos, pictures, metrics and the page that shows them."""
+    judge = VideoScorer(DINOV2_FILE, SEA_RAFT_FILE)
     judge.learn(materials.subject.images, materials.motion.frames)
     files = _save_loras(out, loras)
     shown = []
@@ -181,14 +178,14 @@ def write_results(
         name = f"{arm.name.replace(' ', '_')}.mp4"
         write_video(out / name, side_by_side(videos[arm.name]), SAMPLING.fps)
         shown.append(Video(arm.name, name, arm.description))
-    figures = {arm.name: judge.figures(videos[arm.name]) for arm in chosen}
+    metrics = {arm.name: judge.metrics(videos[arm.name]) for arm in chosen}
     _draw(out, materials, loras, chosen, videos, judge)
-    about = {"prompts": materials.prompts, "sampling": asdict(SAMPLING), "arms": figures}
-    with replacing(out / "metrics.json") as draft:
+    about = {"prompts": materials.prompts, "sampling": asdict(SAMPLING), "arms": metrics}
+    with atomic_write(out / "metrics.json") as draft:
         draft.write_text(json.dumps(about, indent=1), encoding="utf-8")
     page = out / "report.html"
     write_report(
-        page, "SMRABooth on the miniature", _introduction(materials), shown, figures, EXPLAINED,
+        page, "SMRABooth on the miniature", _introduction(materials), shown, metrics, METRIC_HELP,
         _pictures(), files,
     )  # fmt: skip
     return page
@@ -207,13 +204,13 @@ def _save_loras(out: Path, loras: Loras) -> dict[str, str]:
             (trained.path, f"{name}_lora.safetensors"),
             (trained.losses, f"{name}_losses.csv"),
         ):
-            with replacing(out / target) as draft:
+            with atomic_write(out / target) as draft:
                 draft.write_bytes(source.read_bytes())
     labels = {f"{name.replace('_', ' ')} LoRA": f"{name}_lora.safetensors" for name in names}
     return (
         labels
         | {f"{n.replace('_', ' ')} losses": f"{n}_losses.csv" for n in names}
-        | {"figures": "metrics.json"}
+        | {"metrics": "metrics.json"}
     )
 
 
@@ -221,9 +218,9 @@ def _draw(
     out: Path,
     materials: Materials,
     loras: Loras,
-    chosen: list[Arm],
+    chosen: list[Variant],
     videos: Mapping[str, Tensor],
-    judge: "Judge",
+    judge: "VideoScorer",
 ) -> None:
     reference = materials.motion.frames
     rows = [("reference motion\n" + materials.motion.caption, reference)]
@@ -244,7 +241,7 @@ def _introduction(materials: Materials) -> list[str]:
     return [
         "A subject LoRA and a motion LoRA were trained on a tiny WAN, from the captions "
         f"{captions}, and put together in four ways. Every video is sampled from the same noise.",
-        "This is a small world of painted shapes. It shows how the method works; its figures are not the "
+        "This is a small world of painted shapes. It shows how the method works; its metrics are not the "
         "paper's, and four videos an arm show a direction, not evidence.",
     ]
 

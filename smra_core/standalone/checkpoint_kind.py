@@ -5,7 +5,7 @@ everything else is refused by its name.
 import re
 from typing import Any
 
-from ..storage.weight_file import listed
+from ..storage.weight_check import first_names
 from ..wan.spec import LATENT_CHANNELS, PATCH, TEXT_DIM
 from .checkpoint_weights import Shapes, without_quantisation
 
@@ -107,7 +107,7 @@ def _refuse_strangers(shapes: Shapes, source: str) -> None:
         kind = _stranger(shapes)
         raise ValueError(
             f"{source} is not a WAN DiT: {lacking[0]} is missing or misshapen; it "
-            + (f"looks like {kind}. " if kind else f"has {listed(sorted(shapes))}. ")
+            + (f"looks like {kind}. " if kind else f"has {first_names(sorted(shapes))}. ")
             + "Choose wan2.1_t2v_1.3B or _14B, a file of ComfyUI's diffusion_models folder."
         )
 
@@ -172,7 +172,7 @@ def vae_config(shapes: Shapes, source: str) -> dict[str, Any]:
         kind = _stranger(shapes)
         raise ValueError(
             f"{source} is not a WAN VAE: it "
-            + (f"looks like {kind}. " if kind else f"has {listed(sorted(shapes))}. ")
+            + (f"looks like {kind}. " if kind else f"has {first_names(sorted(shapes))}. ")
             + "Choose wan_2.1_vae.safetensors or Wan2.1_VAE.pth."
         )
     if latent[0] != LATENT_CHANNELS:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..storage.weight_file import READABLE_FLOATS, Value, account_for, refuse_not_finite, renamed_once
+from ..storage.weight_check import READABLE_FLOATS, Value, check_finite, check_names_and_shapes, rename_keys
 
 Shapes = Mapping[str, tuple[int, ...]]
 _FLOAT8 = {torch.float8_e4m3fn, torch.float8_e5m2}
@@ -58,7 +58,7 @@ def check_native(model: nn.Module, native_name: Callable[[str], str], shapes: Sh
     """
     refuse_other_quants(shapes, source)
     expected = {native_name(name): tuple(value.shape) for name, value in model.state_dict().items()}
-    account_for(expected, without_quantisation(shapes), source)
+    check_names_and_shapes(expected, without_quantisation(shapes), source)
 
 
 def fill_native(
@@ -100,7 +100,7 @@ def plain_weight(name: str, tensors: Mapping[str, Tensor], dtype: torch.dtype, s
     weight = stored.float().mul_(_scale(name, stored, scales[0], source)) if scales else stored
     weight = weight.to(dtype)
     # Checked last: what overflows the wanted precision is as unusable as what was broken before.
-    refuse_not_finite({name: weight}, source)
+    check_finite({name: weight}, source)
     return weight
 
 
@@ -155,4 +155,4 @@ def native_weights(
         # Names are known by their `.weight`, which the scales lack.
         return rename(f"{bare}.weight").removesuffix(".weight") + ending if ending else rename(name)
 
-    return renamed_once(values, native, source)
+    return rename_keys(values, native, source)

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from ..decoding.fast_conv3d import with_fast_layers
 from ..wan.interfaces import Prediction
 from ..wan.module_names import native_linear
-from ..wan.spec import LATENT_MEAN, LATENT_STD, TEXT_TOKENS, TIMESTEPS, WanSpec, named_spec
+from ..wan.spec import LATENT_MEAN, LATENT_STD, TIMESTEPS, WanSpec, named_spec
 
 
 class DiffusersDenoiser:
-    """A frozen `WanTransformer3DModel` (protocol: backbone.Denoiser)."""
+    """A frozen `WanTransformer3DModel` (protocol: wan.interfaces.Denoiser)."""
 
     def __init__(self, dit: WanTransformer3DModel, checkpoint: bool = False):
         """With `checkpoint`, blocks keep only their inputs for the backward pass and compute again."""
@@ -29,27 +29,29 @@ class DiffusersDenoiser:
         return {name: module for name, module in named if name is not None}
 
     def velocity(
-        self, noisy_latents: Tensor, sigma: Tensor, context: Tensor, tap: int | None = None
+        self, noisy_latents: Tensor, sigma: Tensor, context: Tensor, token_block: int | None = None
     ) -> Prediction:
-        """See backbone.Denoiser; the velocity comes back in the dtype of `noisy_latents`."""
+        """See wan.interfaces.Denoiser; the velocity comes back in the dtype of `noisy_latents`."""
         dtype = self.dit.patch_embedding.weight.dtype
-        with self._tapped(tap) as tokens:
+        with self._collect_tokens(token_block) as tokens:
             velocity = self.dit(
                 noisy_latents.to(dtype), sigma * TIMESTEPS, context.to(dtype), return_dict=False
             )[0]
         return Prediction(velocity.to(noisy_latents.dtype), tokens[0] if tokens else None)
 
     @contextmanager
-    def _tapped(self, tap: int | None) -> Iterator[list[Tensor]]:
+    def _collect_tokens(self, token_block: int | None) -> Iterator[list[Tensor]]:
         """Collect the tokens that leave a block where they enter what follows: outside of its checkpoint."""
         tokens: list[Tensor] = []
-        if tap is None:
+        if token_block is None:
             yield tokens
             return
-        if not 0 <= tap < self.spec.blocks:
-            raise ValueError(f"There is no block {tap} to tap; this model has 0 to {self.spec.blocks - 1}.")
-        last = tap + 1 == self.spec.blocks
-        follower = self.dit.norm_out if last else self.dit.blocks[tap + 1]
+        if not 0 <= token_block < self.spec.blocks:
+            raise ValueError(
+                f"There is no block {token_block} to tap; this model has 0 to {self.spec.blocks - 1}."
+            )
+        last = token_block + 1 == self.spec.blocks
+        follower = self.dit.norm_out if last else self.dit.blocks[token_block + 1]
 
         def keep(module: nn.Module, inputs: tuple) -> None:
             if not tokens:  # a checkpointed block runs again in backward
@@ -69,7 +71,7 @@ def spec_of(dit: WanTransformer3DModel) -> WanSpec:
 
 
 class DiffusersCodec:
-    """A frozen `AutoencoderKLWan` in model space (protocol: backbone.VideoCodec)."""
+    """A frozen `AutoencoderKLWan` in model space (protocol: wan.interfaces.VideoCodec)."""
 
     def __init__(self, vae: AutoencoderKLWan):
         self.vae = with_fast_layers(vae.eval().requires_grad_(False))
@@ -79,41 +81,11 @@ class DiffusersCodec:
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
-        """See backbone.VideoCodec."""
+        """See wan.interfaces.VideoCodec."""
         posterior = self.vae.encode(pixels.to(self.mean)).latent_dist
         return (posterior.mean - self.mean) / self.std
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """See backbone.VideoCodec."""
+        """See wan.interfaces.VideoCodec."""
         return self.vae.decode(latents.to(self.mean) * self.std + self.mean).sample
-
-
-class Umt5Text:
-    """WAN's text encoder, UMT5-XXL (protocol: backbone.TextEncoder)."""
-
-    def __init__(self, encoder: nn.Module, tokenizer):
-        self.encoder, self.tokenizer = encoder.eval().requires_grad_(False), tokenizer
-
-    @torch.no_grad()
-    def encode(self, prompts: list[str]) -> Tensor:
-        """`B 512 4096`; longer captions are cut, positions after the end are zero as WAN was trained."""
-        tokens = self.tokenizer(
-            [_tidy(prompt) for prompt in prompts],
-            padding="max_length",
-            max_length=TEXT_TOKENS,
-            truncation=True,
-            return_attention_mask=True,
-            return_tensors="pt",
-        )
-        device = next(self.encoder.parameters()).device
-        mask = tokens.attention_mask.to(device)
-        context = self.encoder(tokens.input_ids.to(device), mask).last_hidden_state
-        return context * mask[..., None].to(context.dtype)
-
-
-def _tidy(prompt: str) -> str:
-    """Mend broken encodings and white space, as WAN does before its tokenizer."""
-    import ftfy
-
-    return " ".join(ftfy.fix_text(prompt).split())

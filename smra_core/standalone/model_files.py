@@ -3,28 +3,27 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..storage.content_hash import identity
+from ..storage.content_hash import weights_fingerprint
 from ..storage.weight_file import INDEX, read_shapes, read_weight_file
 from ..wan.interfaces import TextEncoder
 from ..wan.module_names import native_dit_name, native_vae_name
 from ..wan.spec import LATENT_CHANNELS, WanSpec, named_spec
 from .checkpoint_kind import dit_config, prefix_of, vae_config
 from .checkpoint_weights import Shapes, check_native, fill_native, native_weights
-from .diffusers_wan import DiffusersCodec, DiffusersDenoiser, Umt5Text
-from .umt5 import TOKENIZER_KEY, check_umt5, load_umt5, tokenizer_folder
+from .diffusers_wan import DiffusersCodec, DiffusersDenoiser
+from .umt5 import TOKENIZER_KEY, Umt5Text, check_umt5, load_umt5, tokenizer_folder
 
-MINIATURE = "miniature"
-WEIGHTS = Path(__file__).parents[1] / "miniature" / "weights"
 _AUTHORS_VAE, _AUTHORS_TEXT = "Wan2.1_VAE.pth", "models_t5_umt5-xxl-enc-bf16.pth"
 
 
 @dataclass(frozen=True)
-class BackboneFiles:
+class WanFiles:
     """The three parts of a WAN model: files in native names, or folders in diffusers' layout."""
 
     transformer: Path
@@ -32,17 +31,29 @@ class BackboneFiles:
     text_encoder: Path | None
     """UMT5: a file, or a folder with its tokenizer; None for the miniature, whose words are hashed."""
 
+    @cached_property
     def spec(self) -> WanSpec:
         """Sizes, read from the file's header or the folder's config alone."""
         config = _dit_config(self.transformer)
         heads = config["num_attention_heads"]
-        dim = heads * config["attention_head_dim"]
-        return named_spec(config["num_layers"], dim, config["ffn_dim"], heads)
+        return named_spec(
+            config["num_layers"], heads * config["attention_head_dim"], config["ffn_dim"], heads
+        )
 
-    def fingerprint(self) -> dict[str, str]:
-        """What identifies the weights of `transformer`, `vae` and `text`, wherever they lie."""
-        text = "hashed words" if self.text_encoder is None else identity(self.text_encoder)
-        return {"transformer": identity(self.transformer), "vae": identity(self.vae), "text": text}
+    @cached_property
+    def transformer_fingerprint(self) -> str:
+        """Hash of the DiT's weights, wherever they lie."""
+        return weights_fingerprint(self.transformer)
+
+    @cached_property
+    def vae_fingerprint(self) -> str:
+        """Hash of the VAE's weights, wherever they lie."""
+        return weights_fingerprint(self.vae)
+
+    @cached_property
+    def text_fingerprint(self) -> str:
+        """Hash of the text encoder's weights, wherever they lie."""
+        return "hashed words" if self.text_encoder is None else weights_fingerprint(self.text_encoder)
 
     def load_denoiser(
         self, dtype: torch.dtype, device: torch.device, checkpoint: bool = False
@@ -80,20 +91,14 @@ class BackboneFiles:
         return Umt5Text(encoder.to(device), tokenizer)
 
 
-MINIATURE_FILES = BackboneFiles(
-    WEIGHTS / "wan_miniature_t2v.safetensors", WEIGHTS / "wan_miniature_vae.safetensors", None
-)
-
-
-def find_backbone(model: str, vae: str | None = None, text_encoder: str | None = None) -> BackboneFiles:
-    """`miniature`, a folder of diffusers or of WAN's authors, or a native DiT file with its VAE and UMT5.
+def find_wan_files(model: str, vae: str | None = None, text_encoder: str | None = None) -> WanFiles:
+    """Find the parts of a folder of diffusers or of WAN's authors, or of a native DiT file with its VAE and
+    UMT5.
 
     Only headers are read, but each name and shape in them is accounted for. ValueError for what is missing,
     for damaged files, and for models that the method cannot train, which are named.
     """
-    if model == MINIATURE:
-        files = MINIATURE_FILES
-    elif Path(model).is_dir():
+    if Path(model).is_dir():
         files = _in_folder(Path(model), vae, text_encoder)
     else:
         files = _native_files(Path(model), vae, text_encoder)
@@ -106,16 +111,16 @@ def find_backbone(model: str, vae: str | None = None, text_encoder: str | None =
     return files
 
 
-def _in_folder(folder: Path, vae: str | None, text_encoder: str | None) -> BackboneFiles:
+def _in_folder(folder: Path, vae: str | None, text_encoder: str | None) -> WanFiles:
     """The parts in diffusers' layout, or in that of the repositories of WAN's authors."""
     dit, own_vae, own_text = folder / "transformer", folder / "vae", folder
     authors = [folder / f"diffusion_pytorch_model{ending}" for ending in (".safetensors", INDEX)]
     if not dit.exists() and (found := [path for path in authors if path.is_file()]):
         dit, own_vae, own_text = found[0], folder / _AUTHORS_VAE, folder / _AUTHORS_TEXT
-    return BackboneFiles(dit, Path(vae) if vae else own_vae, Path(text_encoder) if text_encoder else own_text)
+    return WanFiles(dit, Path(vae) if vae else own_vae, Path(text_encoder) if text_encoder else own_text)
 
 
-def _check(files: BackboneFiles) -> None:
+def _check(files: WanFiles) -> None:
     _dit_config(files.transformer)
     _vae_config(files.vae)
     for part, path in ((DIT, files.transformer), (VAE, files.vae)):
@@ -129,10 +134,10 @@ def _check(files: BackboneFiles) -> None:
             tokenizer_folder(files.text_encoder)
 
 
-def _native_files(model: Path, vae: str | None, text_encoder: str | None) -> BackboneFiles:
+def _native_files(model: Path, vae: str | None, text_encoder: str | None) -> WanFiles:
     if not model.is_file():
         raise ValueError(
-            f"{model} does not exist. Give '{MINIATURE}', a diffusers folder, or a .safetensors file."
+            f"{model} does not exist. Give 'miniature', a diffusers folder, or a .safetensors file."
         )
     if vae is None or text_encoder is None:
         dit_config(_native(DIT, read_shapes(model), model.name), model.name)
@@ -140,7 +145,7 @@ def _native_files(model: Path, vae: str | None, text_encoder: str | None) -> Bac
             f"{model.name} holds the DiT alone. Give its VAE file with --vae (wan_2.1_vae.safetensors) and "
             "UMT5 with --text-encoder (umt5_xxl_fp16.safetensors, or a folder with its tokenizer)."
         )
-    return BackboneFiles(model, Path(vae), Path(text_encoder))
+    return WanFiles(model, Path(vae), Path(text_encoder))
 
 
 def _inside(folder: Path, part: str) -> Path:

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..storage.weight_file import listed, read_weight_file
+from ..storage.weight_check import first_names
+from ..storage.weight_file import read_weight_file
+from ..wan.spec import TEXT_TOKENS
 from .checkpoint_kind import prefix_of, text_kind
 from .checkpoint_weights import Shapes, check_native, fill_native, native_weights, without_quantisation
-from .diffusers_wan import Umt5Text
 
 TOKENIZER_KEY = "spiece_model"
 """Bytes of the SentencePiece model that ComfyUI's files carry."""
@@ -29,6 +30,29 @@ _WAN_BLOCK = {
 }
 _WAN_TOP = {"token_embedding.weight": "shared.weight", "norm.weight": "encoder.final_layer_norm.weight"}
 _LAYER = "encoder.block.0.layer."
+
+
+class Umt5Text:
+    """WAN's text encoder, UMT5-XXL (protocol: wan.interfaces.TextEncoder)."""
+
+    def __init__(self, encoder: nn.Module, tokenizer):
+        self.encoder, self.tokenizer = encoder.eval().requires_grad_(False), tokenizer
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str]) -> Tensor:
+        """`B 512 4096`; longer captions are cut, positions after the end are zero as WAN was trained."""
+        tokens = self.tokenizer(
+            [_tidy(prompt) for prompt in prompts],
+            padding="max_length",
+            max_length=TEXT_TOKENS,
+            truncation=True,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        device = next(self.encoder.parameters()).device
+        mask = tokens.attention_mask.to(device)
+        context = self.encoder(tokens.input_ids.to(device), mask).last_hidden_state
+        return context * mask[..., None].to(context.dtype)
 
 
 def umt5_name(name: str) -> str:
@@ -54,7 +78,7 @@ def umt5_config(shapes: Shapes, source: str) -> dict[str, Any]:
         kind = text_kind(weights)
         raise ValueError(
             f"{source} is not UMT5: it "
-            + (f"looks like {kind}. " if kind else f"has {listed(sorted(weights))}. ")
+            + (f"looks like {kind}. " if kind else f"has {first_names(sorted(weights))}. ")
             + "Choose umt5_xxl_fp16.safetensors or umt5_xxl_fp8_e4m3fn_scaled.safetensors, files of "
             "ComfyUI's text_encoders folder."
         )
@@ -176,3 +200,10 @@ def tokenizer_folder(path: Path) -> Path:
         f"{path.name} holds no tokenizer, and there is none in {', '.join(map(str, places))}. Give ComfyUI's "
         "umt5_xxl_fp16.safetensors, which has it inside, or put spiece.model beside the file."
     )
+
+
+def _tidy(prompt: str) -> str:
+    """Mend broken encodings and white space, as WAN does before its tokenizer."""
+    import ftfy
+
+    return " ".join(ftfy.fix_text(prompt).split())

@@ -11,7 +11,7 @@ os.umask(_UMASK)
 
 
 @contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """Give a temporary name to write to; when the block ends, what was written takes the place of `path`.
 
     The bytes are on the disk before the name changes. If the block raises, `path` is as before and the

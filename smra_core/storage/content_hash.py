@@ -1,7 +1,11 @@
 """What a weight file is, by its content: the same wherever it lies, another when it is trained anew."""
 
 import hashlib
+import os
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from .weight_file import INDEX, parts_of
 
@@ -10,7 +14,7 @@ _WHOLE = 64 << 20
 _PIECE, _PIECES = 1 << 16, 256
 
 
-def identity(path: Path) -> str:
+def weights_fingerprint(path: Path) -> str:
     """sha256 of a file, of the parts that an index lists, or of all weight files and configs in a folder.
 
     Of files over 64 MB the size and 256 pieces spread over the whole are hashed: a retrained model differs
@@ -36,3 +40,25 @@ def _hash_pieces(file: Path, size: int, digest) -> None:
         for piece in range(_PIECES):
             content.seek(piece * (size - _PIECE) // (_PIECES - 1))
             digest.update(content.read(_PIECE))
+
+
+_CHUNK = 1 << 20
+
+
+def content_hash(content: Tensor | bytes | str | os.PathLike) -> str:
+    """sha256 in hex of a tensor (shape, dtype, values), of bytes, or of a file's content (a str is a path).
+
+    Files are read in pieces. A tensor's device and strides do not count; a file and its bytes hash alike.
+    """
+    digest = hashlib.sha256()
+    if isinstance(content, Tensor):
+        digest.update(f"{tuple(content.shape)} {content.dtype} ".encode())
+        flat = content.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+    elif isinstance(content, bytes):
+        digest.update(content)
+    else:
+        with open(content, "rb") as file:
+            while piece := file.read(_CHUNK):
+                digest.update(piece)
+    return digest.hexdigest()

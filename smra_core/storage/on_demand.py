@@ -11,7 +11,7 @@ Model = TypeVar("Model")
 
 
 @contextmanager
-def on_demand(load: Callable[[], Model]) -> Iterator[Callable[[], Model]]:
+def loaded_on_first_use(load: Callable[[], Model]) -> Iterator[Callable[[], Model]]:
     """Yield a function that loads the model at its first call and returns the same one after; free it at the
     end.
 

@@ -10,32 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .atomic_write import replacing
+from .atomic_write import atomic_write
+from .content_hash import content_hash
 
 log = logging.getLogger("smrabooth")
 
 FORMAT_VERSION = 1
 """Part of every key: raise it when the meaning of cached tensors changes, to leave old files unread."""
-_CHUNK = 1 << 20
-
-
-def content_hash(content: Tensor | bytes | str | os.PathLike) -> str:
-    """sha256 in hex of a tensor (shape, dtype, values), of bytes, or of a file's content (a str is a path).
-
-    Files are read in pieces. A tensor's device and strides do not count; a file and its bytes hash alike.
-    """
-    digest = hashlib.sha256()
-    if isinstance(content, Tensor):
-        digest.update(f"{tuple(content.shape)} {content.dtype} ".encode())
-        flat = content.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
-    elif isinstance(content, bytes):
-        digest.update(content)
-    else:
-        with open(content, "rb") as file:
-            while piece := file.read(_CHUNK):
-                digest.update(piece)
-    return digest.hexdigest()
 
 
 class TensorCache:
@@ -94,7 +75,7 @@ def _fingerprint(tensors: Mapping[str, Tensor]) -> str:
 def _write(path: Path, kind: str, tensors: dict[str, Tensor]) -> None:
     from safetensors.torch import save_file
 
-    with replacing(path) as draft:
+    with atomic_write(path) as draft:
         save_file(tensors, draft, metadata={"kind": kind, "content": _fingerprint(tensors)})
 
 

@@ -3,28 +3,23 @@
 import json
 import os
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-Value = TypeVar("Value")
+from .weight_check import Value, first_names, shapes_of
+
 INDEX = ".safetensors.index.json"
 """Ending of the list of parts of a model that is split into several safetensors files."""
 _MOST_PARTS = 200
-READABLE_FLOATS = frozenset(
-    (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
-)
-"""What weights are stored in where they are numbers and not codes of a quantisation."""
-WHOLE_NUMBERS = frozenset((torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8))
 _WRAPPERS = ("state_dict", "model", "teacher")
 """Entries under which training programs put the weights, beside optimiser states and counters."""
 _MOST_NAMES = 20_000
-_SHOWN = 5
 
 
 class WeightFile(NamedTuple):
@@ -102,7 +97,7 @@ def parts_of(index: Path) -> list[Path]:
         raise ValueError(f"{index} lists {len(names)} parts, such as {names[0][:80]}. Refused.")
     lacking = [name for name in names if not (index.parent / name).is_file()]
     if lacking:
-        raise ValueError(f"{index.parent} lacks {listed(lacking)} of the model's {len(names)} parts.")
+        raise ValueError(f"{index.parent} lacks {first_names(lacking)} of the model's {len(names)} parts.")
     return [index.parent / name for name in names]
 
 
@@ -163,7 +158,7 @@ def _unwrapped(content: object, path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} names a tensor by a {type(unnamed).__name__}; names must be text. Refused.")
     strange = [key for key, value in content.items() if not _is_plain_tensor(value)]
     if strange:
-        raise ValueError(f"{path} holds things that are not plain tensors: {listed(strange)}.")
+        raise ValueError(f"{path} holds things that are not plain tensors: {first_names(strange)}.")
     claimed = sum(value.numel() * value.element_size() for value in content.values())
     if claimed > 2 * path.stat().st_size:  # an embedding or a norm may have two names, not everything many
         raise ValueError(f"{path} holds tensors of {claimed} bytes that share memory. Refused.")
@@ -194,80 +189,3 @@ def write_weight_file(path: str | Path, tensors: Mapping[str, Tensor], metadata:
     with open(temporary, "rb+") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)
-
-
-def fill_module(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copy every tensor into the module; ValueError unless names and shapes agree and all is finite.
-
-    `source` names the file in messages. Tensors are converted to the dtype and device of the module; one on
-    the meta device is given memory on the CPU once all agrees, its buffers that no file holds excepted.
-    """
-    state = module.state_dict()
-    account_for(shapes_of(state), shapes_of(tensors), source)
-    odd = [
-        f"{name} is {value.dtype}"
-        for name, value in tensors.items()
-        if value.dtype not in READABLE_FLOATS | (set() if state[name].is_floating_point() else WHOLE_NUMBERS)
-    ]
-    if odd:
-        raise ValueError(
-            f"{source}: {len(odd)} weights are no floating-point numbers: {listed(odd)}. It is quantised or "
-            "damaged: get the model's float32, bf16 or fp16 file."
-        )
-    refuse_not_finite(tensors, source)
-    if any(value.is_meta for value in state.values()):
-        module.to_empty(device="cpu")
-    module.load_state_dict(dict(tensors))
-
-
-def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes, as `account_for` compares them."""
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-
-def renamed_once(tensors: Mapping[str, Value], rename: Callable[[str], str], source: str) -> dict[str, Value]:
-    """All values under new names; ValueError when two of them get the same one."""
-    renamed: dict[str, Value] = {}
-    for name, value in tensors.items():
-        new = rename(name)
-        if new in renamed:
-            raise ValueError(
-                f"{source} holds {new[:120]} twice, second as {name[:120]!r}. Download it again."
-            )
-        renamed[new] = value
-    return renamed
-
-
-def account_for(
-    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], source: str
-) -> None:
-    """ValueError unless a file has exactly the names and shapes that a model needs; both sides are shown."""
-    missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    if missing or unknown:
-        raise ValueError(
-            f"{source}: {len(missing)} weights are missing ({listed(missing)}) and {len(unknown)} are "
-            f"unknown ({listed(unknown)}). This is another model, or a damaged file."
-        )
-    wrong = [f"{k} is {found[k]}, needed {expected[k]}" for k in expected if expected[k] != found[k]]
-    if wrong:
-        raise ValueError(f"{source}: {len(wrong)} weights have another shape: {listed(wrong)}.")
-
-
-def refuse_not_finite(tensors: Mapping[str, Tensor], source: str) -> None:
-    bad = [key for key, value in tensors.items() if not _is_finite(value)]
-    if bad:
-        raise ValueError(f"{source}: weights are NaN or infinite in {listed(bad)}. Download the file again.")
-
-
-def _is_finite(value: Tensor) -> bool:
-    if value.is_floating_point() and value.element_size() == 1:
-        value = value.float()  # isfinite knows no float8
-    return bool(torch.isfinite(value).all())
-
-
-def listed(names: list[str]) -> str:
-    """The first few names for a message, each cut to a length that a hostile file cannot blow up."""
-    if not names:
-        return "none"
-    rest = len(names) - _SHOWN
-    return ", ".join(name[:120] for name in names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -11,23 +11,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..decoding.flow_gradient import FlowObjective, PairFlows, StreamingDecoder, Stretch, streamed_loss
-from ..decoding.windows import whole_clip
+from ..decoding.flow_gradient import FlowComparison, PairFlows, streamed_flow_loss
+from ..decoding.state import StreamingDecoder
+from ..decoding.windows import DecodeWindow, whole_clip_window
 from ..lora.plan import MOTION, SparsePlan
 from ..wan.flow_matching import add_noise, velocity_target, velocity_weight, x0_from_velocity
 from ..wan.interfaces import Denoiser
+from ..wan.settings import setting
 
 ANCHOR_SCALE = 2**0.5
 """a of MotionDirector's debiasing; b is 1, so that a^2 - b^2 = 1 keeps the motion part's size."""
 
 LATENTS_AT_ONCE = 1
 """Whose decoding is one graph in the low-memory mode; two halve the copying and need 2.5 GB more."""
-DECODES = ("auto", "exact", "exact-low-memory", "windowed", "tiny")
+DECODE_MODES = ("auto", "exact", "exact-low-memory", "windowed", "tiny")
 """`exact` decodes the whole clip in every step (paper), `exact-low-memory` too with its graph in pieces,
 `windowed` a window of it, `tiny` the whole clip with a small decoder.
 """
 _SMALLER = "lower batch_size, the frames, or the width and height"
-LEANER = {
+MEMORY_ADVICE = {
     "exact": "Change decode to 'exact-low-memory', which has the same gradient, or to 'windowed'",
     "exact-low-memory": "Change decode to 'tiny', with the file of a tiny decoder",
     "windowed": "Lower window or context, or change decode to 'tiny', with the file of a tiny decoder",
@@ -39,34 +41,73 @@ LEANER = {
 class MotionSettings:
     """The paper's values, and the choices it leaves open."""
 
-    plan: SparsePlan = MOTION
-    rank: int = 64
-    width: int = 576
-    height: int = 320
-    frames: int = 49
-    mora_weight: float = 1.0
-    """alpha; 0 trains on the temporal loss alone, and decodes nothing."""
-    debias: bool = True
-    """Add MotionDirector's appearance-debiased velocity loss, as the release does."""
-    flow_weight: str = "none"
-    """How L_MoRA counts by noise level: `none` (paper), or `clean`, 2 (1 - sigma) and nothing above sigma
-    0.9.
-    """
-    weighted_velocity: bool = True
-    """Weight the velocity loss by noise level (flow_matching.velocity_weight), as the release trains."""
-    shift: float = 1.0
-    decode: str = "auto"
-    """How a step looks at its pixels, one of DECODES: `auto` chooses `windowed` or `tiny` by free memory."""
-    window: int = 3
-    """Latents whose frames a windowed step compares, at a place drawn anew each time (the release: 6 of the
-    13 that 49 frames have).
-    """
-    context: int = 2
-    """Latents decoded before a window, so that the decoder knows what came before."""
+    plan: SparsePlan = setting(
+        MOTION,
+        "Layers that get the LoRA: the name of a plan, or roles such as v,o,ffn.0,ffn.2. 'motion' is the "
+        "paper's: it leaves room for a subject LoRA.",
+    )
+    rank: int = setting(
+        64,
+        "Rank of the LoRA. Higher holds more detail of the motion, and more of the clip's looks.",
+    )
+    width: int = setting(
+        576,
+        "Width that the clip is resized and cropped to, a multiple of 16. Higher needs more memory.",
+    )
+    height: int = setting(
+        320,
+        "Height that the clip is resized and cropped to, a multiple of 16. Higher needs more memory.",
+    )
+    frames: int = setting(
+        49,
+        "Frames of the clip, 4n+1. More show more of the motion and need more memory and time.",
+    )
+    mora_weight: float = setting(
+        1.0,
+        "Weight of the optical-flow loss (MoRA; alpha in the paper). Higher follows the clip's motion "
+        "more closely; 0 turns it off, and SEA-RAFT and the decoder are then not needed.",
+    )
+    debias: bool = setting(
+        True,
+        "Add MotionDirector's debiased loss, which removes what all frames have in common, so that the "
+        "LoRA learns motion, not appearance. The authors' code does.",
+    )
+    flow_weight: str = setting(
+        "none",
+        "How the flow loss counts by noise level: 'none' counts all levels the same (paper); 'clean' "
+        "counts it less at high noise, where the predicted video is a blur.",
+    )
+    weighted_velocity: bool = setting(
+        True,
+        "Weight the velocity loss by noise level, most in the middle, as the authors train. Off, all "
+        "levels count the same.",
+    )
+    shift: float = setting(
+        1.0,
+        "Shift of the noise levels in training. Higher trains more at high noise, on layout rather than "
+        "detail.",
+    )
+    decode: str = setting(
+        "auto",
+        "How a step decodes the video for the flow loss: 'windowed' a part of it, drawn anew each time; "
+        "'exact' all of it, as in the paper, for more memory and time; 'exact-low-memory' the same in "
+        "less memory, slower; 'tiny' all of it with a small decoder. 'auto' takes 'windowed', or 'tiny' "
+        "where memory is short.",
+    )
+    window: int = setting(
+        3,
+        "Latents (4 frames each) that a 'windowed' step compares. More show longer motions at once and "
+        "need more memory and time. (The authors' code: 6 of the 13 latents of 49 frames.)",
+    )
+    context: int = setting(
+        2,
+        "Latents decoded before a window, to warm up the decoder. More come nearer to 'exact' and need "
+        "more memory and time.",
+    )
 
     def __post_init__(self):
-        if self.decode not in DECODES:
-            raise ValueError(f"decode {self.decode!r} is not known; give one of {', '.join(DECODES)}.")
+        if self.decode not in DECODE_MODES:
+            raise ValueError(f"decode {self.decode!r} is not known; give one of {', '.join(DECODE_MODES)}.")
         for name in ("window", "context"):
             if getattr(self, name) < 1:
                 raise ValueError(
@@ -141,15 +182,15 @@ class MotionObjective:
         settings: MotionSettings,
         decoder: StreamingDecoder | None,
         flow_net: PairFlows | None,
-        stretches: Mapping[str, Sequence[Stretch]] | None = None,
+        windows_by_clip: Mapping[str, Sequence[DecodeWindow]] | None = None,
     ):
-        """Decoder and flow net may be None when mora_weight is 0, and only then. `stretches` are what a step
-        may look at, by clip name, all equally likely; without them it is the whole clip.
+        """Decoder and flow net may be None when mora_weight is 0, and only then. `windows_by_clip` are what a
+        step may look at, by clip name, all equally likely; without them it is the whole clip.
         """
-        self.settings, self.shift, self.stretches = settings, settings.shift, stretches
+        self.settings, self.shift, self.windows_by_clip = settings, settings.shift, windows_by_clip
         self.weights: Mapping[str, float] = {"temporal": 1.0, "mora": settings.mora_weight}
-        self.flow, change = None, LEANER.get(settings.decode) if settings.mora_weight else None
-        self.leaner = f"{change}; or {_SMALLER}." if change else f"{_SMALLER.capitalize()}."
+        self.flow, change = None, MEMORY_ADVICE.get(settings.decode) if settings.mora_weight else None
+        self.memory_advice = f"{change}; or {_SMALLER}." if change else f"{_SMALLER.capitalize()}."
         if settings.mora_weight:
             if decoder is None or flow_net is None:
                 raise ValueError(
@@ -157,7 +198,7 @@ class MotionObjective:
                     "Load both, or set mora_weight to 0 to train on the temporal loss alone."
                 )
             at_once = LATENTS_AT_ONCE if settings.decode == "exact-low-memory" else 0
-            self.flow = FlowObjective(decoder, flow_net, flow_alignment_loss, at_once)
+            self.flow = FlowComparison(decoder, flow_net, flow_alignment_loss, at_once)
 
     def trainables(self) -> dict[str, nn.Parameter]:
         return {}
@@ -188,20 +229,23 @@ class MotionObjective:
         return loss
 
     def _mora(
-        self, flow: FlowObjective, x0: Tensor, batch, sigma: Tensor, generator: torch.Generator
+        self, flow: FlowComparison, x0: Tensor, batch, sigma: Tensor, generator: torch.Generator
     ) -> Tensor:
         """Flow loss times its weight; samples that weigh nothing are not decoded."""
-        stretches = self._drawn(batch.name, x0.shape[2], generator)
+        windows = self._draw_windows(batch.name, x0.shape[2], generator)
         weight = flow_weight(sigma, self.settings.flow_weight).to(x0.dtype)
         counted = weight.nonzero()[:, 0]
         if not len(counted):
             return torch.zeros_like(weight)
-        chosen = [stretches[index] for index in counted.tolist()]
-        loss = streamed_loss(x0[counted], batch.reference_flow[counted], flow, chosen)
+        chosen = [windows[index] for index in counted.tolist()]
+        loss = streamed_flow_loss(x0[counted], batch.reference_flow[counted], flow, chosen)
         return torch.zeros_like(weight).index_put((counted,), weight[counted] * loss.to(weight))
 
-    def _drawn(self, names: Sequence[str], latents: int, generator: torch.Generator) -> list[Stretch]:
-        """For each sample one of its clip's stretches, all equally likely."""
-        choices = [self.stretches[name] if self.stretches else whole_clip(latents) for name in names]
+    def _draw_windows(
+        self, names: Sequence[str], latents: int, generator: torch.Generator
+    ) -> list[DecodeWindow]:
+        """Draw one of its clip's windows for each sample, all equally likely."""
+        by_clip = self.windows_by_clip or {}
+        choices = [by_clip.get(name) or whole_clip_window(latents) for name in names]
         drawn = torch.rand(len(names), generator=generator).tolist()
         return [some[int(place * len(some))] for some, place in zip(choices, drawn, strict=True)]

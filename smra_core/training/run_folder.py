@@ -15,7 +15,7 @@ from typing import Any, TextIO
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..storage.atomic_write import replacing
+from ..storage.atomic_write import atomic_write
 from .state import TrainState
 
 log = logging.getLogger("smrabooth")
@@ -40,7 +40,7 @@ class RunFolder:
         self.path = Path(root) / f"{name}-{self.fingerprint[:12]}"
         self._saved: int | None = None
         self.path.mkdir(parents=True, exist_ok=True)
-        with replacing(self.path / ABOUT) as draft:
+        with atomic_write(self.path / ABOUT) as draft:
             draft.write_text(text, encoding="utf-8")
 
     @contextmanager
@@ -67,7 +67,7 @@ class RunFolder:
 
     def finish(self, steps: int) -> None:
         """Say that the LoRA of this many steps is written."""
-        with replacing(self.path / FINISHED) as draft:
+        with atomic_write(self.path / FINISHED) as draft:
             draft.write_text(str(steps))
 
     def restore(self, state: TrainState) -> None:
@@ -91,9 +91,9 @@ class RunFolder:
             return
         current = self.path / STATE
         if current.is_file():
-            with replacing(self.path / PREVIOUS) as draft:
+            with atomic_write(self.path / PREVIOUS) as draft:
                 _link_or_copy(current, draft)
-        with replacing(current) as draft:
+        with atomic_write(current) as draft:
             save_file(state.tensors(), draft)
         self._saved = state.step
 
@@ -116,7 +116,7 @@ class RunFolder:
             header, *rows = list(csv.reader(file)) or [[]]
         # A kill can leave the last line cut short.
         whole = [row for row in rows if len(row) == len(header) and row[0].isdigit() and int(row[0]) <= step]
-        with replacing(path) as draft, open(draft, "w", newline="", encoding="utf-8") as file:
+        with atomic_write(path) as draft, open(draft, "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([header, *whole])
 
 
@@ -151,3 +151,10 @@ def _try_lock(file: TextIO) -> bool:
     except OSError as error:
         log.warning("%s cannot be locked (%s); start no second run of the same.", file.name, error)
     return True
+
+
+def read_losses(path: str | Path) -> dict[str, list[float]]:
+    """Columns of a run's losses.csv: `step`, `total` and each named loss."""
+    with open(path, newline="", encoding="utf-8") as file:
+        header, *rows = list(csv.reader(file))
+    return {name: [float(row[i]) for row in rows] for i, name in enumerate(header)}

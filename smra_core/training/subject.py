@@ -1,29 +1,27 @@
 """From a subject folder to a subject LoRA: encode once, free the encoders, train, save."""
 
-from __future__ import annotations
-
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..data.subject_set import SubjectImage
 from ..encoders.dinov2 import load_dinov2
-from ..storage.content_hash import identity
-from ..storage.on_demand import on_demand
-from ..storage.tensor_cache import content_hash
+from ..encoders.sam import load_sam, subject_mask
+from ..storage.content_hash import content_hash, weights_fingerprint
+from ..storage.on_demand import loaded_on_first_use
+from .backend import Backend
 from .job import TrainedLora, TrainingJob, run_job
 from .sura import SubjectObjective, SubjectSample, SubjectSettings, mask_to_latent
 from .trainer import StepInfo, TrainSettings
 
-if TYPE_CHECKING:  # it needs diffusers, which ComfyUI does without
-    from ..standalone.backend import Workplace
+log = logging.getLogger("smrabooth")
 
 
 def train_subject(
-    workplace: Workplace,
+    backend: Backend,
     images: Sequence[SubjectImage],
     dinov2: Path | None,
     settings: SubjectSettings,
@@ -42,35 +40,35 @@ def train_subject(
             "sura_weight to 0 to train on the region loss alone."
         )
     dinov2 = dinov2 if settings.sura_weight else None
-    samples = prepare_subject(workplace, images, dinov2)
+    samples = prepare_subject(backend, images, dinov2)
     job = TrainingJob(
         "subject", name, settings, train, samples, [image.caption for image in images],
-        make_objective=lambda: _objective(workplace, samples[0], settings, train.seed),
+        load_objective=lambda: _objective(backend, samples[0], settings, train.seed),
     )  # fmt: skip
-    return run_job(workplace, job, on_step)
+    return run_job(backend, job, on_step)
 
 
 def _objective(
-    workplace: Workplace, sample: SubjectSample, settings: SubjectSettings, seed: int
+    backend: Backend, sample: SubjectSample, settings: SubjectSettings, seed: int
 ) -> SubjectObjective:
-    objective = SubjectObjective(settings, workplace.spec().dim, sample.features.shape[-1], seed)
-    objective.projector.to(workplace.device)
+    objective = SubjectObjective(settings, backend.spec.dim, sample.features.shape[-1], seed)
+    objective.projector.to(backend.device)
     return objective
 
 
 def prepare_subject(
-    workplace: Workplace, images: Sequence[SubjectImage], dinov2: Path | None
+    backend: Backend, images: Sequence[SubjectImage], dinov2: Path | None
 ) -> list[SubjectSample]:
     """All that training needs of the images, each encoder loaded at most once and freed before the next.
 
     Without a teacher the features are empty.
     """
     masks = [_mask_of(image) for image in images]  # first, as a missing mask is refused
-    contexts = workplace.contexts([image.caption for image in images])
-    latents = workplace.latents([image.pixels[None] for image in images])
+    contexts = backend.encode_captions([image.caption for image in images])
+    latents = backend.encode_clips([image.pixels[None] for image in images])
     features = [torch.zeros(0, 1)] * len(images)
     if dinov2 is not None:
-        features = patch_features(workplace, [image.pixels for image in images], dinov2)
+        features = patch_features(backend, [image.pixels for image in images], dinov2)
     return [
         SubjectSample(image.name, z, contexts[image.caption], mask, feature)
         for image, z, mask, feature in zip(images, latents, masks, features, strict=True)
@@ -83,16 +81,50 @@ def _mask_of(image: SubjectImage) -> Tensor:
     return mask_to_latent(image.mask_px)
 
 
-def patch_features(workplace: Workplace, pictures: Sequence[Tensor], dinov2: Path) -> list[Tensor]:
+def patch_features(backend: Backend, pictures: Sequence[Tensor], dinov2: Path) -> list[Tensor]:
     """DINOv2's patch features `N D` of each picture `3 H W` in [0, 1]."""
-    weights = identity(dinov2)
-    with on_demand(lambda: load_dinov2(dinov2, workplace.device)) as teacher:
+    weights = weights_fingerprint(dinov2)
+    with loaded_on_first_use(lambda: load_dinov2(dinov2, backend.device)) as teacher:
 
         def encode(picture: Tensor) -> Tensor:
             def compute() -> dict[str, Tensor]:
-                return {"features": teacher().patch_features(picture[None].to(workplace.device))[0].cpu()}
+                return {"features": teacher().patch_features(picture[None].to(backend.device))[0].cpu()}
 
             key = {"dinov2": weights, "picture": content_hash(picture)}
-            return workplace.cache.get_or_compute("dinov2", key, compute)["features"]
+            return backend.cache.get_or_compute("dinov2", key, compute)["features"]
 
         return [encode(picture) for picture in pictures]
+
+
+def find_missing_masks(
+    images: Sequence[SubjectImage], sam: Path | None, backend: Backend
+) -> list[SubjectImage]:
+    """Return the images, each with a mask; SAM is loaded only for masks that are not in the cache.
+
+    SAM takes the large, central, stable object in each picture. ValueError when a mask is missing and no SAM
+    file is given.
+    """
+    missing = [image.name for image in images if image.mask_px is None]
+    if missing and sam is None:
+        raise ValueError(
+            f"{len(missing)} pictures have no mask or an empty one, first {missing[0]}. Give masks that are "
+            "white on the subject, or give SAM's weights (--sam FILE, or the sam input), which finds the "
+            "subject at the center."
+        )
+    weights = weights_fingerprint(sam) if missing and sam else ""
+    with loaded_on_first_use(lambda: load_sam(sam).to(backend.device)) as model:
+
+        def with_mask(image: SubjectImage) -> SubjectImage:
+            if image.mask_px is not None:
+                return image
+
+            def compute() -> dict[str, Tensor]:
+                return {"mask": subject_mask(model(), image.pixels.to(backend.device))}
+
+            key = {"sam": weights, "picture": content_hash(image.pixels)}
+            mask = backend.cache.get_or_compute("mask", key, compute)["mask"]
+            share = 100 * mask.mean().item()
+            log.info("%s: SAM found a subject on %.0f %% of the picture.", image.name, share)
+            return image._replace(mask_px=mask)
+
+        return [with_mask(image) for image in images]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..lora.plan import SUBJECT, SparsePlan
 from ..wan.flow_matching import add_noise, velocity_target, velocity_weight
 from ..wan.interfaces import Denoiser
+from ..wan.settings import setting
 from ..wan.spec import SPATIAL_STRIDE
 
 
@@ -23,18 +24,45 @@ from ..wan.spec import SPATIAL_STRIDE
 class SubjectSettings:
     """The paper's values, and the choices it leaves open."""
 
-    plan: SparsePlan = SUBJECT
-    rank: int = 32
-    width: int = 512
-    height: int = 512
-    sura_weight: float = 0.05
-    """lambda; 0 trains on the region loss alone."""
-    align_block: int = 0
-    """Block whose output is aligned: the first (paper). The authors' release uses 2."""
-    projector_width: int = 2048
-    weighted_velocity: bool = True
-    """Weight the velocity loss by noise level (flow_matching.velocity_weight), as the release trains."""
-    shift: float = 1.0
+    plan: SparsePlan = setting(
+        SUBJECT,
+        "Layers that get the LoRA: the name of a plan, or roles such as q,k,ffn.0. 'subject' is the "
+        "paper's: it leaves room for a motion LoRA.",
+    )
+    rank: int = setting(32, "Rank of the LoRA. Higher holds more detail and makes a larger file.")
+    width: int = setting(
+        512,
+        "Width that pictures are resized and cropped to, a multiple of 16. Higher needs more memory.",
+    )
+    height: int = setting(
+        512,
+        "Height that pictures are resized and cropped to, a multiple of 16. Higher needs more memory.",
+    )
+    sura_weight: float = setting(
+        0.05,
+        "Weight of the DINOv2 alignment loss (SuRA; lambda in the paper). Higher keeps the subject's "
+        "identity more strictly; 0 turns it off, and DINOv2 is then not needed.",
+    )
+    align_block: int = setting(
+        0,
+        "Block whose output is aligned with DINOv2. Higher lets more blocks learn from the alignment; the "
+        "paper's is 0, the authors' code uses 2.",
+    )
+    projector_width: int = setting(
+        2048,
+        "Width of the small network between the model and DINOv2, used in training only. Higher makes the "
+        "alignment easier and asks less of the LoRA.",
+    )
+    weighted_velocity: bool = setting(
+        True,
+        "Weight the velocity loss by noise level, most in the middle, as the authors train. Off, all "
+        "levels count the same.",
+    )
+    shift: float = setting(
+        1.0,
+        "Shift of the noise levels in training. Higher trains more at high noise, on layout rather than "
+        "detail.",
+    )
 
 
 class SubjectSample(NamedTuple):
@@ -103,16 +131,10 @@ def projector(dim: int, feature_dim: int, width: int, generator: torch.Generator
     return nn.Sequential(*layers[:-1])
 
 
-def projector_parameters(dim: int, feature_dim: int, width: int) -> int:
-    """How many the projector of these sizes has."""
-    sizes = [dim, width, width, feature_dim]
-    return sum((inputs + 1) * outputs for inputs, outputs in zip(sizes, sizes[1:], strict=False))
-
-
 class SubjectObjective:
     """Region loss and SuRA; the projector is trained beside the LoRA and thrown away after."""
 
-    leaner = "Lower batch_size, or the width and height."
+    memory_advice = "Lower batch_size, or the width and height."
 
     def __init__(self, settings: SubjectSettings, dim: int, feature_dim: int, seed: int = 0):
         self.settings, self.shift = settings, settings.shift
@@ -128,9 +150,9 @@ class SubjectObjective:
     ) -> dict[str, Tensor]:
         """Per-sample losses of a collated batch of SubjectSample."""
         aligned = self.settings.sura_weight != 0
-        tap = self.settings.align_block if aligned else None
+        token_block = self.settings.align_block if aligned else None
         noisy = add_noise(batch.latents, noise, sigma)
-        velocity, tokens = denoiser.velocity(noisy, sigma, batch.context, tap)
+        velocity, tokens = denoiser.velocity(noisy, sigma, batch.context, token_block)
         region = region_loss(velocity, velocity_target(batch.latents, noise), batch.mask_latent)
         if self.settings.weighted_velocity:
             region = region * velocity_weight(sigma, self.settings.shift)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..lora.adapter import Injection, Lora, injected
 from ..wan.flow_matching import sample_training_sigma
 from ..wan.interfaces import Denoiser
+from ..wan.settings import setting
 from .run_folder import RunFolder
 from .state import TrainState
 
@@ -28,7 +29,7 @@ class Objective(Protocol):
     """Of each named loss in the total."""
     shift: float
     """Of the training noise levels; 1 is uniform."""
-    leaner: str
+    memory_advice: str
     """What to change when memory runs out, as a sentence."""
 
     def trainables(self) -> dict[str, nn.Parameter]:
@@ -46,19 +47,37 @@ class Objective(Protocol):
 class TrainSettings:
     """How long and how fast to train."""
 
-    steps: int = 1000
-    batch_size: int = 1
-    accumulate: int = 2
-    """Batches that one optimiser step averages over."""
-    learning_rate: float = 1e-4
-    weight_decay: float = 0.01
-    grad_clip: float = 1.0
-    """Largest norm of all gradients together; 0 clips nothing."""
-    seed: int = 0
-    save_every: int = 50
-    """Steps between saved states."""
-    save_minutes: float = 5.0
-    """The state is saved after so much time, too: what a hard kill can cost where steps are slow."""
+    steps: int = setting(
+        1000,
+        "Training steps. More fit the data more closely, in the end too closely; raising it later extends "
+        "the run.",
+    )
+    batch_size: int = setting(
+        1,
+        "Samples that go through the model at once. More give steadier steps and need more memory.",
+    )
+    accumulate: int = setting(
+        2,
+        "Batches that one step averages over. More give steadier steps and need more time.",
+    )
+    learning_rate: float = setting(
+        1e-4,
+        "Size of a step. Higher learns faster, and too high breaks the model; the paper's is 1e-4.",
+    )
+    weight_decay: float = setting(
+        0.01,
+        "AdamW's weight decay. Higher values keep the LoRA weaker and forget details.",
+    )
+    grad_clip: float = setting(1.0, "Gradient norm above which a step is scaled down. 0 turns clipping off.")
+    seed: int = setting(0, "Random seed. Changing it starts a new run.")
+    save_every: int = setting(
+        50,
+        "Steps between two saved states. Raising it writes less often; a hard kill then loses more steps.",
+    )
+    save_minutes: float = setting(
+        5.0,
+        "Minutes after which the state is saved in any case. Raising it risks more work on slow cards.",
+    )
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "accumulate", "save_every"):
@@ -136,7 +155,7 @@ def train_lora(
                     on_step(info)
     except torch.OutOfMemoryError as error:
         raise torch.OutOfMemoryError(
-            f"Out of memory in step {state.step + 1}; the steps before are kept. {objective.leaner}"
+            f"Out of memory in step {state.step + 1}; the steps before are kept. {objective.memory_advice}"
         ) from error
     finally:
         if run is not None and state.step and not applying:

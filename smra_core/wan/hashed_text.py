@@ -13,7 +13,7 @@ TOKENS = 12
 
 
 class HashedText:
-    """Text encoder of the miniature (protocol: backbone.TextEncoder); the same words give the same
+    """Text encoder of the miniature (protocol: wan.interfaces.TextEncoder); the same words give the same
     numbers.
     """
 

@@ -26,12 +26,12 @@ class Denoiser(Protocol):
         ...
 
     def velocity(
-        self, noisy_latents: Tensor, sigma: Tensor, context: Tensor, tap: int | None = None
+        self, noisy_latents: Tensor, sigma: Tensor, context: Tensor, token_block: int | None = None
     ) -> Prediction:
         """Predict the velocity of latents `B 16 f h w` at sigma `B`, given text context `B T 4096`.
 
-        `tap` is the block whose output tokens are wanted (0: the first). Gradients flow to adapters and to
-        the latents; blocks are checkpointed when the model was asked to be.
+        `token_block` is the block whose output tokens are wanted (0: the first). Gradients flow to adapters
+        and to the latents; blocks are checkpointed when the model was asked to be.
         """
         ...
 

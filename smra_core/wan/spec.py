@@ -136,3 +136,14 @@ def token_grid(latent_shape: torch.Size | tuple[int, ...]) -> tuple[int, int, in
     """Tokens along t, y, x for latents `(..., f, h, w)`; tokens are laid out row-major in that order."""
     f, h, w = latent_shape[-3:]
     return f // PATCH[0], h // PATCH[1], w // PATCH[2]
+
+
+def latent_shape(frames: int, width: int, height: int) -> tuple[int, int, int, int]:
+    """Return the shape `16 f h w` of the latents of a clip; ValueError unless frames = 4n+1."""
+    return LATENT_CHANNELS, latent_frames(frames), height // SPATIAL_STRIDE, width // SPATIAL_STRIDE
+
+
+def count_tokens(frames: int, width: int, height: int) -> int:
+    """Return the number of tokens that the DiT sees of a clip."""
+    f, h, w = token_grid(latent_shape(frames, width, height))
+    return f * h * w

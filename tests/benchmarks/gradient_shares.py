@@ -16,9 +16,8 @@ from torch import Tensor
 from smra_core.lora.adapter import Injection, Lora, init_lora, injected
 from smra_core.miniature.bench.run import Bench, open_bench
 from smra_core.miniature.small_settings import MOTION, SUBJECT
+from smra_core.miniature.weight_paths import DINOV2_FILE, SEA_RAFT_FILE
 from smra_core.miniature.world.scenes import HELD_OUT_MOTIONS, HELD_OUT_SUBJECTS
-from smra_core.standalone.model_files import MINIATURE
-from smra_core.teacher_files import teacher_file
 from smra_core.training.motion import load_objective, prepare_motion
 from smra_core.training.subject import prepare_subject
 from smra_core.training.sura import SubjectObjective
@@ -43,7 +42,7 @@ def shares(
     generator = torch.Generator().manual_seed(0)
     parameters = started(lora, generator)
     batch = collate(samples)
-    with bench.workplace.denoiser_for_training() as denoiser, injected(denoiser.linears(), Injection(lora)):
+    with bench.backend.denoiser_for_training() as denoiser, injected(denoiser.linears(), Injection(lora)):
         for level in range(LEVELS):
             sigma = torch.full((len(samples),), (level + 0.5) / LEVELS)
             noise = torch.randn(batch.latents.shape, generator=generator)
@@ -66,16 +65,16 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         bench = open_bench(Path(folder))
-        place, spec = bench.workplace, bench.workplace.spec()
+        place, spec = bench.backend, bench.backend.spec
         draw = torch.Generator().manual_seed(0)
         for subject in HELD_OUT_SUBJECTS:
             pictures = bench.images(subject)
-            samples = prepare_subject(place, pictures, teacher_file("dinov2", None, MINIATURE))
+            samples = prepare_subject(place, pictures, DINOV2_FILE)
             objective = SubjectObjective(SUBJECT, spec.dim, samples[0].features.shape[-1])
             lora = init_lora(spec, SUBJECT.plan, SUBJECT.rank, draw)
             show("SuRA", subject, list(shares(bench, objective, lora, samples, "region", "sura")))
         for motion in HELD_OUT_MOTIONS:
-            flow = teacher_file("sea_raft", None, MINIATURE)
+            flow = SEA_RAFT_FILE
             sample = prepare_motion(place, bench.clip(motion), flow)
             objective = load_objective(place, flow, MOTION, [sample])
             lora = init_lora(spec, MOTION.plan, MOTION.rank, draw)

@@ -22,10 +22,10 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
 from smra_core.decoding import flow_gradient as pixel_gradient
 from smra_core.decoding import windows as decode_windows
-from smra_core.decoding.flow_gradient import FlowObjective, streamed_loss
+from smra_core.decoding.flow_gradient import FlowComparison, streamed_flow_loss
 from smra_core.decoding.tiny_decoder import TinyDecoder
-from smra_core.decoding.wan_decoder import FrozenDecoder, unwhitened
-from smra_core.decoding.windows import warm_stretches, whole_clip
+from smra_core.decoding.wan_decoder import WanVideoDecoder
+from smra_core.decoding.windows import warm_windows, whole_clip_window
 from smra_core.encoders.sea_raft import SeaRaft
 from smra_core.encoders.sea_raft_config import SEA_RAFT_M
 from smra_core.lora.adapter import Injection, init_lora, injected
@@ -33,7 +33,7 @@ from smra_core.lora.plan import SUBJECT
 from smra_core.standalone.diffusers_wan import DiffusersDenoiser
 from smra_core.training.decode_choice import estimate
 from smra_core.training.mora import (
-    DECODES,
+    DECODE_MODES,
     LATENTS_AT_ONCE,
     MotionSettings,
     flow_alignment_loss,
@@ -41,6 +41,7 @@ from smra_core.training.mora import (
 )
 from smra_core.training.sura import SubjectSettings, projector, region_loss, sura_loss
 from smra_core.wan.flow_matching import x0_from_velocity
+from smra_core.wan.latents import denormalize
 from smra_core.wan.spec import WAN_1_3B, latent_frames
 from tests.benchmarks.meters import Count, counted
 
@@ -103,7 +104,7 @@ class Step:
         def step():
             with injected(denoiser.linears(), Injection(lora)):
                 velocity, tokens = denoiser.velocity(
-                    noisy, sigma, context, tap=0 if plan is SUBJECT else None
+                    noisy, sigma, context, token_block=0 if plan is SUBJECT else None
                 )
                 loss(noisy, velocity, tokens).mean().backward()
             for pair in lora.values():
@@ -132,26 +133,26 @@ class Step:
         reference = self.reference()[0]
 
         def mora(x0):
-            pixels = self.vae.decode(unwhitened(x0).to(self.dtype)).sample
+            pixels = self.vae.decode(denormalize(x0).to(self.dtype)).sample
             frames = (pixels[0].transpose(0, 1).float() + 1) * 127.5
             flow = self.flow_net.pair_flows(frames, pairs_per_chunk=len(frames))
             return flow_alignment_loss(flow, reference)
 
         return self.motion(mora, checkpoint=False)
 
-    def streamed(self, decoder, stretch=None, at_once=0, shrink=1):
-        objective = FlowObjective(decoder, self.flow_net.pair_flows, flow_alignment_loss, at_once)
+    def streamed(self, decoder, window=None, at_once=0, shrink=1):
+        objective = FlowComparison(decoder, self.flow_net.pair_flows, flow_alignment_loss, at_once)
         reference = self.reference(shrink)
-        stretch = stretch or whole_clip(self.latents)[0]
+        window = window or whole_clip_window(self.latents)[0]
 
-        return self.motion(lambda x0: streamed_loss(x0, reference, objective, [stretch]))
+        return self.motion(lambda x0: streamed_flow_loss(x0, reference, objective, [window]))
 
     def windowed(self, recompute):
         """The most costly window: one in the middle, with all of its context."""
-        decoder = FrozenDecoder.of(self.vae, recompute)
+        decoder = WanVideoDecoder.of(self.vae, recompute)
         reference = self.random(*self.shape[1:])
         return self.streamed(
-            decoder, warm_stretches(reference, decoder, self.settings.window, self.settings.context)[-1]
+            decoder, warm_windows(reference, decoder, self.settings.window, self.settings.context)[-1]
         )
 
     def subject(self, aligned):
@@ -174,11 +175,11 @@ CASES = {
     "naive": ("one graph, nothing recomputed", lambda step: step.naive()),
     "exact": (
         "whole clip, blocks recomputed by half",
-        lambda step: step.streamed(FrozenDecoder.of(step.vae, recompute=True)),
+        lambda step: step.streamed(WanVideoDecoder.of(step.vae, recompute=True)),
     ),
     "exact-low-memory": (
         f"whole clip, graph of {LATENTS_AT_ONCE} latent at a time, states in host memory",
-        lambda step: step.streamed(FrozenDecoder.of(step.vae), at_once=LATENTS_AT_ONCE),
+        lambda step: step.streamed(WanVideoDecoder.of(step.vae), at_once=LATENTS_AT_ONCE),
     ),
     "windowed": ("window, nothing recomputed", lambda step: step.windowed(recompute=False)),
     "windowed-recompute": ("window, blocks recomputed by half", lambda step: step.windowed(recompute=True)),
@@ -200,7 +201,7 @@ def settings_of(args):
 def prepare_for_meta():
     """What the meta device has no notion of: states that wait in host memory, and autocast."""
     # Memory that is never written costs nothing.
-    decode_windows.put_away = pixel_gradient.put_away = lambda past: (
+    decode_windows.offload = pixel_gradient.offload = lambda past: (
         past and tuple(torch.empty_like(t, device="cpu") for t in past)
     )
     torch.autocast = lambda *args, **options: nullcontext()
@@ -266,7 +267,7 @@ def table(rows, base, args):
 def estimated(name, args, peak):
     """What the preflight says of the same step, and by how much that differs."""
     decode = name.removesuffix("-recompute")
-    if decode not in DECODES:
+    if decode not in DECODE_MODES:
         return "-"
     settings = settings_of(args)
     recompute = decode == "exact" or decode != name

@@ -21,10 +21,9 @@ import conftest  # noqa: E402, F401  (makes the host and the pack importable)
 import tiny_wan  # noqa: E402
 import torch  # noqa: E402
 from smrabooth_pack.nodes.patching.apply_loras import apply_loras  # noqa: E402
-from smrabooth_pack.nodes.patching.call_time_swap import CallTimeSwap, ScheduledLora  # noqa: E402
-from smrabooth_pack.smra_core.lora.adapter import LoraPair  # noqa: E402
-from smrabooth_pack.smra_core.lora.plan import Strengths, TPointSchedule  # noqa: E402
-from smrabooth_pack.smra_core.lora.schedule import SparseSchedule  # noqa: E402
+from smrabooth_pack.nodes.patching.call_time_swap import CallTimeSwap  # noqa: E402
+from smrabooth_pack.smra_core.lora.adapter import LoraPair, replaced_forwards  # noqa: E402
+from smrabooth_pack.smra_core.lora.schedule import ScheduledLora, Strengths, StrengthSchedule, TPoint  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 tiny_wan.DIM, tiny_wan.FFN = 1536, 8960
@@ -58,7 +57,7 @@ def arms(model) -> dict:
 
     def ours(subject: Strengths, motion: Strengths):
         scheduled = [ScheduledLora(both["subject"], subject), ScheduledLora(both["motion"], motion)]
-        return apply_loras(model, scheduled, SparseSchedule(0.7)).model
+        return apply_loras(model, scheduled, StrengthSchedule(0.7)).model
 
     return {
         "stock, merged": stock,
@@ -94,11 +93,11 @@ def swap_seconds() -> tuple[float, int, int]:
             text_dim=tiny_wan.TEXT_DIM, operations=comfy.ops.disable_weight_init,
         )  # fmt: skip
     lora = pairs("subject")
-    swap = CallTimeSwap([ScheduledLora(lora, SWITCHED)], lambda _: TPointSchedule(0.7))
+    swap = CallTimeSwap([ScheduledLora(lora, SWITCHED)], lambda _: TPoint(0.7))
     state = swap._state(holder)
     started = time.process_time()
     for _ in range(SWAPS):
-        with state.swapped(holder):
+        with replaced_forwards(state.replacements(holder)):
             pass
     seconds = (time.process_time() - started) / SWAPS
     return seconds, len(lora), sum(2 * (pair.a.numel() + pair.b.numel()) for pair in lora.values())

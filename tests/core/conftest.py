@@ -42,14 +42,14 @@ class ToyDenoiser(nn.Module):
         inner = self.named[f"blocks/{index}/ffn/0"](x)
         return x + self.named[f"blocks/{index}/ffn/2"](F.gelu(inner))
 
-    def velocity(self, noisy_latents, sigma, context, tap=None):
+    def velocity(self, noisy_latents, sigma, context, token_block=None):
         f, h, w = noisy_latents.shape[-3:]
         x = rearrange(noisy_latents, "b c f (h p) (w q) -> b (f h w) (c p q)", p=2, q=2)
         x = self.embed(x) + self.time(sigma.to(x.dtype)[:, None])[:, None]
         context, tokens = self.text(context.to(x.dtype)), None
         for index in range(self.spec.blocks):
             x = self.block(index, x, context)
-            tokens = x if index == tap else tokens
+            tokens = x if index == token_block else tokens
         shape = dict(f=f, h=h // 2, w=w // 2, p=2, q=2)
         velocity = rearrange(self.head(x), "b (f h w) (c p q) -> b c f (h p) (w q)", **shape)
         return Prediction(velocity, tokens)

@@ -15,9 +15,10 @@ from smra_core.data.video import read_video, write_video
 from smra_core.encoders.dinov2_files import DinoV2Config
 from smra_core.encoders.sea_raft import SeaRaft, save_sea_raft
 from smra_core.encoders.sea_raft_config import SEA_RAFT_MINIATURE
-from smra_core.lora.plan import ALL_LAYERS, MOTION, SUBJECT, Strengths, TPointSchedule
+from smra_core.lora.plan import ALL_LAYERS, MOTION, SUBJECT
 from smra_core.lora.reader import load_lora
-from smra_core.standalone.model_files import BackboneFiles
+from smra_core.lora.schedule import Strengths, TPoint
+from smra_core.standalone.model_files import WanFiles
 from smra_core.training import motion as motion_training
 from smra_core.training import subject as subject_training
 from smra_core.training.mora import MotionSettings
@@ -106,7 +107,7 @@ def test_training_writes_loras_of_the_papers_plans(subject, motion):
         (motion, "motion", MOTION, "a person is vvt walking", 12),
     ):
         loaded = load_lora(path)
-        assert (loaded.metadata.role, loaded.metadata.plan) == (role, str(plan))
+        assert (loaded.metadata.purpose, loaded.metadata.plan) == (role, str(plan))
         assert loaded.metadata.captions == (caption,) and len(loaded.lora) == count
         assert all(pair.b.any() and plan.includes(name) for name, pair in loaded.lora.items())
 
@@ -137,7 +138,7 @@ def loads(monkeypatch):
         monkeypatch.setattr(owner, name, loading)
 
     for kind in ("denoiser", "codec", "text"):
-        watch(BackboneFiles, f"load_{kind}", kind)
+        watch(WanFiles, f"load_{kind}", kind)
     watch(subject_training, "load_dinov2", "dinov2")
     watch(motion_training, "load_sea_raft", "sea_raft")
     return seen
@@ -175,14 +176,14 @@ def test_a_plan_keeps_a_part_of_a_lora(world, subject):
     whole = world.sample("whole.mp4", "--subject", subject, "--subject-strength", 1)
     part = world.sample("part.mp4", "--subject", subject, "--subject-strength", 1, "--subject-plan", "ffn.0")
     assert whole != part
-    with pytest.raises(ValueError, match="Plan v leaves none of the LoRA's 10 modules"):
-        cli.sparse_lora(load_lora(subject).lora, ALL_LAYERS.parse("v"))
+    with pytest.raises(ValueError, match="Plan v leaves none of the 10 modules of"):
+        cli.restrict(load_lora(subject).lora, ALL_LAYERS.parse("v"))
 
 
 def test_inspect_says_what_is_in_a_file(subject):
     printed = run("inspect", subject)
     lines = [line.split() for line in printed.splitlines()]
-    assert ["role", "subject"] in lines and ["rank", "2"] in lines and ["modules", "10"] in lines
+    assert ["purpose", "subject"] in lines and ["rank", "2"] in lines and ["modules", "10"] in lines
     assert "q,k,ffn.0 (subject)" in printed
     assert [line[:2] for line in lines if line[:1] in (["q"], ["k"], ["ffn.0"])] == [
         ["q", "4"], ["k", "4"], ["ffn.0", "2"],
@@ -204,15 +205,15 @@ def parsed(*arguments):
 
 def test_options_left_out_are_the_papers_settings():
     subject, motion, sample = parsed("train-subject", "x"), parsed("train-motion", "x"), parsed("sample", "x")
-    assert cli.settings_from(subject, SubjectSettings, cli.SUBJECT_HELP) == SubjectSettings()
-    assert cli.settings_from(motion, MotionSettings, cli.MOTION_HELP) == MotionSettings()
-    assert cli.settings_from(motion, TrainSettings, cli.TRAIN_HELP) == TrainSettings()
-    assert cli.settings_from(sample, SamplingSettings, cli.SAMPLE_HELP) == SamplingSettings()
+    assert cli.settings_from(subject, SubjectSettings) == SubjectSettings()
+    assert cli.settings_from(motion, MotionSettings) == MotionSettings()
+    assert cli.settings_from(motion, TrainSettings) == TrainSettings()
+    assert cli.settings_from(sample, SamplingSettings) == SamplingSettings()
     assert (subject.rank, subject.sura_weight, subject.width) == (32, 0.05, 512)
     assert (motion.rank, motion.mora_weight, motion.learning_rate) == (64, 1.0, 1e-4)
     assert (motion.width, motion.height, motion.frames) == (576, 320, 49)
     assert (sample.steps, sample.width, sample.height, sample.frames, sample.fps) == (50, 832, 480, 49, 15)
-    assert sample.t_point == TPointSchedule(0.7) and sample.motion_strength == Strengths(1.0, 1.0)
+    assert sample.t_point == TPoint(0.7) and sample.motion_strength == Strengths(1.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -251,8 +252,8 @@ def fails(capsys, *arguments):
 def test_bad_input_gives_one_line_that_names_it(world, tmp_path, capsys):
     wan = [*world.wan["native"], "--out", tmp_path]
     assert "nowhere.safetensors is not a file" in fails(capsys, "inspect", tmp_path / "nowhere.safetensors")
-    assert "needs the weights of dinov2" in fails(capsys, "train-subject", world.dog, *wan)
-    assert "needs the weights of sea_raft" in fails(capsys, "train-motion", world.walk, *wan)
+    assert "needs the weights of DINOv2" in fails(capsys, "train-subject", world.dog, *wan)
+    assert "needs the weights of SEA-RAFT" in fails(capsys, "train-motion", world.walk, *wan)
     missing = fails(capsys, "train-motion", world.walk, "--sea-raft", tmp_path / "none.pth", *wan)
     assert "none.pth is not a file" in missing
     (tmp_path / "bare").mkdir()

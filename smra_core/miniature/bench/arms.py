@@ -2,14 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-from ...lora.plan import (
-    ALL_LAYERS,
-    MOTION_WITHOUT_FFN_0,
-    SUBJECT_STRENGTHS,
-    SUBJECT_WITHOUT_FFN_0,
-    Strengths,
-    TPointSchedule,
-)
+from ...lora.plan import ALL_LAYERS, MOTION_WITHOUT_FFN_0, SUBJECT_WITHOUT_FFN_0
+from ...lora.schedule import SUBJECT_STRENGTHS, Strengths, TPoint
 from ...training.mora import MotionSettings
 from ...training.sura import SubjectSettings
 from ..small_settings import MOTION, SUBJECT
@@ -22,34 +16,34 @@ T_POINT_STEPS = 50
 
 
 @dataclass(frozen=True)
-class BenchArm:
+class BenchVariant:
     """One row of the bench's table; a change of one thing against SMRABooth."""
 
     name: str
     subject: SubjectSettings | None = SUBJECT
     motion: MotionSettings | None = MOTION
     strengths: Strengths = SUBJECT_STRENGTHS
-    t_point: TPointSchedule = TPointSchedule()
+    t_point: TPoint = TPoint()
 
 
-def at_step(step: int) -> TPointSchedule:
-    return TPointSchedule.from_step(step, T_POINT_STEPS)
+def at_step(step: int) -> TPoint:
+    return TPoint.from_step(step, T_POINT_STEPS)
 
 
 _PLAIN_SUBJECT = replace(SUBJECT, plan=ALL_LAYERS, sura_weight=0.0)
 _PLAIN_MOTION = replace(MOTION, plan=ALL_LAYERS, mora_weight=0.0)
 ARMS = (
-    BenchArm("base, no LoRA", None, None),
-    BenchArm("plain LoRAs", _PLAIN_SUBJECT, _PLAIN_MOTION, Strengths.constant(SUBJECT_STRENGTHS.late)),
-    BenchArm("SMRABooth (T_point 15)"),
-    BenchArm("without SuRA", replace(SUBJECT, sura_weight=0.0)),
-    BenchArm("SuRA at 100 times its weight", replace(SUBJECT, sura_weight=100 * SUBJECT.sura_weight)),
-    BenchArm("without MoRA", motion=replace(MOTION, mora_weight=0.0)),
-    BenchArm("MoRA at 10 times its weight", motion=replace(MOTION, mora_weight=10 * MOTION.mora_weight)),
-    BenchArm("all-layer injection", replace(SUBJECT, plan=ALL_LAYERS), replace(MOTION, plan=ALL_LAYERS)),
-    BenchArm("subject without FFN.0", replace(SUBJECT, plan=SUBJECT_WITHOUT_FFN_0)),
-    BenchArm("motion without FFN.0", motion=replace(MOTION, plan=MOTION_WITHOUT_FFN_0)),
-    BenchArm("T_point 0", t_point=at_step(0)),
-    BenchArm("T_point 30", t_point=at_step(30)),
-    BenchArm("T_point 50", t_point=at_step(50)),
+    BenchVariant("base, no LoRA", None, None),
+    BenchVariant("plain LoRAs", _PLAIN_SUBJECT, _PLAIN_MOTION, Strengths.constant(SUBJECT_STRENGTHS.late)),
+    BenchVariant("SMRABooth (T_point 15)"),
+    BenchVariant("without SuRA", replace(SUBJECT, sura_weight=0.0)),
+    BenchVariant("SuRA at 100 times its weight", replace(SUBJECT, sura_weight=100 * SUBJECT.sura_weight)),
+    BenchVariant("without MoRA", motion=replace(MOTION, mora_weight=0.0)),
+    BenchVariant("MoRA at 10 times its weight", motion=replace(MOTION, mora_weight=10 * MOTION.mora_weight)),
+    BenchVariant("all-layer injection", replace(SUBJECT, plan=ALL_LAYERS), replace(MOTION, plan=ALL_LAYERS)),
+    BenchVariant("subject without FFN.0", replace(SUBJECT, plan=SUBJECT_WITHOUT_FFN_0)),
+    BenchVariant("motion without FFN.0", motion=replace(MOTION, plan=MOTION_WITHOUT_FFN_0)),
+    BenchVariant("T_point 0", t_point=at_step(0)),
+    BenchVariant("T_point 30", t_point=at_step(30)),
+    BenchVariant("T_point 50", t_point=at_step(50)),
 )

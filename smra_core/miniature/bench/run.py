@@ -1,4 +1,4 @@
-"""The bench: every arm on held-out subjects and held-out motions, resumable, its figures a line a clip.
+"""The bench: every arm on held-out subjects and held-out motions, resumable, its metrics a line a clip.
 
 The folder keeps every LoRA (training goes on where it stopped) and in `clips.jsonl` every measured clip, so
 that the same command continues an interrupted bench and repeats nothing.
@@ -16,24 +16,23 @@ import torch
 
 from ...data.motion_clip import MotionClip, read_motion_clip
 from ...data.subject_set import SubjectImage, read_subject_set
-from ...lora.plan import MOTION_STRENGTHS
 from ...lora.reader import load_lora
-from ...standalone.backend import Workplace
-from ...standalone.generate import Arm, generate
-from ...standalone.model_files import MINIATURE, MINIATURE_FILES
+from ...lora.schedule import MOTION_STRENGTHS, ScheduledLora
+from ...standalone.backend import StandaloneBackend
+from ...standalone.generate import Variant, generate
 from ...standalone.progress_bar import TrainingBar
 from ...storage.tensor_cache import TensorCache
-from ...teacher_files import teacher_file
 from ...training.job import TrainedLora
 from ...training.motion import train_motion
 from ...training.subject import train_subject
-from ...wan.sampler import ScheduledLora
 from ..held_out_files import write_motion, write_subject
+from ..model_files import MINIATURE_FILES
 from ..small_settings import MOTION_TRAINING, SUBJECT_TRAINING
+from ..weight_paths import DINOV2_FILE, SEA_RAFT_FILE
 from ..world.scenes import HELD_OUT_MOTIONS, HELD_OUT_SUBJECTS
 from ..world.sprite import FRAMES, SIZE
-from .arms import ARMS, SAMPLING, BenchArm
-from .figures import PROMPT_BACKGROUNDS, clip_figures, prompt_of
+from .arms import ARMS, SAMPLING, BenchVariant
+from .metrics import PROMPT_BACKGROUNDS, clip_figures, prompt_of
 
 log = logging.getLogger("smrabooth")
 CLIPS_FILE = "clips.jsonl"
@@ -67,7 +66,7 @@ class Bench:
     """Where a bench lies, and the models it runs on."""
 
     folder: Path
-    workplace: Workplace
+    backend: StandaloneBackend
 
     def images(self, subject: str) -> list[SubjectImage]:
         folder = write_subject(self.folder / "data" / subject, subject)
@@ -81,7 +80,7 @@ def open_bench(folder: Path) -> Bench:
     folder.mkdir(parents=True, exist_ok=True)
     cache = TensorCache(folder / "cache")
     device = torch.device("cpu")
-    return Bench(folder, Workplace(MINIATURE_FILES, folder / "runs", cache, device, torch.float32))
+    return Bench(folder, StandaloneBackend(MINIATURE_FILES, folder / "runs", cache, device, torch.float32))
 
 
 def run_bench(folder: Path, size: BenchSize = FULL) -> Path:
@@ -112,26 +111,26 @@ def finished(path: Path) -> set[tuple[str, Case]]:
     return {(line["arm"], Case(line["subject"], line["motion"], line["seed"])) for line in lines}
 
 
-def measured_clips(bench: Bench, arm: BenchArm, case: Case, count: int) -> Iterator[dict]:
+def measured_clips(bench: Bench, arm: BenchVariant, case: Case, count: int) -> Iterator[dict]:
     """Train what the arm needs, sample its clips, and read them; a dictionary a clip."""
     loras = trained_pair(bench, arm, case)
     backgrounds = [PROMPT_BACKGROUNDS[i % len(PROMPT_BACKGROUNDS)] for i in range(count)]
     prompts = [prompt_of(case.subject, background) for background in backgrounds]
     settings = replace(SAMPLING, seed=10_000 * (case.seed + 1))
-    videos = generate(bench.workplace, prompts, [Arm(arm.name, "", loras, arm.t_point)], settings)[arm.name]
+    videos = generate(bench.backend, prompts, [Variant(arm.name, "", loras, arm.t_point)], settings)[arm.name]
     for number, (video, background) in enumerate(zip(videos, backgrounds, strict=True)):
-        figures = clip_figures(video, case.subject, case.motion, background)
+        metrics = clip_figures(video, case.subject, case.motion, background)
         yield {
             "arm": arm.name,
             **case._asdict(),
             "clip": number,
-            **{k: round(v, 4) for k, v in figures.items()},
+            **{k: round(v, 4) for k, v in metrics.items()},
         }
 
 
-def trained_pair(bench: Bench, arm: BenchArm, case: Case) -> tuple[ScheduledLora, ...]:
+def trained_pair(bench: Bench, arm: BenchVariant, case: Case) -> tuple[ScheduledLora, ...]:
     """The arm's LoRAs, trained from the case's seed or found in the run folder."""
-    spec, chosen = bench.workplace.backbone.spec(), []
+    spec, chosen = bench.backend.spec, []
     if arm.subject is not None:
         trained = _subject(bench, arm, case)
         chosen.append(ScheduledLora(load_lora(trained.path, spec).lora, arm.strengths))
@@ -141,19 +140,19 @@ def trained_pair(bench: Bench, arm: BenchArm, case: Case) -> tuple[ScheduledLora
     return tuple(chosen)
 
 
-def _subject(bench: Bench, arm: BenchArm, case: Case) -> TrainedLora:
+def _subject(bench: Bench, arm: BenchVariant, case: Case) -> TrainedLora:
     training = replace(SUBJECT_TRAINING, seed=case.seed)
     with TrainingBar(f"{case.subject} subject") as report:
         return train_subject(
-            bench.workplace, bench.images(case.subject), teacher_file("dinov2", None, MINIATURE),
+            bench.backend, bench.images(case.subject), DINOV2_FILE,
             arm.subject, training, case.subject, report,
         )  # fmt: skip
 
 
-def _motion(bench: Bench, arm: BenchArm, case: Case) -> TrainedLora:
+def _motion(bench: Bench, arm: BenchVariant, case: Case) -> TrainedLora:
     training = replace(MOTION_TRAINING, seed=case.seed)
     with TrainingBar(f"{case.motion} motion") as report:
         return train_motion(
-            bench.workplace, bench.clip(case.motion), teacher_file("sea_raft", None, MINIATURE),
+            bench.backend, bench.clip(case.motion), SEA_RAFT_FILE,
             arm.motion, training, case.motion, report,
         )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .arms import ARMS
-from .figures import EXPLAINED
+from .metrics import METRIC_HELP
 
 DRAWS = 2000
 
@@ -31,15 +31,15 @@ def table(clips: list[dict]) -> str:
     by_arm = defaultdict(list)
     for clip in clips:
         by_arm[clip["arm"]].append(clip)
-    lines = ["| arm | n | " + " | ".join(EXPLAINED) + " |", "|---" * (len(EXPLAINED) + 2) + "|"]
+    lines = ["| arm | n | " + " | ".join(METRIC_HELP) + " |", "|---" * (len(METRIC_HELP) + 2) + "|"]
     for name in (arm.name for arm in ARMS if arm.name in by_arm):
-        cells = [str(bootstrap(by_arm[name], column)) for column in EXPLAINED]
+        cells = [str(bootstrap(by_arm[name], column)) for column in METRIC_HELP]
         lines.append(f"| {name} | {len(by_arm[name])} | " + " | ".join(cells) + " |")
     seeds = len({clip["seed"] for clip in clips})
     cases = len({(clip["subject"], clip["motion"], clip["seed"]) for clip in clips})
     lines += ["", f"{seeds} seed(s), {cases} case(s) of subject, motion and seed; intervals are 95 %, by"]
     lines += ["drawing whole cases with replacement, as clips of one training are not independent.", ""]
-    return "\n".join(lines + [f"- `{name}`: {text}" for name, text in EXPLAINED.items()])
+    return "\n".join(lines + [f"- `{name}`: {text}" for name, text in METRIC_HELP.items()])
 
 
 def bootstrap(clips: list[dict], column: str) -> Interval:

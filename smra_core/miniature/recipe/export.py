@@ -9,12 +9,13 @@ from torch import Tensor
 
 from ...encoders.dinov2_files import HEADS_KEY
 from ...encoders.sea_raft import save_sea_raft
-from ...standalone.model_files import WEIGHTS
-from ...storage.atomic_write import replacing
+from ...storage.atomic_write import atomic_write
 from ...wan.module_names import native_dit_state, native_vae_state
-from .train_dit import trained_dit, trained_vae
+from ..weight_paths import WEIGHTS
+from .train_dit import trained_dit
 from .train_flow import trained_flow
 from .train_patches import CONFIG, trained_patches
+from .train_vae import trained_vae
 
 TITLE = {"format": "pt", "modelspec.title": "SMRABooth miniature"}
 
@@ -51,6 +52,6 @@ def _file(weights: Path | None, name: str) -> Path:
 def _write(state: Mapping[str, Tensor], path: Path, about: Mapping[str, str] | None = None) -> Path:
     halves = {name: tensor.to(torch.float16).contiguous() for name, tensor in state.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as draft:
+    with atomic_write(path) as draft:
         save_file(halves, draft, {**TITLE, **(about or {})})
     return path

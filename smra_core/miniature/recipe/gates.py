@@ -12,17 +12,17 @@ from tqdm import tqdm
 
 from ...encoders.dinov2 import load_dinov2
 from ...encoders.sea_raft import load_sea_raft
-from ...evaluation.frame_strip import contact_sheet
-from ...standalone.backend import as_frames, as_video
-from ...standalone.model_files import MINIATURE, MINIATURE_FILES
-from ...teacher_files import teacher_file
+from ...evaluation.contact_sheet import contact_sheet
 from ...wan.flow_matching import sampling_sigmas
 from ...wan.hashed_text import HashedText
+from ...wan.latents import as_frames, as_video
 from ...wan.sampler import SamplingSettings, initial_noise, sample
+from ..model_files import MINIATURE_FILES
+from ..weight_paths import DINOV2_FILE, SEA_RAFT_FILE
 from ..world.measure import measure
 from ..world.scenes import HELD_OUT_MOTIONS, MOTION_WORDS, Scene, random_scene, render
 from ..world.sprite import FRAMES, SIZE
-from .cpu_precision import bfloat16_where_fast
+from .stage import bfloat16_where_fast
 from .train_flow import EndPointErrors, end_point_errors, pairs_of
 from .train_patches import matching
 
@@ -135,8 +135,8 @@ def gate_teachers(clips: int = 40, sprites: int = 100) -> TeacherFigures:
     """Flow on clips of every motion, held-out ones included; features on pairs of pictures of sprites."""
     scenes = spread_scenes(clips, (*MOTION_WORDS, *HELD_OUT_MOTIONS), seed=33)
     pairs = pairs_of([render(scene) for scene in scenes])
-    net = load_sea_raft(teacher_file("sea_raft", None, MINIATURE))
-    dinov2 = load_dinov2(teacher_file("dinov2", None, MINIATURE))
+    net = load_sea_raft(SEA_RAFT_FILE)
+    dinov2 = load_dinov2(DINOV2_FILE)
     return TeacherFigures(end_point_errors(net, pairs), matching(dinov2, sprites), sprites)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ...storage.atomic_write import replacing
+from ...storage.atomic_write import atomic_write
 
 log = logging.getLogger("smrabooth")
 
@@ -45,7 +45,7 @@ class Stage:
     def keep(self, step: int, parts: dict) -> None:
         """Save the state after every so many steps, and at the end."""
         if step % self.save_every == 0 or step == self.steps:
-            with replacing(self.state_path) as draft:
+            with atomic_write(self.state_path) as draft:
                 torch.save({name: part.state_dict() for name, part in parts.items()} | {"step": step}, draft)
 
     def report(self, step: int, **values: float) -> None:
@@ -62,3 +62,13 @@ def cosine_rate(peak: float, step: int, steps: int, warmup: int = 50) -> float:
     """Learning rate that rises for `warmup` steps, then falls along a cosine to a fiftieth of the peak."""
     fall = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps))
     return peak * min(1.0, (step + 1) / warmup) * fall
+
+
+def bfloat16_where_fast() -> torch.autocast:
+    """Autocast to bfloat16 on CPUs that multiply it in hardware (AVX512-BF16, AMX); elsewhere float32."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bfloat16())
+
+
+def multiplies_bfloat16() -> bool:
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return bool(supported())

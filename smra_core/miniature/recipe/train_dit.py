@@ -4,21 +4,18 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers import WanTransformer3DModel
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ...standalone.model_files import MINIATURE_FILES
 from ...wan.flow_matching import add_noise, shift_sigma, velocity_target
 from ...wan.hashed_text import HashedText
 from ...wan.spec import TEXT_DIM, TIMESTEPS
 from ..world.scenes import Scene, random_scene, render
-from .cpu_precision import bfloat16_where_fast
 from .data_parallel import average_gradients, gathered, run_processes
-from .latent_space import channel_statistics, fold_statistics, to_latents
-from .stage import Stage, cosine_rate
-from .train_vae import new_vae
-from .whole_clip_vae import encode_moments
+from .latent_space import to_latents
+from .stage import Stage, bfloat16_where_fast, cosine_rate
+from .train_vae import trained_vae
 
 HEADS, HEAD_DIM, FFN, BLOCKS = 2, 128, 1024, 4
 CLIPS = 3200
@@ -41,21 +38,6 @@ def new_dit() -> WanTransformer3DModel:
 def train_dit(build: Path, processes: int = 2, seed: int = 0) -> None:
     """Train, or go on training, the DiT in the build folder; the VAE must be there."""
     run_processes(_worker, processes, build, seed)
-
-
-def trained_vae(build: Path) -> AutoencoderKLWan:
-    """The VAE of stage 1 with WAN's latent statistics folded in; the shipped one where none was trained."""
-    if not (build / "vae.pt").is_file():
-        return MINIATURE_FILES.load_codec(torch.float32, torch.device("cpu")).vae
-    state = torch.load(build / "vae.pt", weights_only=True)
-    vae = new_vae().eval().requires_grad_(False)
-    vae.load_state_dict(state["vae"])
-    generator = torch.Generator().manual_seed(1)
-    clips = torch.stack([render(random_scene(generator)).frames for _ in range(64)])
-    with torch.no_grad(), bfloat16_where_fast():
-        means = torch.cat([encode_moments(vae, c.transpose(1, 2) * 2 - 1)[0] for c in clips.split(4)])
-    fold_statistics(vae, *channel_statistics(means.float()))
-    return vae
 
 
 def trained_dit(build: Path) -> WanTransformer3DModel:

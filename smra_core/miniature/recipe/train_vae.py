@@ -10,11 +10,13 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from ...decoding.fast_conv3d import with_fast_layers
+from ..model_files import MINIATURE_FILES
 from ..world.random_clips import random_clip
+from ..world.scenes import random_scene, render
 from ..world.sprite import FRAMES, SIZE
-from .cpu_precision import bfloat16_where_fast
 from .data_parallel import average_gradients, run_processes
-from .stage import Stage, cosine_rate
+from .latent_space import channel_statistics, fold_statistics
+from .stage import Stage, bfloat16_where_fast, cosine_rate
 from .whole_clip_vae import decode_clip, encode_moments, initialise
 
 BASE_DIM = 16
@@ -123,3 +125,18 @@ def _held_psnr(vae: AutoencoderKLWan, frames: Tensor) -> float:
 def psnr(squared_error: float) -> float:
     """Decibels, for pixels in [-1, 1]."""
     return 10 * math.log10(4 / squared_error)
+
+
+def trained_vae(build: Path) -> AutoencoderKLWan:
+    """The VAE of stage 1 with WAN's latent statistics folded in; the shipped one where none was trained."""
+    if not (build / "vae.pt").is_file():
+        return MINIATURE_FILES.load_codec(torch.float32, torch.device("cpu")).vae
+    state = torch.load(build / "vae.pt", weights_only=True)
+    vae = new_vae().eval().requires_grad_(False)
+    vae.load_state_dict(state["vae"])
+    generator = torch.Generator().manual_seed(1)
+    clips = torch.stack([render(random_scene(generator)).frames for _ in range(64)])
+    with torch.no_grad(), bfloat16_where_fast():
+        means = torch.cat([encode_moments(vae, c.transpose(1, 2) * 2 - 1)[0] for c in clips.split(4)])
+    fold_statistics(vae, *channel_statistics(means.float()))
+    return vae

@@ -5,7 +5,14 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 
-from smra_core.decoding.fast_conv3d import NARROW, conv3d, over_stacked_taps, slow_as_volume, with_fast_layers
+from smra_core.decoding.fast_conv3d import (
+    NARROW,
+    conv2d_over_stacked_frames,
+    conv3d,
+    conv3d_wastes_memory,
+    is_slow_as_conv3d,
+    with_fast_layers,
+)
 
 
 @pytest.mark.parametrize("kernel", [(3, 3, 3), (3, 1, 1), (1, 1, 1)])
@@ -13,7 +20,7 @@ def test_stacked_taps_are_a_convolution_over_the_volume(kernel):
     x, weight, bias = torch.randn(2, 3, 5, 4, 6), torch.randn(7, 3, *kernel), torch.randn(7)
     borders = (kernel[1] // 2, kernel[2] // 2)
     torch.testing.assert_close(
-        over_stacked_taps(x, weight, bias, borders),
+        conv2d_over_stacked_frames(x, weight, bias, borders),
         F.conv3d(x, weight, bias, padding=(0, *borders)),
         atol=1e-5,
         rtol=1e-5,
@@ -28,7 +35,7 @@ def test_only_narrow_float32_volumes_are_rewritten(channels, dtype, slow):
         torch.randn(1, channels, 3, 2, 2, dtype=dtype),
         torch.randn(NARROW, channels, 3, 1, 1, dtype=dtype),
     )
-    assert slow_as_volume(x, weight) == slow
+    assert is_slow_as_conv3d(x, weight) == slow
     torch.testing.assert_close(conv3d(x, weight, None), F.conv3d(x, weight), atol=1e-4, rtol=1e-4)
 
 
@@ -43,3 +50,18 @@ def test_a_vae_with_fast_layers_says_the_same():
         fast.decode(latents).sample, plain.decode(latents).sample, atol=1e-5, rtol=1e-5
     )
     assert list(fast.state_dict()) == list(plain.state_dict())
+
+
+@pytest.mark.parametrize("version, cudnn, dtype, bad", [
+    ("2.9.0+cu128", 91002, torch.bfloat16, True),
+    ("2.9.1", 91499, torch.float16, True),
+    ("2.9.1", 91500, torch.bfloat16, False),
+    ("2.9.0", 91002, torch.float32, False),
+    ("2.8.0", 91002, torch.bfloat16, False),
+    ("2.10.0", 91002, torch.bfloat16, False),
+    ("2.9.0+cpu", None, torch.bfloat16, False),
+])  # fmt: skip
+def test_only_the_bad_combination_is_told(monkeypatch, version, cudnn, dtype, bad):
+    monkeypatch.setattr(torch, "__version__", version)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: cudnn)
+    assert conv3d_wastes_memory(dtype) == bad

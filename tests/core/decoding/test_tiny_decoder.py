@@ -85,7 +85,7 @@ class Full:
         return larger(pixels + self.error * pixels.std() * torch.randn_like(pixels)), after
 
 
-@pytest.mark.parametrize("scaling", ["whitened", "unwhitened"])
+@pytest.mark.parametrize("scaling", ["whitened", "denormalize"])
 def test_the_scaling_is_found_from_what_the_full_decoder_says(scaling):
     found = with_matching_scaling(tiny(), Full(scaling, error=0.3), 3 * latents()[0])
     assert found.scaling == scaling

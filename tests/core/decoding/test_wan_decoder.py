@@ -7,7 +7,8 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanUpsample
 from torch import nn
 
 from smra_core.decoding.decoder_blocks import Residual
-from smra_core.decoding.wan_decoder import FrozenDecoder, unwhitened
+from smra_core.decoding.wan_decoder import WanVideoDecoder
+from smra_core.wan.latents import denormalize
 from smra_core.wan.spec import LATENT_MEAN, LATENT_STD, frames_of_latent
 
 LATENTS = (2, 16, 3, 2, 3)
@@ -24,7 +25,7 @@ def tiny_vae(**changes):
 
 
 def decoded(vae, latents):
-    pixels = vae.decode(unwhitened(latents)).sample
+    pixels = vae.decode(denormalize(latents)).sample
     assert pixels.abs().max() < 1
     return pixels
 
@@ -40,7 +41,7 @@ def test_pixels_and_gradient_are_those_of_diffusers(exact_vae, latents, at_once,
     torch.manual_seed(latents)
     z = torch.randn(1, 16, latents, 1, 2, dtype=torch.float64, requires_grad=True)
     expected = decoded(exact_vae, z)
-    decoder, past, parts = FrozenDecoder.of(exact_vae, recompute), None, []
+    decoder, past, parts = WanVideoDecoder.of(exact_vae, recompute), None, []
     for some in z.split(at_once, 2):
         part, past = decoder.step(some, past)
         parts.append(part)
@@ -52,7 +53,7 @@ def test_pixels_and_gradient_are_those_of_diffusers(exact_vae, latents, at_once,
 
 def test_streaming_equals_the_decoder_of_diffusers_in_float32():
     vae, latents = tiny_vae(), torch.randn(LATENTS)
-    pixels = torch.cat([*FrozenDecoder.of(vae).stream(latents)], 2)
+    pixels = torch.cat([*WanVideoDecoder.of(vae).stream(latents)], 2)
     torch.testing.assert_close(pixels, decoded(vae, latents), atol=1e-5, rtol=0)
 
 
@@ -85,22 +86,22 @@ def native_residual(block):
 
 def test_a_vae_in_the_native_layout_decodes_alike():
     vae, latents = tiny_vae(), torch.randn(LATENTS)
-    pixels, _ = FrozenDecoder.of(NativeVae(vae)).step(latents)
-    assert torch.equal(pixels, FrozenDecoder.of(vae).step(latents)[0])
+    pixels, _ = WanVideoDecoder.of(NativeVae(vae)).step(latents)
+    assert torch.equal(pixels, WanVideoDecoder.of(vae).step(latents)[0])
 
 
 def test_something_that_is_no_video_vae_is_refused():
     with pytest.raises(ValueError, match="Linear has no decoder of a known layout"):
-        FrozenDecoder.of(nn.Linear(1, 1))
+        WanVideoDecoder.of(nn.Linear(1, 1))
 
 
 @pytest.mark.parametrize("recompute, kept", [(False, 2), (True, 1)])
 def test_a_residual_block_saves_its_input_and_at_most_one_tensor_more(recompute, kept):
-    block = next(part for part in FrozenDecoder.of(tiny_vae()).blocks if isinstance(part, Residual))
+    block = next(part for part in WanVideoDecoder.of(tiny_vae()).blocks if isinstance(part, Residual))
     channels = block.first.conv.weight.shape[1]
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
-        block(torch.randn(1, channels, 5, 2, 2, requires_grad=True), (), recompute, leaves=True)
+        block(torch.randn(1, channels, 5, 2, 2, requires_grad=True), (), recompute, keep_state=True)
     assert [x.shape for x in saved] == kept * [(1, channels, 5, 2, 2)]
 
 
@@ -108,18 +109,18 @@ def test_weights_loaded_in_inference_mode_are_no_hindrance():
     with torch.inference_mode():
         vae = tiny_vae()
     latents = torch.randn(LATENTS, requires_grad=True)
-    pixels, _ = FrozenDecoder.of(vae).step(latents)
+    pixels, _ = WanVideoDecoder.of(vae).step(latents)
     (gradient,) = torch.autograd.grad(pixels.sum(), latents)
     assert gradient.abs().sum() > 0
 
 
 def test_each_latent_gives_the_frames_it_stands_for():
-    pixels = FrozenDecoder.of(tiny_vae()).stream(torch.randn(LATENTS))
+    pixels = WanVideoDecoder.of(tiny_vae()).stream(torch.randn(LATENTS))
     assert [part.shape[2] for part in pixels] == [len(frames_of_latent(k)) for k in range(LATENTS[2])]
 
 
 def test_later_latents_leave_earlier_frames_alone():
-    decoder, latents = FrozenDecoder.of(tiny_vae()), torch.randn(LATENTS)
+    decoder, latents = WanVideoDecoder.of(tiny_vae()), torch.randn(LATENTS)
     changed = latents.clone()
     changed[:, :, 2] += 1
     before, after = [*decoder.stream(latents)], [*decoder.stream(changed)]
@@ -130,10 +131,10 @@ def test_later_latents_leave_earlier_frames_alone():
 def test_model_space_is_whitened():
     mean, std = torch.tensor(LATENT_MEAN), torch.tensor(LATENT_STD)
     whitened = torch.stack([torch.zeros(16), torch.ones(16)]).view(2, 16, 1, 1, 1)
-    torch.testing.assert_close(unwhitened(whitened).flatten(1), torch.stack([mean, mean + std]))
+    torch.testing.assert_close(denormalize(whitened).flatten(1), torch.stack([mean, mean + std]))
 
 
 def test_the_vae_of_wan_22_is_refused():
     vae = tiny_vae(z_dim=48, latents_mean=[0.0] * 48, latents_std=[1.0] * 48)
     with pytest.raises(ValueError, match="48 latent channels.*WAN 2.1"):
-        FrozenDecoder.of(vae)
+        WanVideoDecoder.of(vae)

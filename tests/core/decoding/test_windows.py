@@ -2,9 +2,9 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
-from smra_core.decoding.flow_gradient import FlowObjective, streamed_loss
-from smra_core.decoding.wan_decoder import FrozenDecoder
-from smra_core.decoding.windows import warm_stretches, whole_clip, windows_of
+from smra_core.decoding.flow_gradient import FlowComparison, streamed_flow_loss
+from smra_core.decoding.wan_decoder import WanVideoDecoder
+from smra_core.decoding.windows import split_into_windows, warm_windows, whole_clip_window
 
 LATENTS, PAIRS = 6, 20
 SHAPE = (1, 16, LATENTS, 1, 2)
@@ -17,7 +17,7 @@ SHAPE = (1, 16, LATENTS, 1, 2)
     (3, 9, [range(1, 3)]),
 ])  # fmt: skip
 def test_every_latent_that_ends_a_pair_is_in_one_window(latents, size, expected):
-    assert windows_of(latents, size) == expected
+    assert split_into_windows(latents, size) == expected
 
 
 def smooth_flow(frames):
@@ -36,7 +36,7 @@ def decoder():
 
 def small_decoder():
     torch.manual_seed(5)
-    return FrozenDecoder.of(AutoencoderKLWan(base_dim=4).double().requires_grad_(False))
+    return WanVideoDecoder.of(AutoencoderKLWan(base_dim=4).double().requires_grad_(False))
 
 
 def clip():
@@ -46,9 +46,9 @@ def clip():
     return reference[0], predicted, torch.randn(1, PAIRS, 2, 8, 16, dtype=torch.float64)
 
 
-def mean_over(stretches, decoder, predicted, flow):
-    objective = FlowObjective(decoder, smooth_flow, squared)
-    losses = [streamed_loss(predicted, flow, objective, [stretch]) for stretch in stretches]
+def mean_over(windows, decoder, predicted, flow):
+    objective = FlowComparison(decoder, smooth_flow, squared)
+    losses = [streamed_flow_loss(predicted, flow, objective, [window]) for window in windows]
     loss = torch.stack(losses).mean()
     return loss, torch.autograd.grad(loss, predicted)[0]
 
@@ -56,10 +56,10 @@ def mean_over(stretches, decoder, predicted, flow):
 @pytest.mark.parametrize("size", [2, 3])
 def test_windows_with_all_of_the_past_average_to_the_whole_clip(decoder, size):
     reference, predicted, flow = clip()
-    loss, gradient = mean_over(whole_clip(LATENTS), decoder, predicted, flow)
-    stretches = warm_stretches(reference, decoder, size, context=LATENTS)
-    assert {stretch.first for stretch in stretches} == {0} and len(stretches) == -(-5 // size)
-    mean, average = mean_over(stretches, decoder, predicted, flow)
+    loss, gradient = mean_over(whole_clip_window(LATENTS), decoder, predicted, flow)
+    windows = warm_windows(reference, decoder, size, warmup=LATENTS)
+    assert {window.start for window in windows} == {0} and len(windows) == -(-5 // size)
+    mean, average = mean_over(windows, decoder, predicted, flow)
     torch.testing.assert_close(mean, loss, atol=1e-12, rtol=1e-12)
     torch.testing.assert_close(average, gradient, atol=1e-12, rtol=1e-9)
 
@@ -68,11 +68,11 @@ def test_windows_with_all_of_the_past_average_to_the_whole_clip(decoder, size):
 def test_the_reference_itself_is_decoded_as_in_the_whole_clip_however_little_context(decoder, context):
     reference, _, _ = clip()
     pixels = torch.cat([*decoder.stream(reference[None])], 2)
-    for stretch in warm_stretches(reference, decoder, 1, context)[context:]:
-        latents = reference[None, :, stretch.first : stretch.counted.stop]
-        part, _ = decoder.step(latents, stretch.past, stretch.shallow)
-        end = 4 * (stretch.counted.stop - 1) + 1
-        assert stretch.shallow == context // 2
+    for window in warm_windows(reference, decoder, 1, context)[context:]:
+        latents = reference[None, :, window.start : window.latents.stop]
+        part, _ = decoder.step(latents, window.state, window.small_stages_only)
+        end = 4 * (window.latents.stop - 1) + 1
+        assert window.small_stages_only == context // 2
         torch.testing.assert_close(part, pixels[:, :, end - part.shape[2] : end])
 
 
@@ -86,17 +86,17 @@ def time_aligned(decoder):
 def convs_of(part):
     if isinstance(part, torch.nn.Module):
         return [part] if getattr(part, "weight", torch.empty(0)).ndim == 5 else []
-    parts = part if isinstance(part, tuple) else vars(part).values() if hasattr(part, "carried") else ()
+    parts = part if isinstance(part, tuple) else vars(part).values() if hasattr(part, "num_states") else ()
     return [conv for inner in parts for conv in convs_of(inner)]
 
 
 def test_started_from_the_reference_two_latents_of_context_leave_little_error():
     reference, predicted, flow = clip()
     aligned = time_aligned(small_decoder())
-    _, exact = mean_over(whole_clip(LATENTS), aligned, predicted, flow)
-    warm = warm_stretches(reference, aligned, 3, context=2)
-    strange = warm_stretches(0 * reference, aligned, 3, context=2)
-    strange = [kept._replace(past=other.past) for kept, other in zip(warm, strange, strict=True)]
+    _, exact = mean_over(whole_clip_window(LATENTS), aligned, predicted, flow)
+    warm = warm_windows(reference, aligned, 3, warmup=2)
+    strange = warm_windows(0 * reference, aligned, 3, warmup=2)
+    strange = [kept._replace(state=other.state) for kept, other in zip(warm, strange, strict=True)]
     errors = [
         ((mean_over(some, aligned, predicted, flow)[1] - exact).norm() / exact.norm()).item()
         for some in (warm, strange)
@@ -105,5 +105,5 @@ def test_started_from_the_reference_two_latents_of_context_leave_little_error():
 
 
 def test_states_wait_on_the_cpu(decoder):
-    first, second = warm_stretches(clip()[0], decoder, 3, context=1)
-    assert first.past is None and {tensor.device.type for tensor in second.past} == {"cpu"}
+    first, second = warm_windows(clip()[0], decoder, 3, warmup=1)
+    assert first.state is None and {tensor.device.type for tensor in second.state} == {"cpu"}

@@ -257,8 +257,8 @@ def test_the_full_lists_of_published_files_are_told_apart_and_fit(kind):
 
 def test_what_no_file_holds_is_as_in_the_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sam_model_registry, "vit_b", partial(tiny_sam, 768))
-    published = tiny_sam(768)
-    save_file(published.state_dict(), tmp_path / "sam.safetensors")
+    publish_lora = tiny_sam(768)
+    save_file(publish_lora.state_dict(), tmp_path / "sam.safetensors")
     buffers = dict(load_sam(tmp_path / "sam.safetensors").named_buffers())
-    assert {"pixel_mean", "pixel_std"} == buffers.keys() - published.state_dict().keys()
-    assert all(torch.equal(buffers[name], value) for name, value in published.named_buffers())
+    assert {"pixel_mean", "pixel_std"} == buffers.keys() - publish_lora.state_dict().keys()
+    assert all(torch.equal(buffers[name], value) for name, value in publish_lora.named_buffers())

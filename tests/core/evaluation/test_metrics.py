@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smra_core.evaluation.metrics import (
-    EXPLAINED,
+    METRIC_HELP,
     ClipEmbedder,
     chain_tracks,
     mean_cosine_to,
@@ -217,8 +217,8 @@ def test_the_axes_show_what_the_common_score_hides():
 
 
 def test_every_figure_has_a_name_and_a_sentence():
-    assert "Motion Fidelity (flow)" in EXPLAINED
-    assert all(text.endswith(".") for text in EXPLAINED.values())
+    assert "Motion Fidelity (flow)" in METRIC_HELP
+    assert all(text.endswith(".") for text in METRIC_HELP.values())
 
 
 @pytest.fixture

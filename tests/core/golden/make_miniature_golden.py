@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from smra_core.decoding.wan_decoder import unwhitened
-from smra_core.standalone.model_files import MINIATURE_FILES
+from smra_core.miniature.model_files import MINIATURE_FILES
 from smra_core.wan.hashed_text import HashedText
+from smra_core.wan.latents import denormalize
 from smra_core.wan.spec import TIMESTEPS
 
 GOLDEN = Path(__file__).with_name("miniature_golden.safetensors")
@@ -30,7 +30,7 @@ def golden() -> dict[str, torch.Tensor]:
         "timestep": sigma * TIMESTEPS,
         "context": context,
         "velocity": denoiser.velocity(latents, sigma, context).velocity,
-        "raw_latents": unwhitened(latents),
+        "raw_latents": denormalize(latents),
         "pixels": codec.decode(latents),
     }
 

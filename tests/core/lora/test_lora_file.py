@@ -7,9 +7,11 @@ from safetensors.torch import save_file
 
 from smra_core.lora.adapter import LoraPair, init_lora
 from smra_core.lora.dialects import parse_key
+from smra_core.lora.metadata import LoraMetadata
 from smra_core.lora.plan import ALL_LAYERS, MOTION, SUBJECT
-from smra_core.lora.reader import DIALECTS_OUT, LoraMetadata, convert_lora, load_lora, save_lora
+from smra_core.lora.reader import load_lora
 from smra_core.lora.report import delta_norm, describe_lora, render_report
+from smra_core.lora.writer import DIALECTS_OUT, convert_lora, save_lora
 from smra_core.wan.module_names import diffusers_linear
 from smra_core.wan.spec import WAN_1_3B, WAN_14B, WanSpec
 

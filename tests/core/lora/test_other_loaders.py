@@ -6,8 +6,10 @@ from diffusers import WanPipeline, WanTransformer3DModel
 from peft import PeftModel
 
 from smra_core.lora.adapter import init_lora
+from smra_core.lora.metadata import LoraMetadata
 from smra_core.lora.plan import MOTION, SUBJECT
-from smra_core.lora.reader import LoraMetadata, convert_lora, load_lora, save_lora
+from smra_core.lora.reader import load_lora
+from smra_core.lora.writer import convert_lora, save_lora
 from smra_core.standalone.diffusers_wan import DiffusersDenoiser
 from smra_core.wan.module_names import native_linear
 

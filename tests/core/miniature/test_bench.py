@@ -2,21 +2,21 @@ import json
 
 import pytest
 
-from smra_core.lora.plan import SUBJECT_STRENGTHS, TPointSchedule
+from smra_core.lora.schedule import SUBJECT_STRENGTHS, TPoint
 from smra_core.miniature.bench.arms import ARMS, at_step
-from smra_core.miniature.bench.figures import EXPLAINED
+from smra_core.miniature.bench.metrics import METRIC_HELP
 from smra_core.miniature.bench.run import BenchSize, Case, cases, finished
 from smra_core.miniature.bench.table import bootstrap, table
 
 
 def clip(arm, seed=0, value=0.5, subject="ball"):
-    figures = dict.fromkeys(EXPLAINED, value)
-    return {"arm": arm, "subject": subject, "motion": "zigzag", "seed": seed, "clip": 0, **figures}
+    metrics = dict.fromkeys(METRIC_HELP, value)
+    return {"arm": arm, "subject": subject, "motion": "zigzag", "seed": seed, "clip": 0, **metrics}
 
 
 def test_cases_come_seed_by_seed():
-    listed = list(cases(BenchSize(("a", "b"), ("m",), seeds=2)))
-    assert listed == [Case("a", "m", 0), Case("b", "m", 0), Case("a", "m", 1), Case("b", "m", 1)]
+    first_names = list(cases(BenchSize(("a", "b"), ("m",), seeds=2)))
+    assert first_names == [Case("a", "m", 0), Case("b", "m", 0), Case("a", "m", 1), Case("b", "m", 1)]
 
 
 def test_the_full_bench_has_64_clips_an_arm_and_three_seeds():
@@ -41,17 +41,17 @@ def test_intervals_are_over_trainings_not_over_clips():
 def test_the_table_has_a_row_an_arm_and_explains_its_columns():
     text = table([clip("SMRABooth (T_point 15)"), clip("without MoRA")])
     assert text.count("\n| ") == 2 and "0.50 (0.50..0.50)" in text
-    assert all(f"- `{name}`" in text for name in EXPLAINED)
+    assert all(f"- `{name}`" in text for name in METRIC_HELP)
 
 
 def test_the_arms_are_the_papers_and_change_one_thing_each():
     names = [arm.name for arm in ARMS]
     assert len(set(names)) == len(names)
     ours = next(arm for arm in ARMS if arm.name.startswith("SMRABooth"))
-    assert ours.strengths == SUBJECT_STRENGTHS and ours.t_point == TPointSchedule()
-    assert at_step(15).sigma == pytest.approx(TPointSchedule().sigma)
+    assert ours.strengths == SUBJECT_STRENGTHS and ours.t_point == TPoint()
+    assert at_step(15).sigma == pytest.approx(TPoint().sigma)
     assert [at_step(step).sigma for step in (0, 30, 50)] == pytest.approx([1, 0.4, 0])
 
 
 def test_a_clips_line_says_its_case_and_its_figures():
-    assert not set(EXPLAINED) & {"arm", "clip", *Case._fields}
+    assert not set(METRIC_HELP) & {"arm", "clip", *Case._fields}

@@ -42,8 +42,8 @@ def test_the_demo_leaves_everything_it_promises(tmp_path, short_demo):
     for name in ("contact_sheet.png", "flow.png", "losses.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
         assert name in page.read_text(encoding="utf-8")
-    figures = json.loads((tmp_path / "metrics.json").read_text())["arms"]
-    assert list(figures) == ["base", "all layers", "sparse", "SMRABooth"]
+    metrics = json.loads((tmp_path / "metrics.json").read_text())["arms"]
+    assert list(metrics) == ["base", "all layers", "sparse", "SMRABooth"]
     runs = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/lora.safetensors")}
     run_demo(tmp_path)
     assert runs == {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/lora.safetensors")}

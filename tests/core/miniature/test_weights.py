@@ -6,14 +6,14 @@ from safetensors.torch import load_file
 from smra_core.encoders.dinov2 import load_dinov2
 from smra_core.encoders.sea_raft import load_sea_raft
 from smra_core.miniature.held_out_files import REFERENCES
+from smra_core.miniature.model_files import MINIATURE_FILES
 from smra_core.miniature.recipe.latent_space import to_frames, to_latents
 from smra_core.miniature.recipe.train_dit import BLOCKS, FFN, HEAD_DIM, HEADS
 from smra_core.miniature.recipe.train_flow import end_point_errors, pairs_of
 from smra_core.miniature.recipe.train_patches import matching
+from smra_core.miniature.weight_paths import DINOV2_FILE, SEA_RAFT_FILE, WEIGHTS
 from smra_core.miniature.world.measure import measure
 from smra_core.miniature.world.scenes import Scene, render
-from smra_core.standalone.model_files import MINIATURE, MINIATURE_FILES, WEIGHTS
-from smra_core.teacher_files import teacher_file
 from smra_core.wan.flow_matching import add_noise, velocity_target
 from smra_core.wan.hashed_text import HashedText
 
@@ -36,7 +36,7 @@ def test_the_files_are_small_and_are_named_as_the_readme_says():
 
 
 def test_the_sizes_are_read_from_the_file():
-    spec = MINIATURE_FILES.spec()
+    spec = MINIATURE_FILES.spec
     assert (spec.blocks, spec.dim, spec.ffn, spec.heads) == (BLOCKS, HEADS * HEAD_DIM, FFN, HEADS)
 
 
@@ -67,15 +67,13 @@ def test_the_dit_believes_the_right_caption(vae):
 
 @pytest.mark.parametrize("scene", [UNSEEN, *REFERENCES.values()], ids=["ball", *REFERENCES])
 def test_the_flow_net_sees_held_out_motions_and_the_reference_clips(scene):
-    errors = end_point_errors(
-        load_sea_raft(teacher_file("sea_raft", None, MINIATURE)), pairs_of([render(scene)])
-    )
+    errors = end_point_errors(load_sea_raft(SEA_RAFT_FILE), pairs_of([render(scene)]))
     assert errors.on_sprite < 0.25 * errors.zero_on_sprite
 
 
 def test_patch_features_tell_unseen_sprites_apart():
     sprites = 30
-    assert matching(load_dinov2(teacher_file("dinov2", None, MINIATURE)), sprites) > 0.6
+    assert matching(load_dinov2(DINOV2_FILE), sprites) > 0.6
 
 
 def test_the_headless_code_makes_of_the_files_what_the_golden_file_says():

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from smra_core.miniature.bench.figures import clip_figures, leaked_colour, subject_likeness, track_cosine
+from smra_core.miniature.bench.metrics import clip_figures, leaked_colour, subject_likeness, track_cosine
 from smra_core.miniature.held_out_files import REFERENCES
 from smra_core.miniature.world.measure import measure, sprite_masks
 from smra_core.miniature.world.random_clips import random_clip, random_views
@@ -86,10 +86,10 @@ def test_two_views_of_a_sprite_share_its_looks_and_not_its_place():
 @pytest.mark.parametrize("subject", HELD_OUT_SUBJECTS)
 @pytest.mark.parametrize("motion", HELD_OUT_MOTIONS)
 def test_the_painted_truth_gets_the_best_figures(subject, motion):
-    figures = clip_figures(render(Scene(subject=subject, motion=motion)).frames, subject, motion, "black")
-    assert figures["likeness"] > 0.95 and figures["x"] > 0.99 and figures["y"] > 0.99
-    assert figures["background"] == figures["recognised"] == figures["seen"] == 1
-    assert figures["still"] == 0 and figures["leak"] < 0.02
+    metrics = clip_figures(render(Scene(subject=subject, motion=motion)).frames, subject, motion, "black")
+    assert metrics["likeness"] > 0.95 and metrics["x"] > 0.99 and metrics["y"] > 0.99
+    assert metrics["background"] == metrics["recognised"] == metrics["seen"] == 1
+    assert metrics["still"] == 0 and metrics["leak"] < 0.02
 
 
 def test_the_reference_clip_itself_is_all_leak_and_another_subject():
@@ -99,14 +99,14 @@ def test_the_reference_clip_itself_is_all_leak_and_another_subject():
 
 
 def test_a_straight_walk_scores_sideways_and_not_up_and_down():
-    figures = clip_figures(render(Scene(subject="ball", motion="right")).frames, "ball", "zigzag", "black")
-    assert figures["x"] > 0.99 and figures["y"] == 0
-    assert figures["recognised"] == 0 and figures["still"] == 0
+    metrics = clip_figures(render(Scene(subject="ball", motion="right")).frames, "ball", "zigzag", "black")
+    assert metrics["x"] > 0.99 and metrics["y"] == 0
+    assert metrics["recognised"] == 0 and metrics["still"] == 0
 
 
 def test_a_standing_sprite_is_still():
-    figures = clip_figures(render(Scene(subject="ball")).frames, "ball", "hook", "gray")
-    assert figures["still"] == 1 and figures["x"] == figures["y"] == 0 and figures["background"] == 0
+    metrics = clip_figures(render(Scene(subject="ball")).frames, "ball", "hook", "gray")
+    assert metrics["still"] == 1 and metrics["x"] == metrics["y"] == 0 and metrics["background"] == 0
 
 
 def test_track_cosines_are_signed():

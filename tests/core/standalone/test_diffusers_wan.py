@@ -6,7 +6,8 @@ from transformers.tokenization_utils_base import BatchEncoding
 
 from smra_core.lora.adapter import Injection, init_lora, injected
 from smra_core.lora.plan import ALL_LAYERS, MOTION, SUBJECT
-from smra_core.standalone.diffusers_wan import DiffusersCodec, DiffusersDenoiser, Umt5Text
+from smra_core.standalone.diffusers_wan import DiffusersCodec, DiffusersDenoiser
+from smra_core.standalone.umt5 import Umt5Text
 from smra_core.wan.spec import LATENT_MEAN, LATENT_STD, WAN_1_3B, token_grid
 
 HEAD, BLOCKS, TEXT = 12, 2, 8
@@ -37,19 +38,19 @@ def test_the_model_is_told_a_thousand_times_sigma():
     torch.testing.assert_close(DiffusersDenoiser(dit).velocity(noisy, sigma, context).velocity, expected)
 
 
-@pytest.mark.parametrize("tap", [0, BLOCKS - 1])
+@pytest.mark.parametrize("token_block", [0, BLOCKS - 1])
 @pytest.mark.parametrize("checkpoint", [False, True])
-def test_tapped_tokens_are_what_the_block_gave(tap, checkpoint):
+def test_tapped_tokens_are_what_the_block_gave(token_block, checkpoint):
     dit = small_dit()
     given = []
-    dit.blocks[tap].register_forward_hook(lambda module, args, output: given.append(output))
-    tokens = DiffusersDenoiser(dit, checkpoint).velocity(*inputs(), tap=tap).tokens
+    dit.blocks[token_block].register_forward_hook(lambda module, args, output: given.append(output))
+    tokens = DiffusersDenoiser(dit, checkpoint).velocity(*inputs(), token_block=token_block).tokens
     torch.testing.assert_close(tokens, given[0])
 
 
 def test_a_block_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match="no block 2 to tap; this model has 0 to 1"):
-        DiffusersDenoiser(small_dit()).velocity(*inputs(), tap=2)
+        DiffusersDenoiser(small_dit()).velocity(*inputs(), token_block=2)
 
 
 @pytest.mark.parametrize("cell", [(0, 0, 0), (1, 3, 1), (2, 2, 5)])
@@ -60,10 +61,10 @@ def test_tokens_come_in_t_y_x_order(cell):
             torch.nn.init.zeros_(part.weight)
     denoiser = DiffusersDenoiser(dit)
     noisy, sigma, context = inputs()
-    before = denoiser.velocity(noisy, sigma, context, tap=0).tokens
+    before = denoiser.velocity(noisy, sigma, context, token_block=0).tokens
     t, y, x = cell
     noisy[:, :, t, y, x] += 1
-    changed = (denoiser.velocity(noisy, sigma, context, tap=0).tokens - before).abs().sum(-1)[0]
+    changed = (denoiser.velocity(noisy, sigma, context, token_block=0).tokens - before).abs().sum(-1)[0]
     _, rows, columns = token_grid(noisy.shape)
     assert changed.nonzero().flatten().tolist() == [(t * rows + y // 2) * columns + x // 2]
 
@@ -74,7 +75,7 @@ def test_checkpointing_changes_no_gradient():
         denoiser = DiffusersDenoiser(small_dit(), checkpoint)
         lora = init_lora(denoiser.spec, ALL_LAYERS, 2, torch.Generator().manual_seed(0))
         with injected(denoiser.linears(), Injection(lora)):
-            velocity, tokens = denoiser.velocity(*inputs(), tap=0)
+            velocity, tokens = denoiser.velocity(*inputs(), token_block=0)
             (velocity.square().sum() + tokens.square().sum()).backward()
         gradients.append([pair.b.grad for pair in lora.values()])
     for plain, checkpointed in zip(*gradients, strict=True):
@@ -88,7 +89,7 @@ def test_lora_gradients_equal_finite_differences(finite_difference):
     for pair in lora.values():
         pair.double().b.data.normal_(std=0.1)
     with injected(denoiser.linears(), Injection(lora)):
-        total = lambda: denoiser.velocity(*inputs(torch.float64), tap=0).tokens.square().mean()  # noqa: E731
+        total = lambda: denoiser.velocity(*inputs(torch.float64), token_block=0).tokens.square().mean()  # noqa: E731
         total().backward()
         parameter = lora["blocks.0.self_attn.q"].a
         direction = torch.randn_like(parameter)

@@ -6,8 +6,8 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from safetensors.torch import save_file
 
 from smra_core.standalone.diffusers_wan import DiffusersCodec, DiffusersDenoiser
-from smra_core.standalone.model_files import find_backbone
-from smra_core.storage.content_hash import identity
+from smra_core.standalone.model_files import find_wan_files
+from smra_core.storage.content_hash import weights_fingerprint
 from smra_core.wan.module_names import native_dit_state, native_vae_state
 
 SIZES = dict(num_attention_heads=1, attention_head_dim=128, ffn_dim=16, num_layers=2, text_dim=8, freq_dim=8)
@@ -30,7 +30,7 @@ def native(models, tmp_path):
 
 
 def files_of(folder, dit="dit.safetensors", vae="vae.safetensors"):
-    return find_backbone(str(folder / dit), str(folder / vae), str(folder / "umt5"))
+    return find_wan_files(str(folder / dit), str(folder / vae), str(folder / "umt5"))
 
 
 def test_native_files_load_as_the_models_they_were(models, native):
@@ -41,7 +41,7 @@ def test_native_files_load_as_the_models_they_were(models, native):
     torch.testing.assert_close(loaded.velocity(noisy, sigma, context).velocity, expected)
     codec, pixels = files.load_codec(torch.float32, CPU), torch.rand(1, 3, 5, 16, 16)
     torch.testing.assert_close(codec.encode(pixels), DiffusersCodec(models[1]).encode(pixels))
-    assert (files.spec().blocks, files.spec().dim, files.spec().ffn) == (2, 128, 16)
+    assert (files.spec.blocks, files.spec.dim, files.spec.ffn) == (2, 128, 16)
 
 
 @pytest.mark.parametrize("prefix", ["diffusion_model.", "model.diffusion_model."])
@@ -62,19 +62,20 @@ def test_a_pickled_vae_is_read_as_plain_weights(models, native):
 def test_a_diffusers_folder_loads(models, tmp_path):
     models[0].save_pretrained(tmp_path / "transformer")
     models[1].save_pretrained(tmp_path / "vae")
-    files = find_backbone(str(tmp_path))
-    assert files.spec().blocks == 2
+    files = find_wan_files(str(tmp_path))
+    assert files.spec.blocks == 2
     weights = files.load_denoiser(torch.bfloat16, CPU).dit.patch_embedding.weight
     assert torch.equal(weights, models[0].patch_embedding.weight.bfloat16())
 
 
 def test_a_changed_weight_changes_the_fingerprint(models, native):
-    before = files_of(native).fingerprint()
+    files = files_of(native)
+    before, vae = files.transformer_fingerprint, files.vae_fingerprint
     state = native_dit_state(models[0].state_dict())
     state["head.head.bias"] = state["head.head.bias"] + 1
     save_file(state, native / "dit.safetensors")
-    after = files_of(native).fingerprint()
-    assert before["transformer"] != after["transformer"] and before["vae"] == after["vae"]
+    after = files_of(native)
+    assert before != after.transformer_fingerprint and vae == after.vae_fingerprint
 
 
 def test_large_files_are_told_apart_by_size_and_pieces(tmp_path, monkeypatch):
@@ -83,7 +84,7 @@ def test_large_files_are_told_apart_by_size_and_pieces(tmp_path, monkeypatch):
     (tmp_path / "a").write_bytes(b"x" * 5000)
     (tmp_path / "b").write_bytes(b"x" * 4999 + b"y")
     (tmp_path / "c").write_bytes(b"x" * 5001)
-    assert len({identity(tmp_path / name) for name in "abc"}) == 3
+    assert len({weights_fingerprint(tmp_path / name) for name in "abc"}) == 3
 
 
 def save_changed(models, folder, change):
@@ -243,28 +244,28 @@ def test_the_folder_of_the_authors_with_a_model_in_parts_loads(models, native):
     listing = native / "diffusion_pytorch_model.safetensors.index.json"
     listing.write_text(json.dumps({"weight_map": index}))
     torch.save(native_vae_state(models[1].state_dict()), native / "Wan2.1_VAE.pth")
-    files = find_backbone(str(native), None, str(native / "umt5"))
+    files = find_wan_files(str(native), None, str(native / "umt5"))
     weights = files.load_denoiser(torch.float32, CPU).dit.state_dict()
     assert all(torch.equal(weights[name], tensor) for name, tensor in models[0].state_dict().items())
-    before = identity(listing)
+    before = weights_fingerprint(listing)
     save_file({name: state[name] + 1 for name in names[::2]}, native / index[names[0]])
-    assert identity(listing) != before
+    assert weights_fingerprint(listing) != before
     (native / index[names[0]]).unlink()
     with pytest.raises(ValueError, match="lacks diffusion_pytorch_model-00001-of-00002.safetensors of the"):
-        find_backbone(str(native), None, str(native / "umt5"))
+        find_wan_files(str(native), None, str(native / "umt5"))
 
 
 def test_a_native_file_needs_its_vae_and_text_encoder(native):
     with pytest.raises(ValueError, match="holds the DiT alone. Give its VAE file with --vae"):
-        find_backbone(str(native / "dit.safetensors"))
+        find_wan_files(str(native / "dit.safetensors"))
 
 
 def test_what_is_not_there_is_named(tmp_path):
     with pytest.raises(ValueError, match="nowhere does not exist"):
-        find_backbone(str(tmp_path / "nowhere"))
+        find_wan_files(str(tmp_path / "nowhere"))
     (tmp_path / "transformer").mkdir()
     with pytest.raises(ValueError, match="vae does not exist"):
-        find_backbone(str(tmp_path))
+        find_wan_files(str(tmp_path))
 
 
 def test_another_vae_is_refused(native):
@@ -280,8 +281,8 @@ def test_an_image_to_video_folder_is_refused(models, tmp_path):
     config = {"in_channels": 36, "num_attention_heads": 1}
     (tmp_path / "transformer" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="image-to-video"):
-        find_backbone(str(tmp_path))
+        find_wan_files(str(tmp_path))
     config = {"in_channels": 16, "_class_name": "WanVACETransformer3DModel"}
     (tmp_path / "transformer" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="holds WanVACETransformer3DModel"):
-        find_backbone(str(tmp_path))
+        find_wan_files(str(tmp_path))

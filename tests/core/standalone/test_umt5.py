@@ -8,9 +8,9 @@ from safetensors.torch import save_file
 from transformers import UMT5Config, UMT5EncoderModel
 
 from smra_core.standalone.checkpoint_weights import check_native
-from smra_core.standalone.diffusers_wan import Umt5Text
 from smra_core.standalone.umt5 import (
     SentencePieceTokenizer,
+    Umt5Text,
     check_umt5,
     empty_umt5,
     load_umt5,

@@ -18,7 +18,7 @@ from smra_core.encoders.sea_raft_config import SeaRaftConfig
 from smra_core.encoders.sea_raft_files import metadata_of
 from smra_core.lora.reader import load_lora
 from smra_core.lora.report import describe_lora
-from smra_core.standalone.model_files import BackboneFiles
+from smra_core.standalone.model_files import WanFiles
 from smra_core.standalone.umt5 import load_umt5
 from smra_core.wan.module_names import native_dit_state, native_vae_state
 
@@ -83,8 +83,8 @@ RENAMED = {
 }
 FILES = {
     "lora": (lora, lambda path: describe_lora(load_lora(path))),
-    "dit": (dit, lambda path: BackboneFiles(path, path, None).load_denoiser(torch.float32, CPU)),
-    "vae": (vae, lambda path: BackboneFiles(path, path, None).load_codec(torch.float32, CPU)),
+    "dit": (dit, lambda path: WanFiles(path, path, None).load_denoiser(torch.float32, CPU)),
+    "vae": (vae, lambda path: WanFiles(path, path, None).load_codec(torch.float32, CPU)),
     "umt5": (umt5, lambda path: load_umt5(path, torch.float32, CPU)),
     "sea_raft": (sea_raft, load_sea_raft),
     "dinov2, timm": (partial(dinov2, "timm"), load_dinov2),

@@ -21,9 +21,10 @@ from smra_core.encoders.sea_raft import SeaRaft, load_sea_raft, save_sea_raft
 from smra_core.encoders.sea_raft_config import SEA_RAFT_MINIATURE
 from smra_core.lora.reader import load_lora
 from smra_core.lora.report import describe_lora
+from smra_core.miniature.model_files import MINIATURE_FILES
 from smra_core.standalone.checkpoint_kind import dit_config, vae_config
 from smra_core.standalone.checkpoint_weights import native_weights
-from smra_core.standalone.model_files import DIT, MINIATURE_FILES, VAE, find_backbone
+from smra_core.standalone.model_files import DIT, VAE, find_wan_files
 from smra_core.standalone.umt5 import load_umt5, umt5_config, umt5_name
 from smra_core.storage.weight_file import read_shapes, read_weight_file
 
@@ -196,7 +197,7 @@ def read_as_umt5(path):
 
 
 def find_with(path):
-    find_backbone(str(path), str(path), str(path))
+    find_wan_files(str(path), str(path), str(path))
 
 
 @pytest.mark.parametrize("reader", [*READERS, read_as_umt5, find_with], ids=lambda reader: reader.__name__)
@@ -355,7 +356,7 @@ def test_a_gguf_file_is_refused_with_the_way_out(tmp_path, place):
     with pytest.raises(
         ValueError, match="is a GGUF file, quantised in blocks. Get the model's bf16, fp16 or"
     ):
-        find_backbone(**given)
+        find_wan_files(**given)
 
 
 def test_a_header_is_read_where_the_file_is_larger_than_memory(tmp_path, monkeypatch):

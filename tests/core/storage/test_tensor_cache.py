@@ -3,7 +3,8 @@ import hashlib
 import pytest
 import torch
 
-from smra_core.storage.tensor_cache import TensorCache, content_hash
+from smra_core.storage.content_hash import content_hash
+from smra_core.storage.tensor_cache import TensorCache
 
 KEY = {"vae": "abc", "size": [64, 64]}
 

@@ -1,7 +1,14 @@
 import pytest
 
 from smra_core.lora.plan import MOTION, SUBJECT
-from smra_core.training.cost import activation_bytes, lora_parameters, optimiser_bytes, step_flops
+from smra_core.training.cost import (
+    activation_bytes,
+    alignment_flops,
+    lora_parameters,
+    optimiser_bytes,
+    step_flops,
+)
+from smra_core.training.mora import MotionSettings
 from smra_core.wan.spec import WAN_1_3B, WAN_14B, WanSpec
 
 GIB = 2**30
@@ -41,3 +48,44 @@ def test_flops_by_hand():
 @pytest.mark.parametrize(("tokens", "counted"), [(9360, 151.4), (32760, 1163.0)])
 def test_flops_are_those_counted_on_meta_tensors(tokens, counted):
     assert step_flops(WAN_1_3B, tokens) / 1e12 == pytest.approx(counted, rel=0.03)
+
+
+TF = 1e12
+TOKENS = 13 * 20 * 36
+
+
+def flops_of_step(decode, recompute=False):
+    return step_flops(WAN_1_3B, TOKENS) + alignment_flops(MotionSettings(), decode, recompute)
+
+
+@pytest.mark.parametrize(
+    ("decode", "recompute", "counted"),
+    [
+        ("windowed", False, 206.1), ("windowed", True, 217.7), ("exact", True, 345.6),
+        ("exact-low-memory", False, 388.2), ("tiny", False, 162.7),
+    ],
+)  # fmt: skip
+def test_a_step_takes_what_was_counted_on_meta_tensors(decode, recompute, counted):
+    assert flops_of_step(decode, recompute) / TF == pytest.approx(counted, rel=0.03)
+
+
+def test_the_ways_to_decode_are_in_their_order():
+    ways = [
+        flops_of_step("tiny"),
+        flops_of_step("windowed"),
+        flops_of_step("windowed", True),
+        flops_of_step("exact"),
+        flops_of_step("exact", True),
+    ]
+    assert sorted(ways) == ways and ways[-1] < flops_of_step("exact-low-memory")
+
+
+def test_a_window_longer_than_the_clip_costs_no_more_than_the_clip():
+    long = MotionSettings(window=40, context=4)
+    assert alignment_flops(long, "windowed", False) == alignment_flops(MotionSettings(), "exact", False)
+
+
+def test_it_grows_with_pixels_and_is_nothing_without_the_loss():
+    exact = alignment_flops(MotionSettings(), "exact", False)
+    assert alignment_flops(MotionSettings(width=288), "exact", False) == exact / 2
+    assert alignment_flops(MotionSettings(mora_weight=0.0), "exact", False) == 0

@@ -3,8 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from smra_core.decoding.flow_gradient import Stretch
-from smra_core.decoding.windows import whole_clip
+from smra_core.decoding.windows import DecodeWindow, whole_clip_window
 from smra_core.lora.adapter import Injection, init_lora, injected
 from smra_core.lora.plan import ALL_LAYERS
 from smra_core.training.mora import (
@@ -165,14 +164,17 @@ def test_mora_is_the_flow_error_of_the_decoded_prediction(toy_denoiser):
     torch.testing.assert_close(losses["mora"], flow_alignment_loss(flow, batch.reference_flow))
 
 
-def test_each_sample_sees_a_stretch_of_its_own_clip_and_all_are_drawn_alike(toy_denoiser):
+def test_each_sample_sees_a_window_of_its_own_clip_and_all_are_drawn_alike(toy_denoiser):
     denoiser, decoder = toy_denoiser().double(), Decoder()
-    stretches = {"one": whole_clip(3), "two": [Stretch(range(1, 2)), Stretch(range(0, 2), weight=3.0)]}
-    objective = MotionObjective(MotionSettings(), decoder, smooth_flow, stretches)
+    windows = {
+        "one": whole_clip_window(3),
+        "two": [DecodeWindow(range(1, 2)), DecodeWindow(range(0, 2), weight=3.0)],
+    }
+    objective = MotionObjective(MotionSettings(), decoder, smooth_flow, windows)
     generator = torch.Generator().manual_seed(0)
-    drawn = [tuple(objective._drawn(["two", "one"], 3, generator)) for _ in range(50)]
-    assert {chosen for _, chosen in drawn} == {Stretch(range(3))}
-    assert 15 < sum(chosen == stretches["two"][0] for chosen, _ in drawn) < 35
+    drawn = [tuple(objective._draw_windows(["two", "one"], 3, generator)) for _ in range(50)]
+    assert {chosen for _, chosen in drawn} == {DecodeWindow(range(3))}
+    assert 15 < sum(chosen == windows["two"][0] for chosen, _ in drawn) < 35
     drawn_losses(objective, denoiser)
     assert [latents.shape[2] for latents in decoder.decoded] == [3, 2]
 
@@ -225,5 +227,5 @@ def test_mora_without_a_flow_net_is_refused():
 ])  # fmt: skip
 def test_what_is_out_of_memory_is_told_a_leaner_way_to_decode(decode, words):
     objective = MotionObjective(MotionSettings(decode=decode), Decoder(), smooth_flow)
-    assert words in objective.leaner and objective.leaner.endswith("height.")
-    assert "decode" not in MotionObjective(MotionSettings(mora_weight=0.0), None, None).leaner
+    assert words in objective.memory_advice and objective.memory_advice.endswith("height.")
+    assert "decode" not in MotionObjective(MotionSettings(mora_weight=0.0), None, None).memory_advice

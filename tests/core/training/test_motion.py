@@ -9,7 +9,7 @@ from smra_core.data.motion_clip import MotionClip
 from smra_core.decoding.tiny_decoder import TinyDecoder
 from smra_core.encoders.sea_raft import SeaRaft, load_sea_raft, save_sea_raft
 from smra_core.encoders.sea_raft_config import SEA_RAFT_MINIATURE
-from smra_core.standalone.backend import Workplace
+from smra_core.standalone.backend import StandaloneBackend
 from smra_core.standalone.diffusers_wan import DiffusersCodec
 from smra_core.storage.tensor_cache import TensorCache
 from smra_core.training.mora import MotionSettings
@@ -19,17 +19,13 @@ from smra_core.training.trainer import TrainSettings
 FRAMES, SIDE, TEXT = 5, SEA_RAFT_MINIATURE.least_side, 6
 
 
-class Backbone:
-    """Tiny models behind the interface of BackboneFiles; counts what is loaded."""
+class Files:
+    """Tiny models behind the interface of WanFiles; counts what is loaded."""
 
     def __init__(self, make_denoiser):
         self.make_denoiser, self.loaded = make_denoiser, []
-
-    def spec(self):
-        return self.make_denoiser().spec
-
-    def fingerprint(self):
-        return {"transformer": "toy", "vae": "tiny", "text": "words"}
+        self.spec = make_denoiser().spec
+        self.transformer_fingerprint, self.vae_fingerprint, self.text_fingerprint = "toy", "tiny", "words"
 
     def load_denoiser(self, dtype, device, checkpoint=False):
         self.loaded.append("transformer")
@@ -49,10 +45,10 @@ class Backbone:
 
 
 @pytest.fixture
-def workplace(tmp_path, toy_denoiser):
+def backend(tmp_path, toy_denoiser):
     cpu = torch.device("cpu")
-    return Workplace(
-        Backbone(toy_denoiser), tmp_path / "runs", TensorCache(tmp_path / "cache"), cpu, torch.float32
+    return StandaloneBackend(
+        Files(toy_denoiser), tmp_path / "runs", TensorCache(tmp_path / "cache"), cpu, torch.float32
     )
 
 
@@ -75,39 +71,39 @@ def short(**changes):
     return TrainSettings(**{"steps": 2, "accumulate": 1, **changes})
 
 
-def test_a_clip_becomes_a_lora_and_a_finished_run_loads_nothing(workplace, clip, sea_raft):
+def test_a_clip_becomes_a_lora_and_a_finished_run_loads_nothing(backend, clip, sea_raft):
     steps = []
     settings = MotionSettings(rank=2)
-    first = train_motion(workplace, clip, sea_raft, settings, short(), on_step=steps.append)
+    first = train_motion(backend, clip, sea_raft, settings, short(), on_step=steps.append)
     assert first.path.is_file() and first.steps == 2
     assert [set(step.losses) for step in steps] == [{"temporal", "mora"}] * 2
     assert all(step.losses["mora"] > 0 for step in steps)
-    loaded = workplace.backbone.loaded
+    loaded = backend.files.loaded
     assert sorted(loaded) == ["text", "transformer", "vae", "vae"]  # the VAE to encode, and to train through
     before = list(loaded)
-    again = train_motion(workplace, clip, sea_raft, settings, short())
-    assert again == first and workplace.backbone.loaded == before
+    again = train_motion(backend, clip, sea_raft, settings, short())
+    assert again == first and backend.files.loaded == before
 
 
-def test_the_whole_clip_is_decoded_in_pieces_where_memory_is_short(workplace, clip, sea_raft):
+def test_the_whole_clip_is_decoded_in_pieces_where_memory_is_short(backend, clip, sea_raft):
     steps = []
     settings = MotionSettings(rank=2, decode="exact-low-memory")
-    train_motion(workplace, clip, sea_raft, settings, short(steps=1), on_step=steps.append)
+    train_motion(backend, clip, sea_raft, settings, short(steps=1), on_step=steps.append)
     assert steps[0].losses["mora"] > 0
 
 
-def test_windows_start_from_states_of_the_clip(workplace, clip, sea_raft):
+def test_windows_start_from_states_of_the_clip(backend, clip, sea_raft):
     longer = clip._replace(frames=torch.cat([clip.frames, clip.frames[1:], clip.frames[1:]]))
     settings = MotionSettings(rank=2, decode="windowed", window=1, context=1)
-    sample = prepare_motion(workplace, longer, sea_raft)
-    stretches = load_objective(workplace, sea_raft, settings, [sample]).stretches["pan"]
-    assert [(kept.first, kept.counted, kept.past is None) for kept in stretches] == [
+    sample = prepare_motion(backend, longer, sea_raft)
+    windows = load_objective(backend, sea_raft, settings, [sample]).windows_by_clip["pan"]
+    assert [(kept.start, kept.latents, kept.state is None) for kept in windows] == [
         (0, range(1, 2), True), (1, range(2, 3), False), (2, range(3, 4), False),
     ]  # fmt: skip
 
 
 def test_with_a_tiny_decoder_the_reference_is_the_clip_as_it_shows_it(
-    workplace, clip, sea_raft, tmp_path, monkeypatch
+    backend, clip, sea_raft, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(
         "smra_core.decoding.tiny_decoder.WORST_MATCH", float("inf")
@@ -116,42 +112,42 @@ def test_with_a_tiny_decoder_the_reference_is_the_clip_as_it_shows_it(
     tiny = TinyDecoder((8, 8, 8, 8))
     save_file(tiny.state_dict(), tmp_path / "tiny.safetensors")
     larger = clip._replace(frames=clip.frames.repeat(1, 1, 2, 2))
-    sample = prepare_motion(workplace, larger, sea_raft, tmp_path / "tiny.safetensors")
+    sample = prepare_motion(backend, larger, sea_raft, tmp_path / "tiny.safetensors")
     assert sample.reference_flow.shape == (FRAMES - 1, 2, SIDE, SIDE)
     settings = MotionSettings(rank=2, decode="tiny")
     steps = []
     train_motion(
-        workplace, larger, sea_raft, settings, short(steps=1), on_step=steps.append,
+        backend, larger, sea_raft, settings, short(steps=1), on_step=steps.append,
         tiny_decoder=tmp_path / "tiny.safetensors",
     )  # fmt: skip
     assert steps[0].losses["mora"] >= 0
 
 
-def test_another_flow_net_is_another_run(workplace, clip, sea_raft):
+def test_another_flow_net_is_another_run(backend, clip, sea_raft):
     settings = MotionSettings(rank=2)
-    first = train_motion(workplace, clip, sea_raft, settings, short(steps=1))
+    first = train_motion(backend, clip, sea_raft, settings, short(steps=1))
     torch.manual_seed(8)
     save_sea_raft(SeaRaft(SEA_RAFT_MINIATURE), sea_raft, torch.float32)
-    assert train_motion(workplace, clip, sea_raft, settings, short(steps=1)).path != first.path
+    assert train_motion(backend, clip, sea_raft, settings, short(steps=1)).path != first.path
 
 
-def test_the_reference_flow_is_the_clips_own_and_is_measured_once(workplace, clip, sea_raft):
-    flow = prepare_motion(workplace, clip, sea_raft).reference_flow
+def test_the_reference_flow_is_the_clips_own_and_is_measured_once(backend, clip, sea_raft):
+    flow = prepare_motion(backend, clip, sea_raft).reference_flow
     torch.testing.assert_close(flow, load_sea_raft(sea_raft).pair_flows(clip.frames * 255))
-    misses = workplace.cache.misses
-    assert torch.equal(prepare_motion(workplace, clip, sea_raft).reference_flow, flow)
-    assert workplace.cache.misses == misses
+    misses = backend.cache.misses
+    assert torch.equal(prepare_motion(backend, clip, sea_raft).reference_flow, flow)
+    assert backend.cache.misses == misses
 
 
-def test_mora_weight_zero_trains_without_flow_net_or_decoder(workplace, clip):
+def test_mora_weight_zero_trains_without_flow_net_or_decoder(backend, clip):
     steps = []
     settings = MotionSettings(rank=2, mora_weight=0.0)
-    train_motion(workplace, clip, None, settings, short(steps=1), on_step=steps.append)
+    train_motion(backend, clip, None, settings, short(steps=1), on_step=steps.append)
     assert set(steps[0].losses) == {"temporal"}
-    assert workplace.backbone.loaded.count("vae") == 1  # to encode the clip
+    assert backend.files.loaded.count("vae") == 1  # to encode the clip
 
 
-def test_mora_without_flow_weights_is_refused_before_anything_is_encoded(workplace, clip):
+def test_mora_without_flow_weights_is_refused_before_anything_is_encoded(backend, clip):
     with pytest.raises(ValueError, match="weight 1.0 needs SEA-RAFT"):
-        train_motion(workplace, clip, None, MotionSettings(), short())
-    assert not workplace.backbone.loaded
+        train_motion(backend, clip, None, MotionSettings(), short())
+    assert not backend.files.loaded

@@ -12,14 +12,15 @@ from smra_core.encoders.dinov2 import DinoV2
 from smra_core.encoders.dinov2_files import DinoV2Config
 from smra_core.lora.plan import SUBJECT
 from smra_core.lora.reader import load_lora
-from smra_core.standalone.backend import Workplace, as_frames, as_video
-from smra_core.standalone.model_files import BackboneFiles, find_backbone
+from smra_core.standalone.backend import StandaloneBackend
+from smra_core.standalone.model_files import WanFiles, find_wan_files
 from smra_core.storage.tensor_cache import TensorCache
 from smra_core.training import subject as subject_training
 from smra_core.training.run_folder import STATE
 from smra_core.training.subject import patch_features, train_subject
 from smra_core.training.sura import SubjectSettings
 from smra_core.training.trainer import TrainSettings
+from smra_core.wan.latents import as_frames, as_video
 
 SIDE = 32
 SETTINGS = SubjectSettings(rank=2, width=SIDE, height=SIDE, projector_width=8)
@@ -30,7 +31,7 @@ DINOV2 = DinoV2Config(width=24, depth=1, heads=2, hidden=48, gated=False, grid=2
 def wan(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wan")
     _, model, _, vae, _, text = write_random_wan(folder, Sizes(), "native")
-    return find_backbone(model, vae, text)
+    return find_wan_files(model, vae, text)
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +47,14 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture
-def workplace(tmp_path, wan, cache):
+def backend(tmp_path, wan, cache):
     """Runs of its own, encoded inputs from the tests before."""
-    return Workplace(wan, tmp_path / "runs", cache, torch.device("cpu"), torch.float32)
+    return StandaloneBackend(wan, tmp_path / "runs", cache, torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture
-def empty_workplace(tmp_path, workplace):
-    return replace(workplace, cache=TensorCache(tmp_path / "cache"))
+def empty_backend(tmp_path, backend):
+    return replace(backend, cache=TensorCache(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -69,9 +70,7 @@ def loaded(monkeypatch):
         return loading
 
     for kind in ("denoiser", "codec", "text"):
-        monkeypatch.setattr(
-            BackboneFiles, f"load_{kind}", watched(kind, getattr(BackboneFiles, f"load_{kind}"))
-        )
+        monkeypatch.setattr(WanFiles, f"load_{kind}", watched(kind, getattr(WanFiles, f"load_{kind}")))
     monkeypatch.setattr(subject_training, "load_dinov2", watched("dinov2", subject_training.load_dinov2))
     return models
 
@@ -99,10 +98,8 @@ def steps(count, **changes):
     )
 
 
-def train(workplace, dinov2, count=2, on_step=None, settings=SETTINGS, data=None, **changes):
-    return train_subject(
-        workplace, data or images(), dinov2, settings, steps(count, **changes), "dog", on_step
-    )
+def train(backend, dinov2, count=2, on_step=None, settings=SETTINGS, data=None, **changes):
+    return train_subject(backend, data or images(), dinov2, settings, steps(count, **changes), "dog", on_step)
 
 
 def same_tensors(first, second):
@@ -110,13 +107,13 @@ def same_tensors(first, second):
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_pictures_become_a_lora_that_says_what_it_is(empty_workplace, dinov2, loaded):
+def test_pictures_become_a_lora_that_says_what_it_is(empty_backend, dinov2, loaded):
     infos = []
-    trained = train(empty_workplace, dinov2, on_step=infos.append)
-    lora, metadata, dialect, ignored = load_lora(trained.path, empty_workplace.backbone.spec())
-    assert list(lora) == SUBJECT.select(empty_workplace.backbone.spec().linear_names()) and ignored == []
+    trained = train(empty_backend, dinov2, on_step=infos.append)
+    lora, metadata, dialect, ignored = load_lora(trained.path, empty_backend.spec)
+    assert list(lora) == SUBJECT.select(empty_backend.spec.linear_names()) and ignored == []
     assert all(pair.rank == 2 and pair.b.any() for pair in lora.values())
-    assert (metadata.role, metadata.plan, metadata.rank, metadata.steps) == ("subject", str(SUBJECT), 2, 2)
+    assert (metadata.purpose, metadata.plan, metadata.rank, metadata.steps) == ("subject", str(SUBJECT), 2, 2)
     assert metadata.captions == ("A picture of sks dog",) and dialect == "comfyui"
     assert [set(info.losses) for info in infos] == [{"region", "sura"}] * 2
     assert kinds(loaded) == ["text", "codec", "dinov2", "denoiser"]  # each once, the encoders first
@@ -127,19 +124,19 @@ def test_pictures_become_a_lora_that_says_what_it_is(empty_workplace, dinov2, lo
     assert float(rows[1][1]) == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_second_run_encodes_nothing_and_a_finished_one_loads_nothing(workplace, dinov2, loaded):
-    first = train(workplace, dinov2)
+def test_a_second_run_encodes_nothing_and_a_finished_one_loads_nothing(backend, dinov2, loaded):
+    first = train(backend, dinov2)
     loaded.clear()
-    assert train(workplace, dinov2) == first and kinds(loaded) == []
-    misses = workplace.cache.misses
-    other = train(workplace, dinov2, settings=replace(SETTINGS, rank=3))
-    assert other.path != first.path and kinds(loaded) == ["denoiser"] and workplace.cache.misses == misses
+    assert train(backend, dinov2) == first and kinds(loaded) == []
+    misses = backend.cache.misses
+    other = train(backend, dinov2, settings=replace(SETTINGS, rank=3))
+    assert other.path != first.path and kinds(loaded) == ["denoiser"] and backend.cache.misses == misses
 
 
-def test_the_frozen_model_is_the_same_after_training(empty_workplace, dinov2, loaded):
-    train(empty_workplace, dinov2)
+def test_the_frozen_model_is_the_same_after_training(empty_backend, dinov2, loaded):
+    train(empty_backend, dinov2)
     used = dict(loaded)
-    fresh = empty_workplace.backbone.load_denoiser(torch.float32, torch.device("cpu")).dit.state_dict()
+    fresh = empty_backend.files.load_denoiser(torch.float32, torch.device("cpu")).dit.state_dict()
     after = used["denoiser"].dit.state_dict()
     assert fresh.keys() == after.keys() and all(torch.equal(fresh[name], after[name]) for name in fresh)
     assert all("forward" not in module.__dict__ for module in used["denoiser"].linears().values())
@@ -150,101 +147,101 @@ def test_the_frozen_model_is_the_same_after_training(empty_workplace, dinov2, lo
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_a_stopped_run_goes_on_to_the_same_file(workplace, tmp_path, dinov2, error):
-    whole = train(replace(workplace, runs=tmp_path / "whole"), dinov2, 4)
+def test_a_stopped_run_goes_on_to_the_same_file(backend, tmp_path, dinov2, error):
+    whole = train(replace(backend, runs=tmp_path / "whole"), dinov2, 4)
 
     def stop(info):
         if info.step == 3:
             raise error
 
     with pytest.raises(error):
-        train(workplace, dinov2, 4, stop)
+        train(backend, dinov2, 4, stop)
     seen = []
-    resumed = train(workplace, dinov2, 4, lambda info: seen.append(info.step))
+    resumed = train(backend, dinov2, 4, lambda info: seen.append(info.step))
     assert seen == [4] and same_tensors(resumed.path, whole.path)
     assert same_tensors(resumed.path.with_name(STATE), whole.path.with_name(STATE))
     assert resumed.losses.read_text() == whole.losses.read_text()
 
 
-def test_more_steps_extend_a_finished_run(workplace, tmp_path, dinov2):
-    whole = train(replace(workplace, runs=tmp_path / "whole"), dinov2, 4)
-    short = train(workplace, dinov2, 2)
-    longer = train(workplace, dinov2, 4)
+def test_more_steps_extend_a_finished_run(backend, tmp_path, dinov2):
+    whole = train(replace(backend, runs=tmp_path / "whole"), dinov2, 4)
+    short = train(backend, dinov2, 2)
+    longer = train(backend, dinov2, 4)
     assert longer.path == short.path and same_tensors(longer.path, whole.path)
     assert load_lora(longer.path).metadata.steps == longer.steps == 4
 
 
-def test_a_stopped_run_can_be_asked_for_fewer_steps_and_its_file_says_how_many_it_had(workplace, dinov2):
+def test_a_stopped_run_can_be_asked_for_fewer_steps_and_its_file_says_how_many_it_had(backend, dinov2):
     def stop(info):
         if info.step == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(workplace, dinov2, 4, stop)
-    trained = train(workplace, dinov2, 2)
+        train(backend, dinov2, 4, stop)
+    trained = train(backend, dinov2, 2)
     assert load_lora(trained.path).metadata.steps == trained.steps == 3
 
 
-def test_a_lora_file_that_was_deleted_is_written_again_without_training(workplace, dinov2):
-    first = train(workplace, dinov2)
+def test_a_lora_file_that_was_deleted_is_written_again_without_training(backend, dinov2):
+    first = train(backend, dinov2)
     before = load_file(first.path)
     first.path.unlink()
     seen = []
-    again = train(workplace, dinov2, on_step=seen.append)
+    again = train(backend, dinov2, on_step=seen.append)
     assert seen == [] and all(torch.equal(t, before[name]) for name, t in load_file(again.path).items())
 
 
-def test_what_a_run_depends_on_gives_it_a_folder_of_its_own(workplace, dinov2):
-    first = train(workplace, dinov2, 1)
+def test_what_a_run_depends_on_gives_it_a_folder_of_its_own(backend, dinov2):
+    first = train(backend, dinov2, 1)
     brighter = [image._replace(pixels=image.pixels * 0.9) for image in images()]
     renamed = [image._replace(caption="A picture of vvt dog") for image in images()]
     other_mask = [image._replace(mask_px=torch.ones(1, SIDE, SIDE)) for image in images()]
     others = [
-        train(workplace, dinov2, 1, data=brighter),
-        train(workplace, dinov2, 1, data=renamed),
-        train(workplace, dinov2, 1, data=other_mask),
-        train(workplace, dinov2, 1, seed=1),
-        train(workplace, None, 1, settings=replace(SETTINGS, sura_weight=0.0)),
+        train(backend, dinov2, 1, data=brighter),
+        train(backend, dinov2, 1, data=renamed),
+        train(backend, dinov2, 1, data=other_mask),
+        train(backend, dinov2, 1, seed=1),
+        train(backend, None, 1, settings=replace(SETTINGS, sura_weight=0.0)),
     ]
     assert len({trained.path for trained in [first, *others]}) == 6
-    assert train(workplace, dinov2, 1, save_every=7).path == first.path
+    assert train(backend, dinov2, 1, save_every=7).path == first.path
 
 
-def test_without_sura_no_teacher_is_read(workplace, loaded):
+def test_without_sura_no_teacher_is_read(backend, loaded):
     infos = []
-    train(workplace, Path("nowhere"), settings=replace(SETTINGS, sura_weight=0.0), on_step=infos.append)
+    train(backend, Path("nowhere"), settings=replace(SETTINGS, sura_weight=0.0), on_step=infos.append)
     assert "dinov2" not in kinds(loaded) and set(infos[0].losses) == {"region"}
 
 
-def test_missing_teacher_and_missing_mask_are_refused_before_anything_is_encoded(workplace, dinov2, loaded):
+def test_missing_teacher_and_missing_mask_are_refused_before_anything_is_encoded(backend, dinov2, loaded):
     with pytest.raises(ValueError, match="SuRA at weight 0.05 needs DINOv2"):
-        train(workplace, None)
+        train(backend, None)
     with pytest.raises(ValueError, match="0.png has no mask. Add one to masks/"):
-        train(workplace, dinov2, data=images(mask=False))
+        train(backend, dinov2, data=images(mask=False))
     assert loaded == []
 
 
-def test_features_are_the_teachers_one_a_token_in_y_x_order(workplace, dinov2):
+def test_features_are_the_teachers_one_a_token_in_y_x_order(backend, dinov2):
     picture = torch.rand(3, SIDE, 2 * SIDE, generator=torch.Generator().manual_seed(2))
-    (features,) = patch_features(workplace, [picture], dinov2)
+    (features,) = patch_features(backend, [picture], dinov2)
     assert features.shape == (2 * 4, DINOV2.width)
     teacher = DinoV2(DINOV2)
     teacher.vit.load_state_dict(load_file(dinov2))
     torch.testing.assert_close(features, teacher.patch_features(picture[None])[0])
 
 
-def test_contexts_and_latents_are_what_the_encoders_say_and_are_kept(empty_workplace, loaded):
+def test_contexts_and_latents_are_what_the_encoders_say_and_are_kept(empty_backend, loaded):
     picture = images(1)[0].pixels
     for expected in (["text", "codec"], []):
         loaded.clear()
-        context = empty_workplace.contexts(["a dog", "a", "a dog"])
-        (latents,) = empty_workplace.latents([picture[None]])
+        context = empty_backend.encode_captions(["a dog", "a", "a dog"])
+        (latents,) = empty_backend.encode_clips([picture[None]])
         assert kinds(loaded) == expected
     assert list(context) == ["a dog", "a"] and context["a"].shape == (512, 8)
     cpu = torch.device("cpu")
-    text = empty_workplace.backbone.load_text(torch.float32, cpu)
+    text = empty_backend.files.load_text(torch.float32, cpu)
     assert torch.equal(context["a dog"], text.encode(["a dog"])[0])
-    codec = empty_workplace.backbone.load_codec(torch.float32, cpu)
+    codec = empty_backend.files.load_codec(torch.float32, cpu)
     assert torch.equal(latents, codec.encode(as_video(picture[None]))[0]) and latents.shape == (16, 1, 4, 4)
 
 

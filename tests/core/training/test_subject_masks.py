@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from smra_core.data.subject_set import SubjectImage
-from smra_core.standalone.backend import Workplace
+from smra_core.standalone.backend import StandaloneBackend
 from smra_core.storage.tensor_cache import TensorCache
-from smra_core.training import subject_masks
-from smra_core.training.subject_masks import with_masks
+from smra_core.training import subject as subject_masks
+from smra_core.training.subject import find_missing_masks
 
 SIDE = 8
 
@@ -47,8 +47,10 @@ def weights(tmp_path):
 
 
 @pytest.fixture
-def workplace(tmp_path):
-    return Workplace(None, tmp_path, TensorCache(tmp_path / "cache"), torch.device("cpu"), torch.float32)
+def backend(tmp_path):
+    return StandaloneBackend(
+        None, tmp_path, TensorCache(tmp_path / "cache"), torch.device("cpu"), torch.float32
+    )
 
 
 def images(*masks):
@@ -58,30 +60,30 @@ def images(*masks):
     ]
 
 
-def test_only_missing_masks_are_asked_for(sam, weights, workplace):
+def test_only_missing_masks_are_asked_for(sam, weights, backend):
     own = torch.ones(1, SIDE, SIDE)
-    masked = with_masks(images(own, None), weights, workplace)
+    masked = find_missing_masks(images(own, None), weights, backend)
     assert masked[0].mask_px is own and sam.asked == 1
     assert masked[1].mask_px.sum() == SIDE * SIDE / 2 and masked[1].name == "1.png"
 
 
-def test_sam_is_not_loaded_when_every_picture_has_its_mask(sam, weights, workplace):
-    with_masks(images(torch.ones(1, SIDE, SIDE)), weights, workplace)
-    with_masks(images(torch.ones(1, SIDE, SIDE)), None, workplace)
+def test_sam_is_not_loaded_when_every_picture_has_its_mask(sam, weights, backend):
+    find_missing_masks(images(torch.ones(1, SIDE, SIDE)), weights, backend)
+    find_missing_masks(images(torch.ones(1, SIDE, SIDE)), None, backend)
     assert sam.loaded == 0
 
 
-def test_a_second_run_finds_the_masks_of_the_first(sam, weights, workplace):
-    first = with_masks(images(None, None), weights, workplace)
-    second = with_masks(images(None, None), weights, workplace)
+def test_a_second_run_finds_the_masks_of_the_first(sam, weights, backend):
+    first = find_missing_masks(images(None, None), weights, backend)
+    second = find_missing_masks(images(None, None), weights, backend)
     assert (sam.loaded, sam.asked) == (1, 2)
     assert all(torch.equal(a.mask_px, b.mask_px) for a, b in zip(first, second, strict=True))
     weights.write_bytes(b"other weights")
-    with_masks(images(None), weights, workplace)
+    find_missing_masks(images(None), weights, backend)
     assert (sam.loaded, sam.asked) == (2, 3)
 
 
-def test_missing_masks_without_sam_are_refused_by_name(sam, workplace):
+def test_missing_masks_without_sam_are_refused_by_name(sam, backend):
     own = torch.ones(1, SIDE, SIDE)
-    with pytest.raises(ValueError, match="2 pictures have no mask, first 1.png. Add masks/, or let SAM"):
-        with_masks(images(own, None, None), None, workplace)
+    with pytest.raises(ValueError, match="2 pictures have no mask or an empty one, first 1.png. Give masks"):
+        find_missing_masks(images(own, None, None), None, backend)

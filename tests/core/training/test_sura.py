@@ -4,13 +4,13 @@ import torch
 
 from smra_core.lora.adapter import Injection, init_lora, injected
 from smra_core.lora.plan import ALL_LAYERS
+from smra_core.training.cost import projector_parameters
 from smra_core.training.sura import (
     SubjectObjective,
     SubjectSample,
     SubjectSettings,
     mask_to_latent,
     projector,
-    projector_parameters,
     region_loss,
     sura_loss,
 )
@@ -179,7 +179,9 @@ def test_the_losses_equal_numpy_from_the_noise_to_the_number(toy_denoiser):
         part.numpy().astype(np.float64) for part in (batch.latents, noise, sigma.view(-1, 1, 1, 1, 1))
     )
     noisy = torch.from_numpy((1 - s) * x0 + s * e).float()
-    velocity, tokens = (part.numpy() for part in denoiser.velocity(noisy, sigma, batch.context, tap=0))
+    velocity, tokens = (
+        part.numpy() for part in denoiser.velocity(noisy, sigma, batch.context, token_block=0)
+    )
     bell = lambda t: np.exp(-2 * ((t - 500) / 1000) ** 2)  # noqa: E731
     schedule = bell(np.arange(1000, 0, -1))
     weight = (bell(1000 * s.ravel()) - schedule.min()) * 1000 / (schedule - schedule.min()).sum()

@@ -172,7 +172,7 @@ class FirstBlockOnly(GradientBreaker):
     """Reaches the first block alone."""
 
     def losses(self, denoiser, batch, sigma, noise, generator):
-        tokens = denoiser.velocity(noise, sigma, batch.context, tap=0).tokens
+        tokens = denoiser.velocity(noise, sigma, batch.context, token_block=0).tokens
         return {"loss": tokens.square().mean((1, 2))}
 
 

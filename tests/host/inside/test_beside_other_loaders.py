@@ -4,10 +4,8 @@ import pytest
 import tiny_wan
 import torch
 from smrabooth_pack.nodes.patching.apply_loras import apply_loras
-from smrabooth_pack.nodes.patching.call_time_swap import ScheduledLora
 from smrabooth_pack.smra_core.lora.adapter import LoraPair
-from smrabooth_pack.smra_core.lora.plan import Strengths
-from smrabooth_pack.smra_core.lora.schedule import SparseSchedule
+from smrabooth_pack.smra_core.lora.schedule import ScheduledLora, Strengths, StrengthSchedule
 from tiny_wan import difference, leftovers, reference, sample
 
 EXACT = 2e-4
@@ -23,7 +21,7 @@ def other():
 
 def with_subject(model, loras):
     lora = {name: LoraPair(a, b) for name, (a, b) in loras[0].items()}
-    return apply_loras(model, [ScheduledLora(lora, SUBJECT)], SparseSchedule(0.7)).model
+    return apply_loras(model, [ScheduledLora(lora, SUBJECT)], StrengthSchedule(0.7)).model
 
 
 def with_stock(model, factors, bypass: bool):

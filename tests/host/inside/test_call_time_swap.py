@@ -6,14 +6,13 @@ import pytest
 import tiny_wan
 import torch
 from smrabooth_pack.nodes.patching.apply_loras import MERGE, ON_THE_FLY, apply_loras, at_constant_strength
-from smrabooth_pack.nodes.patching.call_time_swap import CallTimeSwap, ScheduledLora
+from smrabooth_pack.nodes.patching.call_time_swap import CallTimeSwap
 from smrabooth_pack.smra_core.lora.adapter import LoraPair
-from smrabooth_pack.smra_core.lora.plan import Strengths, TPointSchedule
-from smrabooth_pack.smra_core.lora.schedule import SparseSchedule
+from smrabooth_pack.smra_core.lora.schedule import ScheduledLora, Strengths, StrengthSchedule, TPoint
 from tiny_wan import difference, leftovers, reference, sample
 
 EXACT = 2e-4
-SCHEDULE = SparseSchedule(0.7)
+SCHEDULE = StrengthSchedule(0.7)
 LATE_BELOW = 0.75
 """At shift 1 and 10 steps the levels are 1, 0.9, … and the switch falls on 0.7."""
 ONE_STEP_LATER, ONE_STEP_EARLIER = 0.65, 0.85
@@ -77,9 +76,9 @@ def test_early_and_late_models_in_two_passes_equal_one_pass(model, loras):
 
 def test_a_share_of_the_steps_follows_the_shift(model, loras):
     shifted = tiny_wan.with_shift(model, 5.0)
-    by_share = sample(applied(shifted, loras, schedule=SparseSchedule(0.3, as_share=True)))
+    by_share = sample(applied(shifted, loras, schedule=StrengthSchedule(0.3, as_share=True)))
     # Step 3 of 10 at shift 5 is sigma 5 * 0.7 / (1 + 4 * 0.7).
-    by_sigma = sample(applied(shifted, loras, schedule=SparseSchedule(3.5 / 3.8)))
+    by_sigma = sample(applied(shifted, loras, schedule=StrengthSchedule(3.5 / 3.8)))
     assert torch.equal(by_share, by_sigma)
     assert difference(by_share, sample(applied(shifted, loras))) > 100 * EXACT
 
@@ -232,7 +231,7 @@ def evaluate(model, wrapper, sigma):
 
 
 def subject_swap(loras):
-    return CallTimeSwap([ScheduledLora(lora(loras[0]), SUBJECT)], lambda base: TPointSchedule(0.7))
+    return CallTimeSwap([ScheduledLora(lora(loras[0]), SUBJECT)], lambda base: TPoint(0.7))
 
 
 def test_two_copies_of_the_model_in_two_threads(state, loras):
@@ -278,11 +277,13 @@ def test_factors_leave_the_device_after_a_run_and_come_back(model, loras):
 
 def test_a_lora_of_another_model_size_is_refused(model):
     factors = {"blocks.0.self_attn.q": (torch.zeros(4, 128), torch.zeros(128, 4))}
-    with pytest.raises(ValueError, match=r"blocks\.0\.self_attn\.q is for \(128, 128\).*\(256, 256\)"):
+    with pytest.raises(
+        ValueError, match=r"blocks\.0\.self_attn\.q is for a linear of \(128, 128\).*\(256, 256\)"
+    ):
         applied(model, [factors], [SUBJECT])
 
 
 def test_a_lora_with_more_blocks_than_the_model_is_refused(model):
     factors = {"blocks.29.self_attn.q": (torch.zeros(4, 256), torch.zeros(256, 4))}
-    with pytest.raises(ValueError, match=r"block 29.*it has 2 blocks"):
+    with pytest.raises(ValueError, match=r"reaches over 30 blocks, the model has 2"):
         applied(model, [factors], [SUBJECT])

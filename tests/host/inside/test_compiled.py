@@ -4,10 +4,8 @@ import pytest
 import tiny_wan
 import torch
 from smrabooth_pack.nodes.patching.apply_loras import apply_loras
-from smrabooth_pack.nodes.patching.call_time_swap import ScheduledLora
 from smrabooth_pack.smra_core.lora.adapter import LoraPair
-from smrabooth_pack.smra_core.lora.plan import Strengths
-from smrabooth_pack.smra_core.lora.schedule import SparseSchedule
+from smrabooth_pack.smra_core.lora.schedule import ScheduledLora, Strengths, StrengthSchedule
 from tiny_wan import difference, leftovers, reference, sample
 
 set_compile = pytest.importorskip("comfy_api.torch_helpers").set_torch_compile_wrapper
@@ -31,7 +29,7 @@ def compiled(model):
 
 def with_lora(model, factors, strengths):
     lora = {name: LoraPair(a, b) for name, (a, b) in factors.items()}
-    return apply_loras(model, [ScheduledLora(lora, strengths)], SparseSchedule(0.7), "on the fly").model
+    return apply_loras(model, [ScheduledLora(lora, strengths)], StrengthSchedule(0.7), "on the fly").model
 
 
 def test_base_lora_other_strengths_and_file_and_base_again(model, loras):

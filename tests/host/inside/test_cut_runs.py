@@ -4,10 +4,14 @@ import pytest
 import tiny_wan
 import torch
 from smrabooth_pack.nodes.patching.apply_loras import apply_loras
-from smrabooth_pack.nodes.patching.call_time_swap import ScheduledLora
 from smrabooth_pack.smra_core.lora.adapter import LoraPair
-from smrabooth_pack.smra_core.lora.plan import Strengths, TPointSchedule
-from smrabooth_pack.smra_core.lora.schedule import SparseSchedule, switch_step
+from smrabooth_pack.smra_core.lora.schedule import (
+    ScheduledLora,
+    Strengths,
+    StrengthSchedule,
+    TPoint,
+    switch_step,
+)
 
 SCHEDULERS = ("simple", "normal", "beta", "sgm_uniform")
 FEW = 6
@@ -32,14 +36,14 @@ def test_the_simple_scheduler_switches_at_the_step_that_was_asked_for(steps):
     found = {}
     for shift in range(1, 18):
         run = levels(shift, "simple", steps)
-        found[shift] = [switch_step(TPointSchedule.from_step(step, steps, shift), run) for step in asked]
+        found[shift] = [switch_step(TPoint.from_step(step, steps, shift), run) for step in asked]
     assert found == dict.fromkeys(range(1, 18), asked)
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("shift", [1.0, 3.0, 8.0])
 def test_two_samplers_cut_anywhere_have_the_strengths_of_one(scheduler, shift):
-    run, t_point = levels(shift, scheduler, 20), TPointSchedule(0.7)
+    run, t_point = levels(shift, scheduler, 20), TPoint(0.7)
 
     def late(part):
         return [sigma <= t_point.boundary(part) for sigma in part[:-1]]
@@ -53,19 +57,19 @@ def test_two_samplers_cut_anywhere_have_the_strengths_of_one(scheduler, shift):
 @pytest.mark.parametrize("cut", range(1, FEW))
 def test_two_real_samplers_cut_anywhere_make_the_latents_of_one(model, loras, cut):
     lora = {name: LoraPair(a, b) for name, (a, b) in loras[0].items()}
-    ours = apply_loras(model, [ScheduledLora(lora, Strengths(0.4, 0.8))], SparseSchedule(0.7)).model
+    ours = apply_loras(model, [ScheduledLora(lora, Strengths(0.4, 0.8))], StrengthSchedule(0.7)).model
     one = tiny_wan.sample(ours, steps=FEW)
     first = tiny_wan.sample(ours, steps=FEW, start_step=0, last_step=cut, force_full_denoise=False)
     second = tiny_wan.sample_on(
         ours, first, steps=FEW, start_step=cut, last_step=FEW, force_full_denoise=True
     )
     assert tiny_wan.difference(one, second) < 2e-4
-    early = apply_loras(model, [ScheduledLora(lora, Strengths.constant(0.4))], SparseSchedule(0.7)).model
+    early = apply_loras(model, [ScheduledLora(lora, Strengths.constant(0.4))], StrengthSchedule(0.7)).model
     assert tiny_wan.difference(one, tiny_wan.sample(early, steps=FEW)) > 0.02
 
 
 def test_a_shift_of_the_model_moves_the_step_and_not_the_level():
     """Step 15 of 50 at shift 1; at shift 3 and 8 the same level comes later in the run."""
-    t_point = TPointSchedule(0.7)
+    t_point = TPoint(0.7)
     assert [switch_step(t_point, levels(shift, "simple", 50)) for shift in (1.0, 3.0, 8.0)] == [15, 28, 39]
     assert torch.tensor(levels(3.0, "simple", 50))[28].item() == pytest.approx(0.7, abs=0.01)

@@ -29,7 +29,7 @@ def latents(count):
 
 
 def decoded_by_the_host(net, z):
-    return net.decode(pack("smra_core.decoding.wan_decoder").unwhitened(z))
+    return net.decode(pack("smra_core.wan.latents").denormalize(z))
 
 
 def relative(found, expected):
@@ -40,7 +40,7 @@ def relative(found, expected):
 @pytest.mark.parametrize("count, at_once", [(1, 1), (4, 2), (13, 13), (13, 1)])
 def test_pixels_and_gradient_are_the_hosts(net, count, at_once, recompute):
     z = latents(count)
-    decoder, past, parts = pack("smra_core.decoding.wan_decoder").FrozenDecoder.of(net, recompute), None, []
+    decoder, past, parts = pack("smra_core.decoding.wan_decoder").WanVideoDecoder.of(net, recompute), None, []
     for some in z.split(at_once, 2):
         part, past = decoder.step(some, past)
         parts.append(part)
@@ -66,9 +66,9 @@ def test_a_flow_loss_reaches_the_latents_as_in_one_graph_through_the_host(net, a
     def squared(flow, reference):
         return ((flow - reference) ** 2).mean()
 
-    decoder = pack("smra_core.decoding.wan_decoder").FrozenDecoder.of(net)
-    objective = gradients.FlowObjective(decoder, smooth_flow, squared, at_once)
-    loss = gradients.streamed_loss(z, reference, objective)[0]
+    decoder = pack("smra_core.decoding.wan_decoder").WanVideoDecoder.of(net)
+    objective = gradients.FlowComparison(decoder, smooth_flow, squared, at_once)
+    loss = gradients.streamed_flow_loss(z, reference, objective)[0]
     frames = (decoded_by_the_host(net, z)[0].transpose(0, 1) + 1) * 127.5
     expected = squared(smooth_flow(frames), reference[0])
     assert loss.item() == pytest.approx(expected.item(), rel=1e-12)

@@ -12,10 +12,8 @@ import pytest
 import tiny_wan
 import torch
 from smrabooth_pack.nodes.patching.apply_loras import apply_loras
-from smrabooth_pack.nodes.patching.call_time_swap import ScheduledLora
 from smrabooth_pack.smra_core.lora.adapter import LoraPair
-from smrabooth_pack.smra_core.lora.plan import Strengths
-from smrabooth_pack.smra_core.lora.schedule import SparseSchedule
+from smrabooth_pack.smra_core.lora.schedule import ScheduledLora, Strengths, StrengthSchedule
 from tiny_wan import difference, leftovers, reference, sample
 
 LATE_BELOW = 0.75
@@ -77,7 +75,7 @@ def test_a_switched_run_on_a_gguf_file(loader, state, loras, tmp_path, monkeypat
         ScheduledLora({name: LoraPair(a, b) for name, (a, b) in factors.items()}, strengths)
         for factors, strengths in zip(loras, (Strengths(0.4, 0.8), Strengths.constant(1.0)), strict=True)
     ]
-    result = apply_loras(packed, both, SparseSchedule(0.7))
+    result = apply_loras(packed, both, StrengthSchedule(0.7))
     assert result.merged == (False, False)  # a merge would be rounded to 8 bits again
     ours = sample(result.model)
     exact = sample(reference(plain, [(loras[0], 0.4, 0.8), (loras[1], 1.0, 1.0)], LATE_BELOW))

@@ -4,8 +4,9 @@ import pytest
 import tiny_wan
 import torch
 from smrabooth_pack.smra_core.lora.adapter import init_lora
+from smrabooth_pack.smra_core.lora.metadata import LoraMetadata
 from smrabooth_pack.smra_core.lora.plan import MOTION, SUBJECT
-from smrabooth_pack.smra_core.lora.reader import LoraMetadata, convert_lora, save_lora
+from smrabooth_pack.smra_core.lora.writer import convert_lora, save_lora
 from smrabooth_pack.smra_core.wan.spec import WanSpec
 
 SPEC = WanSpec("tiny", tiny_wan.BLOCKS, tiny_wan.DIM, tiny_wan.FFN, heads=2)

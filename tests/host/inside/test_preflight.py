@@ -1,4 +1,4 @@
-"""What is said and refused before anything expensive runs; the figures are for the published sizes."""
+"""What is said and refused before anything expensive runs; the metrics are for the published sizes."""
 
 from dataclasses import fields
 from types import SimpleNamespace
@@ -20,9 +20,9 @@ def preflight():
 def core():
     """The parts of the core that the tests use."""
     budget, cost, train = (
-        pack(f"smra_core.{name}") for name in ("decode_budget", "training_cost", "trainer")
+        pack(f"smra_core.{name}") for name in ("training.decode_choice", "training.cost", "training.trainer")
     )
-    mora, sura, wan = (pack(f"smra_core.{name}") for name in ("mora", "sura", "wan"))
+    mora, sura, wan = (pack(f"smra_core.{name}") for name in ("training.mora", "training.sura", "wan.spec"))
     return SimpleNamespace(
         estimate=budget.estimate, choose=budget.choose_decode, cost=cost, Train=train.TrainSettings,
         Motion=mora.MotionSettings, Subject=sura.SubjectSettings, spec=wan.WAN_1_3B, projector=sura.projector,

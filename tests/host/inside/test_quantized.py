@@ -4,15 +4,13 @@ import pytest
 import tiny_wan
 import torch
 from smrabooth_pack.nodes.patching.apply_loras import MERGE, apply_loras
-from smrabooth_pack.nodes.patching.call_time_swap import ScheduledLora
 from smrabooth_pack.smra_core.lora.adapter import LoraPair
-from smrabooth_pack.smra_core.lora.plan import Strengths
-from smrabooth_pack.smra_core.lora.schedule import SparseSchedule
+from smrabooth_pack.smra_core.lora.schedule import ScheduledLora, Strengths, StrengthSchedule
 from tiny_wan import difference, leftovers, reference, sample
 
 quant_ops = pytest.importorskip("comfy.quant_ops")
 FORMATS = [kind for kind in ("float8_e4m3fn", "int8_tensorwise") if kind in quant_ops.QUANT_ALGOS]
-SCHEDULE, LATE_BELOW = SparseSchedule(0.7), 0.75
+SCHEDULE, LATE_BELOW = StrengthSchedule(0.7), 0.75
 SUBJECT, MOTION = Strengths(0.4, 0.8), Strengths.constant(1.0)
 
 

@@ -117,33 +117,33 @@ def test_a_subject_folder_becomes_pictures_masks_and_prompts(folders, nodes):
 
 def test_prompts_stay_as_a_sampler_takes_them():
     prompt = torch.ones(1, 12, 4096)
-    _, contexts = pack("nodes.host.conditioning").contexts_of([[prompt, {}]], 2, "a ball")
+    _, contexts = pack("nodes.host.conditioning").captions_and_contexts([[prompt, {}]], 2, "a ball")
     assert torch.equal(contexts["a ball"], prompt[0])
 
 
 def test_prompts_are_padded_and_matched_to_pictures():
-    contexts_of = pack("nodes.host.conditioning").contexts_of
+    captions_and_contexts = pack("nodes.host.conditioning").captions_and_contexts
     prompts = [[torch.ones(1, 3, 4096), {}], [torch.full((1, 600, 4096), 2.0), {}]]
-    names, contexts = contexts_of(prompts, 2, "first\nsecond")
+    names, contexts = captions_and_contexts(prompts, 2, "first\nsecond")
     assert names == ["first", "second"] and contexts["first"].shape == (600, 4096)
     assert contexts["first"][:3].eq(1).all() and contexts["first"][3:].eq(0).all()
     assert contexts["second"].shape == (600, 4096)
-    assert contexts_of(prompts[:1], 3)[0] == ["prompt 1"] * 3
-    names, contexts = contexts_of(prompts, 2, "same")
+    assert captions_and_contexts(prompts[:1], 3)[0] == ["prompt 1"] * 3
+    names, contexts = captions_and_contexts(prompts, 2, "same")
     assert len(set(names)) == 2 and len(contexts) == 2
 
 
 def test_masks_that_the_crop_cuts_are_noted():
-    framed_masks = pack("nodes.host.images").framed_masks
+    crop_masks = pack("nodes.host.images").crop_masks
     images, masks = torch.zeros(1, 64, 128, 3), torch.zeros(1, 64, 128)
     masks[0, :, 16:48] = 1  # a central crop to a square keeps columns 32 to 95
-    (kept,), notes = framed_masks(masks, images, (64, 64))
+    (kept,), notes = crop_masks(masks, images, (64, 64))
     assert kept.sum() == 16 * 64 and notes == ["the crop cuts off 50 % of the subject in picture 1"]
     masks[0, :, 32:48] = 0
     with pytest.raises(ValueError, match="no subject left after cropping"):
-        framed_masks(masks, images, (64, 64))
+        crop_masks(masks, images, (64, 64))
     with pytest.raises(ValueError, match="1 masks of 128x64 for 2 pictures of 128x64"):
-        framed_masks(masks, images.repeat(2, 1, 1, 1), (64, 64))
+        crop_masks(masks, images.repeat(2, 1, 1, 1), (64, 64))
 
 
 def test_loss_curves_have_a_panel_each():
@@ -162,8 +162,8 @@ def test_inspection_tells_whether_file_and_model_fit(folders, nodes):
 
 
 def test_a_duration_is_spoken_in_few_words():
-    spoken = pack("nodes.training.progress").spoken
-    assert [spoken(t) for t in (7.4, 61, 3540, 3700, 7300)] == [
+    format_duration = pack("nodes.training.progress").format_duration
+    assert [format_duration(t) for t in (7.4, 61, 3540, 3700, 7300)] == [
         "7 s",
         "1 min",
         "59 min",

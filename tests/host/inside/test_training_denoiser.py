@@ -98,7 +98,7 @@ def test_offloaded_weights_with_the_users_patches_give_the_right_gradient(
         management.load_models_gpu([patcher])
         patcher.unpatch_model(torch.device("cpu"))
         patcher.patch_model(torch.device("cpu"), lowvram_model_memory=1)
-        host_wan.make_ordinary(patcher.model)
+        host_wan.make_normal(patcher.model)
         seen.append(patcher.model.diffusion_model.get_submodule(name.removesuffix(".weight")).weight_function)
 
     monkeypatch.setattr(host_wan, "load", load_a_little)

@@ -77,7 +77,7 @@ def test_a_motion_is_trained_with_the_clip_cut_to_4n_plus_1(nodes, graph, loads)
 def test_the_private_decoder_decodes_as_the_hosts_vae_does(graph):
     latents = torch.randn(1, 16, 3, 4, 4, generator=torch.Generator().manual_seed(2))
     with torch.inference_mode(False), torch.no_grad():
-        decoder = pack("nodes.host.vae").frozen_decoder(graph.vae, torch.device("cpu"))
+        decoder = pack("nodes.host.vae").load_decoder(graph.vae, torch.device("cpu"))
         ours = torch.cat(list(decoder.stream(latents)), 2)
         theirs = graph.vae.first_stage_model.decode(graph.model.model.process_latent_out(latents))
     assert ours.shape == (1, 3, 9, 32, 32) and torch.allclose(ours, theirs, atol=1e-5)
@@ -85,7 +85,7 @@ def test_the_private_decoder_decodes_as_the_hosts_vae_does(graph):
 
 def test_what_cannot_work_is_refused_with_a_remedy(nodes, graph):
     empty = torch.zeros_like(graph.masks)
-    with pytest.raises(ValueError, match="picture 1 has no mask.*connect SAM"):
+    with pytest.raises(ValueError, match="first picture 1.*the sam input"):
         train_subject(nodes, graph, masks=empty)
     with pytest.raises(ValueError, match="picture 1 has no mask"):
         train_subject(nodes, graph, masks=None)
@@ -104,12 +104,12 @@ def test_what_cannot_work_is_refused_with_a_remedy(nodes, graph):
 
 
 def test_images_are_encoded_one_by_one(nodes, graph):
-    place_of = pack("nodes.host.backend").GraphPlace
+    place_of = pack("nodes.host.backend").ComfyBackend
     with torch.inference_mode(False):
         place = place_of(graph.model, graph.vae, {})
         pictures = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-        each = place.latents([picture[None] for picture in pictures])
-        (clip,) = place.latents([pictures[:5]])
+        each = place.encode_clips([picture[None] for picture in pictures])
+        (clip,) = place.encode_clips([pictures[:5]])
     assert len(each) == 6 and each[0].shape == (16, 1, 4, 4) and clip.shape == (16, 2, 4, 4)
 
 
@@ -117,7 +117,7 @@ def test_an_identity_outlives_sampling_with_a_patched_clone(graph):
     """A LoRA patched in place must not make another run of the same MODEL."""
     import comfy.model_management as management
 
-    identity = pack("nodes.host.model_identity").model_identity
+    identity = pack("nodes.host.model_identity").fingerprint_model
     before = identity(graph.model)
     clone = graph.model.clone()
     clone.add_patches({"diffusion_model.blocks.0.ffn.0.weight": ("diff", (torch.ones(128, 256),))})

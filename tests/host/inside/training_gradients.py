@@ -72,7 +72,7 @@ def trained(model, checks=()):
     with torch.inference_mode(), torch.inference_mode(False):  # as in a node
         with pack("nodes.host.denoiser").training_denoiser(model) as denoiser:
             with injected(denoiser.linears(), lora):
-                prediction = denoiser.velocity(noisy, sigma, context, tap=0)
+                prediction = denoiser.velocity(noisy, sigma, context, token_block=0)
                 for check in checks:
                     check(denoiser, prediction)
                 return gradients(loss_of(*prediction), lora)

@@ -17,7 +17,7 @@ CROP = 24
 STILL = 0.2
 """Part of the reference's movement below which a clip counts as still."""
 
-EXPLAINED = {
+METRIC_HELP = {
     "likeness": "likeness of the sprite to the subject: correlation of crops around it, 1 is equal",
     "background": "share of clips with the background that the prompt names",
     "x": "cosine of the horizontal track to the reference motion's; 0 if it hardly moves sideways",
@@ -31,7 +31,7 @@ EXPLAINED = {
 
 
 def clip_figures(frames: Tensor, subject: str, motion: str, background: str) -> dict[str, float]:
-    """Every figure of EXPLAINED for a clip `F 3 H W` in [0, 1]."""
+    """Every figure of METRIC_HELP for a clip `F 3 H W` in [0, 1]."""
     reading = measure(frames)
     wanted = AMPLITUDE * track(motion, torch.linspace(0, 1, len(frames)))
     wanted = wanted - wanted.mean(0)

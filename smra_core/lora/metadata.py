@@ -1,0 +1,57 @@
+"""What a LoRA file says about itself, in the keys of this project and in those that LoRA managers show."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+_OWN = "smrabooth."
+_IN_FILE = {"purpose": "role"}
+"""Fields that have another name in the file."""
+
+
+@dataclass(frozen=True)
+class LoraMetadata:
+    """What a LoRA file says about itself."""
+
+    purpose: str = ""
+    """`subject` or `motion`; empty in files of others."""
+    plan: str = ""
+    """As SparsePlan.parse takes it."""
+    rank: int = 0
+    base_model: str = ""
+    captions: tuple[str, ...] = ()
+    steps: int = 0
+    name: str = ""
+    version: str = ""
+
+    def to_file(self) -> dict[str, str]:
+        """Metadata of a safetensors file: our own keys, and those that LoRA managers show."""
+        own = {_OWN + _IN_FILE.get(key, key): json.dumps(value) for key, value in vars(self).items()}
+        return own | {
+            "format": "pt",
+            "modelspec.sai_model_spec": "1.0.0",
+            "modelspec.architecture": "wan2.1/lora",
+            "modelspec.title": self.name,
+            "modelspec.description": f"SMRABooth {self.purpose} LoRA for {self.base_model}",
+            "modelspec.trigger_phrase": " | ".join(self.captions),
+            "ss_network_dim": str(self.rank),
+            "ss_network_alpha": str(self.rank),
+            "ss_steps": str(self.steps),
+            "ss_base_model_version": self.base_model,
+        }
+
+    @classmethod
+    def from_file(cls, metadata: Mapping[str, str]) -> "LoraMetadata":
+        """Our keys; what is missing or of another type keeps its default, for the file may be a
+        stranger's.
+        """
+        values = {}
+        for key, default in vars(cls()).items():
+            try:
+                value = json.loads(metadata[_OWN + _IN_FILE.get(key, key)])
+            except (KeyError, ValueError):
+                continue
+            value = tuple(map(str, value)) if isinstance(value, list) else value
+            if type(value) is type(default):
+                values[key] = value
+        return cls(**values)

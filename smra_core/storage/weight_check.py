@@ -1,0 +1,100 @@
+"""Checks of what was read from a weight file: names, shapes, dtypes and finite values."""
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Value = TypeVar("Value")
+
+
+READABLE_FLOATS = frozenset(
+    (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
+)
+"""What weights are stored in where they are numbers and not codes of a quantisation."""
+
+
+WHOLE_NUMBERS = frozenset((torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8))
+
+
+_SHOWN = 5
+
+
+def fill_module(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Copy every tensor into the module; ValueError unless names and shapes agree and all is finite.
+
+    `source` names the file in messages. Tensors are converted to the dtype and device of the module; one on
+    the meta device is given memory on the CPU once all agrees, its buffers that no file holds excepted.
+    """
+    state = module.state_dict()
+    check_names_and_shapes(shapes_of(state), shapes_of(tensors), source)
+    odd = [
+        f"{name} is {value.dtype}"
+        for name, value in tensors.items()
+        if value.dtype not in READABLE_FLOATS | (set() if state[name].is_floating_point() else WHOLE_NUMBERS)
+    ]
+    if odd:
+        raise ValueError(
+            f"{source}: {len(odd)} weights are no floating-point numbers: {first_names(odd)}. It is "
+            "quantized or damaged: get the model's float32, bf16 or fp16 file."
+        )
+    check_finite(tensors, source)
+    if any(value.is_meta for value in state.values()):
+        module.to_empty(device="cpu")
+    module.load_state_dict(dict(tensors))
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes, as `check_names_and_shapes` compares them."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def rename_keys(tensors: Mapping[str, Value], rename: Callable[[str], str], source: str) -> dict[str, Value]:
+    """All values under new names; ValueError when two of them get the same one."""
+    renamed: dict[str, Value] = {}
+    for name, value in tensors.items():
+        new = rename(name)
+        if new in renamed:
+            raise ValueError(
+                f"{source} holds {new[:120]} twice, second as {name[:120]!r}. Download it again."
+            )
+        renamed[new] = value
+    return renamed
+
+
+def check_names_and_shapes(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], source: str
+) -> None:
+    """ValueError unless a file has exactly the names and shapes that a model needs; both sides are shown."""
+    missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or unknown:
+        raise ValueError(
+            f"{source}: {len(missing)} weights are missing ({first_names(missing)}) and {len(unknown)} are "
+            f"unknown ({first_names(unknown)}). This is another model, or a damaged file."
+        )
+    wrong = [f"{k} is {found[k]}, needed {expected[k]}" for k in expected if expected[k] != found[k]]
+    if wrong:
+        raise ValueError(f"{source}: {len(wrong)} weights have another shape: {first_names(wrong)}.")
+
+
+def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    bad = [key for key, value in tensors.items() if not _is_finite(value)]
+    if bad:
+        raise ValueError(
+            f"{source}: weights are NaN or infinite in {first_names(bad)}. Download the file again."
+        )
+
+
+def _is_finite(value: Tensor) -> bool:
+    if value.is_floating_point() and value.element_size() == 1:
+        value = value.float()  # isfinite knows no float8
+    return bool(torch.isfinite(value).all())
+
+
+def first_names(names: list[str]) -> str:
+    """The first few names for a message, each cut to a length that a hostile file cannot blow up."""
+    if not names:
+        return "none"
+    rest = len(names) - _SHOWN
+    return ", ".join(name[:120] for name in names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

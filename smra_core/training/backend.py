@@ -1,0 +1,84 @@
+"""What training needs from whoever holds the WAN model: files on disk, or the MODEL and VAE of a ComfyUI
+graph.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..decoding.wan_decoder import WanVideoDecoder
+from ..storage.content_hash import content_hash
+from ..storage.tensor_cache import TensorCache
+from ..wan.interfaces import Denoiser
+from ..wan.spec import WanSpec
+
+
+class Backend(Protocol):
+    """A WAN model on a device, a folder for runs, and a cache for encoder outputs."""
+
+    @property
+    def runs(self) -> Path:
+        """Folder in which every run gets a folder of its own."""
+        ...
+
+    @property
+    def cache(self) -> TensorCache:
+        """Cache of everything that is encoded once: text, latents, features, optical flow, masks."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Device that training runs on."""
+        ...
+
+    @property
+    def spec(self) -> WanSpec:
+        """Sizes of the DiT."""
+        ...
+
+    @property
+    def base_fingerprint(self) -> dict[str, str]:
+        """What identifies the frozen DiT and how it computes, as JSON values."""
+        ...
+
+    @property
+    def vae_fingerprint(self) -> str:
+        """Hash that identifies the VAE's weights."""
+        ...
+
+    def encode_captions(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """Return the text context `T 4096` of each caption, float32 on the CPU."""
+        ...
+
+    def encode_clips(self, clips: Sequence[Tensor]) -> list[Tensor]:
+        """Return latents `16 f h w` in model space, on the CPU, of clips `F 3 H W` in [0, 1], each encoded
+        alone.
+        """
+        ...
+
+    def load_decoder(self, recompute: bool = False) -> WanVideoDecoder:
+        """Load the VAE's decoder for gradients through it; `recompute` saves memory (see WanVideoDecoder)."""
+        ...
+
+    def denoiser_for_training(self) -> AbstractContextManager[Denoiser]:
+        """Load the DiT for the duration of a with block."""
+        ...
+
+
+def encode_clips_once(
+    cache: TensorCache, vae_fingerprint: str, clips: Sequence[Tensor], encode: Callable[[Tensor], Tensor]
+) -> list[Tensor]:
+    """Return the latents of each clip `F 3 H W`, from the cache or from `encode`."""
+
+    def latents_of(clip: Tensor) -> Tensor:
+        def compute() -> dict[str, Tensor]:
+            return {"latents": encode(clip)}
+
+        key = {"vae": vae_fingerprint, "frames": content_hash(clip)}
+        return cache.get_or_compute("latents", key, compute)["latents"]
+
+    return [latents_of(clip) for clip in clips]
