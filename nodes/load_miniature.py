@@ -22,7 +22,7 @@ class LoadMiniature(io.ComfyNode):
             display_name="SMRA Load Miniature",
             category="SMRABooth",
             description=(
-                "A WAN small enough to try the method on any computer in minutes: coloured shapes that "
+                "A WAN small enough to try the method on any computer in minutes: colored shapes that "
                 "move, 64x64 pixels, 17 frames, and a subject and a motion that it has never seen. It shows "
                 "how the nodes work together, never what a real WAN can do. Prompts such as: a red striped "
                 "square moving right on a navy background."
@@ -42,7 +42,7 @@ class LoadMiniature(io.ComfyNode):
                 ),
                 io.Image.Output(
                     display_name="subject_images",
-                    tooltip="Three pictures of a ball in colours that the miniature has never seen.",
+                    tooltip="Three pictures of a ball in colors that the miniature has never seen.",
                 ),
                 io.Mask.Output(display_name="subject_masks", tooltip="Where the ball is in each of them."),
                 io.Image.Output(

@@ -25,7 +25,7 @@ class SegmentSubject(io.ComfyNode):
             category="SMRABooth",
             description=(
                 "Finds the subject in each picture with SAM and shows it on a darkened background. Move the "
-                "point onto the subject where it does not fill the centre."
+                "point onto the subject where it does not fill the center."
             ),
             inputs=[
                 io.Image.Input("images", tooltip="Pictures of one subject."),
@@ -36,7 +36,7 @@ class SegmentSubject(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Where the subject is. Raising it moves the point right; 0.5 is the centre.",
+                    tooltip="Where the subject is. Raising it moves the point right; 0.5 is the center.",
                 ),
                 io.Float.Input(
                     "y",
@@ -44,7 +44,7 @@ class SegmentSubject(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Raising it moves the point down; 0.5 is the centre.",
+                    tooltip="Raising it moves the point down; 0.5 is the center.",
                 ),
             ],
             outputs=[

@@ -51,7 +51,7 @@ class TPointScheduler(io.ComfyNode):
                 io.String.Output(display_name="report", tooltip="Where the run switches, as a line of text."),
                 io.HookKeyframes.Output(
                     display_name="subject_keyframes",
-                    tooltip="The subject's strengths for ComfyUI's own LoRA hooks. Those fail on quantised "
+                    tooltip="The subject's strengths for ComfyUI's own LoRA hooks. Those fail on quantized "
                     "and GGUF models and keep a second copy of the model; the Sparse LoRA Loader does not.",
                 ),
                 io.Image.Output(display_name="picture", tooltip="The strengths over the steps of the run."),

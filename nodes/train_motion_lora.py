@@ -1,4 +1,4 @@
-"""The SMRA Train Motion LoRA node: how something moves, learnt from one clip of it."""
+"""The SMRA Train Motion LoRA node: how something moves, learned from one clip of it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -79,7 +79,7 @@ ROWS = (
     ),
     Widget(
         "debias",
-        "Take the look that all frames share out of the loss, so that motion is learnt, not appearance.",
+        "Take the look that all frames share out of the loss, so that motion is learned, not appearance.",
     ),
     Widget(
         "flow_weight",
@@ -105,7 +105,7 @@ class TrainMotionLoRA(io.ComfyNode):
             category="SMRABooth",
             description=(
                 "Trains a LoRA on one clip of a motion, so that WAN can give it to any subject. The flow of "
-                "what the model makes is held to the clip's. A cancelled run goes on where it stopped."
+                "what the model makes is held to the clip's. A canceled run goes on where it stopped."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="Wan2.1-T2V, 1.3B or 14B, of any precision."),

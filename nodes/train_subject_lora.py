@@ -1,4 +1,4 @@
-"""The SMRA Train Subject LoRA node: what a subject looks like, learnt from a few pictures of it."""
+"""The SMRA Train Subject LoRA node: what a subject looks like, learned from a few pictures of it."""
 
 from pathlib import Path
 
@@ -73,7 +73,7 @@ class TrainSubjectLoRA(io.ComfyNode):
             category="SMRABooth",
             description=(
                 "Trains a LoRA on 3 to 10 pictures of one subject, so that WAN can put it into any scene. "
-                "It learns only inside the masks. A cancelled run goes on where it stopped."
+                "It learns only inside the masks. A canceled run goes on where it stopped."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="Wan2.1-T2V, 1.3B or 14B, of any precision."),
@@ -93,7 +93,7 @@ class TrainSubjectLoRA(io.ComfyNode):
                 ),
                 SamType.Input(
                     "sam", optional=True,
-                    tooltip="Finds the subject at the centre of pictures without a mask.",
+                    tooltip="Finds the subject at the center of pictures without a mask.",
                 ),
                 *front_inputs("subject", DEFAULTS, TRAIN_DEFAULTS),
                 *advanced_inputs(DEFAULTS, ROWS, TRAIN_DEFAULTS),

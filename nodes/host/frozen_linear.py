@@ -1,6 +1,6 @@
 """Frozen layers of the host that autograd may pass through without keeping a weight.
 
-The host casts, dequantises or streams a weight into a buffer when it is used, and uses the buffer again for
+The host casts, dequantizes or streams a weight into a buffer when it is used, and uses the buffer again for
 the next layer. Plain autograd keeps a reference to that buffer, so that the backward pass multiplies with
 another layer's weight, without an error. Here the weight is asked for again in backward.
 """
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .versions import base_weight, is_quantised
+from .versions import base_weight, is_quantized
 
 
 class FrozenLinear(torch.autograd.Function):
@@ -75,7 +75,7 @@ def _is_plain_product(module: nn.Module) -> bool:
 
     Others (GGUF files, formats that scale the input, too) run as their owner runs them.
     """
-    known = type(module.weight) is nn.Parameter or is_quantised(module.weight)
+    known = type(module.weight) is nn.Parameter or is_quantized(module.weight)
     return known and hasattr(module, "in_features") and getattr(module, "pre_quant_scale", None) is None
 
 

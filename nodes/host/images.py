@@ -1,4 +1,4 @@
-"""The graph's IMAGE and MASK batches at the training size: covered, then cropped at the centre."""
+"""The graph's IMAGE and MASK batches at the training size: covered, then cropped at the center."""
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ def crop_masks(masks: Tensor, images: Tensor, size: Size) -> tuple[list[Tensor |
         kept = (to_pixels(fit(image, size, box)) >= 0.5).float()
         if not kept.any():
             raise ValueError(
-                f"Mask {place} has no subject left after cropping at the centre to {size[0]}x{size[1]}. Crop "
+                f"Mask {place} has no subject left after cropping at the center to {size[0]}x{size[1]}. Crop "
                 "the picture around the subject, or paint the mask again."
             )
         left, top, right, bottom = (round(edge) for edge in box)

@@ -25,7 +25,7 @@ def make_normal(module: nn.Module) -> int:
     exchanged = 0
     for part in module.modules():
         for name, parameter in list(part._parameters.items()):
-            # Quantised weights are subclasses without a storage of their own; dequantised, they are normal.
+            # Quantized weights are subclasses without a storage of their own; dequantized, they are normal.
             if type(parameter) is nn.Parameter and parameter.is_inference():
                 part._parameters[name] = nn.Parameter(as_normal_tensor(parameter), requires_grad=False)
                 exchanged += 1

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def base_weight(module: nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Weight and bias of one of the host's linears, on the device and in the dtype of `like`, dequantised.
+    """Weight and bias of one of the host's linears, on the device and in the dtype of `like`, dequantized.
 
     They may live in a buffer that the next layer's cast overwrites: nothing may keep them after the block.
     """
@@ -18,7 +18,7 @@ def base_weight(module: nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tenso
 
     weight, bias, held = _cast(comfy.ops, module, like)
     try:
-        yield (weight.dequantize() if is_quantised(weight) else weight).to(like.dtype), bias
+        yield (weight.dequantize() if is_quantized(weight) else weight).to(like.dtype), bias
     finally:
         if held is not None:
             comfy.ops.uncast_bias_weight(module, weight, bias, held)
@@ -31,12 +31,12 @@ def _cast(ops, module: nn.Module, like: Tensor) -> tuple:
     return (*ops.cast_bias_weight(module, like), None)
 
 
-def is_quantised(weight: Tensor) -> bool:
-    """Whether this is one of the host's own quantised tensors."""
+def is_quantized(weight: Tensor) -> bool:
+    """Whether this is one of the host's own quantized tensors."""
     import comfy.ops
 
-    quantised = getattr(comfy.ops, "QuantizedTensor", None)
-    return quantised is not None and isinstance(weight, quantised)
+    quantized = getattr(comfy.ops, "QuantizedTensor", None)
+    return quantized is not None and isinstance(weight, quantized)
 
 
 @contextmanager

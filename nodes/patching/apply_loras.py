@@ -80,7 +80,7 @@ def _is_merged(model, lora: Lora, strengths: Strengths, constant: str) -> bool:
 
 
 def _holds_plain_numbers(linear) -> bool:
-    """Whether the weight is a normal 16- or 32-bit tensor: no fp8, no packed or quantised kind."""
+    """Whether the weight is a normal 16- or 32-bit tensor: no fp8, no packed or quantized kind."""
     weight = getattr(linear, "weight", None)
     return type(weight) in (torch.Tensor, torch.nn.Parameter) and weight.dtype in _MERGEABLE
 

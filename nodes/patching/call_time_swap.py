@@ -2,7 +2,7 @@
 of one evaluation.
 
 One wrapper around the model's evaluation sets the strengths from sigma, replaces `forward` on the linears,
-calls on and puts everything back. No weight is touched, so quantised, offloaded and compiled models work as
+calls on and puts everything back. No weight is touched, so quantized, offloaded and compiled models work as
 they are, and nothing is left in a model that other parts of the graph share.
 """
 

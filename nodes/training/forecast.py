@@ -10,7 +10,7 @@ from ...smra_core.training.cost import (
     activation_bytes,
     alignment_flops,
     lora_parameters,
-    optimiser_bytes,
+    optimizer_bytes,
     projector_parameters,
     step_flops,
 )
@@ -42,7 +42,7 @@ class Forecast:
     parameters: int
     """Of the LoRA."""
     memory: int
-    """Bytes beside the model's weights: activations, and the trained parameters with their optimiser."""
+    """Bytes beside the model's weights: activations, and the trained parameters with their optimizer."""
     flops: float
     """Of one sample in one step."""
 
@@ -78,7 +78,7 @@ def subject_forecast(
     activations = activation_bytes(spec, tokens, train.batch_size, dtype.itemsize)
     return Forecast(
         f"{count} pictures of {settings.width}x{settings.height}", train, tokens, modules, parameters,
-        activations + optimiser_bytes(parameters + projector), step_flops(spec, tokens),
+        activations + optimizer_bytes(parameters + projector), step_flops(spec, tokens),
     )  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def motion_forecast(
     how = f", decoded {choice.decode}" if settings.mora_weight else ""
     return Forecast(
         f"{settings.frames} frames of {settings.width}x{settings.height}{how}", train, tokens, modules,
-        parameters, activations + optimiser_bytes(parameters),
+        parameters, activations + optimizer_bytes(parameters),
         step_flops(spec, tokens) + alignment_flops(settings, choice.decode, choice.recompute),
     )  # fmt: skip
 

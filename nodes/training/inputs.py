@@ -81,7 +81,7 @@ TRAIN = (
     Widget(
         "save_every",
         "Steps between saved states. Raising it saves less often: a crash of the whole program costs up to "
-        "so many steps. Cancelling costs none.",
+        "so many steps. Canceling costs none.",
         dict(min=1, max=10_000),
     ),
     Widget(

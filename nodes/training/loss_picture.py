@@ -39,6 +39,6 @@ def _panel(name: str, values: Sequence[float]) -> Image.Image:
         up = (value - low) / (high - low) if high > low else 0.5
         return MARGIN + across * (right - MARGIN), bottom - up * (bottom - MARGIN)
 
-    for series, colour, width in ((values, _RAW, 1), (smoothed(values), _SMOOTH, 2)):
-        draw.line([point(i, value) for i, value in enumerate(series)], fill=colour, width=width)
+    for series, color, width in ((values, _RAW, 1), (smoothed(values), _SMOOTH, 2)):
+        draw.line([point(i, value) for i, value in enumerate(series)], fill=color, width=width)
     return panel

@@ -80,19 +80,19 @@ class Preview:
         noise = torch.randn(self.shape, generator=torch.Generator().manual_seed(self.seed))[None].to(device)
         context = self.context[None].to(device)
         latents = sample(
-            self.backend.denoiser, noise, sigmas, context, context, guidance=1.0, on_step=_may_be_cancelled
+            self.backend.denoiser, noise, sigmas, context, context, guidance=1.0, on_step=_may_be_canceled
         )
         return strip(latents[0].float().cpu(), self.backend.model.model.latent_format)
 
 
-def _may_be_cancelled(step: int, steps: int) -> None:
+def _may_be_canceled(step: int, steps: int) -> None:
     import comfy.model_management
 
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
 def strip(latents: Tensor, latent_format) -> Image.Image:
-    """First, middle and last frame of latents `16 f h w` side by side, in the rough colours that the host's
+    """First, middle and last frame of latents `16 f h w` side by side, in the rough colors that the host's
     own previews have.
     """
     frames = sorted({0, latents.shape[1] // 2, latents.shape[1] - 1})

@@ -1,4 +1,4 @@
-"""How a picture of any size gets the wanted one: scaled until it covers it, then cropped at the centre."""
+"""How a picture of any size gets the wanted one: scaled until it covers it, then cropped at the center."""
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ def check_target(size: Size) -> None:
 
 
 def cover_box(source: Size, size: Size, pixel_aspect: float = 1.0) -> Box:
-    """The centred part of the source that has the wanted shape; the whole of it on at least one side.
+    """The centerd part of the source that has the wanted shape; the whole of it on at least one side.
 
     `pixel_aspect` is the width of a source pixel over its height: 1 but for anamorphic video.
     """
@@ -43,6 +43,6 @@ def fit(image: Image.Image, size: Size, box: Box) -> Image.Image:
 
 
 def to_pixels(image: Image.Image) -> Tensor:
-    """An RGB picture as `3 H W` or a grey one as `1 H W`, float32 in [0, 1]."""
+    """An RGB picture as `3 H W` or a gray one as `1 H W`, float32 in [0, 1]."""
     array = np.array(image)
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).float() / 255

@@ -1,4 +1,4 @@
-"""Picture and mask files as people have them (turned, transparent, grey, 16-bit, palettes), made plain
+"""Picture and mask files as people have them (turned, transparent, gray, 16-bit, palettes), made plain
 8-bit.
 """
 
@@ -45,7 +45,7 @@ def read_mask(path: Path) -> tuple[Image.Image, list[str]]:
     """Read a mask as 0 (background) and 255 (subject), and notes about it.
 
     The subject is what is brighter than half the mask's brightest value, so that masks stored as 0 and 1 or
-    in colours are understood; transparent is background. ValueError, with the path, when no pixel is subject.
+    in colors are understood; transparent is background. ValueError, with the path, when no pixel is subject.
     """
     image, notes = _open_upright(path)
     rgb = _over(image.convert("RGBA"), "black") if _is_transparent(image) else image.convert("RGB")
@@ -92,5 +92,5 @@ def _is_transparent(image: Image.Image) -> bool:
     return image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
 
 
-def _over(rgba: Image.Image, colour: str) -> Image.Image:
-    return Image.alpha_composite(Image.new("RGBA", rgba.size, colour), rgba).convert("RGB")
+def _over(rgba: Image.Image, color: str) -> Image.Image:
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, color), rgba).convert("RGB")

@@ -53,7 +53,7 @@ def read_subject_set(
     require_masks: bool = False,
     caption: str | None = None,
 ) -> SubjectSet:
-    """Read the pictures of a subject, resized to cover `size` (width, height) and cropped at the centre.
+    """Read the pictures of a subject, resized to cover `size` (width, height) and cropped at the center.
 
     With a metadata.csv its rows are the set; otherwise every picture directly in the folder. A mask is the
     `mask` column, else `masks/<stem>.*` beside the picture or in the folder, else the picture's own
@@ -162,7 +162,7 @@ def _check_kept(source: Path, name: str, mask: Image.Image, box, mask_px: Tensor
     """Note a subject that the crop cuts; ValueError when nothing of it is left."""
     if not mask_px.any():
         raise ValueError(
-            f"The mask of {source} has no subject left after resizing and cropping at the centre. Crop the "
+            f"The mask of {source} has no subject left after resizing and cropping at the center. Crop the "
             "picture around the subject, or paint the mask again."
         )
     left, top, right, bottom = (round(edge) for edge in box)

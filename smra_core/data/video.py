@@ -33,9 +33,9 @@ class Video(NamedTuple):
 
 
 def read_video(path: Path, size: Size, frames: int, start: int = 0, stride: int = 1) -> Video:
-    """Up to `frames` frames from number `start`, every `stride`-th, covering `size`, cropped at the centre.
+    """Up to `frames` frames from number `start`, every `stride`-th, covering `size`, cropped at the center.
 
-    Frames are taken as stored, whatever their times; the file's rotation and pixel shape are honoured. Only
+    Frames are taken as stored, whatever their times; the file's rotation and pixel shape are honored. Only
     frames of the wanted size are held in memory. ValueError, with the path, when no frame can be read.
     """
     import av
@@ -131,7 +131,7 @@ def trim_video(video: Video, wanted: int) -> Video:
 def write_video(path: str | os.PathLike, frames: Tensor, fps: float) -> None:
     """Write `F 3 H W` in [0, 1] as an mp4 file, H.264 (else MPEG-4 part 2), 8-bit 4:2:0; never half-written.
 
-    ValueError for odd sides (4:2:0 stores colour per 2x2 pixels), another layout, or values far from [0, 1].
+    ValueError for odd sides (4:2:0 stores color per 2x2 pixels), another layout, or values far from [0, 1].
     """
     import av
 

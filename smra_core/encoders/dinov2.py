@@ -48,7 +48,7 @@ class DinoV2(nn.Module):
         by cosine 0.99997. ValueError unless H and W are multiples of 16 and the values fit.
         """
         _check_pictures(pictures)
-        tokens = self.vit.forward_features(normalised_patches(pictures).to(self.vit.patch_embed.proj.weight))
+        tokens = self.vit.forward_features(normalized_patches(pictures).to(self.vit.patch_embed.proj.weight))
         return tokens[:, self.vit.num_prefix_tokens :].float()
 
 
@@ -100,7 +100,7 @@ def _vision_transformer(config: DinoV2Config) -> VisionTransformer:
     )
 
 
-def normalised_patches(pictures: Tensor) -> Tensor:
+def normalized_patches(pictures: Tensor) -> Tensor:
     """Pictures `B 3 H W` in [0, 1] as the net wants them: ImageNet's statistics, 14 px for every 16."""
     sides = [PATCH * (side // TOKEN) for side in pictures.shape[-2:]]
     resized = F.interpolate(pictures.float(), sides, mode="bicubic", antialias=True, align_corners=False)

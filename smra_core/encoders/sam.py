@@ -72,7 +72,7 @@ def subject_mask(
     if not mask_px.any():
         raise ValueError(
             f"SAM found no subject at {_prompt_text(box, point)}. Crop the picture so that the subject fills "
-            "its centre, or paint a mask."
+            "its center, or paint a mask."
         )
     return mask_px
 
@@ -81,7 +81,7 @@ def _automatic_mask(sam: Sam, picture: Tensor) -> Tensor:
     mask = most_likely_subject(subject_candidates(sam, _bytes(picture)))
     if mask is None:
         raise ValueError(
-            "SAM found nothing in the picture that looks like its subject: no stable mask near the centre. "
+            "SAM found nothing in the picture that looks like its subject: no stable mask near the center. "
             "Give a point on the subject or a box around it, or paint a mask."
         )
     return mask[None].to(picture.device, torch.float32)

@@ -80,7 +80,7 @@ def most_likely_subject(candidates: Iterable[Candidate]) -> Tensor | None:
 def subject_score(mask_px: Tensor) -> float:
     """How much a mask `H W` looks like a picture's subject, 0 to 1; 0 for details and backgrounds.
 
-    The root of its share of the picture, times how near its centre of mass is to the picture's centre, times
+    The root of its share of the picture, times how near its center of mass is to the picture's center, times
     the share of the four edges that it leaves free: a floor or a sky touches three.
     """
     share = mask_px.float().mean().item()

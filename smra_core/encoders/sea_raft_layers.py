@@ -139,9 +139,9 @@ class CorrelationPyramid:
     def lookup(self, coordinates: Tensor) -> Tensor:
         """Similarities around `coordinates` (`B 2 h w`, x and y in cells): `B levels*(2r+1)^2 h w`."""
         batch, _, h, w = coordinates.shape
-        centres = rearrange(coordinates, "b xy h w -> (b h w) 1 1 xy")
+        centers = rearrange(coordinates, "b xy h w -> (b h w) 1 1 xy")
         windows = [
-            _sample(volume, centres / 2**level + self._window(centres))
+            _sample(volume, centers / 2**level + self._window(centers))
             for level, volume in enumerate(self.levels)
         ]
         return rearrange(torch.cat(windows, 1), "(b h w) c -> b c h w", b=batch, h=h, w=w)

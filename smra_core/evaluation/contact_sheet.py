@@ -35,7 +35,7 @@ class SheetRow(NamedTuple):
 class _Line(NamedTuple):
     text: str
     size: int
-    colour: tuple[int, int, int]
+    color: tuple[int, int, int]
 
     @property
     def height(self) -> int:
@@ -116,7 +116,7 @@ def _label(label: str) -> list[_Line]:
     return _lines(name, NAME_SIZE, room) + _lines(note, NOTE_SIZE, room, FAINT_INK)
 
 
-def _lines(text: str, size: int, room: int, colour=INK) -> list[_Line]:
+def _lines(text: str, size: int, room: int, color=INK) -> list[_Line]:
     """A text, often a stranger's, as lines of at most `room` pixels."""
     font = ImageFont.load_default(size)
     lines = [""]
@@ -128,7 +128,7 @@ def _lines(text: str, size: int, room: int, colour=INK) -> list[_Line]:
             lines.append(piece)
     if len(lines) > MOST_LINES:
         lines = [*lines[: MOST_LINES - 1], lines[MOST_LINES - 1][:-3] + "..."]
-    return [_Line(line, size, colour) for line in lines if line]
+    return [_Line(line, size, color) for line in lines if line]
 
 
 def _pieces(text: str, font, room: int) -> Iterator[str]:
@@ -148,7 +148,7 @@ def _height(lines: Sequence[_Line]) -> int:
 
 def _write(draw: ImageDraw.ImageDraw, x: int, y: int, lines: Sequence[_Line]) -> None:
     for line in lines:
-        draw.text((x, y), line.text, fill=line.colour, font=ImageFont.load_default(line.size))
+        draw.text((x, y), line.text, fill=line.color, font=ImageFont.load_default(line.size))
         y += line.height
 
 

@@ -1,6 +1,6 @@
 """Optical flow as a picture: the hue is the direction, the saturation the speed, white stands still.
 
-The idea of the Middlebury colour code (Baker et al. 2011) on a plain HSV wheel: right is red, and hues go
+The idea of the Middlebury color code (Baker et al. 2011) on a plain HSV wheel: right is red, and hues go
 round clockwise on the screen, so down is yellow-green, left cyan and up violet.
 """
 
@@ -17,13 +17,13 @@ from .contact_sheet import SMALLEST_SIDE, SheetRow, chosen, picture, save_png, s
 LEAST_SPEED = 0.5
 """Pixels per frame: nothing is drawn as if it were fast when all is slower than this."""
 FASTEST = 0.99
-"""Quantile of the speeds that gets full colour: a few wild pixels would make the rest white."""
+"""Quantile of the speeds that gets full color: a few wild pixels would make the rest white."""
 
 
 def flow_to_rgb(flow: Tensor, fastest: float | None = None) -> Tensor:
-    """Colours `3 H W` in [0, 1] of a flow `2 H W` in pixels (dx, dy).
+    """Colors `3 H W` in [0, 1] of a flow `2 H W` in pixels (dx, dy).
 
-    `fastest` is the speed, in pixels, of full colour; by default the fastest in this flow. Faster is clipped,
+    `fastest` is the speed, in pixels, of full color; by default the fastest in this flow. Faster is clipped,
     what is not finite comes out black.
     """
     finite = flow.isfinite().all(0)
@@ -35,8 +35,8 @@ def flow_to_rgb(flow: Tensor, fastest: float | None = None) -> Tensor:
     return (1 - saturation * (1 - _pure(hue))) * finite
 
 
-def colour_wheel(side: int) -> Tensor:
-    """Legend `3 side side`: a disc whose every point has the colour of the flow from the centre to it."""
+def color_wheel(side: int) -> Tensor:
+    """Legend `3 side side`: a disc whose every point has the color of the flow from the center to it."""
     axis = torch.linspace(-1, 1, side)
     flow = torch.stack(torch.meshgrid(axis, axis, indexing="xy"))
     inside = flow.norm(dim=0) <= 1
@@ -49,7 +49,7 @@ def flow_sheet(
     pairs: Sequence[int] | int = 3,
     caption: str = "",
 ) -> None:
-    """Write a PNG of clips, one a row: frame t beside its flow to frame t+1, and the colour wheel as a last
+    """Write a PNG of clips, one a row: frame t beside its flow to frame t+1, and the color wheel as a last
     row.
 
     A row is (label, clip `F 3 H W` in [0, 1], flow `F-1 2 H W` in pixels). `pairs` are the t to show, or how
@@ -69,7 +69,7 @@ def flow_sheet(
 
 
 def _pure(hue: Tensor) -> Tensor:
-    """Fully saturated colour `3 ...` of a hue in turns: 0 red, 1/3 green, 2/3 blue."""
+    """Fully saturated color `3 ...` of a hue in turns: 0 red, 1/3 green, 2/3 blue."""
     away = torch.stack([(hue - at + 0.5) % 1 - 0.5 for at in (0, 1 / 3, 2 / 3)]).abs()
     return (2 - 6 * away).clamp(0, 1)
 
@@ -86,5 +86,5 @@ def _pair(frame: Tensor, flow: Tensor, fastest: float) -> tuple[Image.Image, Ima
 
 def _legend(fastest: float, like: SheetRow) -> SheetRow:
     blank = [Image.new("RGB", (1, 1), "white")] * (len(like.pictures) - 1)
-    note = f"Hue: direction, as seen from the centre. Full colour: {fastest:.1f} px per frame. White: still."
-    return SheetRow(f"Colours\n{note}", [picture(colour_wheel(SMALLEST_SIDE)), *blank])
+    note = f"Hue: direction, as seen from the center. Full color: {fastest:.1f} px per frame. White: still."
+    return SheetRow(f"Colors\n{note}", [picture(color_wheel(SMALLEST_SIDE)), *blank])

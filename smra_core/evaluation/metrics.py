@@ -45,7 +45,7 @@ class Tracks(NamedTuple):
     """Points followed through a clip."""
 
     positions: Tensor
-    """`N F 2`, (x, y) in pixels; (0, 0) is the centre of the top left pixel."""
+    """`N F 2`, (x, y) in pixels; (0, 0) is the center of the top left pixel."""
     visible: Tensor
     """`N F`, bool; a point once lost stays lost."""
 
@@ -64,7 +64,7 @@ def temporal_consistency(frames: Tensor) -> float:
     """Mean cosine of frames `F D` that follow each other. ValueError for fewer than two."""
     if len(frames) < 2:
         raise ValueError(
-            f"Temporal consistency compares neighbours; got {len(frames)} frame(s), give at least 2."
+            f"Temporal consistency compares neighbors; got {len(frames)} frame(s), give at least 2."
         )
     units = _directions(frames)
     return (units[1:] * units[:-1]).sum(-1).mean().item()
@@ -181,7 +181,7 @@ def _mean_length(flow: Tensor) -> Tensor:
 
 
 def _even_points(grid: int, height: int, width: int) -> Tensor:
-    """Centres of `grid` x `grid` equal cells, `N 2` as (x, y), row by row."""
+    """Centers of `grid` x `grid` equal cells, `N 2` as (x, y), row by row."""
     if grid < 1:
         raise ValueError(f"Tracking needs a grid of at least 1 point per side, got {grid}.")
     cell = (torch.arange(grid) + 0.5) / grid

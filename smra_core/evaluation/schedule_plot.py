@@ -9,7 +9,7 @@ from .contact_sheet import FAINT_INK, INK, PAPER
 
 SIZE = (640, 320)
 LEFT, RIGHT, TOP, BOTTOM = 48, 612, 64, 284
-SUBJECT_COLOUR, MOTION_COLOUR, SIGMA_COLOUR, SWITCH_COLOUR = "#c2410c", "#1d4ed8", "#b8bec6", "#15803d"
+SUBJECT_COLOR, MOTION_COLOR, SIGMA_COLOR, SWITCH_COLOR = "#c2410c", "#1d4ed8", "#b8bec6", "#15803d"
 _FONT_SIZE = 15
 _TICKS = 5
 
@@ -24,15 +24,15 @@ def schedule_picture(schedule: StrengthSchedule, t_point: TPoint, sigmas: Sequen
     steps, early = len(sigmas) - 1, switch_step(t_point, sigmas)
     plot = _Plot(steps, schedule)
     plot.frame()
-    plot.line(enumerate(sigmas), SIGMA_COLOUR, 2)
+    plot.line(enumerate(sigmas), SIGMA_COLOR, 2)
     if 0 < early < steps:
-        plot.line([(early, plot.low), (early, plot.high)], SWITCH_COLOUR, 1)
-    plot.line(_staircase(schedule.motion, early, steps), MOTION_COLOUR, 3)
-    plot.line(_staircase(schedule.subject, early, steps), SUBJECT_COLOUR, 3)
+        plot.line([(early, plot.low), (early, plot.high)], SWITCH_COLOR, 1)
+    plot.line(_staircase(schedule.motion, early, steps), MOTION_COLOR, 3)
+    plot.line(_staircase(schedule.subject, early, steps), SUBJECT_COLOR, 3)
     plot.write(LEFT, 8, describe_run(t_point, sigmas), INK)
-    legend = ("subject strength", SUBJECT_COLOUR), ("motion strength", MOTION_COLOUR), ("sigma", FAINT_INK)
-    for place, (text, colour) in enumerate(legend):
-        plot.write(LEFT + 150 * place, 34, text, colour)
+    legend = ("subject strength", SUBJECT_COLOR), ("motion strength", MOTION_COLOR), ("sigma", FAINT_INK)
+    for place, (text, color) in enumerate(legend):
+        plot.write(LEFT + 150 * place, 34, text, color)
     return plot.image
 
 
@@ -54,11 +54,11 @@ class _Plot:
         x = LEFT + (RIGHT - LEFT) * step / self.steps
         return x, BOTTOM - (BOTTOM - TOP) * (value - self.low) / (self.high - self.low)
 
-    def line(self, points, colour, width: int) -> None:
-        self.draw.line([self.place(*point) for point in points], colour, width, joint="curve")
+    def line(self, points, color, width: int) -> None:
+        self.draw.line([self.place(*point) for point in points], color, width, joint="curve")
 
-    def write(self, x: float, y: float, text: str, colour) -> None:
-        self.draw.text((x, y), text, colour, self.font)
+    def write(self, x: float, y: float, text: str, color) -> None:
+        self.draw.text((x, y), text, color, self.font)
 
     def frame(self) -> None:
         self.draw.rectangle((LEFT, TOP, RIGHT, BOTTOM), outline=FAINT_INK)

@@ -164,5 +164,5 @@ def _check_factors(name: str, a: Tensor, b: Tensor, source: str) -> None:
     if not {a.dtype, b.dtype} <= READABLE_FLOATS:
         raise ValueError(
             f"{source}: the factors of {name} are {a.dtype} and {b.dtype}; floating-point numbers are "
-            "needed. A quantised LoRA cannot be read: get the file in bf16 or fp16."
+            "needed. A quantized LoRA cannot be read: get the file in bf16 or fp16."
         )

@@ -17,14 +17,14 @@ REFERENCES = {
     "zigzag": Scene("square", "red", "plain", "navy", "zigzag"),
     "hook": Scene("triangle", "cyan", "plain", "black", "hook"),
 }
-"""The clip whose motion is learnt: another shape in other colours than any held-out subject."""
+"""The clip whose motion is learned: another shape in other colors than any held-out subject."""
 SUBJECT_PLACES = (("black", (22.0, 40.0)), ("gray", (40.0, 24.0)), ("navy", (32.0, 32.0)))
-"""Background and centre of each reference picture."""
+"""Background and center of each reference picture."""
 
 
 def subject_pictures(subject: str = SUBJECT) -> list[tuple[Scene, Painted]]:
     """A held-out subject at every one of its places, one frame each."""
-    places = [Scene(subject=subject, background=name, centre=centre) for name, centre in SUBJECT_PLACES]
+    places = [Scene(subject=subject, background=name, center=center) for name, center in SUBJECT_PLACES]
     return [(scene, render(scene, frames=1)) for scene in places]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..storage.weight_check import first_names
 from ..wan.spec import LATENT_CHANNELS, PATCH, TEXT_DIM
-from .checkpoint_weights import Shapes, without_quantisation
+from .checkpoint_weights import Shapes, without_quantization
 
 HEAD_DIM = 128
 """Width of an attention head in every WAN."""
@@ -70,7 +70,7 @@ def dit_config(shapes: Shapes, source: str) -> dict[str, Any]:
     ValueError that says what the file is when it is no text-to-video DiT of WAN 2.1's kind, and for sizes
     that only a hostile file would have.
     """
-    weights = without_quantisation(shapes)
+    weights = without_quantization(shapes)
     _refuse_strangers(weights, source)
     _refuse_variants(weights, source)
     dim, channels = weights["patch_embedding.weight"][:2]

@@ -19,7 +19,7 @@ _FLOAT8 = {torch.float8_e4m3fn, torch.float8_e5m2}
 _FLOAT8_FORMATS = ("float8_e4m3fn", "float8_e5m2")
 _SCALES = (".scale_weight", ".weight_scale")
 _ASIDE = (".comfy_quant", ".scale_input", ".input_scale", *_SCALES)
-"""What quantised files put beside a weight; the scales of inputs have no part in the weight's value."""
+"""What quantized files put beside a weight; the scales of inputs have no part in the weight's value."""
 _MARKER = "scaled_fp8"
 _OTHER_QUANTS = {
     ".weight_scale_2": "NVFP4",
@@ -31,7 +31,7 @@ _OTHER_QUANTS = {
 }
 
 
-def without_quantisation(shapes: Shapes) -> dict[str, tuple[int, ...]]:
+def without_quantization(shapes: Shapes) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the weights alone, without the marks and scales of fp8 files."""
     return {name: shape for name, shape in shapes.items() if not _is_aside(name)}
 
@@ -41,12 +41,12 @@ def _is_aside(name: str) -> bool:
 
 
 def refuse_other_quants(shapes: Shapes, source: str) -> None:
-    """ValueError for files quantised in ways whose weights cannot be read back here."""
+    """ValueError for files quantized in ways whose weights cannot be read back here."""
     for ending, kind in _OTHER_QUANTS.items():
         found = next((name for name in shapes if name.endswith(ending)), None)
         if found:
             raise ValueError(
-                f"{source} is quantised with {kind} ({found[:120]}). Give the bf16, fp16, fp8_e4m3fn or "
+                f"{source} is quantized with {kind} ({found[:120]}). Give the bf16, fp16, fp8_e4m3fn or "
                 "fp8_scaled file of the model; the ComfyUI nodes take what ComfyUI itself can load."
             )
 
@@ -58,7 +58,7 @@ def check_native(model: nn.Module, native_name: Callable[[str], str], shapes: Sh
     """
     refuse_other_quants(shapes, source)
     expected = {native_name(name): tuple(value.shape) for name, value in model.state_dict().items()}
-    check_names_and_shapes(expected, without_quantisation(shapes), source)
+    check_names_and_shapes(expected, without_quantization(shapes), source)
 
 
 def fill_native(
@@ -110,7 +110,7 @@ def _check_format(module: str, tensors: Mapping[str, Tensor], source: str) -> No
     kind = _format(config) if config is not None else str(stored.dtype).removeprefix("torch.")
     if kind not in _FLOAT8_FORMATS or stored.dtype not in _FLOAT8:
         raise ValueError(
-            f"{source}: {module} is quantised as {kind} ({stored.dtype}); only {_FLOAT8_FORMATS} can be read "
+            f"{source}: {module} is quantized as {kind} ({stored.dtype}); only {_FLOAT8_FORMATS} can be read "
             "back. Give the bf16, fp16 or fp8 file of the model."
         )
 
@@ -136,7 +136,7 @@ def _scale(name: str, stored: Tensor, scale: Tensor, source: str) -> Tensor:
         return scale.float().reshape(-1, *[1] * (stored.ndim - 1))
     raise ValueError(
         f"{source}: {name} is {tuple(stored.shape)} and its scale {tuple(scale.shape)}; one number, or one "
-        "for each output, is needed. The file is quantised in blocks: give the bf16, fp16 or fp8 file."
+        "for each output, is needed. The file is quantized in blocks: give the bf16, fp16 or fp8 file."
     )
 
 

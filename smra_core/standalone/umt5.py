@@ -12,7 +12,7 @@ from ..storage.weight_check import first_names
 from ..storage.weight_file import read_weight_file
 from ..wan.spec import TEXT_TOKENS
 from .checkpoint_kind import prefix_of, text_kind
-from .checkpoint_weights import Shapes, check_native, fill_native, native_weights, without_quantisation
+from .checkpoint_weights import Shapes, check_native, fill_native, native_weights, without_quantization
 
 TOKENIZER_KEY = "spiece_model"
 """Bytes of the SentencePiece model that ComfyUI's files carry."""
@@ -66,7 +66,7 @@ def umt5_name(name: str) -> str:
 
 def umt5_config(shapes: Shapes, source: str) -> dict[str, Any]:
     """Arguments of transformers' UMT5Config, from the shapes; ValueError when it is not UMT5."""
-    weights = without_quantisation(shapes)
+    weights = without_quantization(shapes)
     table = weights.get("shared.weight", ())
     inner = weights.get(_LAYER + "0.SelfAttention.q.weight", ())
     # Every block of UMT5 has a table of relative positions; T5 has one for all.

@@ -12,7 +12,7 @@ Value = TypeVar("Value")
 READABLE_FLOATS = frozenset(
     (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 )
-"""What weights are stored in where they are numbers and not codes of a quantisation."""
+"""What weights are stored in where they are numbers and not codes of a quantization."""
 
 
 WHOLE_NUMBERS = frozenset((torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8))

@@ -18,7 +18,7 @@ INDEX = ".safetensors.index.json"
 """Ending of the list of parts of a model that is split into several safetensors files."""
 _MOST_PARTS = 200
 _WRAPPERS = ("state_dict", "model", "teacher")
-"""Entries under which training programs put the weights, beside optimiser states and counters."""
+"""Entries under which training programs put the weights, beside optimizer states and counters."""
 _MOST_NAMES = 20_000
 
 
@@ -40,7 +40,7 @@ def read_weight_file(path: str | Path) -> WeightFile:
         raise ValueError(f"{path} is not a file. Choose a weight file ending in .safetensors or .pth.")
     if path.suffix == ".gguf":
         raise ValueError(
-            f"{path} is a GGUF file, quantised in blocks. Get the model's bf16, fp16 or fp8 .safetensors."
+            f"{path} is a GGUF file, quantized in blocks. Get the model's bf16, fp16 or fp8 .safetensors."
         )
     if path.name.endswith(INDEX):
         parts = [read_weight_file(part) for part in parts_of(path)]
@@ -166,7 +166,7 @@ def _unwrapped(content: object, path: Path) -> dict[str, Tensor]:
 
 
 def _is_plain_tensor(value: object) -> bool:
-    # What else a pickle may hold (quantised, nested, without content) breaks whatever is done with it later.
+    # What else a pickle may hold (quantized, nested, without content) breaks whatever is done with it later.
     if not isinstance(value, Tensor) or value.is_meta or value.is_quantized or value.is_nested:
         return False
     if value.layout != torch.strided:

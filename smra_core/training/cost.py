@@ -16,7 +16,7 @@ def activation_bytes(spec: WanSpec, tokens: int, batch: int = 1, value_bytes: in
     return round(unit * (spec.blocks + _ALIVE + _ALIVE_PER_FFN * spec.ffn / spec.dim))
 
 
-def optimiser_bytes(parameters: int) -> int:
+def optimizer_bytes(parameters: int) -> int:
     """Memory of trained parameters with all that AdamW keeps."""
     return parameters * _ADAM_BYTES
 

@@ -1,7 +1,7 @@
 """Which way to decode a motion step can afford: its memory told beforehand, and the choice by what is free.
 
 The estimate adds up the large tensors that each part keeps, from their sizes alone. Held against what tensors
-hold on the meta device (python -m tests.benchmarks.motion_step prints both); weights, optimiser and the
+hold on the meta device (python -m tests.benchmarks.motion_step prints both); weights, optimizer and the
 device's own needs are added for the choice.
 """
 
@@ -109,7 +109,7 @@ def _first_that_fits(choices: list[DecodeChoice], free: float, beside: float) ->
 
 
 def beside_activations(settings: MotionSettings, spec: WanSpec) -> float:
-    """Bytes of weights, LoRA with its optimiser, and the device's own needs, for what is not loaded yet."""
+    """Bytes of weights, LoRA with its optimizer, and the device's own needs, for what is not loaded yet."""
     block = 8 * spec.dim**2 + 2 * spec.dim * spec.ffn
     frozen = spec.blocks * block * _HALF + _OTHER_WEIGHTS
     names = settings.plan.select(spec.linear_names())

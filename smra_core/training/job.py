@@ -26,7 +26,7 @@ log = logging.getLogger("smrabooth")
 
 LORA_FILE = "lora.safetensors"
 FREE_TO_CHANGE = ("steps", "save_every", "save_minutes")
-"""Settings that do not change what is learnt up to a given step: another value goes on with the same run."""
+"""Settings that do not change what is learned up to a given step: another value goes on with the same run."""
 
 
 @dataclass(frozen=True)

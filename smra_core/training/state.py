@@ -1,4 +1,4 @@
-"""Everything that a training run changes, as named tensors: adapters, projector, the optimiser's memory."""
+"""Everything that a training run changes, as named tensors: adapters, projector, the optimizer's memory."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class TrainState:
-    """Parameters by name, their optimiser, and the number of steps done."""
+    """Parameters by name, their optimizer, and the number of steps done."""
 
     def __init__(
         self,
@@ -24,7 +24,7 @@ class TrainState:
         self.parameters: dict[str, nn.Parameter] = {
             f"lora.{name}.{factor}": getattr(pair, factor) for name, pair in lora.items() for factor in "ab"
         } | {f"objective.{name}": parameter for name, parameter in trainables.items()}
-        self.optimiser = torch.optim.AdamW(
+        self.optimizer = torch.optim.AdamW(
             list(self.parameters.values()), lr=learning_rate, weight_decay=weight_decay
         )
         self.step = 0
@@ -33,7 +33,7 @@ class TrainState:
         """Copies on the CPU, enough to go on bit for bit."""
         kept = {name: parameter.detach() for name, parameter in self.parameters.items()}
         for name, parameter in self.parameters.items():
-            memory = self.optimiser.state.get(parameter, {})
+            memory = self.optimizer.state.get(parameter, {})
             kept |= {f"adam.{name}.{moment}": memory[moment] for moment in MOMENTS if moment in memory}
         return {name: tensor.to("cpu", copy=True) for name, tensor in kept.items()} | {
             "step": torch.tensor(self.step)
@@ -48,7 +48,7 @@ class TrainState:
             names = {moment: f"adam.{name}.{moment}" for moment in MOMENTS}
             if names["step"] in tensors:
                 # AdamW keeps its step counts on the CPU and its moments where the parameter is.
-                self.optimiser.state[parameter] = {
+                self.optimizer.state[parameter] = {
                     moment: tensors[key].clone() if moment == "step" else tensors[key].to(parameter)
                     for moment, key in names.items()
                 }

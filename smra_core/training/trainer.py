@@ -136,13 +136,13 @@ def train_lora(
             while state.step < settings.steps:
                 started = time.monotonic()
                 step = state.step + 1
-                state.optimiser.zero_grad(set_to_none=True)
+                state.optimizer.zero_grad(set_to_none=True)
                 losses = _accumulate(denoiser, lora, objective, samples, settings, step)
                 grad_norm = _checked_norm(state, settings, step)
                 if step == 1:
                     _check_reached(lora)
                 applying = True
-                state.optimiser.step()
+                state.optimizer.step()
                 state.step, applying = step, False
                 info = _info(settings, objective, losses, grad_norm, step, time.monotonic() - started)
                 if run is not None:

@@ -32,7 +32,7 @@ def x0_from_velocity(noisy: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
 
 
 def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
-    """Move noise levels towards 1 (shift > 1): `shift s / (1 + (shift - 1) s)`; shift 1 changes nothing."""
+    """Move noise levels toward 1 (shift > 1): `shift s / (1 + (shift - 1) s)`; shift 1 changes nothing."""
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 

@@ -4,7 +4,7 @@
 
 Blocks of the DiT are alike but for the first, whose input needs no gradient. So a step with two blocks is
 counted, and to it is added what a third one adds to a plain step. The real modules run without data, so the
-numbers are the same on every machine. Weights, optimiser, the CUDA context and the workspaces of convolutions
+numbers are the same on every machine. Weights, optimizer, the CUDA context and the workspaces of convolutions
 come on top of the memory.
 """
 

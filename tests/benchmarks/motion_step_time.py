@@ -13,7 +13,7 @@ printed. The subject step has the paper's size.
 On CUDA (the default where there is one): the paper's size, all blocks, bfloat16, time by CUDA events, and the
 measured peak above what was held before, the weights. Written without a GPU at hand: it never ran on one.
 
-Forward and backward passes alone are timed: no optimiser, no reading of data.
+Forward and backward passes alone are timed: no optimizer, no reading of data.
 """
 
 import argparse

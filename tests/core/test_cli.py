@@ -260,7 +260,7 @@ def test_bad_input_gives_one_line_that_names_it(world, tmp_path, capsys):
     Image.new("RGB", (64, 64)).save(tmp_path / "bare" / "a.png")
     bare = ["train-subject", tmp_path / "bare", "--sura-weight", 0, *wan]
     assert "a.png has no caption" in fails(capsys, *bare)
-    assert "first a.png. Add masks/" in fails(capsys, *bare, "--caption", "a sks dog")
+    assert "first a.png. Give masks" in fails(capsys, *bare, "--caption", "a sks dog")
     assert "Device 'toaster' cannot be used" in fails(capsys, *bare, "--device", "toaster")
 
 

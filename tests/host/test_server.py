@@ -172,7 +172,7 @@ def test_the_loader_reports_what_it_used(server, lora_files, model_blocks):
     ("changed", "message"),
     [
         ({"subject_lora": "strange.safetensors"}, "no LoRA of a WAN block"),
-        ({"subject_layers": "custom", "subject_custom_layers": "ffn.2"}, "No layer of the subject LoRA"),
+        ({"subject_layers": "custom", "subject_custom_layers": "ffn.2"}, "leaves none of the"),
         ({"subject_layers": "custom", "subject_custom_layers": "w"}, "Plan 'w' is not known"),
     ],
 )

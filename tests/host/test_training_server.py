@@ -104,7 +104,7 @@ def test_a_motion_is_trained_and_its_flow_is_shown(studio):
     assert "Fits Wan2.1-T2V of" in shown and "ffn.2" in shown and "vvt" not in shown
 
 
-def test_a_cancelled_run_goes_on_bit_for_bit(studio):
+def test_a_canceled_run_goes_on_bit_for_bit(studio):
     socket = listen(studio)
     graph = subject_graph(studio, name="stopped", steps=6)
     studio.queue(graph)

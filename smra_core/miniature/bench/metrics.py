@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..held_out_files import REFERENCES
 from ..world.measure import measure, sprite_masks
-from ..world.scenes import AMPLITUDE, BACKGROUNDS, COLOURS, Scene, render, track
+from ..world.scenes import AMPLITUDE, BACKGROUNDS, COLORS, Scene, render, track
 from ..world.sprite import FRAMES
 
 CROP = 24
@@ -22,8 +22,8 @@ METRIC_HELP = {
     "background": "share of clips with the background that the prompt names",
     "x": "cosine of the horizontal track to the reference motion's; 0 if it hardly moves sideways",
     "y": "the same of the vertical track, which a straight walk cannot fake",
-    "recognised": "share of clips that are read as the reference motion, of ten motions",
-    "leak": "share of the sprite's pixels in the colour of the motion clip's sprite",
+    "recognized": "share of clips that are read as the reference motion, of ten motions",
+    "leak": "share of the sprite's pixels in the color of the motion clip's sprite",
     "still": f"share of clips that move less than {STILL} of the reference",
     "seen": "share of the frames in which there is a sprite at all",
 }
@@ -41,8 +41,8 @@ def clip_figures(frames: Tensor, subject: str, motion: str, background: str) -> 
         "background": float(reading.background == background),
         "x": x,
         "y": y,
-        "recognised": float(reading.motion == motion),
-        "leak": leaked_colour(frames, motion, subject),
+        "recognized": float(reading.motion == motion),
+        "leak": leaked_color(frames, motion, subject),
         "still": float(reading.track.norm() < STILL * wanted.norm()),
         "seen": reading.found,
     }
@@ -58,7 +58,7 @@ def track_cosine(path: Tensor, wanted: Tensor) -> float:
 def subject_likeness(frames: Tensor, subject: str) -> float:
     """Mean over frames of the correlation of the sprite's crop with the painted subject's; 0 without sprite.
 
-    Both sprites are cut out before their own background and put on mid grey, so that it has no say.
+    Both sprites are cut out before their own background and put on mid gray, so that it has no say.
     """
     reference = render(Scene(subject=subject), frames=1)
     target = crop_around(reference.frames[0], reference.mask_px[0])
@@ -75,29 +75,29 @@ def crop_around(frame: Tensor, mask_px: Tensor) -> Tensor:
     size = frame.shape[-1]
     area = mask_px.sum()
     place = torch.arange(size, dtype=torch.float32) + 0.5
-    centre = torch.stack([(mask_px.sum(0) * place).sum(), (mask_px.sum(1) * place).sum()]) / area
+    center = torch.stack([(mask_px.sum(0) * place).sum(), (mask_px.sum(1) * place).sum()]) / area
     half = 1.2 * (area / torch.pi).sqrt()
     steps = (torch.arange(CROP) + 0.5) / CROP * 2 - 1
-    y, x = torch.meshgrid(centre[1] + half * steps, centre[0] + half * steps, indexing="ij")
+    y, x = torch.meshgrid(center[1] + half * steps, center[0] + half * steps, indexing="ij")
     grid = torch.stack([x, y], -1)[None] / size * 2 - 1
     cut = torch.where(mask_px > 0, frame, torch.tensor(0.5))
     return F.grid_sample(cut[None], grid, align_corners=False, padding_mode="border")[0]
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
-    """Of two pictures around mid grey: 1 for equal ones up to contrast, 0 for unrelated ones."""
+    """Of two pictures around mid gray: 1 for equal ones up to contrast, 0 for unrelated ones."""
     return F.cosine_similarity((a - 0.5).flatten(), (b - 0.5).flatten(), dim=0).item()
 
 
-def leaked_colour(frames: Tensor, motion: str, subject: str) -> float:
-    """Share of the sprite's pixels that are nearer to the motion clip's colour than to the subject's own."""
+def leaked_color(frames: Tensor, motion: str, subject: str) -> float:
+    """Share of the sprite's pixels that are nearer to the motion clip's color than to the subject's own."""
     masks = sprite_masks(frames) > 0
     if not masks.any():
         return 0.0
     pixels = frames.transpose(1, 2).transpose(2, 3)[masks]
     reference = render(Scene(subject=subject), frames=1)
     own = reference.frames[0][:, reference.mask_px[0] > 0].T
-    theirs = torch.tensor(COLOURS[REFERENCES[motion].colour])
+    theirs = torch.tensor(COLORS[REFERENCES[motion].color])
     to_own = torch.cdist(pixels, own).min(1).values
     return ((pixels - theirs).norm(dim=1) < to_own).float().mean().item()
 

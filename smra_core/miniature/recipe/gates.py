@@ -27,9 +27,9 @@ from .train_flow import EndPointErrors, end_point_errors, pairs_of
 from .train_patches import matching
 
 CPU = torch.device("cpu")
-ATTRIBUTES = ("colour", "background", "motion", "shape")
+ATTRIBUTES = ("color", "background", "motion", "shape")
 NEEDED_VAE = {"motion": 0.95}
-NEEDED_DIT = {"colour": 0.95, "motion": 0.80, "shape": 0.70}
+NEEDED_DIT = {"color": 0.95, "motion": 0.80, "shape": 0.70}
 SETTINGS = SamplingSettings(steps=20, shift=3.0, guidance=3.0, width=SIZE, height=SIZE, frames=FRAMES)
 
 

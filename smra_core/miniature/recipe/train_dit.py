@@ -54,21 +54,21 @@ def _worker(rank: int, build: Path, seed: int) -> None:
     dit = new_dit()
     torch.nn.init.zeros_(dit.proj_out.weight)
     averaged = AveragedModel(dit, multi_avg_fn=get_ema_multi_avg_fn(EMA))
-    optimiser = torch.optim.AdamW(dit.parameters(), lr=PEAK_RATE, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(dit.parameters(), lr=PEAK_RATE, betas=(0.9, 0.99), weight_decay=0.01)
     stage = Stage("dit", build, STEPS)
-    parts = {"dit": dit, "averaged": averaged, "optimiser": optimiser}
+    parts = {"dit": dit, "averaged": averaged, "optimizer": optimizer}
     done = stage.resume(parts)
     losses: list[float] = []
     for step in stage.remaining(done):
         generator = torch.Generator().manual_seed((seed * STEPS + step) * 100 + rank)
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = cosine_rate(PEAK_RATE, step, STEPS, warmup=200)
         loss = _loss(dit, *_batch(scenes, latents, step, generator), generator)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         average_gradients(dit.parameters())
         torch.nn.utils.clip_grad_norm_(dit.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         averaged.update_parameters(dit)
         losses.append(loss.item())
         if rank == 0:

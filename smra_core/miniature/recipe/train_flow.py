@@ -1,4 +1,4 @@
-"""Stage 3: a tiny SEA-RAFT, on neighbouring frames of random clips whose optical flow is known exactly."""
+"""Stage 3: a tiny SEA-RAFT, on neighboring frames of random clips whose optical flow is known exactly."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,7 @@ PEAK_RATE = 1.2e-3
 POOL, FRESH = 300, 1
 """Clips kept at hand, and how many of them are painted anew in every step."""
 OF_THE_WORLD = 0.4
-"""Part of the clips that are the world's: half of its sprites are of one colour, where only outlines move."""
+"""Part of the clips that are the world's: half of its sprites are of one color, where only outlines move."""
 LARGEST = 17.0
 """Pixels of radius: the world's growing sprites reach it."""
 DISCOUNT = 0.85
@@ -30,7 +30,7 @@ NOISE, BLURRED = 0.02, 0.3
 
 
 class Pairs(NamedTuple):
-    """Neighbouring frames `B 3 H W` in 0..255, the flow `B 2 H W` between them, and the sprite's mask."""
+    """Neighboring frames `B 3 H W` in 0..255, the flow `B 2 H W` between them, and the sprite's mask."""
 
     first: Tensor
     second: Tensor
@@ -44,9 +44,9 @@ def train_flow(build: Path, seed: int = 0, steps: int = STEPS) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     net = SeaRaft(SEA_RAFT_MINIATURE).train()
-    optimiser = torch.optim.AdamW(net.parameters(), lr=PEAK_RATE, weight_decay=1e-5)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=PEAK_RATE, weight_decay=1e-5)
     stage = Stage("flow", build, steps)
-    parts = {"net": net, "optimiser": optimiser}
+    parts = {"net": net, "optimizer": optimizer}
     done = stage.resume(parts)
     generator = torch.Generator().manual_seed(seed * 1000 + done)
     pool = [any_clip(generator) for _ in range(POOL)]
@@ -54,15 +54,15 @@ def train_flow(build: Path, seed: int = 0, steps: int = STEPS) -> None:
     for step in stage.remaining(done):
         for _ in range(FRESH):
             pool[int(torch.randint(POOL, (), generator=generator))] = any_clip(generator)
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = cosine_rate(PEAK_RATE, step, steps)
         chosen = torch.randint(POOL, (BATCH,), generator=generator)
-        pairs = spoiled(recoloured(drawn_pairs([pool[i] for i in chosen], generator), generator), generator)
+        pairs = spoiled(recolored(drawn_pairs([pool[i] for i in chosen], generator), generator), generator)
         loss = sequence_loss(net.estimates(pairs.first, pairs.second), pairs)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         if (step + 1) % stage.report_every == 0:
             errors = end_point_errors(net, held)
             stage.report(step + 1, loss=loss.item(), **errors._asdict())
@@ -83,7 +83,7 @@ def any_clip(generator: torch.Generator) -> Painted:
 
 
 def drawn_pairs(clips: list, generator: torch.Generator) -> Pairs:
-    """One pair of neighbouring frames of each clip, forwards in time."""
+    """One pair of neighboring frames of each clip, forwards in time."""
     places = torch.randint(FRAMES - 1, (len(clips),), generator=generator).tolist()
     return Pairs(
         255 * torch.stack([clip.frames[t] for clip, t in zip(clips, places, strict=True)]),
@@ -94,7 +94,7 @@ def drawn_pairs(clips: list, generator: torch.Generator) -> Pairs:
 
 
 def pairs_of(clips: list) -> Pairs:
-    """All pairs of neighbouring frames of clips."""
+    """All pairs of neighboring frames of clips."""
     return Pairs(
         255 * torch.cat([clip.frames[:-1] for clip in clips]),
         255 * torch.cat([clip.frames[1:] for clip in clips]),
@@ -103,18 +103,18 @@ def pairs_of(clips: list) -> Pairs:
     )
 
 
-def recoloured(pairs: Pairs, generator: torch.Generator) -> Pairs:
-    """The pairs with their colours turned about mid gray, each pair by a random rotation of RGB.
+def recolored(pairs: Pairs, generator: torch.Generator) -> Pairs:
+    """The pairs with their colors turned about mid gray, each pair by a random rotation of RGB.
 
     A net that can mostly tell the sprite by its brightness looks at nothing else, and is blind to red on
-    gray; after a rotation no direction in colour is special.
+    gray; after a rotation no direction in color is special.
     """
     turns = torch.linalg.qr(torch.randn(len(pairs.first), 3, 3, generator=generator)).Q
 
-    def recolour(frames: Tensor) -> Tensor:
+    def recolor(frames: Tensor) -> Tensor:
         return 127.5 + torch.einsum("bij,bjhw->bihw", turns, frames - 127.5)
 
-    return pairs._replace(first=recolour(pairs.first), second=recolour(pairs.second))
+    return pairs._replace(first=recolor(pairs.first), second=recolor(pairs.second))
 
 
 def spoiled(pairs: Pairs, generator: torch.Generator) -> Pairs:

@@ -2,7 +2,7 @@
 
 Supervised by what the painter knows: two pictures of one random sprite (at other places, in other sizes, on
 other backgrounds) must be closer than pictures of other sprites, and every patch must tell how much of it the
-sprite covers, in what mean colour.
+sprite covers, in what mean color.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ...encoders.dinov2 import TOKEN, DinoV2, normalised_patches
+from ...encoders.dinov2 import TOKEN, DinoV2, normalized_patches
 from ...encoders.dinov2_files import DinoV2Config
 from ..world.random_clips import random_views
 from ..world.sprite import SIZE
@@ -35,7 +35,7 @@ class Views(NamedTuple):
     pictures: Tensor
     coverage: Tensor
     """`B N`, in [0, 1]."""
-    colour: Tensor
+    color: Tensor
     """`B N 3`: mean RGB of the sprite's pixels in the patch, 0 where there are none."""
 
 
@@ -55,20 +55,20 @@ def train_patches(build: Path, seed: int = 0, steps: int = STEPS) -> None:
     torch.manual_seed(seed)
     vit, heads = new_vit(), Heads(CONFIG.width)
     trained = [*vit.parameters(), *heads.parameters()]
-    optimiser = torch.optim.AdamW(trained, lr=PEAK_RATE, weight_decay=0.02)
+    optimizer = torch.optim.AdamW(trained, lr=PEAK_RATE, weight_decay=0.02)
     stage = Stage("patches", build, steps)
-    parts = {"vit": vit, "heads": heads, "optimiser": optimiser}
+    parts = {"vit": vit, "heads": heads, "optimizer": optimizer}
     done = stage.resume(parts)
     for step in stage.remaining(done):
         generator = torch.Generator().manual_seed(seed * steps + step)
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = cosine_rate(PEAK_RATE, step, steps, warmup=200)
         first, second = views(generator, SPRITES)
         contrast, dense, right = losses(vit, heads, first, second)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (contrast + dense).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimiser.step()
+        optimizer.step()
         if (step + 1) % stage.report_every == 0:
             stage.report(step + 1, contrast=contrast.item(), dense=dense.item(), matched=right)
         stage.keep(step + 1, parts)
@@ -96,8 +96,8 @@ def _views(painted: list) -> Views:
     pictures = torch.cat([p.frames for p in painted])
     mask = torch.cat([p.mask_px for p in painted])[:, None]
     coverage = F.avg_pool2d(mask, TOKEN)
-    colour = F.avg_pool2d(pictures * mask, TOKEN) / coverage.clamp_min(1e-6)
-    return Views(pictures, coverage.flatten(1), colour.flatten(2).mT)
+    color = F.avg_pool2d(pictures * mask, TOKEN) / coverage.clamp_min(1e-6)
+    return Views(pictures, coverage.flatten(1), color.flatten(2).mT)
 
 
 def losses(vit: VisionTransformer, heads: Heads, first: Views, second: Views) -> tuple[Tensor, Tensor, float]:
@@ -109,7 +109,7 @@ def losses(vit: VisionTransformer, heads: Heads, first: Views, second: Views) ->
         features = patch_tokens(vit, view.pictures)
         told = heads.patch(features)
         dense.append(F.mse_loss(told[..., 0], view.coverage))
-        dense.append((view.coverage[..., None] * (told[..., 1:] - view.colour) ** 2).mean() * 4)
+        dense.append((view.coverage[..., None] * (told[..., 1:] - view.color) ** 2).mean() * 4)
         embeddings.append(F.normalize(heads.subject(subject_feature(features, view.coverage)), dim=-1))
     logits = embeddings[0] @ embeddings[1].T / TEMPERATURE
     partner = torch.arange(len(logits))
@@ -119,7 +119,7 @@ def losses(vit: VisionTransformer, heads: Heads, first: Views, second: Views) ->
 
 def patch_tokens(vit: VisionTransformer, pictures: Tensor) -> Tensor:
     """Features `B N D` with gradient, from the same pixels that DinoV2.patch_features shows its net."""
-    return vit.forward_features(normalised_patches(pictures))[:, vit.num_prefix_tokens :]
+    return vit.forward_features(normalized_patches(pictures))[:, vit.num_prefix_tokens :]
 
 
 def subject_feature(features: Tensor, coverage: Tensor) -> Tensor:

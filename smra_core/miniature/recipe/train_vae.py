@@ -17,7 +17,7 @@ from ..world.sprite import FRAMES, SIZE
 from .data_parallel import average_gradients, run_processes
 from .latent_space import channel_statistics, fold_statistics
 from .stage import Stage, bfloat16_where_fast, cosine_rate
-from .whole_clip_vae import decode_clip, encode_moments, initialise
+from .whole_clip_vae import decode_clip, encode_moments, initialize
 
 BASE_DIM = 16
 KL_WEIGHT = 3e-4
@@ -27,7 +27,7 @@ POOL, FRESH = 600, 2
 
 
 class Phase(NamedTuple):
-    """A part of the stage: images first, as motion is learnt on top of them."""
+    """A part of the stage: images first, as motion is learned on top of them."""
 
     steps: int
     batch: int
@@ -53,29 +53,29 @@ def train_vae(build: Path, processes: int = 2, seed: int = 0) -> None:
 def _worker(rank: int, build: Path, seed: int) -> None:
     torch.manual_seed(seed)
     vae = new_vae()
-    initialise(vae)
-    optimiser = torch.optim.AdamW(vae.parameters(), lr=PEAK_RATE, betas=(0.9, 0.95), weight_decay=1e-4)
+    initialize(vae)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=PEAK_RATE, betas=(0.9, 0.95), weight_decay=1e-4)
     stage = Stage("vae", build, sum(phase.steps for phase in PHASES))
-    done = stage.resume({"vae": vae, "optimiser": optimiser})
+    done = stage.resume({"vae": vae, "optimizer": optimizer})
     generator = torch.Generator().manual_seed(seed * 1000 + 10 * done + rank)
     pool = torch.stack([random_clip(generator).frames for _ in range(POOL)])
     held = torch.stack([random_clip(torch.Generator().manual_seed(9 + i)).frames for i in range(6)])
     for step in stage.remaining(done):
         for _ in range(FRESH):
             pool[int(torch.randint(POOL, (), generator=generator))] = random_clip(generator).frames
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = cosine_rate(PEAK_RATE, step, stage.steps)
         pixels = _crops(pool, phase_of(step), generator)
         loss, error = _losses(vae, pixels, generator)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         average_gradients(vae.parameters())
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         if rank == 0 and (step + 1) % stage.report_every == 0:
             stage.report(step + 1, train_psnr=psnr(error), psnr=_held_psnr(vae, held))
         if rank == 0:
-            stage.keep(step + 1, {"vae": vae, "optimiser": optimiser})
+            stage.keep(step + 1, {"vae": vae, "optimizer": optimizer})
     dist.barrier()
 
 

@@ -59,7 +59,7 @@ def _resample(module: WanResample, x: Tensor) -> Tensor:
     return x
 
 
-def initialise(vae: AutoencoderKLWan) -> None:
+def initialize(vae: AutoencoderKLWan) -> None:
     """Start values with which a tiny video VAE trains well.
 
     Convolutions have fan-in scale and look mostly at the present frame, residual branches start at zero, time
@@ -67,7 +67,7 @@ def initialise(vae: AutoencoderKLWan) -> None:
     """
     for name, module in vae.named_modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d):
-            _initialise_convolution(name, module)
+            _initialize_convolution(name, module)
     for module in vae.modules():
         if isinstance(module, WanResidualBlock):
             nn.init.zeros_(module.conv2.weight)
@@ -80,7 +80,7 @@ def initialise(vae: AutoencoderKLWan) -> None:
     vae.decoder.conv_out.weight.data *= 0.5
 
 
-def _initialise_convolution(name: str, conv: nn.Conv2d | nn.Conv3d) -> None:
+def _initialize_convolution(name: str, conv: nn.Conv2d | nn.Conv3d) -> None:
     weight = conv.weight.data
     nn.init.normal_(weight, std=(weight.shape[1] * weight.shape[-1] * weight.shape[-2]) ** -0.5)
     nn.init.zeros_(conv.bias)

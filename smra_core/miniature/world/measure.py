@@ -1,7 +1,7 @@
 """What a clip of the sprite world shows, by classical measurement: no net, so nothing to be fooled.
 
 The background is the median of the border, the sprite is what differs from it; its centroid, area, mean
-colour and outline over time tell motion, size, colour and shape.
+color and outline over time tell motion, size, color and shape.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .scenes import AMPLITUDE, BACKGROUNDS, COLOURS, HELD_OUT_MOTIONS, MOTION_WORDS, growth, track
+from .scenes import AMPLITUDE, BACKGROUNDS, COLORS, HELD_OUT_MOTIONS, MOTION_WORDS, growth, track
 from .sprite import SHAPES, coverage
 
 THRESHOLD = 0.16
@@ -24,7 +24,7 @@ AMPLITUDES = (0.45, 1.5)
 class Reading(NamedTuple):
     """Labels and numbers read off one clip."""
 
-    colour: str
+    color: str
     background: str
     shape: str
     motion: str
@@ -37,8 +37,8 @@ class Reading(NamedTuple):
 
 
 def measure(frames: Tensor) -> Reading:
-    """Read a clip `F 3 H W` in [0, 1]; what cannot be seen is labelled `none`."""
-    behind = _border_colour(frames)
+    """Read a clip `F 3 H W` in [0, 1]; what cannot be seen is labeled `none`."""
+    behind = _border_color(frames)
     mask = _differs(frames, behind)
     area = mask.sum((1, 2))
     seen = area >= LEAST_AREA
@@ -46,23 +46,23 @@ def measure(frames: Tensor) -> Reading:
     if seen.sum() < len(frames) / 2:
         empty = torch.zeros(len(frames), 2)
         return Reading("none", background, "none", "none", empty, empty[:, 0], seen.float().mean().item())
-    centres, radii = _hold(_centroids(mask), seen), _hold((area / math.pi).sqrt(), seen)
-    path, size = centres - centres.mean(0), radii.log() - radii.log().mean()
-    colour = _nearest(_mean_colour(frames, mask, seen), COLOURS)
-    shape = _shape(mask[seen], centres[seen], radii[seen])
-    return Reading(colour, background, shape, _motion(path, size), path, size, seen.float().mean().item())
+    centers, radii = _hold(_centroids(mask), seen), _hold((area / math.pi).sqrt(), seen)
+    path, size = centers - centers.mean(0), radii.log() - radii.log().mean()
+    color = _nearest(_mean_color(frames, mask, seen), COLORS)
+    shape = _shape(mask[seen], centers[seen], radii[seen])
+    return Reading(color, background, shape, _motion(path, size), path, size, seen.float().mean().item())
 
 
 def sprite_masks(frames: Tensor) -> Tensor:
     """Where the sprite is seen, `F H W` of 0 and 1, for frames `F 3 H W` in [0, 1]."""
-    return _differs(frames, _border_colour(frames)).float()
+    return _differs(frames, _border_color(frames)).float()
 
 
 def _differs(frames: Tensor, behind: Tensor) -> Tensor:
     return (frames - behind[..., None, None]).norm(dim=1) > THRESHOLD
 
 
-def _border_colour(frames: Tensor) -> Tensor:
+def _border_color(frames: Tensor) -> Tensor:
     edge = torch.cat([frames[..., :2, :].flatten(2), frames[..., -2:, :].flatten(2),
                       frames[..., :2].flatten(2), frames[..., -2:].flatten(2)], -1)  # fmt: skip
     return edge.median(-1).values
@@ -82,7 +82,7 @@ def _hold(values: Tensor, seen: Tensor) -> Tensor:
     return values[torch.where(last < 0, first, last)]
 
 
-def _mean_colour(frames: Tensor, mask: Tensor, seen: Tensor) -> Tensor:
+def _mean_color(frames: Tensor, mask: Tensor, seen: Tensor) -> Tensor:
     weight = (mask & seen[:, None, None]).float()[:, None]
     return (frames * weight).sum((0, 2, 3)) / weight.sum()
 
@@ -91,15 +91,15 @@ def _nearest(rgb: Tensor, palette: dict[str, tuple[float, float, float]]) -> str
     return min(palette, key=lambda name: (rgb - torch.tensor(palette[name])).norm().item())
 
 
-def _shape(mask: Tensor, centres: Tensor, radii: Tensor) -> str:
-    """The shape whose outline of equal area and centre overlaps most, over all frames."""
+def _shape(mask: Tensor, centers: Tensor, radii: Tensor) -> str:
+    """The shape whose outline of equal area and center overlaps most, over all frames."""
 
     def overlap(name: str) -> float:
-        disc = coverage(name, centres, radii) > 0.5
+        disc = coverage(name, centers, radii) > 0.5
         # A shape's own area and centroid, measured once, put it where the mask's are.
         scale = ((disc.sum((1, 2)) / math.pi).sqrt() / radii).clamp_min(0.1)
-        shift = _centroids(disc) - centres
-        outline = coverage(name, centres - shift / scale[:, None], radii / scale) > 0.5
+        shift = _centroids(disc) - centers
+        outline = coverage(name, centers - shift / scale[:, None], radii / scale) > 0.5
         union = (outline | mask).sum((1, 2)).clamp_min(1)
         return ((outline & mask).sum((1, 2)) / union).mean().item()
 

@@ -1,6 +1,6 @@
 """Clips of random textures on random tracks: what the video VAE and the teachers learn from.
 
-They know nothing of the world's words, nor of what the world holds out: colours, patterns and tracks are
+They know nothing of the world's words, nor of what the world holds out: colors, patterns and tracks are
 drawn from families far wider than the world's.
 """
 
@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from .scenes import BACKGROUNDS, COLOURS
+from .scenes import BACKGROUNDS, COLORS
 from .sprite import FRAMES, SHAPES, Painted, Texture, blend, paint
 
 
@@ -33,9 +33,9 @@ def random_views(generator: torch.Generator, count: int) -> list[Painted]:
     shape, texture = draw.name(SHAPES), _texture(draw)
 
     def picture() -> Painted:
-        centre = torch.tensor([[draw.between(20, 44), draw.between(20, 44)]])
+        center = torch.tensor([[draw.between(20, 44), draw.between(20, 44)]])
         radius = torch.tensor([draw.between(9, 16)])
-        return paint(shape, centre, radius, texture, _background(draw))
+        return paint(shape, center, radius, texture, _background(draw))
 
     return [picture() for _ in range(count)]
 
@@ -65,12 +65,12 @@ class Draw:
     def rgb(self) -> Tensor:
         return torch.rand(3, generator=self.generator)
 
-    def colour(self) -> Tensor:
-        return self.choice(COLOURS) if self.chance(0.5) else self.rgb()
+    def color(self) -> Tensor:
+        return self.choice(COLORS) if self.chance(0.5) else self.rgb()
 
 
 def _texture(draw: Draw) -> Texture:
-    first, second, third = draw.colour(), draw.colour(), draw.colour()
+    first, second, third = draw.color(), draw.color(), draw.color()
     pattern = _pattern(draw)
     spot = (draw.between(-0.4, 0.4), draw.between(-0.4, 0.4)) if draw.chance(0.3) else None
 
@@ -89,7 +89,7 @@ def _pattern(draw: Draw):
     angle, waves, phase = draw.between(0, math.pi), draw.between(1.5, 8), draw.between(0, 2 * math.pi)
     ring, offset = draw.between(0.3, 0.7), draw.between(-0.4, 0.4)
     patterns = {
-        "one colour": lambda x, y: torch.ones_like(x),
+        "one color": lambda x, y: torch.ones_like(x),
         "stripes": lambda x, y: torch.sin(waves * (x * math.cos(angle) + y * math.sin(angle)) + phase),
         "halves": lambda x, y: x * math.cos(angle) + y * math.sin(angle) + offset,
         "ring": lambda x, y: (x * x + y * y).sqrt() - ring,

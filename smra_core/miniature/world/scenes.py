@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .sprite import FRAMES, SHAPES, SIZE, Painted, Texture, bullseye, paint, plain, striped, two_tone
 
-COLOURS = {
+COLORS = {
     "red": (0.90, 0.12, 0.12),
     "green": (0.10, 0.72, 0.20),
     "blue": (0.15, 0.30, 0.95),
@@ -44,7 +44,7 @@ HELD_OUT_SUBJECTS: dict[str, tuple[str, Texture]] = {
     "ball": ("circle", two_tone(ORANGE, WHITE)),
     "badge": ("square", bullseye(PINK, INDIGO)),
 }
-"""Shape and texture of subjects in colours and patterns that no stage of pre-training has seen."""
+"""Shape and texture of subjects in colors and patterns that no stage of pre-training has seen."""
 AMPLITUDE, RADIUS = 11.0, 13.0
 """Pixels that a motion goes to each side of its middle, and a sprite's usual radius."""
 
@@ -54,49 +54,45 @@ class Scene:
     """One clip of the world; every field has a word in the prompt, except place and size."""
 
     shape: str = "circle"
-    colour: str = "red"
+    color: str = "red"
     texture: str = "plain"
     background: str = "black"
     motion: str = "static"
-    centre: tuple[float, float] = (SIZE / 2, SIZE / 2)
+    center: tuple[float, float] = (SIZE / 2, SIZE / 2)
     radius: float = RADIUS
     subject: str | None = None
-    """A held-out subject in place of shape, colour and texture."""
+    """A held-out subject in place of shape, color and texture."""
 
     def prompt(self) -> str:
-        looks = (
-            f"{self.colour} {self.texture} {self.shape}" if self.subject is None else f"sks {self.subject}"
-        )
+        looks = f"{self.color} {self.texture} {self.shape}" if self.subject is None else f"sks {self.subject}"
         motion = MOTION_WORDS.get(self.motion, "vvt moving")
         return f"a {looks} {motion} on a {self.background} background"
 
     def picture_prompt(self) -> str:
         """Caption of one frame, which has no motion."""
-        looks = (
-            f"{self.colour} {self.texture} {self.shape}" if self.subject is None else f"sks {self.subject}"
-        )
+        looks = f"{self.color} {self.texture} {self.shape}" if self.subject is None else f"sks {self.subject}"
         return f"a picture of {looks} on a {self.background} background"
 
 
 def render(scene: Scene, frames: int = FRAMES) -> Painted:
     """Paint a scene; a static one of 1 frame is a picture."""
     progress = torch.linspace(0, 1, frames) if frames > 1 else torch.full((1,), 0.5)
-    centres = torch.tensor(scene.centre) + AMPLITUDE * track(scene.motion, progress)
+    centers = torch.tensor(scene.center) + AMPLITUDE * track(scene.motion, progress)
     radii = scene.radius * growth(scene.motion, progress)
     shape, texture = _looks(scene)
-    return paint(shape, centres, radii, texture, torch.tensor(BACKGROUNDS[scene.background]))
+    return paint(shape, centers, radii, texture, torch.tensor(BACKGROUNDS[scene.background]))
 
 
 def _looks(scene: Scene) -> tuple[str, Texture]:
     if scene.subject is not None:
         return HELD_OUT_SUBJECTS[scene.subject]
-    colour = torch.tensor(COLOURS[scene.colour])
-    texture = plain(colour) if scene.texture == "plain" else striped(colour, colour * 0.4 + 0.6)
+    color = torch.tensor(COLORS[scene.color])
+    texture = plain(color) if scene.texture == "plain" else striped(color, color * 0.4 + 0.6)
     return scene.shape, texture
 
 
 def track(motion: str, u: Tensor) -> Tensor:
-    """Displacement of the centre `F 2` in amplitudes, for progress u in [0, 1]."""
+    """Displacement of the center `F 2` in amplitudes, for progress u in [0, 1]."""
     line, zero = 2 * u - 1, torch.zeros_like(u)
     turn = 2 * math.pi * u
     tracks = {
@@ -125,20 +121,20 @@ def growth(motion: str, u: Tensor) -> Tensor:
 
 def all_scenes() -> list[Scene]:
     """Every combination of words that pre-training draws from."""
-    words = itertools.product(SHAPES, COLOURS, TEXTURES, BACKGROUNDS, MOTION_WORDS)
+    words = itertools.product(SHAPES, COLORS, TEXTURES, BACKGROUNDS, MOTION_WORDS)
     return [Scene(*combination) for combination in words]
 
 
 def vary(scene: Scene, generator: torch.Generator) -> Scene:
     """The scene at another place (up to 4 px away) and of another size (11.5 to 14.5 px)."""
     dx, dy, r = torch.rand(3, generator=generator).tolist()
-    centre = (SIZE / 2 + 8 * dx - 4, SIZE / 2 + 8 * dy - 4)
-    return replace(scene, centre=centre, radius=11.5 + 3 * r)
+    center = (SIZE / 2 + 8 * dx - 4, SIZE / 2 + 8 * dy - 4)
+    return replace(scene, center=center, radius=11.5 + 3 * r)
 
 
 def random_scene(generator: torch.Generator) -> Scene:
     def pick(options):
         return list(options)[int(torch.randint(len(options), (), generator=generator))]
 
-    words = [pick(options) for options in (SHAPES, COLOURS, TEXTURES, BACKGROUNDS, MOTION_WORDS)]
+    words = [pick(options) for options in (SHAPES, COLORS, TEXTURES, BACKGROUNDS, MOTION_WORDS)]
     return vary(Scene(*words), generator)

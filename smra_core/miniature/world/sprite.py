@@ -36,60 +36,60 @@ def _bar(x: Tensor, y: Tensor) -> Tensor:
     return torch.maximum(x.abs() - 1.1, y.abs() - 0.42)
 
 
-def coverage(shape: str, centres: Tensor, radii: Tensor, size: int = SIZE) -> Tensor:
-    """How much of each pixel the sprite covers: `F H W` in [0, 1] for centres `F 2` and radii `F`, in
+def coverage(shape: str, centers: Tensor, radii: Tensor, size: int = SIZE) -> Tensor:
+    """How much of each pixel the sprite covers: `F H W` in [0, 1] for centers `F 2` and radii `F`, in
     pixels.
     """
-    x, y = _local(centres, radii, size)
+    x, y = _local(centers, radii, size)
     return (0.5 - SHAPES[shape](x, y) * radii[:, None, None]).clamp(0, 1)
 
 
 def paint(
-    shape: str, centres: Tensor, radii: Tensor, texture: Texture, background: Tensor, size: int = SIZE
+    shape: str, centers: Tensor, radii: Tensor, texture: Texture, background: Tensor, size: int = SIZE
 ) -> Painted:
     """Paint a sprite along a track; the background (RGB in [0, 1]) is a little lighter at the bottom."""
-    alpha = coverage(shape, centres, radii, size)
+    alpha = coverage(shape, centers, radii, size)
     light = 1 + 0.25 * ((torch.arange(size) + 0.5) / size - 0.5)
     behind = background * light.view(size, 1, 1)
-    x, y = _local(centres, radii, size)
+    x, y = _local(centers, radii, size)
     picture = alpha[..., None] * texture(x, y) + (1 - alpha[..., None]) * behind
     mask = (alpha > 0.5).float()
-    return Painted(picture.permute(0, 3, 1, 2).clamp(0, 1), mask, _flow(x, y, centres, radii, mask))
+    return Painted(picture.permute(0, 3, 1, 2).clamp(0, 1), mask, _flow(x, y, centers, radii, mask))
 
 
-def _local(centres: Tensor, radii: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def _local(centers: Tensor, radii: Tensor, size: int) -> tuple[Tensor, Tensor]:
     pixel = torch.arange(size) + 0.5
-    x = (pixel[None, None, :] - centres[:, 0, None, None]) / radii[:, None, None]
-    y = (pixel[None, :, None] - centres[:, 1, None, None]) / radii[:, None, None]
+    x = (pixel[None, None, :] - centers[:, 0, None, None]) / radii[:, None, None]
+    y = (pixel[None, :, None] - centers[:, 1, None, None]) / radii[:, None, None]
     return torch.broadcast_tensors(x, y)
 
 
-def _flow(x: Tensor, y: Tensor, centres: Tensor, radii: Tensor, mask: Tensor) -> Tensor:
-    # A pixel at local coordinates q moves with the centre and is stretched with the radius.
-    step, growth = centres.diff(dim=0), radii.diff()[:, None, None]
+def _flow(x: Tensor, y: Tensor, centers: Tensor, radii: Tensor, mask: Tensor) -> Tensor:
+    # A pixel at local coordinates q moves with the center and is stretched with the radius.
+    step, growth = centers.diff(dim=0), radii.diff()[:, None, None]
     dx = step[:, 0, None, None] + growth * x[:-1]
     dy = step[:, 1, None, None] + growth * y[:-1]
     return torch.stack([dx, dy], 1) * mask[:-1, None]
 
 
-def plain(colour: Tensor) -> Texture:
-    return lambda x, y: colour.expand(*x.shape, 3)
+def plain(color: Tensor) -> Texture:
+    return lambda x, y: color.expand(*x.shape, 3)
 
 
-def striped(colour: Tensor, other: Tensor, angle: float = math.pi / 4, waves: float = 5.0) -> Texture:
-    """Stripes of two colours; `waves` is 2 pi times their number in one radius."""
-    return lambda x, y: blend(torch.sin(waves * (x * math.cos(angle) + y * math.sin(angle))), colour, other)
+def striped(color: Tensor, other: Tensor, angle: float = math.pi / 4, waves: float = 5.0) -> Texture:
+    """Stripes of two colors; `waves` is 2 pi times their number in one radius."""
+    return lambda x, y: blend(torch.sin(waves * (x * math.cos(angle) + y * math.sin(angle))), color, other)
 
 
 def two_tone(upper: Tensor, lower: Tensor) -> Texture:
     return lambda x, y: blend(y, lower, upper)
 
 
-def bullseye(centre: Tensor, rim: Tensor, radius: float = 0.5) -> Texture:
-    return lambda x, y: blend(radius - (x * x + y * y).sqrt(), centre, rim)
+def bullseye(center: Tensor, rim: Tensor, radius: float = 0.5) -> Texture:
+    return lambda x, y: blend(radius - (x * x + y * y).sqrt(), center, rim)
 
 
-def blend(where: Tensor, colour: Tensor, other: Tensor, sharpness: float = 14.0) -> Tensor:
-    """`colour` where positive, `other` where negative, with an edge about a pixel wide."""
+def blend(where: Tensor, color: Tensor, other: Tensor, sharpness: float = 14.0) -> Tensor:
+    """`color` where positive, `other` where negative, with an edge about a pixel wide."""
     amount = torch.sigmoid(sharpness * where)[..., None]
-    return amount * colour + (1 - amount) * other
+    return amount * color + (1 - amount) * other

@@ -16,7 +16,7 @@ from smra_core.data.crop import check_target, cover_box, crop_note, fit, to_pixe
         ((101, 51), (50, 50), (25, 0, 76, 51)),
     ],
 )
-def test_the_box_covers_the_wanted_shape_at_the_centre(source, size, expected):
+def test_the_box_covers_the_wanted_shape_at_the_center(source, size, expected):
     assert cover_box(source, size) == pytest.approx(expected)
 
 
@@ -35,7 +35,7 @@ def test_a_crop_is_told_and_a_fraction_of_a_pixel_is_not():
 def test_shrinking_averages_instead_of_picking():
     stripes = Image.fromarray(np.tile(np.array([0, 255], np.uint8), (8, 32)))
     small = np.array(fit(stripes, (8, 2), (0, 0, 64, 8)))
-    assert abs(small[:, 1:-1].astype(int) - 127).max() <= 1  # at the edges a stripe lacks its neighbour
+    assert abs(small[:, 1:-1].astype(int) - 127).max() <= 1  # at the edges a stripe lacks its neighbor
 
 
 def test_pixels_are_rows_of_rgb_between_zero_and_one():

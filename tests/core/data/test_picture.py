@@ -44,7 +44,7 @@ def test_an_alpha_channel_that_hides_nothing_is_no_mask(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "LA"])
-def test_grey_palette_and_print_pictures_become_rgb(tmp_path, mode):
+def test_gray_palette_and_print_pictures_become_rgb(tmp_path, mode):
     name = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
     Image.new("RGB", (4, 2), WHITE).convert(mode).save(name)
     rgb = read_picture(name).rgb
@@ -112,7 +112,7 @@ def test_a_mask_is_what_is_brighter_than_half(tmp_path, values, notes):
     assert list(mask.tobytes()) == [0, 255, 255] and seen == notes
 
 
-def test_a_coloured_mask_counts_and_its_transparent_part_does_not(tmp_path):
+def test_a_colored_mask_counts_and_its_transparent_part_does_not(tmp_path):
     mask = Image.new("RGBA", (3, 1), (0, 0, 0, 255))
     mask.putpixel((1, 0), (0, 0, 255, 255))
     mask.putpixel((2, 0), (255, 255, 255, 0))

@@ -10,9 +10,9 @@ CAPTION = "A picture of sks dog"
 ORIENTATION = 0x0112
 
 
-def picture(path, size=(64, 64), colour=(200, 100, 50), **options):
+def picture(path, size=(64, 64), color=(200, 100, 50), **options):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(path, **options)
+    Image.new("RGB", size, color).save(path, **options)
 
 
 def mask(path, box, size=(64, 64)):
@@ -137,7 +137,7 @@ def test_transparency_serves_as_the_mask_when_there_is_no_other(plain):
     assert "00.png: its transparency serves as the mask" in notes
 
 
-def test_odd_sizes_and_grey_pictures_become_the_wanted_size_in_rgb(tmp_path):
+def test_odd_sizes_and_gray_pictures_become_the_wanted_size_in_rgb(tmp_path):
     Image.fromarray(np.full((31, 53), 128, np.uint8)).save(tmp_path / "a.png")
     mask(tmp_path / "masks" / "a.png", (0, 0, 53, 31), size=(53, 31))
     (image,), notes = read_subject_set(tmp_path, SIZE, caption=CAPTION)

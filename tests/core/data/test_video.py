@@ -13,7 +13,7 @@ SIZE = (SIDE, SIDE)
 
 
 def numbered(count=FRAMES, height=SIDE, width=SIDE):
-    """Grey frames `F 3 H W`, each 16/255 brighter than the one before."""
+    """Gray frames `F 3 H W`, each 16/255 brighter than the one before."""
     levels = (32 + 16 * torch.arange(count)) / 255
     return levels[:, None, None, None].expand(count, 3, height, width)
 
@@ -67,7 +67,7 @@ def test_frames_are_cropped_to_the_wanted_shape_and_that_is_told_once(tmp_path):
     assert video.notes == ["64x32 is cropped to its central 32x32"]
 
 
-def test_pixels_that_are_not_square_are_honoured(tmp_path):
+def test_pixels_that_are_not_square_are_honored(tmp_path):
     half = torch.zeros(1, 3, 32, 32)
     half[..., 8:24] = 1
     encode(tmp_path / "anamorphic.mp4", half, [0], pixel_aspect=Fraction(2), size=(32, 32))

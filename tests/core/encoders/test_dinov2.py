@@ -136,10 +136,10 @@ def test_features_are_those_of_transformers_own_dinov2(tmp_path, config):
 @pytest.mark.parametrize("y, x", [(0, 0), (0, 3), (2, 1)])
 def test_each_patch_sees_its_own_16_pixels_in_y_x_order(tmp_path, y, x):
     net = load(tmp_path, random_weights(PLAIN))
-    grey = torch.full((1, 3, 16 * ROWS, 16 * COLUMNS), 0.5)
-    bright = grey.clone()
+    gray = torch.full((1, 3, 16 * ROWS, 16 * COLUMNS), 0.5)
+    bright = gray.clone()
     bright[..., 16 * y : 16 * (y + 1), 16 * x : 16 * (x + 1)] = 1
-    change = (net.patch_features(bright) - net.patch_features(grey)).norm(dim=-1)[0]
+    change = (net.patch_features(bright) - net.patch_features(gray)).norm(dim=-1)[0]
     assert change.argmax() == y * COLUMNS + x
 
 

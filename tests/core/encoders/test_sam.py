@@ -1,4 +1,4 @@
-"""SAM: files are recognised by their width, and a picture's prompt gives one mask on its pixel grid."""
+"""SAM: files are recognized by their width, and a picture's prompt gives one mask on its pixel grid."""
 
 from functools import partial
 from pathlib import Path
@@ -86,11 +86,11 @@ def raise_iou(sam, best):
         sam.mask_decoder.iou_prediction_head.layers[-1].bias[1 + best] += 100
 
 
-CENTRE = {"point": (WIDTH / 2, HEIGHT / 2)}
+CENTER = {"point": (WIDTH / 2, HEIGHT / 2)}
 
 
 def test_the_mask_is_zeros_and_ones_on_the_pixel_grid(sam, picture):
-    mask_px = subject_mask(sam, picture, **CENTRE)
+    mask_px = subject_mask(sam, picture, **CENTER)
     assert mask_px.shape == (1, HEIGHT, WIDTH) and mask_px.dtype == torch.float32
     assert set(mask_px.unique().tolist()) == {0.0, 1.0}
 
@@ -100,7 +100,7 @@ def test_the_mask_with_the_best_predicted_iou_is_chosen(sam, picture, best):
     raise_iou(sam, best)
     masks, _ = three_masks(sam, picture, **point_prompt(WIDTH / 2, HEIGHT / 2))
     assert len({mask.tobytes() for mask in masks}) == 3
-    assert torch.equal(subject_mask(sam, picture, **CENTRE)[0], torch.from_numpy(masks[best]).float())
+    assert torch.equal(subject_mask(sam, picture, **CENTER)[0], torch.from_numpy(masks[best]).float())
 
 
 @pytest.mark.parametrize(
@@ -116,13 +116,13 @@ def test_a_point_is_x_y_and_a_box_is_left_top_right_bottom(sam, picture, asked, 
     masks, _ = three_masks(sam, picture, **prompt)
     mask_px = subject_mask(sam, picture, **asked)
     assert torch.equal(mask_px[0], torch.from_numpy(masks[1]).float())
-    assert not torch.equal(mask_px, subject_mask(sam, picture, **CENTRE))
+    assert not torch.equal(mask_px, subject_mask(sam, picture, **CENTER))
 
 
 def test_nothing_found_is_an_error_that_names_the_prompt(sam, picture):
     sam.mask_threshold = float("inf")
     with pytest.raises(ValueError, match=r"found no subject at point \(28\.0, 20\.0\)"):
-        subject_mask(sam, picture, **CENTRE)
+        subject_mask(sam, picture, **CENTER)
 
 
 def test_every_point_of_the_grid_gives_its_three_masks_in_pixels(sam, picture):
@@ -165,7 +165,7 @@ def test_the_large_central_stable_mask_is_the_subject():
 
 
 def test_the_score_is_what_the_shares_give():
-    # A quarter of the picture, centred, no edge touched: the root of 0.25.
+    # A quarter of the picture, centerd, no edge touched: the root of 0.25.
     assert subject_score(block(5, 15, 5, 15).mask_px) == pytest.approx(0.5)
     # The lower half: off by half a half side, one whole edge and half of two.
     assert subject_score(block(10, 20, 0, 20).mask_px) == pytest.approx(0.5**0.5 * 0.5 * 0.5)
@@ -206,7 +206,7 @@ def test_what_is_not_one_picture_in_0_to_1_is_refused(sam, picture):
 
 @pytest.mark.parametrize("kind", ["vit_b", "vit_l", "vit_h"])
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])
-def test_files_are_recognised_by_the_width_of_their_encoder(tmp_path, monkeypatch, kind, ending):
+def test_files_are_recognized_by_the_width_of_their_encoder(tmp_path, monkeypatch, kind, ending):
     for name, width in WIDTHS.items():
         monkeypatch.setitem(sam_model_registry, name, partial(tiny_sam, width))
     torch.manual_seed(2)

@@ -245,7 +245,7 @@ def test_correlation_is_zero_outside_the_frame():
     assert pyramid.lookup(far).abs().max() == 0
 
 
-def test_convex_upsampling_with_all_weight_on_the_centre_repeats_each_cell():
+def test_convex_upsampling_with_all_weight_on_the_center_repeats_each_cell():
     flow = torch.arange(8.0).reshape(1, 2, 2, 2)
     logits = torch.full((1, 9, 64, 2, 2), -1e4)
     logits[:, 4] = 0

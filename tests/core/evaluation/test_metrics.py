@@ -101,13 +101,13 @@ def test_flow_is_read_bilinearly_between_pixels():
 
 
 def test_a_zoom_keeps_points_on_their_rays():
-    centre = torch.tensor([(WIDTH - 1) / 2, (HEIGHT - 1) / 2])
+    center = torch.tensor([(WIDTH - 1) / 2, (HEIGHT - 1) / 2])
     y, x = torch.meshgrid(torch.arange(float(HEIGHT)), torch.arange(float(WIDTH)), indexing="ij")
-    zoom = 0.1 * torch.stack([x - centre[0], y - centre[1]]).expand(2, 2, HEIGHT, WIDTH)
+    zoom = 0.1 * torch.stack([x - center[0], y - center[1]]).expand(2, 2, HEIGHT, WIDTH)
     positions, visible = chain_tracks(zoom, GRID)
     inner = visible.all(1)
     assert inner.sum() >= 4
-    expected = centre + 1.1**2 * (positions[inner, 0] - centre)
+    expected = center + 1.1**2 * (positions[inner, 0] - center)
     assert torch.allclose(positions[inner, 2], expected, atol=1e-4)
 
 

@@ -135,7 +135,7 @@ def test_strengths_zero_give_the_base_bit_for_bit(toy_denoiser):
     assert not torch.equal(base, sample_with(denoiser, noise, sigmas, *contexts(), loras=on))
 
 
-def test_the_model_is_left_as_found_when_sampling_is_cancelled(toy_denoiser):
+def test_the_model_is_left_as_found_when_sampling_is_canceled(toy_denoiser):
     denoiser = toy_denoiser()
 
     def cancel(step, steps):

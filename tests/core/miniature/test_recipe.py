@@ -4,7 +4,7 @@ import torch
 from smra_core.encoders.sea_raft import load_sea_raft
 from smra_core.miniature.recipe import train_flow as stage
 from smra_core.miniature.recipe.export import export_flow
-from smra_core.miniature.recipe.train_flow import drawn_pairs, pairs_of, recoloured, train_flow, trained_flow
+from smra_core.miniature.recipe.train_flow import drawn_pairs, pairs_of, recolored, train_flow, trained_flow
 from smra_core.miniature.world.random_clips import random_clip
 from smra_core.storage.weight_file import read_weight_file
 
@@ -43,12 +43,12 @@ def test_the_flow_stage_depends_on_its_seed_alone(tmp_path, small):
     assert torch.equal(nets[0], nets[1]) and not torch.equal(nets[0], nets[2])
 
 
-def test_turned_colours_keep_every_contrast_and_the_flow():
+def test_turned_colors_keep_every_contrast_and_the_flow():
     generator = torch.Generator().manual_seed(0)
     pairs = drawn_pairs([random_clip(generator) for _ in range(3)], generator)
-    turned = recoloured(pairs, generator)
+    turned = recolored(pairs, generator)
 
-    def contrasts(frames):  # lengths of the steps in colour from each pixel to the one on its right
+    def contrasts(frames):  # lengths of the steps in color from each pixel to the one on its right
         return frames.diff(dim=-1).norm(dim=1)
 
     assert not torch.allclose(turned.first, pairs.first)
@@ -58,7 +58,7 @@ def test_turned_colours_keep_every_contrast_and_the_flow():
     assert torch.equal(turned.flow, pairs.flow)
 
 
-def test_pairs_of_a_clip_are_its_neighbours():
+def test_pairs_of_a_clip_are_its_neighbors():
     clip = random_clip(torch.Generator().manual_seed(1))
     pairs = pairs_of([clip])
     assert torch.equal(pairs.second[:-1], pairs.first[1:]) and torch.equal(pairs.flow, clip.flow)

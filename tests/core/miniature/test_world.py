@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from smra_core.miniature.bench.metrics import clip_figures, leaked_colour, subject_likeness, track_cosine
+from smra_core.miniature.bench.metrics import clip_figures, leaked_color, subject_likeness, track_cosine
 from smra_core.miniature.held_out_files import REFERENCES
 from smra_core.miniature.world.measure import measure, sprite_masks
 from smra_core.miniature.world.random_clips import random_clip, random_views
@@ -21,12 +21,12 @@ from smra_core.miniature.world.scenes import (
 from smra_core.miniature.world.sprite import FRAMES, SIZE, paint, plain
 from smra_core.wan.hashed_text import TOKENS, HashedText
 
-GREY = torch.tensor([0.2, 0.2, 0.2])
+GRAY = torch.tensor([0.2, 0.2, 0.2])
 
 
 def test_a_still_disc_covers_pi_r_squared_and_does_not_flow():
     radius = 10.0
-    painted = paint("circle", torch.full((2, 2), 32.0), torch.full((2,), radius), plain(GREY + 0.5), GREY)
+    painted = paint("circle", torch.full((2, 2), 32.0), torch.full((2,), radius), plain(GRAY + 0.5), GRAY)
     assert painted.mask_px[0].sum().item() == pytest.approx(math.pi * radius**2, rel=0.02)
     assert not painted.flow.any()
 
@@ -45,7 +45,7 @@ def test_the_painted_flow_carries_every_frame_to_the_next():
 @pytest.mark.parametrize("motion", [*MOTION_WORDS, *HELD_OUT_MOTIONS])
 def test_every_motion_is_read_as_itself(motion):
     reading = measure(render(Scene("square", "cyan", "striped", "navy", motion)).frames)
-    assert (reading.motion, reading.shape, reading.colour, reading.background) == (
+    assert (reading.motion, reading.shape, reading.color, reading.background) == (
         motion, "square", "cyan", "navy",
     )  # fmt: skip
     assert reading.found == 1
@@ -55,14 +55,14 @@ def test_random_scenes_are_read_as_they_were_painted():
     generator = torch.Generator().manual_seed(0)
     scenes = [random_scene(generator) for _ in range(24)]
     readings = [measure(render(scene).frames) for scene in scenes]
-    for name in ("colour", "background", "motion", "shape"):
+    for name in ("color", "background", "motion", "shape"):
         right = sum(getattr(s, name) == getattr(r, name) for s, r in zip(scenes, readings, strict=True))
         assert right >= 23, name
 
 
 def test_an_empty_clip_shows_nothing():
-    reading = measure(GREY.view(1, 3, 1, 1).expand(FRAMES, 3, SIZE, SIZE))
-    assert (reading.colour, reading.shape, reading.motion, reading.found) == ("none", "none", "none", 0)
+    reading = measure(GRAY.view(1, 3, 1, 1).expand(FRAMES, 3, SIZE, SIZE))
+    assert (reading.color, reading.shape, reading.motion, reading.found) == ("none", "none", "none", 0)
 
 
 def test_nothing_that_is_held_out_is_in_the_scenes_trained_on():
@@ -88,20 +88,20 @@ def test_two_views_of_a_sprite_share_its_looks_and_not_its_place():
 def test_the_painted_truth_gets_the_best_figures(subject, motion):
     metrics = clip_figures(render(Scene(subject=subject, motion=motion)).frames, subject, motion, "black")
     assert metrics["likeness"] > 0.95 and metrics["x"] > 0.99 and metrics["y"] > 0.99
-    assert metrics["background"] == metrics["recognised"] == metrics["seen"] == 1
+    assert metrics["background"] == metrics["recognized"] == metrics["seen"] == 1
     assert metrics["still"] == 0 and metrics["leak"] < 0.02
 
 
 def test_the_reference_clip_itself_is_all_leak_and_another_subject():
     reference = render(REFERENCES["zigzag"]).frames
-    assert leaked_colour(reference, "zigzag", "ball") > 0.9
+    assert leaked_color(reference, "zigzag", "ball") > 0.9
     assert subject_likeness(reference, "ball") < 0.7
 
 
 def test_a_straight_walk_scores_sideways_and_not_up_and_down():
     metrics = clip_figures(render(Scene(subject="ball", motion="right")).frames, "ball", "zigzag", "black")
     assert metrics["x"] > 0.99 and metrics["y"] == 0
-    assert metrics["recognised"] == 0 and metrics["still"] == 0
+    assert metrics["recognized"] == 0 and metrics["still"] == 0
 
 
 def test_a_standing_sprite_is_still():

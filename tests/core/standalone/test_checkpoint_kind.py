@@ -95,7 +95,7 @@ def test_other_channels_are_refused_with_what_they_mean(channels, out, kind):
         (["vision_model.encoder.layers.0.mlp.fc1.weight"], "a CLIP vision encoder"),
     ],
 )
-def test_other_models_are_recognised(names, kind):
+def test_other_models_are_recognized(names, kind):
     with pytest.raises(ValueError, match=f"is not a WAN DiT: patch_embedding.weight .* looks like {kind}"):
         dit_config(dict.fromkeys(names, (1,)), "file")
 

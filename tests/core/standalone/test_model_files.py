@@ -120,7 +120,7 @@ def test_a_block_that_is_not_there_is_named(models, native):
         files_of(native)
 
 
-def quantised(state, scale_name, scale_of, dtype=torch.float8_e4m3fn):
+def quantized(state, scale_name, scale_of, dtype=torch.float8_e4m3fn):
     """Linears of the blocks as fp8 files hold them, and what they then mean."""
     stored, meant = {}, {}
     for name, value in state.items():
@@ -147,7 +147,7 @@ def row_scale(weight):
 @pytest.mark.parametrize("scale_name", [".scale_weight", ".weight_scale"])
 @pytest.mark.parametrize("scale_of", [whole_scale, row_scale])
 def test_scaled_fp8_is_brought_back_to_what_it_means(models, native, scale_name, scale_of):
-    stored, meant = quantised(native_dit_state(models[0].state_dict()), scale_name, scale_of)
+    stored, meant = quantized(native_dit_state(models[0].state_dict()), scale_name, scale_of)
     if scale_name == ".scale_weight":
         stored["scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
         stored["blocks.0.ffn.0.scale_input"] = torch.ones(())
@@ -184,9 +184,9 @@ def comfy_quant(kind):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda s: s.update({"blocks.0.ffn.0.weight_scale_2": torch.ones(())}), "quantised with NVFP4"),
-        (lambda s: s.update({"blocks.0.ffn.0.weight.absmax": torch.ones(2)}), "quantised with bitsandbytes"),
-        (lambda s: s.update({"blocks.0.ffn.0.comfy_quant": comfy_quant("mxfp8")}), "quantised as mxfp8"),
+        (lambda s: s.update({"blocks.0.ffn.0.weight_scale_2": torch.ones(())}), "quantized with NVFP4"),
+        (lambda s: s.update({"blocks.0.ffn.0.weight.absmax": torch.ones(2)}), "quantized with bitsandbytes"),
+        (lambda s: s.update({"blocks.0.ffn.0.comfy_quant": comfy_quant("mxfp8")}), "quantized as mxfp8"),
         (lambda s: s.update({"blocks.0.ffn.0.comfy_quant": torch.ones(3)}), "as something unreadable"),
         (
             lambda s: s.update(
@@ -195,7 +195,7 @@ def comfy_quant(kind):
                     "blocks.0.ffn.0.weight_scale": torch.ones(()),
                 }
             ),
-            "quantised as int8",
+            "quantized as int8",
         ),
         (
             lambda s: s.update(

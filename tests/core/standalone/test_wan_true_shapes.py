@@ -15,7 +15,7 @@ SHAPES = published_dit(WAN_1_3B, blocks=2)
 SCALE = 0.25
 
 
-def is_quantised(name):
+def is_quantized(name):
     return name.startswith("blocks.") and name.endswith(".weight") and len(SHAPES[name]) == 2
 
 
@@ -36,7 +36,7 @@ def test_two_blocks_load_whole(tmp_path, weights, kind):
     dtype = torch.bfloat16 if kind == "bf16" else torch.float8_e4m3fn
     stored = {name: value.to(dtype, copy=True) for name, value in weights.items()}
     if kind == "fp8_scaled":
-        scaled = [name for name in stored if is_quantised(name)]
+        scaled = [name for name in stored if is_quantized(name)]
         assert len(scaled) == 2 * 10
         stored |= {name.removesuffix("weight") + "scale_weight": torch.tensor(SCALE) for name in scaled}
         stored["scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
@@ -48,5 +48,5 @@ def test_two_blocks_load_whole(tmp_path, weights, kind):
     loaded = native_dit_state(files.load_denoiser(torch.bfloat16, torch.device("cpu")).dit.state_dict())
     assert {name: tuple(value.shape) for name, value in loaded.items()} == SHAPES
     for name in ("blocks.1.ffn.0.weight", "blocks.0.cross_attn.q.weight", "head.modulation"):
-        factor = SCALE if kind == "fp8_scaled" and is_quantised(name) else 1
+        factor = SCALE if kind == "fp8_scaled" and is_quantized(name) else 1
         assert torch.equal(loaded[name].float(), weights[name].float() * factor), name

@@ -94,7 +94,7 @@ FILES = {
 
 
 def changed(tensors, draw):
-    """The tensors with one of them cut, reshaped, retyped, renamed, spoilt or gone, and what was done."""
+    """The tensors with one of them cut, reshaped, retyped, renamed, spoiled or gone, and what was done."""
     tensors, name = dict(tensors), draw.choice(list(tensors))
     value = tensors.pop(name)
     way = draw.choice(["gone", "shape", "shape", "shape", "dtype", "dtype", "name", "value"])

@@ -265,7 +265,7 @@ def test_a_tensor_of_overlapping_memory_cannot_claim_more_than_the_file_has(tmp_
 
 
 ODD = {
-    "quantised": lambda: torch.quantize_per_tensor(torch.ones(10, 2), 0.1, 0, torch.qint8),
+    "quantized": lambda: torch.quantize_per_tensor(torch.ones(10, 2), 0.1, 0, torch.qint8),
     "without content": lambda: torch.empty(1 << 40, 2, device="meta"),
     "sparse": lambda: torch.eye(10).to_sparse(),
     "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
@@ -354,7 +354,7 @@ def test_a_gguf_file_is_refused_with_the_way_out(tmp_path, place):
         miniature | {"text_encoder": str(tmp_path)} | {place: str(tmp_path / "wan2.1-t2v-14b-Q4_K_M.gguf")}
     )
     with pytest.raises(
-        ValueError, match="is a GGUF file, quantised in blocks. Get the model's bf16, fp16 or"
+        ValueError, match="is a GGUF file, quantized in blocks. Get the model's bf16, fp16 or"
     ):
         find_wan_files(**given)
 

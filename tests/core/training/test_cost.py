@@ -5,7 +5,7 @@ from smra_core.training.cost import (
     activation_bytes,
     alignment_flops,
     lora_parameters,
-    optimiser_bytes,
+    optimizer_bytes,
     step_flops,
 )
 from smra_core.training.mora import MotionSettings
@@ -33,7 +33,7 @@ def test_parameters_of_a_lora_by_hand():
     # Q and K of both attentions: 4 x 2 x (8 + 8); FFN.0: 2 x (8 + 20).
     assert lora_parameters(spec, SUBJECT.select(spec.linear_names()), 2) == 4 * 32 + 56
     assert lora_parameters(spec, MOTION.select(spec.linear_names()), 2) == 4 * 32 + 2 * 56
-    assert optimiser_bytes(10) == 160
+    assert optimizer_bytes(10) == 160
 
 
 def test_flops_by_hand():

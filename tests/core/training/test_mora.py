@@ -86,14 +86,14 @@ class Decoder:
 
     def __init__(self):
         torch.manual_seed(5)
-        self.colours = torch.randn(4, 3, 32, dtype=torch.float64) / 4
+        self.colors = torch.randn(4, 3, 32, dtype=torch.float64) / 4
         self.decoded = []
 
     def step(self, latents, past):
         self.decoded.append(latents)
         before = torch.zeros_like(latents[:, :, :1]) if past is None else past[0]
         seen = torch.cat([torch.cat([before, latents[:, :, :-1]], 2), latents], 1)
-        frames = torch.tanh(torch.einsum("npc,bcthw->bptnhw", self.colours, seen)).flatten(2, 3)
+        frames = torch.tanh(torch.einsum("npc,bcthw->bptnhw", self.colors, seen)).flatten(2, 3)
         frames = frames[:, :, 3:] if past is None else frames
         return F.interpolate(frames, scale_factor=(1, 8, 8), mode="nearest"), (latents[:, :, -1:],)
 

@@ -25,7 +25,7 @@ def stepped(value=1.0, steps=1):
     for _ in range(steps):
         for parameter in state.parameters.values():
             parameter.grad = torch.ones_like(parameter)
-        state.optimiser.step()
+        state.optimizer.step()
         state.step += 1
     return state
 
@@ -42,7 +42,7 @@ def test_a_new_run_restores_nothing(tmp_path):
     assert state.step == 0
 
 
-def test_what_was_saved_is_restored_with_the_optimisers_memory(tmp_path):
+def test_what_was_saved_is_restored_with_the_optimizers_memory(tmp_path):
     saved = stepped(steps=3)
     RunFolder(tmp_path, "dog", PARTS).save(saved)
     restored = new_state()

@@ -91,7 +91,7 @@ def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(toy_denoiser):
 
 
 @pytest.mark.parametrize("stop_at", [1, 3, 4, 5])
-def test_a_cancelled_run_goes_on_bit_for_bit(toy_denoiser, tmp_path, stop_at):
+def test_a_canceled_run_goes_on_bit_for_bit(toy_denoiser, tmp_path, stop_at):
     whole = Run(toy_denoiser()).start().tensors()
 
     def cancel(info):
@@ -126,7 +126,7 @@ def test_slow_steps_are_saved_by_the_clock(toy_denoiser, tmp_path, monkeypatch):
     assert saved == [4, 7, 8]
 
 
-def test_a_cancelled_run_leaves_the_model_as_found(toy_denoiser):
+def test_a_canceled_run_leaves_the_model_as_found(toy_denoiser):
     denoiser = toy_denoiser()
 
     def fail(info):

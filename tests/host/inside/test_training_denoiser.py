@@ -140,11 +140,11 @@ def test_weights_in_an_unknown_storage_run_as_their_owner_runs_them(host_wan, st
     assert worst(found, reference(state)) < 1e-4
 
 
-class Cancelled(BaseException):
+class Canceled(BaseException):
     pass
 
 
-@pytest.mark.parametrize("ending", ["done", "cancelled", "cancelled in backward"])
+@pytest.mark.parametrize("ending", ["done", "canceled", "canceled in backward"])
 @pytest.mark.parametrize("patched", [False, True])
 def test_the_model_is_afterwards_as_before(host_wan, state, tmp_path, ending, patched):
     model = load_dit(tmp_path, {name: value.bfloat16() for name, value in state.items()})
@@ -155,16 +155,16 @@ def test_the_model_is_afterwards_as_before(host_wan, state, tmp_path, ending, pa
     before, picture = fingerprint(model), sampled(model)
 
     def stop(*_):
-        raise Cancelled
+        raise Canceled
 
     def stop_in_backward(denoiser, prediction):
         prediction.tokens.register_hook(stop)
 
-    checks = {"done": [], "cancelled": [stop], "cancelled in backward": [stop_in_backward]}[ending]
+    checks = {"done": [], "canceled": [stop], "canceled in backward": [stop_in_backward]}[ending]
     if ending == "done":
         trained(model)
     else:
-        with pytest.raises(Cancelled):
+        with pytest.raises(Canceled):
             trained(model, checks)
     import comfy.model_management as management
 
@@ -216,7 +216,7 @@ def test_kernels_without_a_backward_are_not_used(host_wan, state, tmp_path, monk
 
 
 def test_the_model_is_not_copied(host_wan, tmp_path):
-    """Memory of the process grows by less than a twentieth of the weights, optimiser and adapters aside."""
+    """Memory of the process grows by less than a twentieth of the weights, optimizer and adapters aside."""
     wide = dit_state(blocks=40)
     size = sum(value.numel() * value.element_size() for value in wide.values())
     model = load_dit(tmp_path, wide)

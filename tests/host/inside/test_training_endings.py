@@ -12,15 +12,15 @@ from training_models import DIM, pack
 PATCHED = "diffusion_model.blocks.0.self_attn.q.weight"
 
 
-class Cancelled(BaseException):
+class Canceled(BaseException):
     """As the host's own, not an Exception."""
 
 
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 ENDINGS = {
-    "cancelled between steps": ("between", Cancelled(), Cancelled),
-    "cancelled in forward": ("forward", Cancelled(), Cancelled),
-    "cancelled in backward": ("backward", Cancelled(), Cancelled),
+    "canceled between steps": ("between", Canceled(), Canceled),
+    "canceled in forward": ("forward", Canceled(), Canceled),
+    "canceled in backward": ("backward", Canceled(), Canceled),
     "out of memory in forward": ("forward", OUT_OF_MEMORY, RuntimeError),
     "out of memory in backward": ("backward", OUT_OF_MEMORY, RuntimeError),
 }
@@ -98,12 +98,12 @@ def test_a_subject_run_that_is_broken_off_resumes_bit_for_bit(
 
 
 @pytest.mark.parametrize("place", ["between", "backward"])
-def test_a_motion_run_that_is_cancelled_resumes_bit_for_bit(
+def test_a_motion_run_that_is_canceled_resumes_bit_for_bit(
     nodes, graph, model, whole, monkeypatch, tmp_path, place
 ):
     before = fingerprint(model)
-    with monkeypatch.context() as patch, pytest.raises(Cancelled):
-        strike(patch, place, Cancelled())
+    with monkeypatch.context() as patch, pytest.raises(Canceled):
+        strike(patch, place, Canceled())
         train_motion(nodes, graph, model=model, steps=3, name="broken")
     assert fingerprint(model) == before and not run_folder(tmp_path, "broken").finished
     same(train_motion(nodes, graph, model=model, steps=3, name="broken"), whole(train_motion))

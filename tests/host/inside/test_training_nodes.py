@@ -131,7 +131,7 @@ def test_an_identity_outlives_sampling_with_a_patched_clone(graph):
     assert identity(unnamed) == loaded
 
 
-def test_previews_show_the_model_and_change_nothing_that_is_learnt(nodes, graph, monkeypatch):
+def test_previews_show_the_model_and_change_nothing_that_is_learned(nodes, graph, monkeypatch):
     import comfy.utils
 
     plain = train_subject(nodes, graph, steps=2, name="plain")

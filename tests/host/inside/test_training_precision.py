@@ -3,7 +3,7 @@
 import pytest
 import torch
 from training_gradients import errors, reference, trained, worst
-from training_models import dit_state, load_dit, pack, quantised
+from training_models import dit_state, load_dit, pack, quantized
 
 STORED = {"stored fp8": torch.float8_e4m3fn, "stored fp16": torch.float16, "stored bf16": torch.bfloat16}
 
@@ -13,12 +13,12 @@ def state():
     return dit_state()
 
 
-def dequantised(model, state):
+def dequantized(model, state):
     """The state that the host computes with, whatever it stores."""
     known = dict(model.model.diffusion_model.named_parameters())
-    quantised_weights = {name: weight for name, weight in known.items() if hasattr(weight, "_layout_cls")}
-    plain = {name: known[name].float() for name in state if name not in quantised_weights}
-    return plain | {name: weight.dequantize().float() for name, weight in quantised_weights.items()}
+    quantized_weights = {name: weight for name, weight in known.items() if hasattr(weight, "_layout_cls")}
+    plain = {name: known[name].float() for name in state if name not in quantized_weights}
+    return plain | {name: weight.dequantize().float() for name, weight in quantized_weights.items()}
 
 
 def stored(folder, state, kind):
@@ -28,7 +28,7 @@ def stored(folder, state, kind):
     formats = pytest.importorskip("comfy.quant_ops").QUANT_ALGOS
     if kind not in formats:
         pytest.skip(f"This host does not read {kind}.")
-    return load_dit(folder, quantised(state, kind))
+    return load_dit(folder, quantized(state, kind))
 
 
 @pytest.mark.parametrize("kind", [*STORED, "float8_e4m3fn", "int8_tensorwise"])
@@ -37,7 +37,7 @@ def test_every_form_gives_the_gradients_of_what_it_stands_for(state, tmp_path, k
     weight = model.model.diffusion_model.blocks[0].self_attn.q.weight
     if kind in STORED:
         assert weight.dtype == STORED[kind]
-    expected = reference(dequantised(model, state))
+    expected = reference(dequantized(model, state))
     found = trained(model)
     assert worst(found, expected) < 1e-4
     assert all(grad.dtype == torch.float32 for pair in found.values() for grad in pair)
@@ -49,7 +49,7 @@ def test_a_card_that_multiplies_bfloat16_gives_nearly_the_same(state, tmp_path, 
     monkeypatch.setattr(pack("nodes.host.denoiser"), "training_dtype", lambda device: torch.bfloat16)
     model = stored(tmp_path, state, kind)
     before = model.model.manual_cast_dtype
-    found, expected = trained(model), reference(dequantised(model, state))
+    found, expected = trained(model), reference(dequantized(model, state))
     off = errors(found, expected)
     assert max(off) < 0.1 and sum(off) / len(off) < 0.03
     assert max(off) > 1e-4  # or it was float32 after all

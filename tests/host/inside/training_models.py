@@ -36,8 +36,8 @@ def dit_state(blocks=BLOCKS, seed=0, channels=16):
     return state
 
 
-def quantised(state, kind):
-    """The linears of all blocks in one of the host's quantised formats, as its files store them."""
+def quantized(state, kind):
+    """The linears of all blocks in one of the host's quantized formats, as its files store them."""
     stored = dict(state)
     for name, weight in state.items():
         if not (name.startswith("blocks.") and name.endswith(".weight") and weight.ndim == 2):
