@@ -10,31 +10,33 @@ ROOT = Path(__file__).parents[2]
 FILES = sorted(path for folder in ("smra_core", "nodes") for path in (ROOT / folder).rglob("*.py"))
 
 FRAGMENTS = (
-    "Of ", "Or ", "Or,", "Whose ", "From which", "Than ", "Which ", "That ", "And ", "But ", "Beside ", "Where it ",
-    "As width", "How many", "How much", "How far",
+    "Of ", "Or ", "Or,", "Whose ", "From which", "Than ", "Which ", "That ", "And ", "But ", "Beside ",
+    "Where it ", "As width", "How many", "How much", "How far",
 )  # fmt: skip
 """Beginnings of texts that are no sentence by themselves."""
 
 VERBS = frozenset(
     """
-    accept accumulate add adjust align allocate analyze append apply assign average backpropagate backward bind blend
-    bootstrap bring build cache calculate calibrate canonicalize cast center chain change check choose clamp clear
-    clip close coarsen collate collect color combine compare complete compute concatenate configure convert convolve
-    copy count cover crop cut debias decide declare decode default define delete denormalize describe detach detect
-    determine dilate discard disable display divide download drain draw drop embed enable encode enlarge ensure
-    enumerate erode estimate evaluate exchange execute expand explain export extend extract fill filter find finish
-    fingerprint fit fold follow forget format forward free freeze generate get give guess hash hide hold identify
-    import include index init initialize inject insert inspect install interpolate invert iterate join keep leave
-    limit link list load lock log look lower main make map mark mask match matmul measure merge minimize mix move
-    multiply name normalize note offload open order pack pad paint parse paste patch permute pick plan plot pool
-    predict prefer prepare prepend preview print process prune publish put quantize raise ramp randomize rank read
-    rebuild receive recolor record recompute reduce refine refuse register reject release reload remember remove
-    rename render reorder repeat replace report request require resample rescale reset reshape resize resolve restore
-    restrict resume return reverse rotate round run sample save say scale scan schedule score segment select send
-    serve set share shift show shrink skip slice smooth sort split spoil spread stack start state stay step stop
-    store stream strip subtract sum swap synchronize take tell test tile tidy tokenize trace track train transform
-    translate transpose trim truncate try undo unload unpack unwrap update upsample use validate vary verify wait
-    walk warm warn weigh wrap write yield
+    accept accumulate add adjust align allocate analyze append apply assign average backpropagate
+    backward bind blend bootstrap bring build cache calculate calibrate canonicalize cast center chain
+    change check choose clamp clear clip close coarsen collate collect color combine compare complete
+    compute concatenate configure convert convolve copy count cover crop cut debias decide declare
+    decode default define delete denormalize describe detach detect determine dilate discard disable
+    display divide download drain draw drop embed enable encode enlarge ensure enumerate erode estimate
+    evaluate exchange execute expand explain export extend extract fill filter find finish fingerprint
+    fit fold follow forget format forward free freeze generate get give guess hash hide hold identify
+    import include index init initialize inject insert inspect install interpolate invert iterate join
+    keep leave limit link list load lock log look lower main make map mark mask match matmul measure
+    merge minimize mix move multiply name normalize note offload open order pack pad paint parse paste
+    patch permute pick plan plot pool predict prefer prepare prepend preview print process prune publish
+    put quantize raise ramp randomize rank read rebuild receive recolor record recompute reduce refine
+    refuse register reject release reload remember remove rename render reorder repeat replace report
+    request require resample rescale reset reshape resize resolve restore restrict resume return reverse
+    rotate round run sample save say scale scan schedule score segment select send serve set share shift
+    show shrink skip slice smooth sort split spoil spread stack start state stay step stop store stream
+    strip subtract sum swap synchronize take tell test tile tidy tokenize trace track train transform
+    translate transpose trim truncate try undo unload unpack unwrap update upsample use validate vary
+    verify wait walk warm warn weigh wrap write yield
     """.split()
 )
 """First words of function names. Add a verb here when it is missing; never a noun."""
@@ -45,20 +47,20 @@ QUESTIONS = frozenset(
 """First words of functions that answer a question with True or False."""
 
 CONVERSIONS = frozenset("to from as with without at in on by for of".split())
-"""First words of functions that return their input in another form: as_frames, from_step, to_file, with_masks."""
+"""First words of functions that return their input in another form: as_frames, from_step, to_file."""
 
 CONTEXTS = frozenset("replaced injected scheduled loaded locked training denoiser served opened".split())
 """First words of context managers, which are named after the state inside the block."""
 
 QUANTITIES = frozenset(
     """
-    delta losses linears trainables velocity flow forward
-    sura_loss region_loss temporal_loss flow_alignment_loss flow_weight velocity_target velocity_weight
-    x0_from_velocity sampling_sigmas initial_noise guided_velocity euler_step heun_step
-    latent_frames pixel_frames latent_shape token_grid linear_names linear_shape frames_of_latent boundary
+    delta losses linears trainables velocity flow forward sura_loss region_loss temporal_loss
+    flow_alignment_loss flow_weight velocity_target velocity_weight x0_from_velocity sampling_sigmas
+    initial_noise guided_velocity euler_step heun_step latent_frames pixel_frames latent_shape
+    token_grid linear_names linear_shape frames_of_latent boundary
     """.split()
 )
-"""Functions that are named after the quantity that they compute: the paper's losses and formulas, and WAN's sizes."""
+"""Functions named after the quantity that they compute: the paper's losses and formulas, WAN's sizes."""
 
 
 def texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
