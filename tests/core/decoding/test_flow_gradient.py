@@ -2,10 +2,10 @@ from functools import partial
 
 import pytest
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanUpsample
 from torch import nn
+from toy_models import smooth_flow, squared
 
 from smra_core.decoding.flow_gradient import FlowComparison, flow_loss_and_gradient, streamed_flow_loss
 from smra_core.decoding.wan_decoder import WanVideoDecoder
@@ -25,18 +25,6 @@ def vae():
             module.forward = partial(nn.Upsample.forward, module)  # without its detour through float32
     vae.decoder.conv_out.weight.mul_(0.25)  # so that no pixel reaches the clamp of diffusers
     return vae
-
-
-def smooth_flow(frames):
-    """A stand-in flow net: differentiable everywhere, each pair by itself, not linear in either frame."""
-    before, after = F.avg_pool2d(frames[:-1], 3, 1, 1), frames[1:]
-    return torch.stack(
-        [torch.tanh(before[:, 0] * after[:, 1] / 1e4), torch.sin(after[:, 2] / 40 + before[:, 1] / 90)], 1
-    )
-
-
-def squared(flow, reference):
-    return ((flow - reference) ** 2).mean()
 
 
 @pytest.fixture

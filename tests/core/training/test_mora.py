@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from toy_models import random_lora, smooth_flow
 
 from smra_core.decoding.windows import DecodeWindow, whole_clip_window
-from smra_core.lora.adapter import Injection, init_lora, injected
-from smra_core.lora.plan import ALL_LAYERS
+from smra_core.lora.adapter import Injection, injected
 from smra_core.training.mora import (
     MotionObjective,
     MotionSample,
@@ -107,12 +107,6 @@ class Decoder:
             yield pixels
 
 
-def smooth_flow(frames):
-    """A stand-in flow net, differentiable everywhere."""
-    before, after = frames[:-1] / 100, frames[1:] / 100
-    return torch.stack([torch.tanh(before[:, 0] * after[:, 1]), torch.sin(after[:, 2] + before[:, 1])], 1)
-
-
 def motion_batch():
     torch.manual_seed(0)
     latents, noise = torch.randn(2, BATCH, 16, 3, 2, 2, dtype=torch.float64)
@@ -126,19 +120,11 @@ def drawn_losses(objective, denoiser, sigma=SIGMA):
     return objective.losses(denoiser, batch, sigma, noise, torch.Generator().manual_seed(2))
 
 
-def random_lora(denoiser):
-    lora = init_lora(denoiser.spec, ALL_LAYERS, 2, torch.Generator().manual_seed(0))
-    torch.manual_seed(4)
-    for pair in lora.values():
-        pair.double().b.data.normal_(std=0.1)
-    return lora
-
-
 @pytest.mark.parametrize("changes", [{}, {"flow_weight": "clean", "debias": False}])
 def test_lora_gradients_of_the_losses_equal_finite_differences(toy_denoiser, finite_difference, changes):
     denoiser = toy_denoiser().double()
     objective = MotionObjective(MotionSettings(mora_weight=2.0, **changes), Decoder(), smooth_flow)
-    lora = random_lora(denoiser)
+    lora = random_lora(denoiser.spec, std=0.1, dtype=torch.float64)
 
     def total():
         losses = drawn_losses(objective, denoiser)

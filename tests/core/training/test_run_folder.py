@@ -134,7 +134,7 @@ KILLED = textwrap.dedent(
     import os, signal, sys
     sys.path[:0] = sys.argv[1:4]
     import test_trainer
-    from conftest import ToyDenoiser
+    from toy_models import ToyDenoiser
 
     def kill(info):
         if sys.argv[5] == "kill" and info.step == 5:
