@@ -13,7 +13,7 @@ from ...wan.hashed_text import HashedText
 from ...wan.spec import TEXT_DIM, TIMESTEPS
 from ..world.scenes import Scene, random_scene, render
 from .data_parallel import average_gradients, gathered, run_processes
-from .latent_space import to_latents
+from .latent_space import encode_frames
 from .stage import Stage, bfloat16_where_fast, cosine_rate
 from .train_vae import trained_vae
 
@@ -89,7 +89,7 @@ def _encoded_clips(rank: int, build: Path, seed: int) -> tuple[list[Scene], Tens
     vae, share = trained_vae(build), CLIPS // dist.get_world_size()
     mine = scenes[rank * share : (rank + 1) * share]
     with torch.no_grad(), bfloat16_where_fast():
-        encoded = [to_latents(vae, render(scene).frames[None]) for scene in mine]
+        encoded = [encode_frames(vae, render(scene).frames[None]) for scene in mine]
     latents = gathered(torch.cat(encoded))
     if rank == 0:
         torch.save(latents, kept)

@@ -15,7 +15,7 @@ from ..world.random_clips import random_clip
 from ..world.scenes import random_scene, render
 from ..world.sprite import FRAMES, SIZE
 from .data_parallel import average_gradients, run_processes
-from .latent_space import channel_statistics, fold_statistics
+from .latent_space import compute_channel_statistics, fold_statistics
 from .stage import Stage, bfloat16_where_fast, cosine_rate
 from .whole_clip_vae import decode_clip, encode_moments, initialize
 
@@ -138,5 +138,5 @@ def trained_vae(build: Path) -> AutoencoderKLWan:
     clips = torch.stack([render(random_scene(generator)).frames for _ in range(64)])
     with torch.no_grad(), bfloat16_where_fast():
         means = torch.cat([encode_moments(vae, c.transpose(1, 2) * 2 - 1)[0] for c in clips.split(4)])
-    fold_statistics(vae, *channel_statistics(means.float()))
+    fold_statistics(vae, *compute_channel_statistics(means.float()))
     return vae
