@@ -9,8 +9,8 @@ from smra_core.miniature.held_out_files import REFERENCES
 from smra_core.miniature.model_files import MINIATURE_FILES
 from smra_core.miniature.recipe.latent_space import encode_frames
 from smra_core.miniature.recipe.train_dit import BLOCKS, FFN, HEAD_DIM, HEADS
-from smra_core.miniature.recipe.train_flow import end_point_errors, pairs_of
-from smra_core.miniature.recipe.train_patches import matching
+from smra_core.miniature.recipe.train_flow import collect_pairs, measure_end_point_errors
+from smra_core.miniature.recipe.train_patches import measure_matching
 from smra_core.miniature.recipe.whole_clip_vae import decode_clip
 from smra_core.miniature.weight_paths import DINOV2_FILE, SEA_RAFT_FILE, WEIGHTS
 from smra_core.miniature.world.measure import measure
@@ -58,7 +58,7 @@ def test_the_dit_believes_the_right_caption(vae):
     x0 = encode_frames(vae, render(scene).frames[None])
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
     sigma = torch.tensor([0.9])
-    captions = [scene.prompt(), Scene("square", "red", "plain", "black", "right").prompt()]
+    captions = [scene.prompt, Scene("square", "red", "plain", "black", "right").prompt]
     denoiser = MINIATURE_FILES.load_denoiser(torch.float32, CPU)
     right, wrong = (
         denoiser.velocity(add_noise(x0, noise, sigma), sigma, HashedText().encode([caption])).velocity
@@ -70,13 +70,13 @@ def test_the_dit_believes_the_right_caption(vae):
 
 @pytest.mark.parametrize("scene", [UNSEEN, *REFERENCES.values()], ids=["ball", *REFERENCES])
 def test_the_flow_net_sees_held_out_motions_and_the_reference_clips(scene):
-    errors = end_point_errors(load_sea_raft(SEA_RAFT_FILE), pairs_of([render(scene)]))
+    errors = measure_end_point_errors(load_sea_raft(SEA_RAFT_FILE), collect_pairs([render(scene)]))
     assert errors.on_sprite < 0.25 * errors.zero_on_sprite
 
 
 def test_patch_features_tell_unseen_sprites_apart():
     sprites = 30
-    assert matching(load_dinov2(DINOV2_FILE), sprites) > 0.6
+    assert measure_matching(load_dinov2(DINOV2_FILE), sprites) > 0.6
 
 
 def test_the_headless_code_makes_of_the_files_what_the_golden_file_says():
