@@ -205,10 +205,10 @@ def parsed(*arguments):
 
 def test_options_left_out_are_the_papers_settings():
     subject, motion, sample = parsed("train-subject", "x"), parsed("train-motion", "x"), parsed("sample", "x")
-    assert cli.settings_from(subject, SubjectSettings) == SubjectSettings()
-    assert cli.settings_from(motion, MotionSettings) == MotionSettings()
-    assert cli.settings_from(motion, TrainSettings) == TrainSettings()
-    assert cli.settings_from(sample, SamplingSettings) == SamplingSettings()
+    assert cli.read_settings(subject, SubjectSettings) == SubjectSettings()
+    assert cli.read_settings(motion, MotionSettings) == MotionSettings()
+    assert cli.read_settings(motion, TrainSettings) == TrainSettings()
+    assert cli.read_settings(sample, SamplingSettings) == SamplingSettings()
     assert (subject.rank, subject.sura_weight, subject.width) == (32, 0.05, 512)
     assert (motion.rank, motion.mora_weight, motion.learning_rate) == (64, 1.0, 1e-4)
     assert (motion.width, motion.height, motion.frames) == (576, 320, 49)
@@ -267,7 +267,7 @@ def test_bad_input_gives_one_line_that_names_it(world, tmp_path, capsys):
 @pytest.mark.parametrize(
     "error, code, said",
     [
-        (KeyboardInterrupt(), 130, "goes on from the last step"),
+        (KeyboardInterrupt(), 130, "continue from the last saved step"),
         (torch.OutOfMemoryError("Lower the frames"), 1, "error: Lower the frames"),
     ],
 )
