@@ -33,7 +33,7 @@ DINOV2 = DinoV2Config(width=24, depth=1, heads=2, hidden=48, gated=False, grid=2
 
 
 def run(*arguments):
-    """What a command that succeeds prints."""
+    """Run a command that must succeed; return what it prints."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         assert cli.main([str(argument) for argument in arguments]) == 0
@@ -41,7 +41,7 @@ def run(*arguments):
 
 
 class World:
-    """Models, teachers and data sets on disk."""
+    """Models, encoders and data sets on disk."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -125,7 +125,7 @@ def test_a_diffusers_folder_trains_to_the_same_loras_as_native_files(world, subj
 
 @pytest.fixture
 def loads(monkeypatch):
-    """Kinds of the models that are loaded."""
+    """List that gets the kind of each model that is loaded."""
     seen = []
 
     def watch(owner, name, kind):
@@ -156,7 +156,7 @@ def test_a_second_run_encodes_nothing(world, subject, motion, loads):
     assert sorted((world.folder / "out" / "cache").iterdir()) == cached
 
 
-def test_an_objective_of_weight_zero_needs_no_teacher(world, loads):
+def test_an_objective_of_weight_zero_needs_no_encoder(world, loads):
     plain = ["--out", world.folder / "out", *SHORT, *world.wan["native"]]
     run("train-subject", world.dog, "--sura-weight", 0, *plain)
     run("train-motion", world.walk, "--mora-weight", 0, "--frames", 5, *plain)
@@ -242,7 +242,7 @@ def test_options_that_mean_nothing_are_refused(option, capsys):
 
 
 def fails(capsys, *arguments):
-    """The one line that a command says when it fails."""
+    """Run a command that must fail; return its one line of error."""
     assert cli.main([str(argument) for argument in arguments]) == 1
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(said) == 1

@@ -79,7 +79,7 @@ def test_patch_features_tell_unseen_sprites_apart():
     assert measure_matching(load_dinov2(DINOV2_FILE), sprites) > 0.6
 
 
-def test_the_headless_code_makes_of_the_files_what_the_golden_file_says():
+def test_the_standalone_code_gives_the_golden_outputs():
     expected = load_file(GOLDEN)
     for name, value in golden().items():
         torch.testing.assert_close(value, expected[name], atol=1e-4, rtol=1e-4, msg=name)
