@@ -5,7 +5,6 @@ motion fidelity in [-100, 100]. The motion metrics follow optical flow, the pape
 compare them among your own runs, never with the paper's 62.89.
 """
 
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -53,11 +52,6 @@ class Tracks(NamedTuple):
 def mean_pairwise_cosine(frames: Tensor, references: Tensor) -> float:
     """CLIP-I, DINO-I: mean cosine of all pairs of frames `F D` and references `R D` (DreamBooth)."""
     return (_directions(frames) @ _directions(references).T).mean().item()
-
-
-def mean_cosine_to(frames: Tensor, text: Tensor) -> float:
-    """CLIP-T: mean cosine of frames `F D` to one prompt `D` or `1 D`."""
-    return mean_pairwise_cosine(frames, text.reshape(1, -1))
 
 
 def temporal_consistency(frames: Tensor) -> float:
@@ -132,44 +126,6 @@ def motion_fidelity_axes(
         for axis in (0, 1)
     )
     return AxisFidelity(x, y)
-
-
-class ClipEmbedder:
-    """CLIP's image and text embeddings, by transformers, from a folder on disk (say clip-vit-base-patch32).
-
-    Nothing is downloaded: ValueError when the folder holds no model.
-    """
-
-    def __init__(self, folder: str | Path):
-        # Here, not above: slow to import, and seldom asked for.
-        from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
-
-        if not Path(folder, "config.json").is_file():
-            raise ValueError(
-                f"No CLIP model in {str(folder)!r}: config.json is missing. Give a folder as transformers "
-                "saves it, with model.safetensors, preprocessor_config.json and the tokenizer's files."
-            )
-        self.model = CLIPModel.from_pretrained(folder, local_files_only=True).eval().requires_grad_(False)
-        self.processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
-        self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-
-    @torch.no_grad()
-    def frames(self, frames: Tensor) -> Tensor:
-        """Embeddings `F D` of frames `F 3 H W` in [0, 1]."""
-        images = list((frames.clamp(0, 1) * 255).round().to(torch.uint8).cpu())
-        pixels = self.processor(images=images, return_tensors="pt")["pixel_values"]
-        return _pooled(self.model.get_image_features(pixel_values=pixels))
-
-    @torch.no_grad()
-    def text(self, prompt: str) -> Tensor:
-        """Embedding `1 D` of a prompt; what goes beyond CLIP's 77 tokens is cut."""
-        length = self.model.config.text_config.max_position_embeddings
-        tokens = self.tokenizer([prompt], truncation=True, max_length=length, return_tensors="pt")
-        return _pooled(self.model.get_text_features(**tokens))
-
-
-def _pooled(output) -> Tensor:
-    return getattr(output, "pooler_output", output)  # a tensor before transformers 5, an output object since
 
 
 def _directions(embeddings: Tensor) -> Tensor:

@@ -1,5 +1,3 @@
-import json
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,9 +5,7 @@ from hypothesis import strategies as st
 
 from smra_core.evaluation.metrics import (
     METRIC_HELP,
-    ClipEmbedder,
     chain_tracks,
-    mean_cosine_to,
     mean_pairwise_cosine,
     mean_patch,
     motion_amount,
@@ -41,13 +37,6 @@ def test_pairwise_cosine_by_hand():
     references = torch.tensor([[2.0, 0.0], [1.0, 1.0]])
     # Cosines: 1 and sqrt(1/2) for the first frame, 0 and sqrt(1/2) for the second.
     assert mean_pairwise_cosine(frames, references) == pytest.approx((1 + 2**0.5) / 4)
-
-
-def test_cosine_to_a_prompt_takes_one_embedding_with_or_without_a_batch():
-    frames = torch.tensor([[3.0, 4.0], [1.0, 0.0]])
-    text = torch.tensor([1.0, 0.0])
-    assert mean_cosine_to(frames, text) == pytest.approx(0.8)
-    assert mean_cosine_to(frames, text[None]) == pytest.approx(0.8)
 
 
 def test_temporal_consistency_by_hand():
@@ -219,49 +208,3 @@ def test_the_axes_show_what_the_common_score_hides():
 def test_every_figure_has_a_name_and_a_sentence():
     assert "Motion Fidelity (flow)" in METRIC_HELP
     assert all(text.endswith(".") for text in METRIC_HELP.values())
-
-
-@pytest.fixture
-def clip_folder(tmp_path):
-    """A CLIP of random weights, as transformers saves one, with a vocabulary of single letters."""
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPVisionConfig
-
-    letters = [chr(code) for code in range(97, 123)]
-    words = letters + [letter + "</w>" for letter in letters] + ["<|startoftext|>", "<|endoftext|>"]
-    size = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
-    ends = dict(bos_token_id=len(words) - 2, eos_token_id=len(words) - 1, pad_token_id=len(words) - 1)
-    text = CLIPTextConfig(vocab_size=len(words), max_position_embeddings=9, **size, **ends)
-    vision = CLIPVisionConfig(image_size=16, patch_size=8, **size)
-    torch.manual_seed(0)
-    config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=6)
-    CLIPModel(config).save_pretrained(tmp_path)
-    CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=16).save_pretrained(tmp_path)
-    (tmp_path / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
-    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
-    return tmp_path
-
-
-def test_clip_embeds_frames_and_prompts_from_a_local_folder(clip_folder):
-    clip = ClipEmbedder(clip_folder)
-    frames = torch.rand(3, 3, 20, 28)
-    embedded, text = clip.frames(frames), clip.text("a dog " * 20)
-    assert embedded.shape == (3, 6) and text.shape == (1, 6)
-    assert torch.allclose(clip.frames(frames[1:2]), embedded[1:2], atol=1e-5)
-    assert not torch.allclose(clip.text("cat"), text)
-    assert -1 <= mean_cosine_to(embedded, text) <= 1
-
-
-def test_clip_reads_pixels_as_its_own_processor_does(clip_folder):
-    from PIL import Image
-
-    clip = ClipEmbedder(clip_folder)
-    pixels = (torch.rand(16, 16, 3) * 255).to(torch.uint8)
-    prepared = clip.processor(images=Image.fromarray(pixels.numpy()), return_tensors="pt")["pixel_values"]
-    output = clip.model.vision_model(pixel_values=prepared).pooler_output
-    expected = clip.model.visual_projection(output)
-    assert torch.allclose(clip.frames(pixels.permute(2, 0, 1)[None] / 255), expected, atol=1e-5)
-
-
-def test_a_folder_without_clip_is_refused_by_name(tmp_path):
-    with pytest.raises(ValueError, match="config.json is missing"):
-        ClipEmbedder(tmp_path / "nowhere")
