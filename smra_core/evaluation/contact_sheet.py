@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..data.crop import to_uint8
 from ..storage.atomic_write import atomic_write
 
 SMALLEST_SIDE, LARGEST_SIDE = 192, 384
@@ -72,8 +73,7 @@ def sheet(rows: Sequence[SheetRow], columns: Sequence[str], caption: str) -> Ima
 
 def picture(frame: Tensor) -> Image.Image:
     """Frame `3 H W` in [0, 1] at its size on a sheet; grown pixels stay sharp squares."""
-    values = (frame.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
-    image = Image.fromarray(values.permute(1, 2, 0).contiguous().cpu().numpy())
+    image = Image.fromarray(to_uint8(frame).permute(1, 2, 0).contiguous().cpu().numpy())
     side = max(image.size)
     if side > LARGEST_SIDE:
         return image.resize(_times(image, LARGEST_SIDE / side), Image.Resampling.LANCZOS)
