@@ -19,6 +19,8 @@ _WHEEL_SHARE = 0.2
 
 
 class PreviewOpticalFlow(io.ComfyNode):
+    """Node that measures the optical flow of a clip and shows it as colors."""
+
     @classmethod
     def define_schema(cls):
         return io.Schema(

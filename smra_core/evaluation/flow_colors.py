@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import flow_to_image
 
-from .contact_sheet import SMALLEST_SIDE, SheetRow, chosen, picture, save_png, sheet
+from .contact_sheet import SMALLEST_SIDE, SheetRow, choose_indices, draw_sheet, save_png, to_sheet_picture
 
 LEAST_SPEED = 0.5
 """Lowest speed, in pixels per frame, that full color may stand for: a clip that hardly moves stays pale."""
@@ -69,16 +69,15 @@ def flow_sheet(
     pairs: Sequence[int] | int = 3,
     caption: str = "",
 ) -> None:
-    """Write a PNG of clips, one a row: frame t beside its flow to frame t+1, and the color wheel as the last
-    row.
+    """Write a PNG of clips, one in each row: frame t beside the flow from it to frame t+1.
 
-    A row is (label, clip `F 3 H W` in [0, 1], flow `F-1 2 H W` in pixels). `pairs` are the t to show, or
-    their number. All rows share one scale, so that a slower clip is paler. Raise ValueError for no rows, or
-    for a pair that a clip lacks.
+    The last row shows the color wheel. Each other row is (label, clip `F 3 H W` in [0, 1], flow `F-1 2 H W`
+    in pixels). `pairs` are the t to show, or their number. All rows share one scale, so that a slower clip is
+    paler. Raise ValueError for no rows, or for a pair that a clip lacks.
     """
     if not rows:
         raise ValueError("A flow sheet needs at least one row (label, clip, flow), got none.")
-    indices = chosen(min(len(flow) for _, _, flow in rows), pairs)
+    indices = choose_indices(min(len(flow) for _, _, flow in rows), pairs)
     fastest = measure_fastest([flow[indices] for _, _, flow in rows])
     sheet_rows = [
         SheetRow(label, [image for t in indices for image in _draw_pair(clip[t], flow[t], fastest)])
@@ -86,14 +85,14 @@ def flow_sheet(
     ]
     heads = [head for t in indices for head in (f"frame {t}", f"flow {t} to {t + 1}")]
     legend = _draw_legend(fastest, columns=len(heads))
-    save_png(sheet([*sheet_rows, legend], heads, caption), path)
+    save_png(draw_sheet([*sheet_rows, legend], heads, caption), path)
 
 
 def _draw_pair(frame: Tensor, flow: Tensor, fastest: float) -> tuple[Image.Image, Image.Image]:
-    return picture(frame), picture(color_flow(flow, fastest))
+    return to_sheet_picture(frame), to_sheet_picture(color_flow(flow, fastest))
 
 
 def _draw_legend(fastest: float, columns: int) -> SheetRow:
     blank = [Image.new("RGB", (1, 1), "white")] * (columns - 1)
     note = f"Hue: direction, as seen from the center. Full color: {fastest:.1f} px per frame. White: still."
-    return SheetRow(f"Colors\n{note}", [picture(draw_color_wheel(SMALLEST_SIDE)), *blank])
+    return SheetRow(f"Colors\n{note}", [to_sheet_picture(draw_color_wheel(SMALLEST_SIDE)), *blank])

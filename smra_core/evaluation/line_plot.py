@@ -52,7 +52,7 @@ class Axes:
     title: str = ""
     x_label: str = ""
 
-    def locate(self, point: Point) -> Point:
+    def find_pixel(self, point: Point) -> Point:
         """Return where (x, y) in the units of the axes lies in the picture, in pixels from its top left."""
         width, height = self.size
         across, up = (
@@ -68,7 +68,7 @@ def draw_line_plot(lines: Sequence[Line], axes: Axes) -> Image.Image:
     x_ticks, y_ticks = choose_ticks(*axes.x, whole=True), choose_ticks(*axes.y)
     _draw_grid(draw, axes, x_ticks, y_ticks)
     for line in lines:
-        _draw_line(draw, [axes.locate(point) for point in line.points], line)
+        _draw_line(draw, [axes.find_pixel(point) for point in line.points], line)
     legend = [line for line in lines if line.label]
     _draw_swatches(draw, legend)
     plot = canvas.reduce(_SUPERSAMPLING)
@@ -127,10 +127,10 @@ def _draw_grid(
     draw: ImageDraw.ImageDraw, axes: Axes, x_ticks: Sequence[float], y_ticks: Sequence[float]
 ) -> None:
     for x in x_ticks:
-        _draw_line(draw, [axes.locate((x, y)) for y in axes.y], Line((), GRID, 1))
+        _draw_line(draw, [axes.find_pixel((x, y)) for y in axes.y], Line((), GRID, 1))
     for y in y_ticks:
-        _draw_line(draw, [axes.locate((x, y)) for x in axes.x], Line((), GRID, 1))
-    corners = [axes.locate((axes.x[i], axes.y[j])) for i, j in ((0, 1), (0, 0), (1, 0))]
+        _draw_line(draw, [axes.find_pixel((x, y)) for x in axes.x], Line((), GRID, 1))
+    corners = [axes.find_pixel((axes.x[i], axes.y[j])) for i, j in ((0, 1), (0, 0), (1, 0))]
     _draw_line(draw, corners, Line((), FAINT_INK, 1))
 
 
@@ -144,7 +144,7 @@ def _draw_line(draw: ImageDraw.ImageDraw, pixels: Sequence[Point], line: Line) -
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), line.color)
 
 
-def _locate_legend(legend: Sequence[Line]) -> list[float]:
+def _list_swatch_edges(legend: Sequence[Line]) -> list[float]:
     """Return the left edge of each entry's swatch in pixels."""
     starts, x = [], float(LEFT)
     for line in legend:
@@ -155,7 +155,7 @@ def _locate_legend(legend: Sequence[Line]) -> list[float]:
 
 def _draw_swatches(draw: ImageDraw.ImageDraw, legend: Sequence[Line]) -> None:
     y = TOP - FONT_SIZE
-    for line, x in zip(legend, _locate_legend(legend), strict=True):
+    for line, x in zip(legend, _list_swatch_edges(legend), strict=True):
         _draw_line(draw, [(x, y), (x + _SWATCH, y)], line._replace(markers=False))
         if line.markers:
             _draw_line(draw, [(x + _SWATCH / 2, y)], line)
@@ -174,17 +174,17 @@ def _write_texts(
         draw.text(point, text, color, _load_font(), anchor)
 
     write((LEFT, TOP / 4 + 2), axes.title, "lm", INK)
-    for line, x in zip(legend, _locate_legend(legend), strict=True):
+    for line, x in zip(legend, _list_swatch_edges(legend), strict=True):
         write((x + _SWATCH + _GAP, TOP - FONT_SIZE), line.label, "lm", INK)
     below = axes.size[1] - BOTTOM
-    for x, text in _label_ticks(x_ticks):
-        write((axes.locate((x, axes.y[0]))[0], below + 5), text, "ma")
-    for y, text in _label_ticks(y_ticks):
-        write((LEFT - 7, axes.locate((axes.x[0], y))[1]), text, "rm")
+    for x, text in _format_ticks(x_ticks):
+        write((axes.find_pixel((x, axes.y[0]))[0], below + 5), text, "ma")
+    for y, text in _format_ticks(y_ticks):
+        write((LEFT - 7, axes.find_pixel((axes.x[0], y))[1]), text, "rm")
     write((axes.size[0] - RIGHT, axes.size[1] - 3), axes.x_label, "rs")
 
 
-def _label_ticks(ticks: Sequence[float]) -> list[tuple[float, str]]:
+def _format_ticks(ticks: Sequence[float]) -> list[tuple[float, str]]:
     interval = ticks[1] - ticks[0] if len(ticks) > 1 else 1.0
     return [(value, format_tick(value, interval)) for value in ticks]
 
