@@ -15,8 +15,7 @@ from torch import Tensor
 STILL = 0.1
 """Speed, in pixels per step, below which a point counts as still: its direction would be noise."""
 LEAST_FLOW = 1e-3
-"""Lowest mean length of a reference's flow, in pixels, that motion amount divides by; avoids division by 0.
-"""
+"""Lowest mean length of a reference's flow, in pixels, that motion amount divides by: it may stand still."""
 
 METRIC_HELP = {
     "DINO-I": "Similarity of the frames to the subject's pictures, by the mean of DINOv2's patch features. "
@@ -59,8 +58,9 @@ def average_pairwise_cosine(frames: Tensor, references: Tensor) -> float:
 
 
 def measure_temporal_consistency(frames: Tensor) -> float:
-    """Return the mean cosine of the embeddings `F D` of consecutive frames. Raise ValueError for fewer than
-    two.
+    """Return the mean cosine of the embeddings `F D` of consecutive frames, in [-1, 1].
+
+    Raise ValueError for fewer than two frames.
     """
     if len(frames) < 2:
         raise ValueError(

@@ -26,7 +26,7 @@ GRID = 16
 
 
 class VideoScorer:
-    """Scores videos against the reference pictures and the reference clip."""
+    """Scorer of videos against reference pictures and a reference clip."""
 
     def __init__(self, dinov2: Path, sea_raft: Path):
         self.dinov2, self.sea_raft = load_dinov2(dinov2), load_sea_raft(sea_raft)
@@ -43,9 +43,7 @@ class VideoScorer:
         return self.sea_raft.pair_flows(clip * 255)
 
     def metrics(self, videos: Tensor) -> dict[str, float]:
-        """Return the mean of each metric over videos `B F 3 H W` in [0, 1]; the names are those of
-        METRIC_HELP.
-        """
+        """Return the mean over videos `B F 3 H W` in [0, 1] of every metric of METRIC_HELP, by its name."""
         scores = [self._score_video(video) for video in videos]
         return {name: sum(score[name] for score in scores) / len(scores) for name in METRIC_HELP}
 
