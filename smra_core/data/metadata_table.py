@@ -21,30 +21,31 @@ class Row(NamedTuple):
     line: int
     cells: dict[str, str]
 
-    def first(self, columns: tuple[str, ...]) -> str:
+    def get_cell(self, columns: tuple[str, ...]) -> str:
         """The first of these columns that is filled in; an empty string when none is."""
         return next((self.cells[column] for column in columns if self.cells.get(column)), "")
 
-    def file(self, columns: tuple[str, ...]) -> Path | None:
-        """The file that these columns name, None when they are empty; ValueError as `file_inside`."""
-        name = self.first(columns)
-        return file_inside(self.table.parent, name, f"{self.table}, line {self.line}") if name else None
+    def find_file(self, columns: tuple[str, ...]) -> Path | None:
+        """The file that these columns name, None when they are empty; ValueError as `find_file_inside`."""
+        name = self.get_cell(columns)
+        return find_file_inside(self.table.parent, name, f"{self.table}, line {self.line}") if name else None
 
-    def names(self, columns: tuple[str, ...], file: Path) -> bool:
+    def is_about(self, columns: tuple[str, ...], file: Path) -> bool:
         """Whether these columns name that file."""
         return any(
-            _real(path) == file.resolve() for path in _meanings(self.table.parent, self.first(columns))
+            _resolve_file(path) == file.resolve()
+            for path in _list_candidates(self.table.parent, self.get_cell(columns))
         )
 
 
-def table_of(path: Path) -> Path | None:
+def find_table(path: Path) -> Path | None:
     """The table meant by a path: the csv file itself, or the folder's metadata.csv; None when there is
     none.
     """
     if path.is_file():
         return path if path.suffix.lower() == ".csv" else None
     table = path / TABLE_NAME
-    return file_inside(path, TABLE_NAME, str(path)) if table.is_file() else None
+    return find_file_inside(path, TABLE_NAME, str(path)) if table.is_file() else None
 
 
 def read_table(table: Path, columns: tuple[str, ...]) -> list[Row]:
@@ -66,13 +67,13 @@ def read_table(table: Path, columns: tuple[str, ...]) -> list[Row]:
             f"{table} has the columns {header}; it needs one of {list(columns)}, each column once, "
             "separated by commas."
         )
-    rows = [_row(table, line, header, cells) for line, cells in lines[1:] if any(cells)]
+    rows = [_build_row(table, line, header, cells) for line, cells in lines[1:] if any(cells)]
     if not rows:
         raise ValueError(f"{table} has a header and no rows. Add one line per file.")
     return rows
 
 
-def _row(table: Path, line: int, header: list[str], cells: list[str]) -> Row:
+def _build_row(table: Path, line: int, header: list[str], cells: list[str]) -> Row:
     if len(cells) > len(header):
         raise ValueError(
             f"{table}, line {line} has {len(cells)} cells under {len(header)} columns. Put quotes around "
@@ -81,7 +82,7 @@ def _row(table: Path, line: int, header: list[str], cells: list[str]) -> Row:
     return Row(table, line, {name: " ".join(cell.split()) for name, cell in zip(header, cells, strict=False)})
 
 
-def file_inside(folder: Path, name: str, source: str) -> Path:
+def find_file_inside(folder: Path, name: str, source: str) -> Path:
     """The file that a data set in `folder` calls `name`, relative to the folder or to its parent.
 
     The second is how the authors' motion tables are written. Either way the file must lie in the folder,
@@ -89,7 +90,7 @@ def file_inside(folder: Path, name: str, source: str) -> Path:
     """
     if PureWindowsPath(name).anchor:
         raise ValueError(f"{source} names {name!r}, an absolute path. Write it relative to {folder}.")
-    found = [(path, real) for path in _meanings(folder, name) if (real := _real(path))]
+    found = [(path, real) for path in _list_candidates(folder, name) if (real := _resolve_file(path))]
     for path, real in found:
         if real.is_relative_to(folder.resolve()):
             return path  # not the real path: a link has the name that captions and masks go by
@@ -102,13 +103,13 @@ def file_inside(folder: Path, name: str, source: str) -> Path:
     )
 
 
-def _meanings(folder: Path, name: str) -> list[Path]:
+def _list_candidates(folder: Path, name: str) -> list[Path]:
     home = Path(os.path.abspath(folder))
     written = name.replace("\\", "/")  # tables made on Windows
     return [home / written, home.parent / written]
 
 
-def _real(path: Path) -> Path | None:
+def _resolve_file(path: Path) -> Path | None:
     """The file with links followed; None when there is none or the name cannot be one."""
     try:
         real = path.resolve()
@@ -117,7 +118,7 @@ def _real(path: Path) -> Path | None:
         return None
 
 
-def caption_beside(folder: Path, file: Path) -> str:
+def read_caption_beside(folder: Path, file: Path) -> str:
     """Caption in the .txt file with the same stem, on one line; an empty string when there is none.
 
     ValueError when the caption file is not UTF-8 or leads out of the folder.
@@ -125,7 +126,7 @@ def caption_beside(folder: Path, file: Path) -> str:
     text = file.with_suffix(".txt")
     if not text.is_file():
         return ""
-    inside = file_inside(folder, os.path.relpath(text, folder), str(folder))
+    inside = find_file_inside(folder, os.path.relpath(text, folder), str(folder))
     return " ".join(_read_utf8(inside).split())
 
 

@@ -12,10 +12,10 @@ from .metadata_table import (
     CAPTION_COLUMNS,
     VIDEO_COLUMNS,
     Row,
-    caption_beside,
-    file_inside,
+    read_caption_beside,
+    find_file_inside,
     read_table,
-    table_of,
+    find_table,
 )
 from .video import VIDEO_SUFFIXES, read_video, trim_video
 
@@ -56,8 +56,8 @@ def read_motion_clip(
             f"A motion needs at least {FEWEST_FRAMES} frames, got {frames}. The paper's clips have 49."
         )
     latent_frames(frames)
-    file, row, notes = _chosen(Path(path))
-    words = (caption or "").strip() or (row and row.first(CAPTION_COLUMNS)) or _found_caption(file)
+    file, row, notes = _choose_video(Path(path))
+    words = (caption or "").strip() or (row and row.get_cell(CAPTION_COLUMNS)) or _find_caption(file)
     video = read_video(file, size, frames, start, stride)
     if len(video.frames) < FEWEST_FRAMES:
         raise ValueError(
@@ -69,30 +69,30 @@ def read_motion_clip(
     return MotionClip(file.stem, file, video.frames, words, video.fps, notes)
 
 
-def _chosen(path: Path) -> tuple[Path, Row | None, list[str]]:
+def _choose_video(path: Path) -> tuple[Path, Row | None, list[str]]:
     """The video that a path means, its row in a table, and what was passed over."""
-    table = table_of(path)
+    table = find_table(path)
     if table:
-        return _chosen_row(table)
+        return _choose_first_row(table)
     if path.is_dir():
-        return _chosen_file(path)
+        return _choose_first_video(path)
     if not path.is_file():
         raise ValueError(f"{path} does not exist. Give a video file, a folder with one, or a metadata.csv.")
     return path, None, []
 
 
-def _chosen_row(table: Path) -> tuple[Path, Row, list[str]]:
+def _choose_first_row(table: Path) -> tuple[Path, Row, list[str]]:
     row, *others = read_table(table, VIDEO_COLUMNS)
-    file = row.file(VIDEO_COLUMNS)
+    file = row.find_file(VIDEO_COLUMNS)
     if file is None:
         raise ValueError(f"{table}, line {row.line} names no video. Fill in its cell or delete the line.")
     skipped = [
-        f"{table.name}, line {other.line}: {other.first(VIDEO_COLUMNS)} is not used" for other in others
+        f"{table.name}, line {other.line}: {other.get_cell(VIDEO_COLUMNS)} is not used" for other in others
     ]
     return file, row, skipped
 
 
-def _chosen_file(folder: Path) -> tuple[Path, None, list[str]]:
+def _choose_first_video(folder: Path) -> tuple[Path, None, list[str]]:
     names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     videos = [name for name in names if Path(name).suffix.lower() in VIDEO_SUFFIXES]
     if not videos:
@@ -101,19 +101,19 @@ def _chosen_file(folder: Path) -> tuple[Path, None, list[str]]:
             "Give the folder of one motion, or the video file."
         )
     skipped = [f"{name}: not used, the first video is" for name in videos[1:]]
-    return file_inside(folder, videos[0], str(folder)), None, skipped
+    return find_file_inside(folder, videos[0], str(folder)), None, skipped
 
 
-def _found_caption(file: Path) -> str:
-    beside = caption_beside(file.parent, file)
+def _find_caption(file: Path) -> str:
+    beside = read_caption_beside(file.parent, file)
     if beside:
         return beside
     for folder in (file.parent, file.parent.parent):
-        table = table_of(folder)
+        table = find_table(folder)
         rows = read_table(table, VIDEO_COLUMNS) if table else []
         for row in rows:
-            if row.names(VIDEO_COLUMNS, file) and row.first(CAPTION_COLUMNS):
-                return row.first(CAPTION_COLUMNS)
+            if row.is_about(VIDEO_COLUMNS, file) and row.get_cell(CAPTION_COLUMNS):
+                return row.get_cell(CAPTION_COLUMNS)
     raise ValueError(
         f"{file} has no caption. Give one, such as 'a person is vvt walking', or write it into "
         f"{file.with_suffix('.txt').name} or the prompt column of a metadata.csv beside the video."

@@ -34,7 +34,7 @@ def read_picture(path: Path) -> Picture:
         return Picture(image.convert("RGB"), None, notes)
     rgba = image.convert("RGBA")
     alpha = rgba.getchannel("A")
-    rgb = _over(rgba, "white")
+    rgb = _paste_over(rgba, "white")
     if alpha.getextrema()[0] == 255:
         return Picture(rgb, None, notes)
     mask = alpha.point([0] * 128 + [255] * 128)
@@ -48,7 +48,7 @@ def read_mask(path: Path) -> tuple[Image.Image, list[str]]:
     in colors are understood; transparent is background. ValueError, with the path, when no pixel is subject.
     """
     image, notes = _open_upright(path)
-    rgb = _over(image.convert("RGBA"), "black") if _is_transparent(image) else image.convert("RGB")
+    rgb = _paste_over(image.convert("RGBA"), "black") if _is_transparent(image) else image.convert("RGB")
     brightness = np.asarray(rgb).max(axis=2)
     brightest = int(brightness.max())
     if brightest == 0:
@@ -71,10 +71,10 @@ def _open_upright(path: Path) -> tuple[Image.Image, list[str]]:
             f"{path} cannot be read as a picture ({error}). Save it again as PNG or JPEG, or take it out."
         ) from error
     notes = [f"it holds {count} pictures, the first is used"] if count > 1 else []
-    return _eight_bit(upright, path), notes
+    return _convert_to_8_bit(upright, path), notes
 
 
-def _eight_bit(image: Image.Image, path: Path) -> Image.Image:
+def _convert_to_8_bit(image: Image.Image, path: Path) -> Image.Image:
     if image.mode == "F":
         raise ValueError(f"{path} stores floating-point values. Save it as an 8-bit or 16-bit picture.")
     if not image.mode.startswith("I"):
@@ -92,5 +92,5 @@ def _is_transparent(image: Image.Image) -> bool:
     return image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
 
 
-def _over(rgba: Image.Image, color: str) -> Image.Image:
+def _paste_over(rgba: Image.Image, color: str) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", rgba.size, color), rgba).convert("RGB")

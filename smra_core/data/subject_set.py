@@ -12,10 +12,10 @@ from .metadata_table import (
     CAPTION_COLUMNS,
     MASK_COLUMNS,
     PICTURE_COLUMNS,
-    caption_beside,
-    file_inside,
+    read_caption_beside,
+    find_file_inside,
     read_table,
-    table_of,
+    find_table,
 )
 from .picture import PICTURE_SUFFIXES, read_mask, read_picture
 
@@ -62,86 +62,89 @@ def read_subject_set(
     """
     check_target(size)
     source = Path(folder)
-    table = table_of(source)
+    table = find_table(source)
     home = table.parent if table else source
     if not home.is_dir():
         raise ValueError(f"{source} is not a folder. Give the folder that holds the subject's pictures.")
-    entries = [_completed(home, entry, caption) for entry in (_listed(table) if table else _found(home))]
+    entries = [
+        _complete_entry(home, entry, caption)
+        for entry in (_read_entries(table) if table else _find_entries(home))
+    ]
     notes: list[str] = []
     images = [_read_image(home, entry, size, notes) for entry in entries]
-    notes += _left_out(home, entries)
+    notes += _list_unused_files(home, entries)
     _check_masks(images, require_masks, notes)
     return SubjectSet(images, notes)
 
 
-def _listed(table: Path) -> list[_Entry]:
+def _read_entries(table: Path) -> list[_Entry]:
     """Entries that a table names."""
     entries = []
     for row in read_table(table, PICTURE_COLUMNS):
-        image = row.file(PICTURE_COLUMNS)
+        image = row.find_file(PICTURE_COLUMNS)
         if image is None:
             raise ValueError(
                 f"{table}, line {row.line} names no picture. Fill in its cell or delete the line."
             )
-        entries.append(_Entry(image, row.file(MASK_COLUMNS), row.first(CAPTION_COLUMNS)))
+        entries.append(_Entry(image, row.find_file(MASK_COLUMNS), row.get_cell(CAPTION_COLUMNS)))
     return entries
 
 
-def _found(folder: Path) -> list[_Entry]:
+def _find_entries(folder: Path) -> list[_Entry]:
     """Entries for the pictures of a plain folder."""
-    names = _visible_files(folder)
+    names = _list_visible_files(folder)
     pictures = [name for name in names if _is_picture(name)]
     if not pictures:
         raise ValueError(
             f"{folder} holds no pictures ({', '.join(PICTURE_SUFFIXES)}) and no metadata.csv; seen: "
             f"{names[:8]}. Put the pictures directly into it."
         )
-    return [_Entry(file_inside(folder, name, str(folder)), None, "") for name in pictures]
+    return [_Entry(find_file_inside(folder, name, str(folder)), None, "") for name in pictures]
 
 
-def _completed(home: Path, entry: _Entry, caption: str | None) -> _Entry:
+def _complete_entry(home: Path, entry: _Entry, caption: str | None) -> _Entry:
     """The entry with the mask and caption that lie beside it, where the table gave none."""
-    words = (caption or "").strip() or entry.caption or caption_beside(home, entry.image)
+    words = (caption or "").strip() or entry.caption or read_caption_beside(home, entry.image)
     if not words:
         raise ValueError(
             f"{entry.image} has no caption. Write one, such as 'A picture of sks dog', into "
             f"{entry.image.with_suffix('.txt').name} or the prompt column of metadata.csv, or give one for "
             "all."
         )
-    return _Entry(entry.image, entry.mask or _mask_beside(home, entry.image), words)
+    return _Entry(entry.image, entry.mask or _find_mask_beside(home, entry.image), words)
 
 
-def _mask_beside(home: Path, image: Path) -> Path | None:
+def _find_mask_beside(home: Path, image: Path) -> Path | None:
     for folder in (image.parent / MASK_FOLDER, home / MASK_FOLDER):
-        for name in _visible_files(folder):
+        for name in _list_visible_files(folder):
             if Path(name).stem == image.stem and _is_picture(name):
-                return file_inside(home, os.path.relpath(folder / name, home), str(home))
+                return find_file_inside(home, os.path.relpath(folder / name, home), str(home))
     return None
 
 
 def _read_image(home: Path, entry: _Entry, size: Size, notes: list[str]) -> SubjectImage:
-    name, picture = _name(home, entry.image), read_picture(entry.image)
+    name, picture = _get_relative_name(home, entry.image), read_picture(entry.image)
     box = cover_box(picture.rgb.size, size)
     cropped = crop_note(picture.rgb.size, box)
     notes += [f"{name}: {note}" for note in [*picture.notes, cropped] if note]
-    mask = _full_mask(home, entry, picture.alpha_mask, picture.rgb.size, notes)
+    mask = _read_full_mask(home, entry, picture.alpha_mask, picture.rgb.size, notes)
     mask_px = None
     if mask is not None:
         mask_px = (to_pixels(fit(mask, size, box)) >= 0.5).float()
-        _check_kept(entry.mask or entry.image, name, mask, box, mask_px, notes)
+        _check_subject_kept(entry.mask or entry.image, name, mask, box, mask_px, notes)
     return SubjectImage(name, entry.image, to_pixels(fit(picture.rgb, size, box)), mask_px, entry.caption)
 
 
-def _full_mask(
+def _read_full_mask(
     home: Path, entry: _Entry, alpha_mask: Image.Image | None, size: Size, notes: list[str]
 ) -> Image.Image | None:
     """The mask of 0 and 255 at the picture's own size."""
     if entry.mask is None:
         if alpha_mask is not None:
-            notes.append(f"{_name(home, entry.image)}: its transparency serves as the mask")
+            notes.append(f"{_get_relative_name(home, entry.image)}: its transparency serves as the mask")
         return alpha_mask
     mask, mask_notes = read_mask(entry.mask)
-    notes += [f"{_name(home, entry.mask)}: {note}" for note in mask_notes]
+    notes += [f"{_get_relative_name(home, entry.mask)}: {note}" for note in mask_notes]
     if mask.size == size:
         return mask
     # A mask of another shape belongs to another crop or to the picture before it was turned.
@@ -152,13 +155,15 @@ def _full_mask(
             "(upright). Give a mask of the same shape, turned the same way."
         )
     notes.append(
-        f"{_name(home, entry.mask)}: resized from {mask.width}x{mask.height} to its picture's "
+        f"{_get_relative_name(home, entry.mask)}: resized from {mask.width}x{mask.height} to its picture's "
         f"{size[0]}x{size[1]}"
     )
     return mask.resize(size, Image.Resampling.NEAREST)
 
 
-def _check_kept(source: Path, name: str, mask: Image.Image, box, mask_px: Tensor, notes: list[str]) -> None:
+def _check_subject_kept(
+    source: Path, name: str, mask: Image.Image, box, mask_px: Tensor, notes: list[str]
+) -> None:
     """Note a subject that the crop cuts; ValueError when nothing of it is left."""
     if not mask_px.any():
         raise ValueError(
@@ -172,14 +177,14 @@ def _check_kept(source: Path, name: str, mask: Image.Image, box, mask_px: Tensor
         notes.append(f"{name}: the crop cuts off {max(1, round(100 * lost))} % of the subject's mask")
 
 
-def _left_out(home: Path, entries: list[_Entry]) -> list[str]:
+def _list_unused_files(home: Path, entries: list[_Entry]) -> list[str]:
     """Files beside those in use that play no part."""
     used = {path.resolve() for entry in entries for path in (entry.image, entry.mask) if path}
     used |= {entry.image.with_suffix(".txt").resolve() for entry in entries}
     folders = dict.fromkeys([home, *(path.parent for entry in entries for path in entry[:2] if path)])
     folders = dict.fromkeys([*folders, home / MASK_FOLDER])
-    files = [folder / name for folder in folders for name in _visible_files(folder)]
-    left = dict.fromkeys(_name(home, file) for file in files if file.resolve() not in used)
+    files = [folder / name for folder in folders for name in _list_visible_files(folder)]
+    left = dict.fromkeys(_get_relative_name(home, file) for file in files if file.resolve() not in used)
     return [f"{name}: not part of the set" for name in left]
 
 
@@ -193,7 +198,7 @@ def _check_masks(images: list[SubjectImage], require_masks: bool, notes: list[st
     notes += [f"{name}: no mask" for name in bare]
 
 
-def _visible_files(folder: Path) -> list[str]:
+def _list_visible_files(folder: Path) -> list[str]:
     """Names of a folder's files in order, without hidden ones and tables; nothing when there is no folder."""
     if not folder.is_dir():
         return []
@@ -205,5 +210,5 @@ def _is_picture(name: str) -> bool:
     return Path(name).suffix.lower() in PICTURE_SUFFIXES
 
 
-def _name(home: Path, path: Path) -> str:
+def _get_relative_name(home: Path, path: Path) -> str:
     return Path(os.path.relpath(path, home)).as_posix()

@@ -67,7 +67,7 @@ def _read_stream(path: Path, container, size: Size, wanted: range) -> Video:
         for seen, frame in enumerate(container.decode(stream), 1):
             times.append(frame.time)
             if seen - 1 in wanted:
-                pictures.append(_framed(frame, stream, size, notes))
+                pictures.append(_crop_frame(frame, stream, size, notes))
             if seen > wanted[-1]:
                 break
     except FFmpegError as error:  # what came before the damage may be enough
@@ -79,11 +79,11 @@ def _read_stream(path: Path, container, size: Size, wanted: range) -> Video:
         )
     unused = stream.frames - seen
     notes += [f"{unused} frames after number {seen - 1} are not used"] if unused > 0 else []
-    notes += _uneven(times)
-    return Video(_stacked(pictures), _rate(stream, wanted.step, notes), notes)
+    notes += _note_uneven_times(times)
+    return Video(_stack_frames(pictures), _get_frame_rate(stream, wanted.step, notes), notes)
 
 
-def _framed(frame, stream, size: Size, notes: list[str]) -> np.ndarray:
+def _crop_frame(frame, stream, size: Size, notes: list[str]) -> np.ndarray:
     """One decoded frame, upright, at the wanted size: `H W 3`, 8 bits."""
     image = frame.to_image()
     aspect = float(stream.sample_aspect_ratio or 1)
@@ -98,11 +98,11 @@ def _framed(frame, stream, size: Size, notes: list[str]) -> np.ndarray:
     return np.asarray(fit(image, size, box))
 
 
-def _stacked(pictures: list[np.ndarray]) -> Tensor:
+def _stack_frames(pictures: list[np.ndarray]) -> Tensor:
     return rearrange(torch.from_numpy(np.stack(pictures)), "f h w c -> f c h w").float().div_(255)
 
 
-def _uneven(times: list[float | None]) -> list[str]:
+def _note_uneven_times(times: list[float | None]) -> list[str]:
     known = [time for time in times if time is not None]
     gaps = [later - earlier for earlier, later in zip(known, known[1:], strict=False) if later > earlier]
     if not gaps or max(gaps) <= _JITTER * min(gaps):
@@ -111,7 +111,7 @@ def _uneven(times: list[float | None]) -> list[str]:
     return [f"variable frame rate: frames are {apart} and taken as stored"]
 
 
-def _rate(stream, stride: int, notes: list[str]) -> float:
+def _get_frame_rate(stream, stride: int, notes: list[str]) -> float:
     rate = stream.average_rate or stream.guessed_rate
     if not rate:
         notes.append(f"the file does not say its frame rate; {_DEFAULT_FPS:g} fps is assumed")
@@ -144,12 +144,12 @@ def write_video(path: str | os.PathLike, frames: Tensor, fps: float) -> None:
             stream.pix_fmt = "yuv420p"
             stream.options = {"crf": "17"} if codec == "libx264" else {"qscale": "3"}
             for picture in frames:
-                image = av.VideoFrame.from_ndarray(_bytes_of(picture), format="rgb24")
+                image = av.VideoFrame.from_ndarray(_convert_to_bytes(picture), format="rgb24")
                 container.mux(stream.encode(image))
             container.mux(stream.encode())
 
 
-def _bytes_of(picture: Tensor) -> np.ndarray:
+def _convert_to_bytes(picture: Tensor) -> np.ndarray:
     eight_bit = (picture.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
     return np.ascontiguousarray(rearrange(eight_bit, "c h w -> h w c").cpu().numpy())
 

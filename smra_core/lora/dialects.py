@@ -57,22 +57,22 @@ def parse_key(key: str) -> Found | None:
         if match is None:
             return None
         module, half, adapter = match["module"], _FACTORS[match["half"] or match["side"]], match["adapter"]
-    linear = _linear(module)
+    linear = _parse_module(module)
     if linear is None:
         return None
     name, bare, prefix, translated = linear
-    return Found(name, half, _dialect(module, prefix, adapter, translated), bare)
+    return Found(name, half, _detect_dialect(module, prefix, adapter, translated), bare)
 
 
-def other_algorithm(key: str) -> tuple[str, bool] | None:
+def detect_other_algorithm(key: str) -> tuple[str, bool] | None:
     """The kind of adapter, other than LoRA, that a key belongs to, and whether it is on a block's linear."""
     for pattern, kind in _ALGORITHMS:
         if match := pattern.search(key):
-            return kind, _linear(key[: match.start()]) is not None
+            return kind, _parse_module(key[: match.start()]) is not None
     return None
 
 
-def _linear(module: str) -> tuple[str, str, str, bool] | None:
+def _parse_module(module: str) -> tuple[str, str, str, bool] | None:
     """Native name, name without prefix, the prefix, and whether it was in diffusers' names."""
     flat = _FLAT.match(module)
     if flat is not None:
@@ -98,7 +98,7 @@ def _flat_diffusers(path: str) -> str | None:
     return named.get(path)
 
 
-def _dialect(module: str, prefix: str, adapter: str | None, diffusers: bool) -> str:
+def _detect_dialect(module: str, prefix: str, adapter: str | None, diffusers: bool) -> str:
     if _FLAT.match(module):
         return "lycoris" if module.startswith("lycoris") else "kohya"
     if adapter in ("spatial_lora", "temporal_lora"):

@@ -12,7 +12,7 @@ from ..storage.weight_check import READABLE_FLOATS, first_names
 from ..storage.weight_file import read_weight_file
 from ..wan.spec import Role, WanSpec, parse_linear
 from .adapter import Lora, LoraPair, check_fit
-from .dialects import other_algorithm, parse_key
+from .dialects import detect_other_algorithm, parse_key
 from .metadata import LoraMetadata
 from .scale import ADAPTER_WEIGHTS, AdapterConfig, adapter_config, scale_of
 
@@ -56,28 +56,31 @@ def parse_lora(
 ) -> LoadedLora:
     """The LoRA in tensors that are in memory already; `source` is what errors call them (as load_lora's)."""
     _refuse_other_algorithms(tensors, source)
-    halves, modules, dialects, ignored = _sorted_out(tensors, source)
-    if not halves:
+    factors, modules, dialects, ignored = _sorted_out(tensors, source)
+    if not factors:
         raise ValueError(
             f"{source} has no LoRA of a WAN block. Its {len(ignored)} tensors look like: "
             f"{first_names(ignored)}; needed are names such as "
             "'diffusion_model.blocks.0.self_attn.q.lora_A.weight'. It is for another model, or no LoRA."
         )
-    lora = {name: _pair(name, parts, modules[name], config, source) for name, parts in _in_order(halves)}
+    lora = {
+        name: _build_pair(name, parts, modules[name], config, source)
+        for name, parts in _sort_by_position(factors)
+    }
     own = LoraMetadata.from_file(metadata or {})
     _check_own_rank(own, lora, source)
-    _tell_left_out(ignored, source)
+    _warn_of_unused_changes(ignored, source)
     return LoadedLora(lora, own, max(dialects, key=dialects.__getitem__), ignored)
 
 
-Halves = dict[str, dict[str, Tensor]]
+Factors = dict[str, dict[str, Tensor]]
 
 
 def _sorted_out(
     tensors: Mapping[str, Tensor], source: str
-) -> tuple[Halves, dict[str, str], Counter[str], list[str]]:
+) -> tuple[Factors, dict[str, str], Counter[str], list[str]]:
     """Halves by native name, what the file calls each module, how often each dialect occurs, the rest."""
-    halves: Halves = {}
+    factors: Factors = {}
     modules: dict[str, str] = {}
     dialects: Counter[str] = Counter()
     ignored = []
@@ -86,18 +89,18 @@ def _sorted_out(
         if found is None:
             ignored.append(key)
             continue
-        if found.half in halves.setdefault(found.name, {}):
+        if found.half in factors.setdefault(found.name, {}):
             raise ValueError(
                 f"{source} has {found.half} of {found.name} twice, second as {key[:120]!r}. Export it anew."
             )
-        halves[found.name][found.half] = tensor
+        factors[found.name][found.half] = tensor
         modules[found.name] = found.module
         dialects[found.dialect] += 1
-    return halves, modules, dialects, ignored
+    return factors, modules, dialects, ignored
 
 
 def _refuse_other_algorithms(tensors: Mapping[str, Tensor], source: str) -> None:
-    kinds = [(key, *found) for key in tensors if (found := other_algorithm(key))]
+    kinds = [(key, *found) for key in tensors if (found := detect_other_algorithm(key))]
     on_blocks = [(key, kind) for key, kind, on_block in kinds if on_block]
     if not on_blocks and kinds and not any(parse_key(key) for key in tensors):
         on_blocks = [(key, kind) for key, kind, _ in kinds]
@@ -109,7 +112,7 @@ def _refuse_other_algorithms(tensors: Mapping[str, Tensor], source: str) -> None
         )
 
 
-def _tell_left_out(ignored: list[str], source: str) -> None:
+def _warn_of_unused_changes(ignored: list[str], source: str) -> None:
     changes = [key for key in ignored if key.endswith((".diff", ".diff_b"))]
     if changes:
         log.warning(
@@ -127,17 +130,17 @@ def _check_own_rank(metadata: LoraMetadata, lora: Lora, source: str) -> None:
         )
 
 
-def _in_order(halves: Mapping[str, dict[str, Tensor]]) -> Iterable[tuple[str, dict[str, Tensor]]]:
+def _sort_by_position(factors: Mapping[str, dict[str, Tensor]]) -> Iterable[tuple[str, dict[str, Tensor]]]:
     roles = list(Role)
 
     def place(item):
         block, path, role = parse_linear(item[0])
         return block, roles.index(role), role.paths.index(path)
 
-    return sorted(halves.items(), key=place)
+    return sorted(factors.items(), key=place)
 
 
-def _pair(
+def _build_pair(
     name: str, parts: Mapping[str, Tensor], module: str, config: AdapterConfig | None, source: str
 ) -> LoraPair:
     missing = [half for half in "ab" if half not in parts]

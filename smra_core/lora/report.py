@@ -33,7 +33,7 @@ class LoraReport:
 
 def describe_lora(loaded: LoadedLora) -> LoraReport:
     """Read the facts off a loaded LoRA."""
-    squares = {name: delta_norm(pair) ** 2 for name, pair in loaded.lora.items()}
+    squares = {name: compute_delta_norm(pair) ** 2 for name, pair in loaded.lora.items()}
     by_role, by_block, modules = defaultdict(float), defaultdict(float), defaultdict(int)
     for name, square in squares.items():
         block, _, role = parse_linear(name)
@@ -44,7 +44,7 @@ def describe_lora(loaded: LoadedLora) -> LoraReport:
     return LoraReport(
         loaded.dialect,
         about,
-        _plan_name(frozenset(Role(role) for role in modules)),
+        _name_plan(frozenset(Role(role) for role in modules)),
         tuple(sorted({pair.rank for pair in loaded.lora.values()})),
         dict(modules),
         {role: square**0.5 for role, square in by_role.items()},
@@ -54,7 +54,7 @@ def describe_lora(loaded: LoadedLora) -> LoraReport:
 
 
 @torch.no_grad()
-def delta_norm(pair: LoraPair) -> float:
+def compute_delta_norm(pair: LoraPair) -> float:
     """Frobenius norm of scale * B A, without making the product: its square is the trace of (B'B)(AA')."""
     b, a = pair.b.double(), pair.a.double()
     return abs(pair.scale) * _trace(b.mT @ b, a @ a.mT).clamp_min(0).sqrt().item()
@@ -64,7 +64,7 @@ def _trace(first: Tensor, second: Tensor) -> Tensor:
     return (first * second.mT).sum()
 
 
-def _plan_name(roles: frozenset[Role]) -> str:
+def _name_plan(roles: frozenset[Role]) -> str:
     plan = SparsePlan(roles)
     named = [name for name, known in PLANS.items() if known == plan]
     return f"{plan} ({named[0]})" if named else str(plan)
@@ -80,7 +80,7 @@ def render_report(report: LoraReport) -> str:
         f"  {role:<8}{report.modules[role]:>5}{report.role_norms[role]:>12.4f}"
         for role in sorted(report.modules, key=[r.value for r in Role].index)
     ]
-    blocks = [f"  {block:<8}{norm:>17.4f}  {bar}" for block, norm, bar in _bars(report.block_norms)]
+    blocks = [f"  {block:<8}{norm:>17.4f}  {bar}" for block, norm, bar in _draw_bars(report.block_norms)]
     lines = [*about, *head, f"{'modules':<12}{total}", "", "  role    count        norm", *roles, ""]
     lines += ["  block                norm", *blocks]
     if report.ignored:
@@ -91,6 +91,6 @@ def render_report(report: LoraReport) -> str:
     return "\n".join(lines)
 
 
-def _bars(norms: dict[int, float], width: int = 30) -> Iterable[tuple[int, float, str]]:
+def _draw_bars(norms: dict[int, float], width: int = 30) -> Iterable[tuple[int, float, str]]:
     largest = max(norms.values()) or 1.0
     return [(block, norm, "#" * round(width * norm / largest)) for block, norm in norms.items()]

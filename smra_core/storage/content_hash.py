@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .weight_file import INDEX, parts_of
+from .weight_file import INDEX, list_parts
 
 _WHOLE = 64 << 20
 """Files up to this size are hashed whole."""
@@ -24,7 +24,7 @@ def weights_fingerprint(path: Path) -> str:
     kinds = ("*.safetensors", "*.json", "*.bin", "*.model")
     files = sorted(f for kind in kinds for f in path.rglob(kind)) if path.is_dir() else [path]
     if path.name.endswith(INDEX):
-        files = parts_of(path)
+        files = list_parts(path)
     for file in files:
         size = file.stat().st_size
         digest.update(f"{file.name} {size} ".encode() if path.is_dir() else f"{size} ".encode())

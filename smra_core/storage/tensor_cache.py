@@ -36,22 +36,22 @@ class TensorCache:
         `key_parts` is made of JSON values and must name all that the result depends on: content hashes of
         inputs and weights, sizes, dtypes. A file that cannot be read is computed again, with a log line.
         """
-        path = self.path(kind, key_parts)
+        path = self.get_path(kind, key_parts)
         kept = _read(path)
         if kept is not None:
             self.hits += 1
             return kept
         self.misses += 1
-        tensors = {name: _plain(tensor) for name, tensor in compute().items()}
+        tensors = {name: _as_plain_tensor(tensor) for name, tensor in compute().items()}
         _write(path, kind, tensors)
         return tensors
 
-    def path(self, kind: str, key_parts: Mapping | Sequence) -> Path:
+    def get_path(self, kind: str, key_parts: Mapping | Sequence) -> Path:
         """File of a key: the sha256 of its canonical JSON. ValueError when a part is not a JSON value."""
-        return self.folder / f"{hashlib.sha256(_canonical(kind, key_parts)).hexdigest()}.safetensors"
+        return self.folder / f"{hashlib.sha256(_encode_key(kind, key_parts)).hexdigest()}.safetensors"
 
 
-def _canonical(kind: str, key_parts: Mapping | Sequence) -> bytes:
+def _encode_key(kind: str, key_parts: Mapping | Sequence) -> bytes:
     whole = {"kind": kind, "version": FORMAT_VERSION, "parts": key_parts}
     try:
         return json.dumps(whole, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
@@ -62,7 +62,7 @@ def _canonical(kind: str, key_parts: Mapping | Sequence) -> bytes:
         ) from error
 
 
-def _plain(tensor: Tensor) -> Tensor:
+def _as_plain_tensor(tensor: Tensor) -> Tensor:
     # A clone of its own, because the file format refuses views that share memory.
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 

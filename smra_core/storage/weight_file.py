@@ -43,8 +43,8 @@ def read_weight_file(path: str | Path) -> WeightFile:
             f"{path} is a GGUF file, quantized in blocks. Get the model's bf16, fp16 or fp8 .safetensors."
         )
     if path.name.endswith(INDEX):
-        parts = [read_weight_file(part) for part in parts_of(path)]
-        return WeightFile(path, _joined([part.tensors for part in parts], path), {})
+        parts = [read_weight_file(part) for part in list_parts(path)]
+        return WeightFile(path, _join_parts([part.tensors for part in parts], path), {})
     tensors, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     if not tensors:
         raise ValueError(f"{path} holds no tensors. Download the file again, or choose another.")
@@ -58,7 +58,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             _refuse_too_many(len(names), path)
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except SafetensorError as error:
-        raise _unreadable(path, error) from error
+        raise _build_read_error(path, error) from error
     except RuntimeError as error:  # torch could not map the file
         raise ValueError(
             f"{path} is {path.stat().st_size / 1e9:.1f} GB, which could not be mapped into memory "
@@ -70,7 +70,7 @@ def read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes in a weight file; of safetensors only the header is read. ValueError as above."""
     path = Path(path)
     if path.name.endswith(INDEX):
-        return _joined([read_shapes(part) for part in parts_of(path)], path)
+        return _join_parts([read_shapes(part) for part in list_parts(path)], path)
     if path.suffix != ".safetensors" or not path.is_file():
         return shapes_of(read_weight_file(path).tensors)
     try:
@@ -80,13 +80,13 @@ def read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
             _refuse_too_many(len(names), path)
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
     except SafetensorError as error:
-        raise _unreadable(path, error) from error
+        raise _build_read_error(path, error) from error
     if not shapes:
         raise ValueError(f"{path} holds no tensors. Download the file again, or choose another.")
     return _without_module_prefix(shapes)
 
 
-def parts_of(index: Path) -> list[Path]:
+def list_parts(index: Path) -> list[Path]:
     """Files that a `….safetensors.index.json` lists; ValueError unless they all lie beside it."""
     try:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
@@ -101,14 +101,14 @@ def parts_of(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _joined(parts: list[dict[str, Value]], path: Path) -> dict[str, Value]:
+def _join_parts(parts: list[dict[str, Value]], path: Path) -> dict[str, Value]:
     joined = {name: value for part in parts for name, value in part.items()}
     if len(joined) < sum(map(len, parts)):
         raise ValueError(f"{path}: two parts of the model hold the same weight. Download it again.")
     return joined
 
 
-def _unreadable(path: Path, error: Exception) -> ValueError:
+def _build_read_error(path: Path, error: Exception) -> ValueError:
     return ValueError(f"{path} is not a readable safetensors file ({error}). Download it again.")
 
 
@@ -122,7 +122,7 @@ def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             f"{path} could not be read as plain weights, so it was refused and nothing in it was run "
             f"({reason[:200]}). Get it from its authors again, or a .safetensors version."
         ) from error
-    return _unwrapped(content, path), {}
+    return _unwrap(content, path), {}
 
 
 def _refuse_odd_archive(path: Path) -> None:
@@ -146,7 +146,7 @@ def _refuse_too_many(names: int, path: Path) -> None:
         raise ValueError(f"{path} holds {names} tensors; no model used here has more than {_MOST_NAMES}.")
 
 
-def _unwrapped(content: object, path: Path) -> dict[str, Tensor]:
+def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
     for name in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]

@@ -49,12 +49,12 @@ def velocity_weight(sigma: Tensor, shift: float = 1.0) -> Tensor:
     levels (DiffSynth-Studio's flow-matching schedule, which the authors' release trains with).
     """
     levels = shift_sigma(torch.arange(TIMESTEPS, 0, -1, dtype=torch.float64) / TIMESTEPS, shift)
-    bell = _bell(levels)
+    bell = _compute_gaussian(levels)
     floor = bell.min()
-    return ((_bell(sigma.double()) - floor) / (bell - floor).mean()).clamp_min(0).to(sigma.dtype)
+    return ((_compute_gaussian(sigma.double()) - floor) / (bell - floor).mean()).clamp_min(0).to(sigma.dtype)
 
 
-def _bell(sigma: Tensor) -> Tensor:
+def _compute_gaussian(sigma: Tensor) -> Tensor:
     return torch.exp(-2 * (sigma - 0.5) ** 2)
 
 

@@ -19,19 +19,19 @@ class HashedText:
 
     def encode(self, prompts: list[str]) -> Tensor:
         """`B 12 4096`: one vector a word, zeros after the last. Words past the twelfth are dropped."""
-        return torch.stack([_context(prompt) for prompt in prompts])
+        return torch.stack([_embed_prompt(prompt) for prompt in prompts])
 
 
-def _context(prompt: str) -> Tensor:
+def _embed_prompt(prompt: str) -> Tensor:
     words = re.findall(r"[a-z0-9]+", prompt.lower())[:TOKENS]
     context = torch.zeros(TOKENS, TEXT_DIM)
     for place, word in enumerate(words):
-        context[place] = word_vector(word)
+        context[place] = embed_word(word)
     return context
 
 
 @lru_cache(maxsize=4096)
-def word_vector(word: str) -> Tensor:
+def embed_word(word: str) -> Tensor:
     """4096 normal numbers; crc32 is the seed because Python's own hash differs between processes."""
     generator = torch.Generator().manual_seed(zlib.crc32(word.encode()))
     return torch.randn(TEXT_DIM, generator=generator)

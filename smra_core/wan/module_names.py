@@ -86,7 +86,7 @@ def native_dit_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def native_dit_name(name: str) -> str:
     """Native name of a weight of the DiT; one that is native already stays."""
-    return _renamed(name, _DIT)
+    return _rename(name, _DIT)
 
 
 def native_vae_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -96,17 +96,17 @@ def native_vae_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def native_vae_name(name: str) -> str:
     """Native name of a weight of the VAE; one that is native already stays."""
-    name = re.sub(r"^decoder\.up_blocks\.(\d+)\.(resnets|upsamplers)\.(\d+)\.", _upsample, name)
-    name = _renamed(name, _VAE)
-    return _renamed(name, _RESIDUAL) if re.search(r"\.(downsamples|upsamples|middle)\.\d+\.", name) else name
+    name = re.sub(r"^decoder\.up_blocks\.(\d+)\.(resnets|upsamplers)\.(\d+)\.", _rename_up_block, name)
+    name = _rename(name, _VAE)
+    return _rename(name, _RESIDUAL) if re.search(r"\.(downsamples|upsamples|middle)\.\d+\.", name) else name
 
 
-def _upsample(match: re.Match) -> str:
+def _rename_up_block(match: re.Match) -> str:
     place = int(match[3]) if match[2] == "resnets" else _RESNETS_IN_UP_BLOCK
     return f"decoder.upsamples.{int(match[1]) * (_RESNETS_IN_UP_BLOCK + 1) + place}."
 
 
-def _renamed(name: str, rules: tuple[tuple[str, str], ...]) -> str:
+def _rename(name: str, rules: tuple[tuple[str, str], ...]) -> str:
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name

@@ -10,7 +10,7 @@ from smra_core.lora.dialects import parse_key
 from smra_core.lora.metadata import LoraMetadata
 from smra_core.lora.plan import ALL_LAYERS, MOTION, SUBJECT
 from smra_core.lora.reader import load_lora
-from smra_core.lora.report import delta_norm, describe_lora, render_report
+from smra_core.lora.report import compute_delta_norm, describe_lora, render_report
 from smra_core.lora.writer import DIALECTS_OUT, convert_lora, save_lora
 from smra_core.wan.module_names import diffusers_linear
 from smra_core.wan.spec import WAN_1_3B, WAN_14B, WanSpec
@@ -286,7 +286,7 @@ def test_norms_equal_those_of_the_dense_changes(tmp_path):
     save_lora(tmp_path / "lora.safetensors", lora, LoraMetadata("subject", "q,k", RANK, name="dog"))
     report = describe_lora(load_lora(tmp_path / "lora.safetensors"))
     for pair in lora.values():
-        assert delta_norm(pair) == pytest.approx(pair.delta().norm().item(), rel=1e-5)
+        assert compute_delta_norm(pair) == pytest.approx(pair.delta().norm().item(), rel=1e-5)
     dense = torch.cat([pair.delta().flatten() for name, pair in lora.items() if name.endswith(".q")])
     assert report.role_norms["q"] == pytest.approx(dense.norm().item(), rel=1e-5)
     first = torch.cat([pair.delta().flatten() for name, pair in lora.items() if "blocks.0." in name])
