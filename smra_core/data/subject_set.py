@@ -1,4 +1,4 @@
-"""Pictures of one subject with masks and captions: a plain folder, or one with the authors' metadata.csv."""
+"""Read pictures of one subject, with masks and captions, from a plain folder or by a metadata.csv."""
 
 import os
 from pathlib import Path
@@ -12,10 +12,10 @@ from .metadata_table import (
     CAPTION_COLUMNS,
     MASK_COLUMNS,
     PICTURE_COLUMNS,
-    read_caption_beside,
     find_file_inside,
-    read_table,
     find_table,
+    read_caption_beside,
+    read_table,
 )
 from .picture import PICTURE_SUFFIXES, read_mask, read_picture
 
@@ -23,22 +23,24 @@ MASK_FOLDER = "masks"
 
 
 class SubjectImage(NamedTuple):
-    """One picture at the training size. Every picture is a sample of its own."""
+    """One picture at the training size. Every picture is one training sample."""
 
     name: str
-    """Path inside the set's folder, with forward slashes."""
+    """Path relative to the set's folder, with forward slashes."""
     path: Path
     pixels: Tensor
     """`3 H W`, RGB in [0, 1]."""
     mask_px: Tensor | None
-    """`1 H W`, 1 on the subject and 0 elsewhere, never empty; None when the set has no mask for it."""
+    """`1 H W`, 1 on the subject and 0 elsewhere, never empty; None when the set has no mask for the picture."""
     caption: str
 
 
 class SubjectSet(NamedTuple):
+    """All pictures of one subject."""
+
     images: list[SubjectImage]
     notes: list[str]
-    """What was cropped, resized, left out or assumed, one sentence each, with the file's name."""
+    """Notes on what was cropped, resized, left out or assumed; each begins with the file's name."""
 
 
 class _Entry(NamedTuple):
@@ -55,10 +57,11 @@ def read_subject_set(
 ) -> SubjectSet:
     """Read the pictures of a subject, resized to cover `size` (width, height) and cropped at the center.
 
-    With a metadata.csv its rows are the set; otherwise every picture directly in the folder. A mask is the
-    `mask` column, else `masks/<stem>.*` beside the picture or in the folder, else the picture's own
-    transparency. A caption is `caption` for all, else the table's, else `<stem>.txt`. ValueError, naming the
-    file, for anything that cannot be read, leads out of the folder, lacks a caption, or has an empty mask.
+    With a metadata.csv its rows are the set; without one, every picture directly in the folder is. A mask is
+    read from the `mask` column, else from `masks/<stem>.*` beside the picture or in the folder, else from the
+    picture's own transparency. A caption is `caption` for all pictures, else the table's, else `<stem>.txt`.
+    Raises ValueError, naming the file, for anything that cannot be read, leads out of the folder, lacks a
+    caption, or has an empty mask.
     """
     check_target(size)
     source = Path(folder)
@@ -78,20 +81,20 @@ def read_subject_set(
 
 
 def _read_entries(table: Path) -> list[_Entry]:
-    """Entries that a table names."""
+    """Read the entries that a table lists."""
     entries = []
     for row in read_table(table, PICTURE_COLUMNS):
         image = row.find_file(PICTURE_COLUMNS)
         if image is None:
             raise ValueError(
-                f"{table}, line {row.line} names no picture. Fill in its cell or delete the line."
+                f"{table}, line {row.line} names no picture. Fill in its cell or delete the row."
             )
         entries.append(_Entry(image, row.find_file(MASK_COLUMNS), row.get_cell(CAPTION_COLUMNS)))
     return entries
 
 
 def _find_entries(folder: Path) -> list[_Entry]:
-    """Entries for the pictures of a plain folder."""
+    """Make an entry for each picture of a plain folder."""
     names = _list_visible_files(folder)
     pictures = [name for name in names if _is_picture(name)]
     if not pictures:
@@ -103,15 +106,15 @@ def _find_entries(folder: Path) -> list[_Entry]:
 
 
 def _complete_entry(home: Path, entry: _Entry, caption: str | None) -> _Entry:
-    """The entry with the mask and caption that lie beside it, where the table gave none."""
-    words = (caption or "").strip() or entry.caption or read_caption_beside(home, entry.image)
-    if not words:
+    """Add the mask and caption that lie beside a picture where the table gives none."""
+    text = (caption or "").strip() or entry.caption or read_caption_beside(home, entry.image)
+    if not text:
         raise ValueError(
             f"{entry.image} has no caption. Write one, such as 'A picture of sks dog', into "
             f"{entry.image.with_suffix('.txt').name} or the prompt column of metadata.csv, or give one for "
             "all."
         )
-    return _Entry(entry.image, entry.mask or _find_mask_beside(home, entry.image), words)
+    return _Entry(entry.image, entry.mask or _find_mask_beside(home, entry.image), text)
 
 
 def _find_mask_beside(home: Path, image: Path) -> Path | None:
@@ -138,7 +141,7 @@ def _read_image(home: Path, entry: _Entry, size: Size, notes: list[str]) -> Subj
 def _read_full_mask(
     home: Path, entry: _Entry, alpha_mask: Image.Image | None, size: Size, notes: list[str]
 ) -> Image.Image | None:
-    """The mask of 0 and 255 at the picture's own size."""
+    """Read the mask of 0 and 255 at the picture's own size; None when the picture has none."""
     if entry.mask is None:
         if alpha_mask is not None:
             notes.append(f"{_get_relative_name(home, entry.image)}: its transparency serves as the mask")
@@ -147,12 +150,12 @@ def _read_full_mask(
     notes += [f"{_get_relative_name(home, entry.mask)}: {note}" for note in mask_notes]
     if mask.size == size:
         return mask
-    # A mask of another shape belongs to another crop or to the picture before it was turned.
+    # A mask of another aspect ratio belongs to another crop or to the picture before it was rotated.
     expected_height = mask.width * size[1] / size[0]
     if abs(mask.height - expected_height) > max(1, 0.01 * expected_height):
         raise ValueError(
             f"The mask {entry.mask} is {mask.width}x{mask.height}, its picture is {size[0]}x{size[1]} "
-            "(upright). Give a mask of the same shape, turned the same way."
+            "(upright). Give a mask of the same shape, rotated the same way."
         )
     notes.append(
         f"{_get_relative_name(home, entry.mask)}: resized from {mask.width}x{mask.height} to its picture's "
@@ -164,7 +167,7 @@ def _read_full_mask(
 def _check_subject_kept(
     source: Path, name: str, mask: Image.Image, box, mask_px: Tensor, notes: list[str]
 ) -> None:
-    """Note a subject that the crop cuts; ValueError when nothing of it is left."""
+    """Note how much of the subject the crop cuts off; raise ValueError when nothing of it is left."""
     if not mask_px.any():
         raise ValueError(
             f"The mask of {source} has no subject left after resizing and cropping at the center. Crop the "
@@ -178,28 +181,28 @@ def _check_subject_kept(
 
 
 def _list_unused_files(home: Path, entries: list[_Entry]) -> list[str]:
-    """Files beside those in use that play no part."""
+    """List a note for each file in the set's folders that is not part of the set."""
     used = {path.resolve() for entry in entries for path in (entry.image, entry.mask) if path}
     used |= {entry.image.with_suffix(".txt").resolve() for entry in entries}
     folders = dict.fromkeys([home, *(path.parent for entry in entries for path in entry[:2] if path)])
     folders = dict.fromkeys([*folders, home / MASK_FOLDER])
     files = [folder / name for folder in folders for name in _list_visible_files(folder)]
-    left = dict.fromkeys(_get_relative_name(home, file) for file in files if file.resolve() not in used)
-    return [f"{name}: not part of the set" for name in left]
+    unused = dict.fromkeys(_get_relative_name(home, file) for file in files if file.resolve() not in used)
+    return [f"{name}: not part of the set" for name in unused]
 
 
 def _check_masks(images: list[SubjectImage], require_masks: bool, notes: list[str]) -> None:
-    bare = [image.name for image in images if image.mask_px is None]
-    if bare and require_masks:
+    without_mask = [image.name for image in images if image.mask_px is None]
+    if without_mask and require_masks:
         raise ValueError(
-            f"{len(bare)} of {len(images)} pictures have no mask: {', '.join(bare[:8])}. Put a mask with the "
-            f"same stem into {MASK_FOLDER}/, fill in the mask column, or have them made with SAM."
+            f"{len(without_mask)} of {len(images)} pictures have no mask: {', '.join(without_mask[:8])}. Put a mask with the "
+            f"same stem into {MASK_FOLDER}/, fill in the mask column, or let SAM make the masks."
         )
-    notes += [f"{name}: no mask" for name in bare]
+    notes += [f"{name}: no mask" for name in without_mask]
 
 
 def _list_visible_files(folder: Path) -> list[str]:
-    """Names of a folder's files in order, without hidden ones and tables; nothing when there is no folder."""
+    """List the names of a folder's files, sorted, without hidden files and tables; empty without a folder."""
     if not folder.is_dir():
         return []
     names = sorted(path.name for path in folder.iterdir() if path.is_file())

@@ -6,10 +6,10 @@ from smra_core.data.metadata_table import (
     CAPTION_COLUMNS,
     PICTURE_COLUMNS,
     VIDEO_COLUMNS,
-    read_caption_beside,
     find_file_inside,
-    read_table,
     find_table,
+    read_caption_beside,
+    read_table,
 )
 
 
@@ -48,9 +48,12 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(folder, encoding):
     [
         ("", r"metadata.csv has the columns \[\]; it needs one of \['image'"),
         ("picture,prompt\na,b\n", r"columns \['picture', 'prompt'\]; it needs one of"),
-        ("image;prompt\na;b\n", r"columns \['image;prompt'\]; it needs one of .*separated by commas"),
+        (
+            "image;prompt\na;b\n",
+            r"columns \['image;prompt'\]; it needs at least one of .*separated by commas",
+        ),
         ("image,image\na,b\n", "each column once"),
-        ("image,prompt\n", "metadata.csv has a header and no rows. Add one line per file"),
+        ("image,prompt\n", "metadata.csv has a header and no rows. Add one row per file"),
         ("image,prompt\na.png,a dog, running\n", "line 2 has 3 cells under 2 columns. Put quotes around"),
         ('image,prompt\n"a.png,b\n', "metadata.csv is not a comma-separated table"),
     ],
@@ -102,7 +105,7 @@ def test_an_absolute_path_is_refused(folder, name):
 
 @pytest.mark.parametrize("name", ["none.png", "images", "a\0b", "x" * 5000, "\ud800"])
 def test_what_is_not_there_is_named(folder, name):
-    with pytest.raises(ValueError, match="there is no such file in .*set. Add it or mend the name"):
+    with pytest.raises(ValueError, match="there is no such file in .*set. Add the file or correct the name"):
         find_file_inside(folder, name, "table")
 
 
