@@ -1,4 +1,6 @@
-"""Read the files and captions of a data set from metadata.csv or caption files, never from outside its folder."""
+"""Read the files and captions of a data set from metadata.csv or caption files, never from outside its
+folder.
+"""
 
 import csv
 import io

@@ -54,7 +54,8 @@ def read_motion_clip(
     """
     if frames < FEWEST_FRAMES:
         raise ValueError(
-            f"A motion needs at least {FEWEST_FRAMES} frames, got {frames}. Ask for more; the paper's clips have 49."
+            f"A motion needs at least {FEWEST_FRAMES} frames, got {frames}. Ask for more; the paper's clips "
+            "have 49."
         )
     latent_frames(frames)
     file, row, notes = _choose_video(Path(path))

@@ -19,7 +19,8 @@ class Picture(NamedTuple):
     rgb: Image.Image
     """The picture in 8-bit RGB; transparent parts are white."""
     alpha_mask: Image.Image | None
-    """Mask that is 0 where the picture is less than half opaque and 255 elsewhere; None when all is opaque."""
+    """Mask that is 0 where the picture is less than half opaque and 255 elsewhere; None when all is opaque.
+    """
     notes: list[str]
 
 

@@ -31,7 +31,8 @@ class SubjectImage(NamedTuple):
     pixels: Tensor
     """`3 H W`, RGB in [0, 1]."""
     mask_px: Tensor | None
-    """`1 H W`, 1 on the subject and 0 elsewhere, never empty; None when the set has no mask for the picture."""
+    """`1 H W`, 1 on the subject and 0 elsewhere, never empty; None when the set has no mask for the picture.
+    """
     caption: str
 
 
@@ -195,8 +196,9 @@ def _check_masks(images: list[SubjectImage], require_masks: bool, notes: list[st
     without_mask = [image.name for image in images if image.mask_px is None]
     if without_mask and require_masks:
         raise ValueError(
-            f"{len(without_mask)} of {len(images)} pictures have no mask: {', '.join(without_mask[:8])}. Put a mask with the "
-            f"same stem into {MASK_FOLDER}/, fill in the mask column, or let SAM make the masks."
+            f"{len(without_mask)} of {len(images)} pictures have no mask: {', '.join(without_mask[:8])}. "
+            f"Put a mask with the same stem into {MASK_FOLDER}/, fill in the mask column, or let SAM make "
+            "the masks."
         )
     notes += [f"{name}: no mask" for name in without_mask]
 

@@ -135,7 +135,8 @@ def trim_video(video: Video, wanted: int) -> Video:
 def write_video(path: str | os.PathLike, frames: Tensor, fps: float) -> None:
     """Write `F 3 H W` in [0, 1] to an mp4 file, H.264 (else MPEG-4 part 2), 8-bit 4:2:0, atomically.
 
-    Raises ValueError for odd sides (4:2:0 stores color per 2x2 pixels), another layout, or values far from [0, 1].
+    Raises ValueError for odd sides (4:2:0 stores color per 2x2 pixels), another layout, or values far from
+    [0, 1].
     """
     import av
 

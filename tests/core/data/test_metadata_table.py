@@ -46,8 +46,8 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(folder, encoding):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("", r"metadata.csv has the columns \[\]; it needs one of \['image'"),
-        ("picture,prompt\na,b\n", r"columns \['picture', 'prompt'\]; it needs one of"),
+        ("", r"metadata.csv has the columns \[\]; it needs at least one of \['image'"),
+        ("picture,prompt\na,b\n", r"columns \['picture', 'prompt'\]; it needs at least one of"),
         (
             "image;prompt\na;b\n",
             r"columns \['image;prompt'\]; it needs at least one of .*separated by commas",
