@@ -14,7 +14,7 @@ from ..wan.spec import Role, WanSpec, parse_linear
 from .adapter import Lora, LoraPair, check_fit
 from .dialects import detect_other_algorithm, parse_key
 from .metadata import LoraMetadata
-from .scale import ADAPTER_WEIGHTS, AdapterConfig, adapter_config, scale_of
+from .scale import ADAPTER_WEIGHTS, AdapterConfig, read_adapter_config, resolve_scale
 
 log = logging.getLogger("smrabooth")
 
@@ -40,7 +40,7 @@ def load_lora(path: str | Path, spec: WanSpec | None = None) -> LoadedLora:
     """
     path = Path(path)
     file = read_weight_file(path / ADAPTER_WEIGHTS if path.is_dir() else path)
-    config = adapter_config(file.path, file.metadata)
+    config = read_adapter_config(file.path, file.metadata)
     loaded = parse_lora(file.tensors, file.path.name, file.metadata, config)
     if spec is not None:
         shapes = {name: spec.linear_shape(name) for name in spec.linear_names()}
@@ -148,8 +148,8 @@ def _build_pair(
         raise ValueError(f"{source} has {name} without its factor {missing[0].upper()}. Export it anew.")
     a, b = parts["a"], parts["b"]
     _check_factors(name, a, b, source)
-    configured = None if config is None else config.scale(module, a.shape[0], source)
-    scale = scale_of(name, a.shape[0], parts.get("alpha"), configured, source)
+    configured = None if config is None else config.get_scale(module, a.shape[0], source)
+    scale = resolve_scale(name, a.shape[0], parts.get("alpha"), configured, source)
     pair = LoraPair(a.float(), b.float() * scale)
     if not (pair.a.isfinite().all() and pair.b.isfinite().all()):
         raise ValueError(f"{source}: {name} holds NaN or infinite values. Train or download it again.")

@@ -1,4 +1,4 @@
-"""Text encoder of the miniature: every word is a fixed random vector computed from the word itself."""
+"""Text encoder of the miniature: every word is a fixed random vector computed from it."""
 
 import re
 import zlib
@@ -20,7 +20,7 @@ class HashedText:
     """
 
     def encode(self, prompts: list[str]) -> Tensor:
-        """Return `B 12 4096`: one vector per word, zeros after the last. Words after the twelfth are dropped."""
+        """Return `B 12 4096`: one vector per word, then zeros. Words after the twelfth are dropped."""
         return torch.stack([_embed_prompt(prompt) for prompt in prompts])
 
 
