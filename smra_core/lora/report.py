@@ -1,4 +1,4 @@
-"""What is in a LoRA file, for a person: which modules, how strong, from where."""
+"""Readable report on a LoRA file: its modules, norms, plan and metadata."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -18,21 +18,23 @@ class LoraReport:
     """Counts and norms of one LoRA."""
 
     dialect: str
+    """Dialect of its names."""
     about: dict[str, str]
-    """What the file says about itself."""
+    """Metadata of the file that is not empty, as text."""
     plan: str
-    """The roles that are present, with the plan's name where it has one."""
+    """Roles that are present, with the plan's name where it has one."""
     ranks: tuple[int, ...]
     modules: dict[str, int]
-    """Per role."""
+    """Number of modules of each role."""
     role_norms: dict[str, float]
     block_norms: dict[int, float]
-    """Frobenius norm of all weight changes of a role or block at strength 1."""
+    """Frobenius norm of all weight changes of each role or block at strength 1."""
     ignored: tuple[str, ...]
+    """Names in the file that belong to no linear of a WAN block."""
 
 
 def describe_lora(loaded: LoadedLora) -> LoraReport:
-    """Read the facts off a loaded LoRA."""
+    """Collect counts and norms of a loaded LoRA."""
     squares = {name: compute_delta_norm(pair) ** 2 for name, pair in loaded.lora.items()}
     by_role, by_block, modules = defaultdict(float), defaultdict(float), defaultdict(int)
     for name, square in squares.items():
@@ -55,7 +57,7 @@ def describe_lora(loaded: LoadedLora) -> LoraReport:
 
 @torch.no_grad()
 def compute_delta_norm(pair: LoraPair) -> float:
-    """Frobenius norm of scale * B A, without making the product: its square is the trace of (B'B)(AA')."""
+    """Return the Frobenius norm of scale * B A without the product: its square is the trace of (B'B)(AA')."""
     b, a = pair.b.double(), pair.a.double()
     return abs(pair.scale) * _trace(b.mT @ b, a @ a.mT).clamp_min(0).sqrt().item()
 
@@ -71,7 +73,7 @@ def _name_plan(roles: frozenset[Role]) -> str:
 
 
 def render_report(report: LoraReport) -> str:
-    """The report as lines of text."""
+    """Render the report as lines of text."""
     about = [f"{key.replace('_', ' '):<12}{value}" for key, value in report.about.items()]
     ranks = ", ".join(map(str, report.ranks))
     total = sum(report.modules.values())
@@ -86,7 +88,8 @@ def render_report(report: LoraReport) -> str:
     if report.ignored:
         lines += [
             "",
-            f"{len(report.ignored)} tensors are no linear of a WAN block, first {report.ignored[0]}",
+            f"{len(report.ignored)} tensors do not belong to a linear layer of a WAN block, for example "
+            f"{report.ignored[0]}",
         ]
     return "\n".join(lines)
 

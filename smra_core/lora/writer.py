@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from ..storage.atomic_write import atomic_write
-from ..wan.module_names import diffusers_linear
+from ..wan.module_names import to_diffusers_linear
 from .adapter import Lora, LoraPair
 from .metadata import LoraMetadata
 from .reader import LoadedLora, load_lora
@@ -50,7 +50,7 @@ def convert_lora(source: str | Path, target: str | Path, dialect: str = "comfyui
     if dialect == "comfyui":
         save_lora(target, loaded.lora, loaded.metadata)
     elif dialect == "diffusers":
-        named = {f"transformer.{diffusers_linear(name)}": pair for name, pair in loaded.lora.items()}
+        named = {f"transformer.{to_diffusers_linear(name)}": pair for name, pair in loaded.lora.items()}
         _write(target, named, metadata, torch.float32)
     elif dialect == "kohya":
         _write_kohya(target, loaded.lora, metadata)
@@ -77,7 +77,7 @@ def _write_peft(folder: Path, loaded: LoadedLora) -> None:
             f"PEFT keeps an adapter in a folder; give {folder.with_suffix('')} instead of {folder}."
         )
     peft = import_peft()  # before anything is written
-    named = {diffusers_linear(name): pair for name, pair in loaded.lora.items()}
+    named = {to_diffusers_linear(name): pair for name, pair in loaded.lora.items()}
     prefixed = {f"base_model.model.{name}": pair for name, pair in named.items()}
     _write(folder / ADAPTER_WEIGHTS, prefixed, loaded.metadata.to_file(), torch.float32)
     ranks = {name: pair.rank for name, pair in named.items()}

@@ -65,7 +65,7 @@ _RESNETS_IN_UP_BLOCK = 3
 """Residual blocks in each up block; WAN numbers them and the upsampler that follows consecutively."""
 
 
-def diffusers_linear(native: str) -> str:
+def to_diffusers_linear(native: str) -> str:
     """Return diffusers' name of a block's linear; raise ValueError for any other name."""
     block, path, _ = parse_linear(native)
     return f"blocks.{block}.{_LINEARS[path]}"
