@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..storage.atomic_write import atomic_write
 from ..wan.spec import trim_frames
-from .crop import Size, check_target, cover_box, crop_note, fit
+from .crop import Size, check_target, cover_box, crop_note, fit, to_uint8
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
 # FFmpeg detects the format from the content: a playlist called .mp4 could make it open other files or URLs.
@@ -149,14 +149,13 @@ def write_video(path: str | os.PathLike, frames: Tensor, fps: float) -> None:
             stream.pix_fmt = "yuv420p"
             stream.options = {"crf": "17"} if codec == "libx264" else {"qscale": "3"}
             for picture in frames:
-                image = av.VideoFrame.from_ndarray(_convert_to_bytes(picture), format="rgb24")
+                image = av.VideoFrame.from_ndarray(_to_array(picture), format="rgb24")
                 container.mux(stream.encode(image))
             container.mux(stream.encode())
 
 
-def _convert_to_bytes(picture: Tensor) -> np.ndarray:
-    eight_bit = (picture.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
-    return np.ascontiguousarray(rearrange(eight_bit, "c h w -> h w c").cpu().numpy())
+def _to_array(picture: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(rearrange(to_uint8(picture), "c h w -> h w c").cpu().numpy())
 
 
 def _check_writable(path: str | os.PathLike, frames: Tensor, fps: float) -> None:

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from smra_core.data.crop import check_target, cover_box, crop_note, fit, to_pixels
+from smra_core.data.crop import check_target, cover_box, crop_note, fit, to_pixels, to_uint8
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,12 @@ def test_pixels_are_rows_of_rgb_between_zero_and_one():
     assert pixels.shape == (3, 2, 3) and pixels.dtype == torch.float32
     assert pixels[:, 1, 2].tolist() == pytest.approx([1.0, 0.2, 0.0])
     assert to_pixels(Image.new("L", (3, 2), 255)).shape == (1, 2, 3)
+
+
+def test_pixels_to_8_bits_are_rounded_and_clamped():
+    pixels = torch.tensor([-0.5, 0.0, 0.499 / 255, 0.501 / 255, 0.2, 1.0, 1.5])
+    assert to_uint8(pixels).tolist() == [0, 0, 0, 1, 51, 255, 255]
+    assert to_uint8(pixels.requires_grad_()).dtype == torch.uint8
 
 
 @pytest.mark.parametrize("size", [(0, 512), (512, -1), (512,)])
