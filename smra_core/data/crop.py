@@ -40,8 +40,8 @@ def crop_note(source: Size, box: Box) -> str | None:
 
 def fit(image: Image.Image, size: Size, box: Box) -> Image.Image:
     """Resize the box to the wanted size, bilinear with antialiasing (as the authors' release does)."""
-    # PIL, not kornia. Root mean square error, in 8-bit levels, against the same triangle filter in float64, for
-    # a chirp, a 3-pixel checker and a slanted edge: 1920x1080 to 576x320 PIL 0.33, 0.32, 0.02, kornia.resize
+    # PIL, not kornia. Root mean square error, in 8-bit levels, against the same triangle filter in float64,
+    # for a chirp, a 3-pixel checker and a slanted edge: 1920x1080 to 576x320 PIL 0.33, 0.32, 0.02, kornia.resize
     # with antialias 7.9, 13.9, 0.47, kornia.crop_by_boxes after such a resize 7.5, 13.4, 0.47; 781x781 to
     # 512x512 PIL 0.35, 0.30, 0.02, kornia 30.2, 33.0, 1.06. PIL's error is its rounding to 8 bits. Kornia
     # blurs with a Gaussian and then samples, which aliases at small factors. Against the exact mean over each
@@ -58,5 +58,5 @@ def to_pixels(image: Image.Image) -> Tensor:
 
 
 def to_uint8(pixels: Tensor) -> Tensor:
-    """Convert values in [0, 1] to whole numbers from 0 to 255, uint8, of the same shape; others are clamped."""
+    """Convert values in [0, 1] to uint8 from 0 to 255, rounded, after clamping; the shape stays."""
     return (pixels.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
