@@ -41,13 +41,13 @@ def crop_note(source: Size, box: Box) -> str | None:
 def fit(image: Image.Image, size: Size, box: Box) -> Image.Image:
     """Resize the box to the wanted size, bilinear with antialiasing (as the authors' release does)."""
     # PIL, not kornia. Root mean square error, in 8-bit levels, against the same triangle filter in float64,
-    # for a chirp, a 3-pixel checker and a slanted edge: 1920x1080 to 576x320 PIL 0.33, 0.32, 0.02, kornia.resize
-    # with antialias 7.9, 13.9, 0.47, kornia.crop_by_boxes after such a resize 7.5, 13.4, 0.47; 781x781 to
-    # 512x512 PIL 0.35, 0.30, 0.02, kornia 30.2, 33.0, 1.06. PIL's error is its rounding to 8 bits. Kornia
-    # blurs with a Gaussian and then samples, which aliases at small factors. Against the exact mean over each
-    # target pixel kornia is nearer at a factor of 3.3 (chirp 8.2, PIL 13.2) and farther at 1.5 (22.3, PIL
-    # 10.6). Enlarging 333x251 to 512x512 the two differ by PIL's rounding alone (0.37), but kornia.resize
-    # takes no fractional box: 400x300 to 832x480 PIL 0.37, kornia.resize 19.2. (kornia 0.9.0)
+    # for a chirp, a 3-pixel checker and a slanted edge: 1920x1080 to 576x320 PIL 0.33, 0.32, 0.02,
+    # kornia.resize with antialias 7.9, 13.9, 0.47, kornia.crop_by_boxes after such a resize 7.5, 13.4, 0.47;
+    # 781x781 to 512x512 PIL 0.35, 0.30, 0.02, kornia 30.2, 33.0, 1.06. PIL's error is its rounding to 8 bits.
+    # Kornia blurs with a Gaussian and then samples, which aliases at small factors. Against the exact mean
+    # over each target pixel kornia is nearer at a factor of 3.3 (chirp 8.2, PIL 13.2) and farther at 1.5
+    # (22.3, PIL 10.6). Enlarging 333x251 to 512x512 the two differ by PIL's rounding alone (0.37), but
+    # kornia.resize takes no fractional box: 400x300 to 832x480 PIL 0.37, kornia.resize 19.2. (kornia 0.9.0)
     return image.resize(size, Image.Resampling.BILINEAR, box=box)
 
 

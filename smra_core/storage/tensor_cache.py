@@ -63,7 +63,8 @@ def _encode_key(kind: str, key_parts: Mapping | Sequence) -> bytes:
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"The cache key of {kind!r} is not made of JSON values ({error}). Give strings, finite numbers, "
-            "booleans, lists and dicts with string keys; for a tensor or a file give its content_hash."
+            "booleans, lists and dicts with string keys; for a tensor or a file give its hash "
+            "(storage.content_hash)."
         ) from error
 
 
