@@ -16,7 +16,7 @@ class LoraPair(nn.Module):
     """Two low-rank factors of one linear: `y = scale * B (A x)`, with float32 master weights."""
 
     def __init__(self, a: Tensor, b: Tensor, scale: float = 1.0):
-        """`a` is (rank, in_features), `b` is (out_features, rank); scale is alpha / rank."""
+        """Take the factors `a` (rank, in_features) and `b` (out_features, rank); scale is alpha / rank."""
         super().__init__()
         self.a, self.b, self.scale = nn.Parameter(a), nn.Parameter(b), scale
 
