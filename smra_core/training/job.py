@@ -59,7 +59,7 @@ def run_job(
     run = RunFolder(backend.runs, f"{job.purpose}-{job.name}", run_fingerprint(backend, job))
     with run.locked():
         path = run.path / LORA_FILE
-        done = run.finished_steps()
+        done = run.read_finished_steps()
         if done >= job.train.steps and path.is_file():
             log.info("%s is trained already (%d steps): %s", job.name, done, path)
             return TrainedLora(path, run.path / LOSSES, done)

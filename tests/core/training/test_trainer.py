@@ -83,16 +83,16 @@ def test_the_frozen_model_stays_as_it_was(toy_denoiser):
 
 def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(toy_denoiser):
     torch.manual_seed(11)
-    first = Run(toy_denoiser()).start().tensors()
+    first = Run(toy_denoiser()).start().copy_tensors()
     torch.manual_seed(12)
-    same(first, Run(toy_denoiser()).start().tensors())
-    other = Run(toy_denoiser(), seed=1).start().tensors()
+    same(first, Run(toy_denoiser()).start().copy_tensors())
+    other = Run(toy_denoiser(), seed=1).start().copy_tensors()
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
 @pytest.mark.parametrize("stop_at", [1, 3, 4, 5])
 def test_a_canceled_run_goes_on_bit_for_bit(toy_denoiser, tmp_path, stop_at):
-    whole = Run(toy_denoiser()).start().tensors()
+    whole = Run(toy_denoiser()).start().copy_tensors()
 
     def cancel(info):
         if info.step == stop_at:
@@ -101,14 +101,14 @@ def test_a_canceled_run_goes_on_bit_for_bit(toy_denoiser, tmp_path, stop_at):
     with pytest.raises(KeyboardInterrupt):
         Run(toy_denoiser(), tmp_path).start(cancel)
     second = Run(toy_denoiser(), tmp_path)
-    same(second.start().tensors(), whole)
+    same(second.start().copy_tensors(), whole)
     assert [info.step for info in second.infos] == list(range(stop_at + 1, 7))
 
 
 def test_more_steps_extend_a_finished_run(toy_denoiser, tmp_path):
-    whole = Run(toy_denoiser(), steps=9).start().tensors()
+    whole = Run(toy_denoiser(), steps=9).start().copy_tensors()
     Run(toy_denoiser(), tmp_path, steps=5).start()
-    same(Run(toy_denoiser(), tmp_path, steps=9).start().tensors(), whole)
+    same(Run(toy_denoiser(), tmp_path, steps=9).start().copy_tensors(), whole)
 
 
 def test_slow_steps_are_saved_by_the_clock(toy_denoiser, tmp_path, monkeypatch):
@@ -146,7 +146,7 @@ def test_a_sample_that_is_not_finite_stops_the_run_and_is_named(toy_denoiser, tm
         run.start(data=data)
     assert len(run.infos) == first_bad - 1
     again = Run(toy_denoiser(), tmp_path, batch_size=1, accumulate=1, steps=first_bad - 1)
-    assert all(tensor.isfinite().all() for tensor in again.start(data=data).tensors().values())
+    assert all(tensor.isfinite().all() for tensor in again.start(data=data).copy_tensors().values())
 
 
 class FlatSample(NamedTuple):
