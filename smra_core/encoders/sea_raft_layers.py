@@ -58,7 +58,7 @@ class ResidualBlock(nn.Module):
 
 
 class FeatureEncoder(nn.Module):
-    """Three ResNet stages and a 1x1 convolution, from images `B inputs H W` to features `B outputs H/8 W/8`."""
+    """Three ResNet stages and a 1x1 convolution: images `B inputs H W` to features `B outputs H/8 W/8`."""
 
     def __init__(
         self, inputs: int, outputs: int, stem: int, widths: tuple[int, ...], blocks: tuple[int, ...]

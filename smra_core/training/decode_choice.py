@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..decoding.flow_gradient import PAIRS_AT_ONCE
+from ..encoders.sea_raft import PAIRS_PER_CHUNK
 from ..encoders.sea_raft_config import SEA_RAFT_M
 from ..wan.spec import (
     LATENT_CHANNELS,
@@ -150,7 +150,7 @@ def _decoding(settings: MotionSettings, decode: str, recompute: bool) -> float:
 def _flow(height: float, width: float) -> float:
     """Of the pairs that are alive together, found at half of the frames' size where that is large enough."""
     scale = 0.5 if min(height, width) / 2 >= SEA_RAFT_M.least_side else 1.0
-    return PAIRS_AT_ONCE * _FLOW_BYTES * height * width * scale**2
+    return PAIRS_PER_CHUNK * _FLOW_BYTES * height * width * scale**2
 
 
 def _pixels(frames: int, area: float) -> float:

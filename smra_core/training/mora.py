@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..decoding.flow_gradient import FlowComparison, PairFlows, streamed_flow_loss
 from ..decoding.state import StreamingDecoder
 from ..decoding.windows import DecodeWindow, whole_clip_window
+from ..encoders.sea_raft import PAIRS_PER_CHUNK
 from ..lora.plan import MOTION, SparsePlan
 from ..wan.flow_matching import add_noise, velocity_target, velocity_weight, x0_from_velocity
 from ..wan.interfaces import Denoiser
@@ -198,7 +199,7 @@ class MotionObjective:
                     "Load both, or set mora_weight to 0 to train on the temporal loss alone."
                 )
             at_once = LATENTS_AT_ONCE if settings.decode == "exact-low-memory" else 0
-            self.flow = FlowComparison(decoder, flow_net, flow_alignment_loss, at_once)
+            self.flow = FlowComparison(decoder, flow_net, flow_alignment_loss, at_once, PAIRS_PER_CHUNK)
 
     def trainables(self) -> dict[str, nn.Parameter]:
         return {}

@@ -97,7 +97,7 @@ class Decoder:
         frames = frames[:, :, 3:] if past is None else frames
         return F.interpolate(frames, scale_factor=(1, 8, 8), mode="nearest"), (latents[:, :, -1:],)
 
-    def end(self, latents, past):
+    def finish(self, latents, past):
         return self.step(latents, past)[0]
 
     def stream(self, latents):
