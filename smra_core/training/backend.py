@@ -74,11 +74,11 @@ def encode_clips_once(
 ) -> list[Tensor]:
     """Return the latents of each clip `F 3 H W`, from the cache or from `encode`."""
 
-    def latents_of(clip: Tensor) -> Tensor:
+    def encode_once(clip: Tensor) -> Tensor:
         def compute() -> dict[str, Tensor]:
             return {"latents": encode(clip)}
 
         key = {"vae": vae_fingerprint, "frames": content_hash(clip)}
         return cache.get_or_compute("latents", key, compute)["latents"]
 
-    return [latents_of(clip) for clip in clips]
+    return [encode_once(clip) for clip in clips]

@@ -39,7 +39,7 @@ from smra_core.training.mora import (
     flow_alignment_loss,
     temporal_loss,
 )
-from smra_core.training.sura import SubjectSettings, projector, region_loss, sura_loss
+from smra_core.training.sura import SubjectSettings, make_projector, region_loss, sura_loss
 from smra_core.wan.flow_matching import x0_from_velocity
 from smra_core.wan.latents import denormalize
 from smra_core.wan.spec import WAN_1_3B, latent_frames
@@ -161,7 +161,7 @@ class Step:
         settings = SubjectSettings()
         shape = (1, 16, 1, settings.height // 8, settings.width // 8)
         target, mask = self.random(*shape), torch.ones_like(self.random(*shape)[:, :1])
-        head = projector(WAN_1_3B.dim, DINOV2_G, settings.projector_width, torch.Generator())
+        head = make_projector(WAN_1_3B.dim, DINOV2_G, settings.projector_width, torch.Generator())
         head.to(self.device)
         features = self.random(1, shape[-1] * shape[-2] // 4, DINOV2_G)
 

@@ -214,7 +214,7 @@ def test_without_sura_no_teacher_is_read(backend, loaded):
 
 
 def test_missing_teacher_and_missing_mask_are_refused_before_anything_is_encoded(backend, dinov2, loaded):
-    with pytest.raises(ValueError, match="SuRA at weight 0.05 needs DINOv2"):
+    with pytest.raises(ValueError, match="SuRA at sura_weight 0.05 needs DINOv2"):
         train(backend, None)
     with pytest.raises(ValueError, match="0.png has no mask. Add one to masks/"):
         train(backend, dinov2, data=images(mask=False))

@@ -16,8 +16,8 @@ from smra_core.training.trainer import (
     NonFiniteLoss,
     TrainSettings,
     collate,
-    sample_order,
-    step_generator,
+    make_generator,
+    order_samples,
     train_lora,
 )
 
@@ -141,7 +141,7 @@ def test_a_sample_that_is_not_finite_stops_the_run_and_is_named(toy_denoiser, tm
     bad = samples(1)[0]._replace(name="broken.png", latents=torch.full((16, 1, GRID, GRID), math.nan))
     run = Run(toy_denoiser(), tmp_path, batch_size=1, accumulate=1)
     data = [*samples(2), bad]
-    first_bad = next(s for s in range(1, 7) if 2 in list(sample_order(3, run.settings, s, 0)))
+    first_bad = next(s for s in range(1, 7) if 2 in list(order_samples(3, run.settings, s, 0)))
     with pytest.raises(NonFiniteLoss, match=f"loss of broken.png is nan in step {first_bad}"):
         run.start(data=data)
     assert len(run.infos) == first_bad - 1
@@ -222,19 +222,19 @@ def test_clipping_reports_the_norm_before_it(toy_denoiser):
 
 def test_each_epoch_shows_every_sample_once_in_an_order_of_its_own():
     settings = TrainSettings(batch_size=2, accumulate=2)
-    places = [i for step in range(1, 7) for part in range(2) for i in sample_order(8, settings, step, part)]
+    places = [i for step in range(1, 7) for part in range(2) for i in order_samples(8, settings, step, part)]
     epochs = [places[start : start + 8] for start in (0, 8, 16)]
     assert all(sorted(epoch) == list(range(8)) for epoch in epochs)
     assert epochs[0] != epochs[1]
 
 
 def test_a_batch_may_be_larger_than_the_data():
-    order = list(sample_order(2, TrainSettings(batch_size=5, accumulate=1), 1, 0))
+    order = list(order_samples(2, TrainSettings(batch_size=5, accumulate=1), 1, 0))
     assert len(order) == 5 and set(order) == {0, 1}
 
 
 def test_a_steps_randomness_depends_on_its_numbers_alone():
-    draw = lambda *parts: torch.rand(3, generator=step_generator(*parts)).tolist()  # noqa: E731
+    draw = lambda *parts: torch.rand(3, generator=make_generator(*parts)).tolist()  # noqa: E731
     assert draw(0, 1, 0) == draw(0, 1, 0)
     assert len({tuple(draw(*parts)) for parts in ((0, 1, 0), (0, 0, 1), (1, 0, 0), (0, 10))}) == 4
 
