@@ -1,5 +1,4 @@
-"""What training needs from whoever holds the WAN model: files on disk, or the MODEL and VAE of a ComfyUI
-graph.
+"""Interface to the WAN model that is trained: loaded from files on disk, or MODEL and VAE of a ComfyUI graph.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,7 +41,7 @@ class Backend(Protocol):
 
     @property
     def base_fingerprint(self) -> dict[str, str]:
-        """What identifies the frozen DiT and how it computes, as JSON values."""
+        """JSON values that identify the frozen DiT and how it computes."""
         ...
 
     @property
