@@ -82,6 +82,7 @@ class Upsample3d(NamedTuple):
 
     @property
     def num_states(self) -> int:
+        """Number of state tensors: 1 if time is doubled, else 0."""
         return int(self.time_conv is not None)
 
     def __call__(

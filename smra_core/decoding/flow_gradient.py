@@ -2,8 +2,8 @@
 memory.
 
 Decoder and flow net have far larger activations than the DiT, and both are frozen. So the loss and its
-gradient with respect to the latents are computed at once, the flow a few frame pairs at a time, and only that
-gradient is kept for the DiT's backward pass. It is exact for the part of the clip that is decoded.
+gradient with respect to the latents are computed together, the flow a few frame pairs at a time, and only
+that gradient is kept for the DiT's backward pass. It is exact for the part of the clip that is decoded.
 """
 
 from collections.abc import Callable, Sequence

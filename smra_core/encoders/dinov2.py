@@ -24,7 +24,7 @@ log = logging.getLogger("smrabooth")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _TOLERANCE = 0.05
-"""Resizing may overshoot [0, 1] a little; a picture in [-1, 1] or 0..255 goes well beyond it."""
+"""Tolerance of the range [0, 1], which resizing may overshoot; pictures in [-1, 1] or 0..255 exceed it."""
 
 
 class DinoV2(nn.Module):

@@ -128,7 +128,7 @@ def _check_prompt(box: tuple | None, point: tuple | None, width: int, height: in
         inside = inside and 0 <= left < right <= width and 0 <= top < bottom <= height
     if not inside:
         raise ValueError(
-            f"SAM was asked about {_format_prompt(box, point)}, which is not inside the picture of "
+            f"The prompt for SAM is {_format_prompt(box, point)}, which is not inside the picture of "
             f"{width}x{height} px. A point is x, y; a box is left, top, right, bottom, in pixels."
         )
 

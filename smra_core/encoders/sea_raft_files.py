@@ -44,6 +44,7 @@ def with_both_norm_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def metadata_of(config: SeaRaftConfig) -> dict[str, str]:
+    """Return the metadata of a file of this net: its sizes as JSON."""
     return {CONFIG_KEY: json.dumps(asdict(config))}
 
 

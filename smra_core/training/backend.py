@@ -1,5 +1,4 @@
-"""Interface to the WAN model that is trained: loaded from files on disk, or MODEL and VAE of a ComfyUI graph.
-"""
+"""Interface to the WAN model that is trained: loaded from files, or the MODEL and VAE of a ComfyUI graph."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager

@@ -50,7 +50,7 @@ class RunFolder:
         """Lock the folder for the duration of a with block; ValueError if another process trains here.
 
         The operating system drops the lock with the process, however that ends, so that a kill leaves no lock
-        behind. Where the file system has no locks, a warning is logged and the run goes on.
+        behind. Where the file system has no locks, a warning is logged and the run starts without one.
         """
         lock = FileLock(self.path / LOCK, timeout=0)
         try:
@@ -96,7 +96,7 @@ class RunFolder:
             return
 
     def save(self, state: TrainState) -> None:
-        """Write the state, unless this step is written already, and keep the state before beside it."""
+        """Write the state, unless this step is written already, and keep the previous state as well."""
         if state.step == self._saved:
             return
         current = self.path / STATE
