@@ -175,11 +175,9 @@ def _tiny_file(values: dict) -> Path | None:
 
 
 def _choice(backend: ComfyBackend, settings: MotionSettings, tiny: Path | None) -> DecodeChoice:
-    if not settings.mora_weight:
-        return DecodeChoice("exact", False, 0.0)  # nothing is decoded
     # By what the card has, not by what is free now: queued again after another workflow, it is the same run.
     free = trainable_memory(backend.device)
-    return choose_decode(settings, backend.spec, backend.device, tiny is not None, free)
+    return choose_decode(settings, backend.spec, backend.device, tiny, free)
 
 
 def motion_clip(frames: Tensor, settings: MotionSettings, caption: str) -> MotionClip:
