@@ -86,7 +86,7 @@ def test_a_subject_is_told_with_its_projector(preflight, core):
 def test_how_to_decode_is_chosen_by_the_card_and_not_by_what_is_loaded_just_now(core, monkeypatch):
     import comfy.model_management as management
 
-    memory = pack("nodes.host.versions").trainable_memory
+    memory = pack("nodes.host.versions").measure_trainable_memory
     monkeypatch.setattr(management, "get_total_memory", lambda device: 12 * 10**9)
     monkeypatch.setattr(management, "extra_reserved_memory", lambda: 10**9)
     card = torch.device("cuda")
@@ -153,13 +153,13 @@ def dit(kind, **sizes):
 )
 def test_variants_of_wan_are_refused_with_what_to_load(kind, sizes):
     with pytest.raises(ValueError, match=f"{kind} with .* input channels.*load Wan2.1-T2V-1.3B or 14B"):
-        pack("nodes.host.denoiser").spec_of(dit(kind, **sizes))
+        pack("nodes.host.denoiser").read_spec(dit(kind, **sizes))
 
 
 def test_what_is_not_wan_is_refused_with_what_to_load():
     other = SimpleNamespace(model=SimpleNamespace(diffusion_model=torch.nn.Linear(2, 2)))
     with pytest.raises(ValueError, match="This MODEL is Linear, not WAN. Load Wan2.1-T2V"):
-        pack("nodes.host.denoiser").spec_of(other)
+        pack("nodes.host.denoiser").read_spec(other)
     for net in (torch.nn.Linear(2, 2), SimpleNamespace(z_dim=48)):
         with pytest.raises(ValueError, match="latent channels; WAN 2.1's has 16. Load wan_2.1_vae"):
             pack("nodes.host.vae").check_vae(SimpleNamespace(first_stage_model=net))

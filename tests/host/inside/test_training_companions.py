@@ -117,19 +117,19 @@ def test_a_subject_folder_becomes_pictures_masks_and_prompts(folders, nodes):
 
 def test_prompts_stay_as_a_sampler_takes_them():
     prompt = torch.ones(1, 12, 4096)
-    _, contexts = pack("nodes.host.conditioning").captions_and_contexts([[prompt, {}]], 2, "a ball")
+    _, contexts = pack("nodes.host.conditioning").match_captions([[prompt, {}]], 2, "a ball")
     assert torch.equal(contexts["a ball"], prompt[0])
 
 
 def test_prompts_are_padded_and_matched_to_pictures():
-    captions_and_contexts = pack("nodes.host.conditioning").captions_and_contexts
+    match_captions = pack("nodes.host.conditioning").match_captions
     prompts = [[torch.ones(1, 3, 4096), {}], [torch.full((1, 600, 4096), 2.0), {}]]
-    names, contexts = captions_and_contexts(prompts, 2, "first\nsecond")
+    names, contexts = match_captions(prompts, 2, "first\nsecond")
     assert names == ["first", "second"] and contexts["first"].shape == (600, 4096)
     assert contexts["first"][:3].eq(1).all() and contexts["first"][3:].eq(0).all()
     assert contexts["second"].shape == (600, 4096)
-    assert captions_and_contexts(prompts[:1], 3)[0] == ["prompt 1"] * 3
-    names, contexts = captions_and_contexts(prompts, 2, "same")
+    assert match_captions(prompts[:1], 3)[0] == ["prompt 1"] * 3
+    names, contexts = match_captions(prompts, 2, "same")
     assert len(set(names)) == 2 and len(contexts) == 2
 
 

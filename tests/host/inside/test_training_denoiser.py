@@ -114,10 +114,10 @@ def test_streamed_weights_are_loaded_anew_as_plain_ones_or_refused(host_wan):
     calls = []
     clone = lambda **how: calls.append(how) or "plain"  # noqa: E731
     streamed = SimpleNamespace(is_dynamic=lambda: True, cached_patcher_init=(None, ("x",)), clone=clone)
-    assert host_wan.trainable_clone(streamed) == "plain" and calls == [{"disable_dynamic": True}]
+    assert host_wan.clone_for_training(streamed) == "plain" and calls == [{"disable_dynamic": True}]
     streamed.cached_patcher_init = None
     with pytest.raises(ValueError, match="--disable-dynamic-vram"):
-        host_wan.trainable_clone(streamed)
+        host_wan.clone_for_training(streamed)
 
 
 class Halved(torch.Tensor):
@@ -238,7 +238,7 @@ def resident_bytes():
 def test_models_for_images_are_refused_with_a_remedy(host_wan, tmp_path, channels):
     model = load_dit(tmp_path, dit_state(channels=channels))
     with pytest.raises(ValueError, match=f"{channels} input channels.*load Wan2.1-T2V"):
-        host_wan.spec_of(model)
+        host_wan.read_spec(model)
 
 
 def test_the_published_sizes_have_their_names(host_wan):
@@ -250,7 +250,7 @@ def test_the_published_sizes_have_their_names(host_wan):
     sizes = dict(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30)
     net = WanModel(in_dim=16, device="meta", dtype=torch.float16, operations=disable_weight_init, **sizes)
     model = SimpleNamespace(model=SimpleNamespace(diffusion_model=net))
-    assert host_wan.spec_of(model).name == "Wan2.1-T2V-1.3B"
+    assert host_wan.read_spec(model).name == "Wan2.1-T2V-1.3B"
 
 
 def test_blocks_are_checkpointed_and_tokens_are_taken_once(host_wan, state, tmp_path):

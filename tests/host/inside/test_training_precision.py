@@ -61,8 +61,8 @@ def test_the_precision_is_the_cards_and_never_float16(monkeypatch):
     """Small gradients vanish in float16, and a scaler would be one more thing to resume bit for bit."""
     import comfy.model_management as management
 
-    training_dtype, card = pack("nodes.host.denoiser").training_dtype, torch.device("cuda")
+    choose_training_dtype, card = pack("nodes.host.denoiser").choose_training_dtype, torch.device("cuda")
     for can, dtype in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(management, "should_use_bf16", lambda device, can=can: can)
-        assert training_dtype(card) == dtype
-    assert training_dtype(torch.device("cpu")) == torch.float32
+        assert choose_training_dtype(card) == dtype
+    assert choose_training_dtype(torch.device("cpu")) == torch.float32
