@@ -79,7 +79,9 @@ class LoadMotionClip(io.ComfyNode):
             ),
             inputs=[
                 io.Clip.Input("clip", tooltip="WAN's text encoder, for the caption."),
-                _make_folder_input("Path of a video or folder; a relative one starts in ComfyUI's input folder."),
+                _make_folder_input(
+                    "Path of a video or a folder; a relative one starts in ComfyUI's input folder."
+                ),
                 _make_caption_input("a person is vvt walking"),
                 io.Int.Input(
                     "frame_count", default=MOTION.frames, min=FEWEST_FRAMES, max=257, step=4,

@@ -23,8 +23,8 @@ class LoadMiniature(io.ComfyNode):
             category="SMRABooth",
             description=(
                 "Loads a WAN that is small enough to try the method on any computer in minutes: moving "
-                "colored shapes of 64x64 pixels and 17 frames, and a subject and a motion that it has never seen. It "
-                "shows how the nodes work together, not what a real WAN can do. A prompt that it "
+                "colored shapes of 64x64 pixels and 17 frames, and a subject and a motion that it has never "
+                "seen. It shows how the nodes work together, not what a real WAN can do. A prompt that it "
                 "understands: a red striped square moving right on a navy background."
             ),
             outputs=[

@@ -1,4 +1,4 @@
-"""The SMRA Loader Options node: layers of each LoRA that a Sparse LoRA Loader uses, and how it applies them."""
+"""The SMRA Loader Options node: layers that a Sparse LoRA Loader uses, and how it applies LoRAs."""
 
 from comfy_api.latest import io
 

@@ -24,7 +24,7 @@ _WIDGETS = (
     (
         "motion_after",
         MOTION_STRENGTHS.late,
-        "motion LoRA after T_point. Raising it holds the motion to the end; lower it if the clip's look shows.",
+        "motion LoRA after T_point. Raising it follows the motion longer; lower it if the clip's look shows.",
     ),
 )
 

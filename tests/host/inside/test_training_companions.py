@@ -32,17 +32,17 @@ def test_a_loader_offers_our_folder_and_the_hosts_and_refuses_others(folders):
     kind = pack("nodes.host.model_folders").DINOV2
     for file in ("dinov2/dinov2_vitb14.pth", "clip_vision/my_dinov2.safetensors", "clip_vision/clip_h.pth"):
         (folders / "models" / file).write_bytes(b"")
-    choices = [choice for choice in kind.choices() if "miniature" not in choice]
+    choices = [choice for choice in kind.list_choices() if "miniature" not in choice]
     assert choices == ["dinov2/dinov2_vitb14.pth", "clip_vision/my_dinov2.safetensors"]
-    assert kind.path(choices[1]) == folders / "models" / "clip_vision" / "my_dinov2.safetensors"
+    assert kind.find(choices[1]) == folders / "models" / "clip_vision" / "my_dinov2.safetensors"
     for wrong in ("loras/x.pth", "dinov2/absent.pth", "dinov2/../loras/x.pth", "nothing"):
         with pytest.raises(ValueError, match="Download dinov2_vitg14_pretrain.pth"):
-            kind.path(wrong)
+            kind.find(wrong)
 
 
 def test_an_empty_folder_still_gives_the_browser_a_choice(folders, nodes):
     kind = pack("nodes.host.model_folders").SAM
-    choices = kind.choices()
+    choices = kind.list_choices()
     assert choices
     if choices == [pack("nodes.host.model_folders").NOTHING]:
         with pytest.raises(ValueError, match="models/sams"):

@@ -36,6 +36,16 @@ def defaults(node):
     }
 
 
+def fold_options(nodes, values):
+    """Put the values that belong to the two options nodes through those nodes."""
+    values = dict(values)
+    for kind in ("TrainingOptions", "LossOptions"):
+        node = nodes[f"SMRA{kind}"]
+        given = {name: values.pop(name, value) for name, value in defaults(node).items()}
+        values["training_options" if kind == "TrainingOptions" else "loss_options"] = node.execute(**given)[0]
+    return values
+
+
 def train_subject(nodes, graph, **changes):
     node = nodes["SMRATrainSubjectLoRA"]
     given = dict(
@@ -43,7 +53,7 @@ def train_subject(nodes, graph, **changes):
         dinov2=graph.dinov2, steps=3, rank=2, width=SIDE, height=SIDE, accumulate=1, learning_rate=1e-3,
     )  # fmt: skip
     with torch.inference_mode():
-        return node.execute(**(defaults(node) | given | changes)).args
+        return node.execute(**fold_options(nodes, defaults(node) | given | changes)).args
 
 
 def train_motion(nodes, graph, **changes):
@@ -53,4 +63,4 @@ def train_motion(nodes, graph, **changes):
         sea_raft=graph.sea_raft, width=SIDE, height=SIDE, frame_count=FRAMES, accumulate=1,
     )  # fmt: skip
     with torch.inference_mode():
-        return node.execute(**(defaults(node) | given | changes)).args
+        return node.execute(**fold_options(nodes, defaults(node) | given | changes)).args
