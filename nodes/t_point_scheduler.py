@@ -129,11 +129,6 @@ def _make_strength_inputs() -> list:
             tooltip=f"Strengths of the subject before and after T_point: {named}; the motion stays at "
             f"{MOTION_STRENGTHS.early}. Not used when strengths are connected.",
         ),
-        StrengthOptionsType.Input(
-            "strengths",
-            optional=True,
-            tooltip="Your own four strengths, from SMRA Strength Options, in place of the preset.",
-        ),
     ]
 
 
@@ -159,6 +154,11 @@ def _make_run_inputs() -> list:
         io.Sigmas.Input(
             "sigmas", optional=True,
             tooltip="Noise levels of your run: the report and switch_step are then exactly of this run.",
+        ),
+        StrengthOptionsType.Input(
+            "strengths",
+            optional=True,
+            tooltip="Your own four strengths, from SMRA Strength Options, in place of the preset.",
         ),
     ]  # fmt: skip
 

@@ -24,7 +24,7 @@ from training_prompts import (
 NODES = (
     "SMRATrainSubjectLoRA", "SMRATrainMotionLoRA", "SMRALoadDINOv2", "SMRALoadSEARAFT", "SMRALoadSAM",
     "SMRASegmentSubject", "SMRAPreviewOpticalFlow", "SMRALoadSubjectFolder", "SMRALoadMotionClip",
-    "SMRAInspectLoRA",
+    "SMRAInspectLoRA", "SMRATrainingOptions", "SMRALossOptions",
 )  # fmt: skip
 TEXT, PICTURE = 3, (1, 4)
 """Kinds of binary events: a line on a node, a preview with and without metadata."""
@@ -32,7 +32,7 @@ TEXT, PICTURE = 3, (1, 4)
 
 @pytest.fixture(scope="module")
 def studio(server):
-    """The server, with data and teachers of random weights in its folders."""
+    """The server, with data and encoders of random weights in its folders."""
     furnish(server)
     return server
 
@@ -122,7 +122,7 @@ def test_a_canceled_run_goes_on_bit_for_bit(studio):
     succeeded(studio.run(graph))
     resumed = load_file(run / "lora.safetensors")
     run.rename(studio.base / "kept")
-    graph["train"]["inputs"]["captions"] = "anew"  # or the host would answer from its cache
+    graph["train"]["inputs"]["preview_every"] = 1000  # or ComfyUI would answer from its cache
     succeeded(studio.run(graph))
     (anew,) = (studio.base / "output" / "smra" / "runs").glob("subject-stopped-*")
     whole = load_file(anew / "lora.safetensors")

@@ -79,7 +79,7 @@ def test_buffers_that_are_used_again_do_not_spoil_the_gradient(host_wan, state, 
 def test_plain_autograd_over_such_buffers_is_wrong(host_wan, state, tmp_path, monkeypatch):
     """The test of the test: without frozen layers the simulation must show."""
     reused_buffer(monkeypatch)
-    monkeypatch.setattr(host_wan, "frozen_forward", lambda module: module.forward)
+    monkeypatch.setattr(host_wan, "freeze_forward", lambda module: module.forward)
     found = trained(with_casting(load_dit(tmp_path, state)))
     assert worst(found, reference(state)) > 0.1
 
@@ -114,10 +114,10 @@ def test_streamed_weights_are_loaded_anew_as_plain_ones_or_refused(host_wan):
     calls = []
     clone = lambda **how: calls.append(how) or "plain"  # noqa: E731
     streamed = SimpleNamespace(is_dynamic=lambda: True, cached_patcher_init=(None, ("x",)), clone=clone)
-    assert host_wan.clone_for_training(streamed) == "plain" and calls == [{"disable_dynamic": True}]
+    assert host_wan.prepare_clone(streamed) == "plain" and calls == [{"disable_dynamic": True}]
     streamed.cached_patcher_init = None
     with pytest.raises(ValueError, match="--disable-dynamic-vram"):
-        host_wan.clone_for_training(streamed)
+        host_wan.prepare_clone(streamed)
 
 
 class Halved(torch.Tensor):

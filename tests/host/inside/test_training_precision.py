@@ -46,7 +46,7 @@ def test_every_form_gives_the_gradients_of_what_it_stands_for(state, tmp_path, k
 @pytest.mark.parametrize("kind", ["stored fp16", "stored fp8"])
 def test_a_card_that_multiplies_bfloat16_gives_nearly_the_same(state, tmp_path, monkeypatch, kind):
     """bfloat16 has 8 bits of mantissa: each factor is a few parts in a hundred off at most, and unbiased."""
-    monkeypatch.setattr(pack("nodes.host.denoiser"), "training_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr(pack("nodes.host.denoiser"), "choose_training_dtype", lambda device: torch.bfloat16)
     model = stored(tmp_path, state, kind)
     before = model.model.manual_cast_dtype
     found, expected = trained(model), reference(dequantized(model, state))
