@@ -25,7 +25,7 @@ def furnish(server) -> None:
     write_encoders(server.base / "models")
     folder = server.base / "models" / "diffusion_models"
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(random_wan.dit(blocks=2, ffn=512), folder / RANDOM_WAN)
+    save_file(random_wan.dit_state(blocks=2, ffn=512), folder / RANDOM_WAN)
 
 
 def write_data(folder) -> None:

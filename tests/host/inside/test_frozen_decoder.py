@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from training_models import load_vae, pack
+from random_wan import load_vae, pack
 
 SIDE = 2
 """Latents a side: 16 pixels."""

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from training_models import pack
+from random_wan import pack
 
 HALF, FLOAT = torch.bfloat16, torch.float32
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from encoder_nets import sea_raft_file
 from PIL import Image
+from random_wan import pack
 from safetensors.torch import save_file
-from teacher_nets import sea_raft_file
-from training_models import pack
 
 
 @pytest.fixture

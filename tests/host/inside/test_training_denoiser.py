@@ -6,6 +6,7 @@ import os
 
 import pytest
 import torch
+from random_wan import DIM, TRAINED_FFN, dit_state, load_dit, pack
 from training_gradients import (
     SHAPE,
     TOKENS,
@@ -20,7 +21,6 @@ from training_gradients import (
     trained,
     worst,
 )
-from training_models import DIM, dit_state, load_dit, pack
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def host_wan():
 
 @pytest.fixture(scope="module")
 def state():
-    return dit_state()
+    return dit_state(ffn=TRAINED_FFN)
 
 
 def test_gradients_are_those_of_plain_autograd(host_wan, state, tmp_path):
@@ -217,7 +217,7 @@ def test_kernels_without_a_backward_are_not_used(host_wan, state, tmp_path, monk
 
 def test_the_model_is_not_copied(host_wan, tmp_path):
     """Memory of the process grows by less than a twentieth of the weights, optimizer and adapters aside."""
-    wide = dit_state(blocks=40)
+    wide = dit_state(blocks=40, ffn=TRAINED_FFN)
     size = sum(value.numel() * value.element_size() for value in wide.values())
     model = load_dit(tmp_path, wide)
     del wide
@@ -236,7 +236,7 @@ def resident_bytes():
 
 @pytest.mark.parametrize("channels", [36, 32])
 def test_models_for_images_are_refused_with_a_remedy(host_wan, tmp_path, channels):
-    model = load_dit(tmp_path, dit_state(channels=channels))
+    model = load_dit(tmp_path, dit_state(ffn=TRAINED_FFN, channels=channels))
     with pytest.raises(ValueError, match=f"{channels} input channels.*load Wan2.1-T2V"):
         host_wan.read_spec(model)
 

@@ -4,9 +4,9 @@ import logging
 
 import pytest
 import torch
+from random_wan import pack
 from safetensors import safe_open
 from training_graph import train_motion, train_subject
-from training_models import pack
 
 
 @pytest.fixture

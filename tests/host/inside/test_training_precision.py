@@ -2,15 +2,15 @@
 
 import pytest
 import torch
+from random_wan import TRAINED_FFN, dit_state, load_dit, pack, quantized
 from training_gradients import errors, reference, trained, worst
-from training_models import dit_state, load_dit, pack, quantized
 
 STORED = {"stored fp8": torch.float8_e4m3fn, "stored fp16": torch.float16, "stored bf16": torch.bfloat16}
 
 
 @pytest.fixture(scope="module")
 def state():
-    return dit_state()
+    return dit_state(ffn=TRAINED_FFN)
 
 
 def dequantized(model, state):

@@ -1,8 +1,8 @@
 """A small graph around the training nodes, and the nodes executed as the host executes them."""
 
 import torch
-from teacher_nets import dinov2_file, sea_raft_file
-from training_models import dit_state, load_dit, load_vae
+from encoder_nets import dinov2_file, sea_raft_file
+from random_wan import TRAINED_FFN, dit_state, load_dit, load_vae
 
 SIDE, FRAMES = 64, 5
 
@@ -15,9 +15,10 @@ def moving(picture):
 class Graph:
     """What a graph gives to the nodes, made under inference mode; files in `folder`."""
 
-    def __init__(self, folder):
-        self.model, self.vae = load_dit(folder, dit_state()), load_vae(folder)
-        self.dinov2, self.sea_raft = dinov2_file(folder), sea_raft_file(folder)
+    def __init__(self, folder, with_dinov2=True):
+        self.model, self.vae = load_dit(folder, dit_state(ffn=TRAINED_FFN)), load_vae(folder)
+        self.dinov2 = dinov2_file(folder) if with_dinov2 else None
+        self.sea_raft = sea_raft_file(folder)
         with torch.inference_mode():
             generator = torch.Generator().manual_seed(5)
             self.images = torch.rand(2, SIDE, 80, 3, generator=generator)
