@@ -10,6 +10,8 @@ import tempfile
 from pathlib import Path
 
 HIDDEN = ("timm", "segment_anything")
+SAM_WIDTH = 768
+"""Width of ViT-B, by which a file is known as SAM's."""
 
 
 class HidingFinder:
@@ -36,6 +38,7 @@ def main() -> None:
     import folder_paths
     import torch
     from random_wan import pack
+    from safetensors.torch import save_file
     from training_graph import Graph, train_motion, train_subject
 
     nodes = pack("nodes").NODE_CLASS_MAPPINGS
@@ -44,13 +47,13 @@ def main() -> None:
         folder_paths.set_temp_directory(folder)
         graph = Graph(Path(folder), with_dinov2=False)
         graph.dinov2 = pack("smra_core.miniature.weight_paths").DINOV2_FILE
+        sam = Path(folder, "sam_vit_b.safetensors")
+        save_file({"image_encoder.pos_embed": torch.zeros(1, 2, 2, SAM_WIDTH)}, sam)
         results = {
             "nodes": len([node.define_schema() for node in nodes.values()]),
             "dinov2": message(lambda: train_subject(nodes, graph, steps=1)),
             "sam": message(
-                lambda: nodes["SMRASegmentSubject"].execute(
-                    torch.rand(1, 32, 32, 3), Path(folder, "sam.pth"), 0.5, 0.5
-                )
+                lambda: nodes["SMRASegmentSubject"].execute(torch.rand(1, 32, 32, 3), sam, 0.5, 0.5)
             ),
             "without dinov2": message(lambda: train_subject(nodes, graph, steps=1, sura_weight=0.0)),
             "motion": message(lambda: train_motion(nodes, graph, steps=1)),
