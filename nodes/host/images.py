@@ -1,11 +1,10 @@
 """Convert IMAGE and MASK batches to the training size: scaled to cover it, then cropped at the center."""
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ...smra_core.data.crop import Size, cover_box, crop_note, fit, to_pixels
+from ...smra_core.data.crop import Size, cover_box, crop_note, fit, to_pixels, to_uint8
 
 
 def crop_images(images: Tensor, size: Size) -> tuple[Tensor, list[str]]:
@@ -40,7 +39,7 @@ def crop_masks(masks: Tensor, images: Tensor, size: Size) -> tuple[list[Tensor |
         if not whole.any():
             cropped_masks.append(None)
             continue
-        image = Image.fromarray((whole.numpy() * 255).round().astype(np.uint8))
+        image = Image.fromarray(to_uint8(whole).numpy())
         cropped = (to_pixels(fit(image, size, box)) >= 0.5).float()
         if not cropped.any():
             raise ValueError(
@@ -64,5 +63,4 @@ def as_image(pixels: Tensor) -> Tensor:
 
 def _to_picture(image: Tensor) -> Image.Image:
     """Convert one picture `H W 3` in [0, 1] to an 8-bit PIL image."""
-    eight_bit = (image[..., :3].float().clamp(0, 1).cpu() * 255).round().to(torch.uint8)
-    return Image.fromarray(eight_bit.numpy())
+    return Image.fromarray(to_uint8(image[..., :3]).cpu().numpy())

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..storage.atomic_write import atomic_write
 from ..wan.spec import trim_frames
-from .crop import Size, check_target, cover_box, crop_note, fit
+from .crop import Size, check_target, cover_box, crop_note, fit, to_uint8
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
 # Decoders go by content, not by name: a playlist called .mp4 could make them open other files and addresses.
@@ -150,8 +150,7 @@ def write_video(path: str | os.PathLike, frames: Tensor, fps: float) -> None:
 
 
 def _bytes_of(picture: Tensor) -> np.ndarray:
-    eight_bit = (picture.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
-    return np.ascontiguousarray(rearrange(eight_bit, "c h w -> h w c").cpu().numpy())
+    return np.ascontiguousarray(rearrange(to_uint8(picture), "c h w -> h w c").cpu().numpy())
 
 
 def _check_writable(path: str | os.PathLike, frames: Tensor, fps: float) -> None:

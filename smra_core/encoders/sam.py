@@ -12,6 +12,7 @@ from segment_anything import SamPredictor, sam_model_registry
 from segment_anything.modeling import Sam
 from torch import Tensor
 
+from ..data.crop import to_uint8
 from ..storage.weight_check import fill_module, first_names
 from ..storage.weight_file import WeightFile, read_weight_file
 from .sam_automatic import most_likely_subject, subject_candidates
@@ -102,8 +103,7 @@ def _kind(file: WeightFile) -> str:
 
 def _bytes(picture: Tensor) -> np.ndarray:
     """`H W 3` uint8."""
-    scaled = (picture.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
-    return np.ascontiguousarray(scaled.permute(1, 2, 0).cpu().numpy())
+    return np.ascontiguousarray(to_uint8(picture).permute(1, 2, 0).cpu().numpy())
 
 
 def _check_picture(picture: Tensor) -> None:

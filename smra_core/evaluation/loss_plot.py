@@ -1,17 +1,26 @@
-"""Loss curves of training runs as one picture."""
+"""Plots of training losses: a panel for each named loss."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..storage.atomic_write import atomic_write
+from PIL import Image
+
 from ..training.run_folder import read_losses
+from .contact_sheet import PAPER, save_png
+from .line_plot import Axes, Line, draw_line_plot, pad_range
 
 SMOOTHING = 0.9
 """Weight of the past in the drawn line; the raw values are drawn faintly behind it."""
+PANEL_SIZE = (570, 340)
+"""(width, height) of a panel of `draw_losses` in pixels."""
+RAW_COLOR, SMOOTH_COLOR = "#b7c7dc", "#1f4e8c"
 
 
-def smoothed(values: Sequence[float], past: float = SMOOTHING) -> list[float]:
-    """Running mean that forgets; the start is corrected, so that the first value is its own mean."""
+def smooth(values: Sequence[float], past: float = SMOOTHING) -> list[float]:
+    """Return the exponential moving average of some values, `past` being the weight of the mean so far.
+
+    The start is corrected as in Adam, so that the first value is its own mean.
+    """
     result, mean, weight = [], 0.0, 0.0
     for value in values:
         mean, weight = past * mean + (1 - past) * value, past * weight + (1 - past)
@@ -19,28 +28,31 @@ def smoothed(values: Sequence[float], past: float = SMOOTHING) -> list[float]:
     return result
 
 
-def draw_losses(runs: Mapping[str, Path], path: str | Path) -> None:
-    """A PNG with a row per run (title to losses.csv) and a panel per named loss."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def draw_loss_panel(
+    title: str, steps: Sequence[float], losses: Sequence[float], size: tuple[int, int] = PANEL_SIZE
+) -> Image.Image:
+    """Draw one loss over the steps of a run: pale every step, strong the smoothed line."""
+    raw = Line(list(zip(steps, losses, strict=True)), RAW_COLOR, 1, "every step")
+    smoothed = Line(list(zip(steps, smooth(losses), strict=True)), SMOOTH_COLOR, 2, "smoothed")
+    return draw_line_plot([raw, smoothed], Axes(size, pad_range(steps, 0), pad_range(losses), title, "step"))
 
-    curves = {title: read_losses(file) for title, file in runs.items()}
-    names = {
-        title: [name for name in columns if name not in ("step", "total")]
-        for title, columns in curves.items()
-    }
-    widest = max(len(panel) for panel in names.values())
-    figure = Figure(figsize=(5.2 * widest, 3.1 * len(runs)), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(len(runs), widest, squeeze=False)
-    for row, (title, columns) in zip(grid, curves.items(), strict=True):
-        for panel, name in zip(row, names[title], strict=False):
-            panel.plot(columns["step"], columns[name], color="#9db4d0", linewidth=0.8)
-            panel.plot(columns["step"], smoothed(columns[name]), color="#1f4e8c", linewidth=1.8)
-            panel.set_title(f"{title}: {name}", fontsize=11)
-            panel.set_xlabel("step")
-            panel.grid(alpha=0.25)
-        for panel in row[len(names[title]) :]:
-            panel.set_visible(False)
-    with atomic_write(path) as draft:
-        figure.savefig(draft, format="png", dpi=110)
+
+def draw_losses(runs: Mapping[str, Path], path: str | Path) -> None:
+    """Write a PNG with a row per run (title to losses.csv) and a panel per named loss."""
+    rows = []
+    for title, file in runs.items():
+        columns = read_losses(file)
+        steps = columns.pop("step")
+        columns.pop("total", None)
+        rows.append([draw_loss_panel(f"{title}: {name}", steps, losses) for name, losses in columns.items()])
+    save_png(join_panels(rows), path)
+
+
+def join_panels(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
+    """Return panels of one size as one picture, row under row; a shorter row ends in white."""
+    width, height = rows[0][0].size
+    joined = Image.new("RGB", (width * max(map(len, rows)), height * len(rows)), PAPER)
+    for down, row in enumerate(rows):
+        for across, panel in enumerate(row):
+            joined.paste(panel, (width * across, height * down))
+    return joined

@@ -1,11 +1,10 @@
-"""Figures for a video: does it show the subject, follow the prompt, hold together, move as the clip does.
+"""Metrics of a video: subject similarity (DINO-I), temporal consistency, motion fidelity, amount of motion.
 
-Pure functions of embeddings, optical flow and point tracks; no model is downloaded. Cosines lie in [-1, 1],
-motion fidelity in [-100, 100]. The motion metrics follow optical flow, the paper's follow CoTracker's points:
-compare them among your own runs, never with the paper's 62.89.
+All are pure functions of embeddings, optical flow and point tracks; no model is downloaded. Cosines lie in
+[-1, 1], motion fidelity in [-100, 100]. The motion metrics here use optical flow, the paper's use the points
+of CoTracker: compare them among your own runs, never with the paper's 62.89.
 """
 
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -14,174 +13,149 @@ from einops import rearrange
 from torch import Tensor
 
 STILL = 0.1
-"""Pixels per step below which a point counts as not moving: its direction would be noise."""
+"""Speed, in pixels per step, below which a point counts as still: its direction would be noise."""
 LEAST_FLOW = 1e-3
-"""Pixels; a reference that moves less than this on average is taken to move this much."""
+"""Lowest mean length of a reference's flow, in pixels, that motion amount divides by: it may stand still."""
 
 METRIC_HELP = {
-    "CLIP-I": "Likeness of the frames to the subject's pictures, by CLIP's image features. 1 is equal.",
-    "DINO-I": "Likeness of the frames to the subject's pictures, by the mean of DINOv2's patch features. "
+    "DINO-I": "Similarity of the frames to the subject's pictures, by the mean of DINOv2's patch features. "
     "1 is equal. The paper's DINO-I uses DINO's first version, which gives other numbers.",
-    "CLIP-T": "How well the frames fit the prompt, by CLIP. Higher fits better; about 0.3 is usual.",
-    "Temporal Consistency": "Likeness of each frame to the next. A still picture scores 1, so read it with "
-    "the motion.",
     "Motion Fidelity (flow)": "Do points move in the directions of the reference clip? 100: always; "
-    "0: unrelated, or nothing moves; -100: opposite. By optical flow, so the paper's number is another.",
-    "Motion Fidelity x (flow)": "The same for left and right alone.",
-    "Motion Fidelity y (flow)": "The same for up and down alone. One axis can hide the other's faults.",
+    "0: unrelated, or nothing moves; -100: opposite. It is measured with optical flow, so the paper's number "
+    "is not comparable.",
+    "Motion Fidelity x (flow)": "Motion fidelity of the movement to the left and right alone.",
+    "Motion Fidelity y (flow)": "Motion fidelity of the movement up and down alone. One axis can hide the "
+    "other's faults.",
     "Motion Amount": "Mean speed, as a share of the reference clip's. 1 moves as much, 0 stands still.",
+    "Temporal Consistency": "Similarity of each frame to the next. A still picture scores 1, so read it with "
+    "the motion.",
 }
-"""The name that each figure goes by, and what it says in plain words."""
+"""Explanation of each metric that the report shows, by the metric's name."""
 
 
 class AxisFidelity(NamedTuple):
-    """Motion fidelity of left-right and of up-down movement, each in [-100, 100]."""
+    """Motion fidelity of movement along each axis, in [-100, 100]: x is left and right, y is up and down."""
 
     x: float
     y: float
 
 
 class Tracks(NamedTuple):
-    """Points followed through a clip."""
+    """Paths of points that were followed through a clip."""
 
     positions: Tensor
-    """`N F 2`, (x, y) in pixels; (0, 0) is the center of the top left pixel."""
+    """Positions `N F 2` as (x, y) in pixels; (0, 0) is the center of the top left pixel."""
     visible: Tensor
-    """`N F`, bool; a point once lost stays lost."""
+    """Whether each point is visible, `N F` bool; a point once lost stays lost."""
 
 
-def mean_pairwise_cosine(frames: Tensor, references: Tensor) -> float:
-    """CLIP-I, DINO-I: mean cosine of all pairs of frames `F D` and references `R D` (DreamBooth)."""
-    return (_directions(frames) @ _directions(references).T).mean().item()
+def average_pairwise_cosine(frames: Tensor, references: Tensor) -> float:
+    """Return the mean cosine of all pairs of frames `F D` and references `R D`, in [-1, 1].
+
+    It is DINO-I for DINO's embeddings and CLIP-I for CLIP's (Ruiz et al., "DreamBooth").
+    """
+    return (_to_unit_vectors(frames) @ _to_unit_vectors(references).T).mean().item()
 
 
-def mean_cosine_to(frames: Tensor, text: Tensor) -> float:
-    """CLIP-T: mean cosine of frames `F D` to one prompt `D` or `1 D`."""
-    return mean_pairwise_cosine(frames, text.reshape(1, -1))
+def measure_temporal_consistency(frames: Tensor) -> float:
+    """Return the mean cosine of the embeddings `F D` of consecutive frames, in [-1, 1].
 
-
-def temporal_consistency(frames: Tensor) -> float:
-    """Mean cosine of frames `F D` that follow each other. ValueError for fewer than two."""
+    Raise ValueError for fewer than two frames.
+    """
     if len(frames) < 2:
         raise ValueError(
             f"Temporal consistency compares neighbors; got {len(frames)} frame(s), give at least 2."
         )
-    units = _directions(frames)
+    units = _to_unit_vectors(frames)
     return (units[1:] * units[:-1]).sum(-1).mean().item()
 
 
-def mean_patch(patches: Tensor) -> Tensor:
-    """One embedding per frame from a teacher's patch features: `F N D` to `F D`."""
+def average_patches(patches: Tensor) -> Tensor:
+    """Return one embedding `F D` per frame: the mean of an encoder's patch features `F N D`."""
     return patches.float().mean(1)
 
 
-def motion_amount(flow: Tensor, reference: Tensor) -> float:
-    """Mean length of the flow `F-1 2 H W` over the reference's: 0 is a still video, 1 moves as much."""
-    return (_mean_length(flow) / _mean_length(reference).clamp_min(LEAST_FLOW)).item()
+def measure_motion_amount(flow: Tensor, reference: Tensor) -> float:
+    """Return the mean length of the flow `F-1 2 H W` as a share of the reference's.
+
+    0 is a still video; at 1 the video moves as much as the reference.
+    """
+    return (_average_length(flow) / _average_length(reference).clamp_min(LEAST_FLOW)).item()
 
 
 def chain_tracks(flow: Tensor, grid: int, backward: Tensor | None = None) -> Tracks:
-    """Follow `grid` x `grid` points, even over frame 0, along the flow: p[t+1] = p[t] + flow[t](p[t]).
+    """Follow `grid` x `grid` points, spread evenly over frame 0, along the flow: p[t+1] = p[t] +
+    flow[t](p[t]).
 
-    `flow` `F-1 2 H W` in pixels, read bilinearly. A point is lost where it leaves the frame; with the
-    `backward` flow (frame t+1 to t, same shape) also where the way back misses the start by more than
-    1 px + 5 % of both lengths: something covered it.
+    `flow` is `F-1 2 H W` in pixels and is sampled bilinearly. A point is lost where it leaves the frame. With
+    the `backward` flow (frame t+1 to t, same shape) it is also lost where the way back misses the start by
+    more than 1 px + 5 % of both lengths, which means that something covered it. Raise ValueError for a grid
+    below 1.
     """
     height, width = flow.shape[-2:]
-    points = _even_points(grid, height, width).to(flow)
+    points = _spread_points(grid, height, width).to(flow)
     positions, visible = [points], [torch.ones(len(points), dtype=torch.bool, device=flow.device)]
     for step in range(len(flow)):
-        moved = points + _at(flow[step], points)
-        kept = visible[-1] & _inside(moved, height, width)
+        moved = points + _sample_flow(flow[step], points)
+        kept = visible[-1] & _is_inside(moved, height, width)
         if backward is not None:
-            kept = kept & _returns(moved - points, _at(backward[step], moved))
+            kept = kept & _is_consistent(moved - points, _sample_flow(backward[step], moved))
         points = moved
         positions.append(points)
         visible.append(kept)
     return Tracks(torch.stack(positions, 1), torch.stack(visible, 1))
 
 
-def motion_fidelity(tracks_a: Tensor, visible_a: Tensor, tracks_b: Tensor, visible_b: Tensor) -> float:
-    """Do two clips move alike? Mean over points of the best match in the other clip, both ways, [-100, 100].
+def measure_motion_fidelity(
+    tracks_a: Tensor, visible_a: Tensor, tracks_b: Tensor, visible_b: Tensor
+) -> float:
+    """Return how alike two clips move, in [-100, 100]: the mean over points of the best match in the other
+    clip.
 
     Tracks are `N F 2` and `M F 2` (any number of axes), visible `N F` and `M F`. Two points match by the mean
     dot product of their unit displacements over the steps in which both are visible (Yatim et al.,
-    "Space-Time Diffusion Features"). Steps in which neither moves 0.1 px are dropped; points that hardly move
-    at all are left out, else a still background decides; the best match is taken in both directions. A clip
-    in which nothing moves scores 0. ValueError for clips of different lengths.
+    "Space-Time Diffusion Features"). Steps in which neither moves 0.1 px are dropped. Points that hardly move
+    at all are left out; otherwise a still background would decide. Matches are taken from each clip to the
+    other. A clip in which nothing moves scores 0. Raise ValueError for clips of different lengths.
     """
     if tracks_a.shape[1] != tracks_b.shape[1]:
         raise ValueError(
             f"Motion fidelity compares clips of one length; got tracks of {tracks_a.shape[1]} and "
             f"{tracks_b.shape[1]} frames. Trim the longer clip."
         )
-    a, b = _moving_steps(tracks_a, visible_a), _moving_steps(tracks_b, visible_b)
-    similarity, shared = _similarities(a, b)
-    return 50 * (_mean_best(similarity, shared, a) + _mean_best(similarity.T, shared.T, b))
+    a, b = _select_moving_steps(tracks_a, visible_a), _select_moving_steps(tracks_b, visible_b)
+    similarity, shared = _compare_points(a, b)
+    return 50 * (_average_best_match(similarity, shared, a) + _average_best_match(similarity.T, shared.T, b))
 
 
-def motion_fidelity_axes(
+def measure_motion_fidelity_axes(
     tracks_a: Tensor, visible_a: Tensor, tracks_b: Tensor, visible_b: Tensor
 ) -> AxisFidelity:
-    """Motion fidelity of each axis by itself; arguments as `motion_fidelity`.
+    """Return the motion fidelity of each axis by itself; the arguments are those of
+    `measure_motion_fidelity`.
 
-    Over both axes the one that moves more hides the other: a straight walk then passes for a zigzag.
+    When both axes are measured together, the one that moves more hides the other: a straight walk then passes
+    for a zigzag.
     """
     x, y = (
-        motion_fidelity(tracks_a[..., axis : axis + 1], visible_a, tracks_b[..., axis : axis + 1], visible_b)
+        measure_motion_fidelity(
+            tracks_a[..., axis : axis + 1], visible_a, tracks_b[..., axis : axis + 1], visible_b
+        )
         for axis in (0, 1)
     )
     return AxisFidelity(x, y)
 
 
-class ClipEmbedder:
-    """CLIP's image and text embeddings, by transformers, from a folder on disk (say clip-vit-base-patch32).
-
-    Nothing is downloaded: ValueError when the folder holds no model.
-    """
-
-    def __init__(self, folder: str | Path):
-        # Here, not above: slow to import, and seldom asked for.
-        from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
-
-        if not Path(folder, "config.json").is_file():
-            raise ValueError(
-                f"No CLIP model in {str(folder)!r}: config.json is missing. Give a folder as transformers "
-                "saves it, with model.safetensors, preprocessor_config.json and the tokenizer's files."
-            )
-        self.model = CLIPModel.from_pretrained(folder, local_files_only=True).eval().requires_grad_(False)
-        self.processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
-        self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-
-    @torch.no_grad()
-    def frames(self, frames: Tensor) -> Tensor:
-        """Embeddings `F D` of frames `F 3 H W` in [0, 1]."""
-        images = list((frames.clamp(0, 1) * 255).round().to(torch.uint8).cpu())
-        pixels = self.processor(images=images, return_tensors="pt")["pixel_values"]
-        return _pooled(self.model.get_image_features(pixel_values=pixels))
-
-    @torch.no_grad()
-    def text(self, prompt: str) -> Tensor:
-        """Embedding `1 D` of a prompt; what goes beyond CLIP's 77 tokens is cut."""
-        length = self.model.config.text_config.max_position_embeddings
-        tokens = self.tokenizer([prompt], truncation=True, max_length=length, return_tensors="pt")
-        return _pooled(self.model.get_text_features(**tokens))
-
-
-def _pooled(output) -> Tensor:
-    return getattr(output, "pooler_output", output)  # a tensor before transformers 5, an output object since
-
-
-def _directions(embeddings: Tensor) -> Tensor:
+def _to_unit_vectors(embeddings: Tensor) -> Tensor:
     return F.normalize(embeddings.double(), dim=-1)
 
 
-def _mean_length(flow: Tensor) -> Tensor:
+def _average_length(flow: Tensor) -> Tensor:
     return flow.norm(dim=1).mean()
 
 
-def _even_points(grid: int, height: int, width: int) -> Tensor:
-    """Centers of `grid` x `grid` equal cells, `N 2` as (x, y), row by row."""
+def _spread_points(grid: int, height: int, width: int) -> Tensor:
+    """Return the centers `N 2` of `grid` x `grid` equal cells, as (x, y) in pixels, row by row."""
     if grid < 1:
         raise ValueError(f"Tracking needs a grid of at least 1 point per side, got {grid}.")
     cell = (torch.arange(grid) + 0.5) / grid
@@ -189,35 +163,38 @@ def _even_points(grid: int, height: int, width: int) -> Tensor:
     return rearrange([x, y], "xy i j -> (i j) xy")
 
 
-def _at(flow: Tensor, points: Tensor) -> Tensor:
-    """Bilinear values `N 2` of a flow `2 H W` at points `N 2`; outside the frame, those of its edge."""
+def _sample_flow(flow: Tensor, points: Tensor) -> Tensor:
+    """Sample a flow `2 H W` bilinearly at points `N 2`, as `N 2`; outside the frame, its edge counts."""
     height, width = flow.shape[-2:]
     size = points.new_tensor([max(width - 1, 1), max(height - 1, 1)])
-    where = (2 * points / size - 1).reshape(1, -1, 1, 2)
-    values = F.grid_sample(flow[None], where, padding_mode="border", align_corners=True)
+    positions = (2 * points / size - 1).reshape(1, -1, 1, 2)
+    values = F.grid_sample(flow[None], positions, padding_mode="border", align_corners=True)
     return rearrange(values, "1 xy n 1 -> n xy")
 
 
-def _inside(points: Tensor, height: int, width: int) -> Tensor:
+def _is_inside(points: Tensor, height: int, width: int) -> Tensor:
     x, y = points.unbind(-1)
     return (x >= -0.5) & (y >= -0.5) & (x <= width - 0.5) & (y <= height - 0.5)
 
 
-def _returns(forth: Tensor, back: Tensor) -> Tensor:
+def _is_consistent(forth: Tensor, back: Tensor) -> Tensor:
+    """Return for each point, `N` bool, whether the way forth and the way back `N 2` cancel each other."""
     return (forth + back).norm(dim=-1) <= 1 + 0.05 * (forth.norm(dim=-1) + back.norm(dim=-1))
 
 
 class _Steps(NamedTuple):
+    """Displacements of points from one frame to the next."""
+
     unit: Tensor
-    """`N T axes`: displacement of length 1; 0 where still or not visible."""
+    """Displacements of length 1, `N T axes`; 0 where a point is still or not visible."""
     visible: Tensor
-    """`N T`, 0 or 1: visible at both ends of the step."""
+    """Whether a point is visible at both ends of the step, `N T`, 0 or 1."""
     still: Tensor
-    """`N T`, 0 or 1: visible and below STILL."""
+    """Whether a point is visible and moves less than STILL, `N T`, 0 or 1."""
 
 
-def _moving_steps(tracks: Tensor, visible: Tensor) -> _Steps:
-    """Steps of the points that move STILL or more per visible step on average."""
+def _select_moving_steps(tracks: Tensor, visible: Tensor) -> _Steps:
+    """Return the steps of the points that move at least STILL per visible step on average."""
     seen = (visible[:, 1:] & visible[:, :-1]).double()
     delta = tracks.double().diff(dim=1)
     length = delta.norm(dim=-1)
@@ -227,19 +204,23 @@ def _moving_steps(tracks: Tensor, visible: Tensor) -> _Steps:
     return _Steps(unit[moving], seen[moving], still[moving])
 
 
-def _similarities(a: _Steps, b: _Steps) -> tuple[Tensor, Tensor]:
-    """Mean dot product `N M` over the steps that count, -inf without any; common visible steps `N M`."""
+def _compare_points(a: _Steps, b: _Steps) -> tuple[Tensor, Tensor]:
+    """Return the mean dot product `N M` over the steps that count, and the number `N M` of common visible
+    steps.
+
+    The mean is -inf for a pair without a step that counts.
+    """
     shared = a.visible @ b.visible.T
     counted = shared - a.still @ b.still.T
     dots = a.unit.flatten(1) @ b.unit.flatten(1).T
     return torch.where(counted > 0, dots / counted.clamp_min(1), -torch.inf), shared
 
 
-def _mean_best(similarity: Tensor, shared: Tensor, points: _Steps) -> float:
-    """Mean over points of the best match, 0 when there is none.
+def _average_best_match(similarity: Tensor, shared: Tensor, points: _Steps) -> float:
+    """Return the mean over points of the best match, 0 when there is none.
 
-    A match must share half of the point's visible steps: of many candidates that stay for a step or two, some
-    agree by luck.
+    A match must share half of the point's visible steps: among many candidates that stay for a step or two,
+    some agree by luck.
     """
     if similarity.numel() == 0:
         return 0.0

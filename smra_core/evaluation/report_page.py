@@ -1,4 +1,4 @@
-"""A report as one HTML page beside its pictures and videos: no scripts, nothing from elsewhere."""
+"""A report as one HTML page beside its pictures and videos, without scripts or anything from the network."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -28,16 +28,22 @@ th:first-child, td:first-child { text-align: left; } td.best { background: var(-
 
 
 class Picture(NamedTuple):
+    """A picture of the report, under a heading of its own."""
+
     title: str
     file: str
-    """Relative to the page."""
+    """Path of the picture, relative to the page."""
     caption: str
 
 
 class Video(NamedTuple):
+    """A video of the report, which plays in a loop."""
+
     title: str
     file: str
+    """Path of the video, relative to the page."""
     note: str
+    """Sentence that is shown under the title."""
 
 
 def write_report(
@@ -46,24 +52,28 @@ def write_report(
     introduction: Sequence[str],
     videos: Sequence[Video],
     metrics: Mapping[str, Mapping[str, float]],
-    explained: Mapping[str, str],
+    metric_help: Mapping[str, str],
     pictures: Sequence[Picture],
     files: Mapping[str, str],
 ) -> None:
-    """Write the page. `metrics` is arm -> name -> value, `explained` says what a name means, `files` is
-    label -> relative path.
+    """Write the page; all texts are escaped.
+
+    `metrics` holds the values as variant -> metric -> value; the largest value of each metric is highlighted.
+    `metric_help` explains each metric, and `files` holds downloads as label -> path relative to the page.
     """
     parts = [
         f"<h1>{escape(title)}</h1>",
         *(f"<p>{escape(text)}</p>" for text in introduction),
         "<h2>Videos</h2>",
-        f'<div class="videos">{"".join(map(_video, videos))}</div>',
-        "<h2>Figures</h2>",
-        _table(metrics),
-        "<dl>" + "".join(f"<dt>{escape(n)}</dt><dd>{escape(t)}</dd>" for n, t in explained.items()) + "</dl>",
-        *map(_picture, pictures),
+        f'<div class="videos">{"".join(map(_format_video, videos))}</div>',
+        "<h2>Metrics</h2>",
+        _format_table(metrics),
+        "<dl>"
+        + "".join(f"<dt>{escape(n)}</dt><dd>{escape(t)}</dd>" for n, t in metric_help.items())
+        + "</dl>",
+        *map(_format_picture, pictures),
         "<h2>Files</h2>",
-        "<ul>" + "".join(_link(label, file) for label, file in files.items()) + "</ul>",
+        "<ul>" + "".join(_format_link(label, file) for label, file in files.items()) + "</ul>",
     ]
     meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
     head = f"{meta}<title>{escape(title)}</title>"
@@ -74,14 +84,14 @@ def write_report(
         draft.write_text(f"{page}</body></html>\n", encoding="utf-8")
 
 
-def _video(video: Video) -> str:
+def _format_video(video: Video) -> str:
     return (
         f'<figure><video src="{escape(video.file)}" controls loop muted autoplay playsinline></video>'
         f"<figcaption><strong>{escape(video.title)}</strong><br>{escape(video.note)}</figcaption></figure>"
     )
 
 
-def _picture(picture: Picture) -> str:
+def _format_picture(picture: Picture) -> str:
     title = escape(picture.title)
     return (
         f'<h2>{title}</h2><figure><img src="{escape(picture.file)}" alt="{title}">'
@@ -89,23 +99,24 @@ def _picture(picture: Picture) -> str:
     )
 
 
-def _table(metrics: Mapping[str, Mapping[str, float]]) -> str:
+def _format_table(metrics: Mapping[str, Mapping[str, float]]) -> str:
     names = list(dict.fromkeys(name for values in metrics.values() for name in values))
     best = {name: max(values.get(name, float("-inf")) for values in metrics.values()) for name in names}
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
     rows = "".join(
-        f"<tr><td>{escape(arm)}</td>{''.join(_cell(values.get(name), best[name]) for name in names)}</tr>"
-        for arm, values in metrics.items()
+        f"<tr><td>{escape(variant)}</td>"
+        f"{''.join(_format_cell(values.get(name), best[name]) for name in names)}</tr>"
+        for variant, values in metrics.items()
     )
     return f'<div class="scroll"><table><tr><th></th>{head}</tr>{rows}</table></div>'
 
 
-def _cell(value: float | None, best: float) -> str:
+def _format_cell(value: float | None, best: float) -> str:
     if value is None:
         return "<td>–</td>"
     mark = ' class="best"' if value == best else ""
     return f"<td{mark}>{value:.3f}</td>"
 
 
-def _link(label: str, file: str) -> str:
+def _format_link(label: str, file: str) -> str:
     return f'<li><a href="{escape(file)}">{escape(label)}</a></li>'

@@ -6,6 +6,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
+from ..data.crop import to_uint8
 from ..data.video import write_video
 from .world.scenes import Scene, render
 from .world.sprite import Painted
@@ -57,7 +58,7 @@ def write_motion(folder: Path, motion: str = MOTION) -> Path:
 
 def _png(content: Tensor) -> Image.Image:
     """`3 H W` or `1 H W` in [0, 1]."""
-    values = (content * 255).round().byte().permute(1, 2, 0).numpy()
+    values = to_uint8(content).permute(1, 2, 0).numpy()
     return Image.fromarray(values if values.shape[-1] == 3 else values[..., 0])
 
 

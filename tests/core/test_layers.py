@@ -21,7 +21,12 @@ LAYERS = (
 """A package imports only from packages further up in this list; those of one layer do not import each other,
 but for `wan`, `__main__` and itself.
 """
-PAIRS_WITHIN_A_LAYER = {("__main__", "cli"), ("cli", "__init__"), ("training", "__init__")}
+PAIRS_WITHIN_A_LAYER = {
+    ("encoders", "data"),
+    ("__main__", "cli"),
+    ("cli", "__init__"),
+    ("training", "__init__"),
+}
 NOT_FOR_NODES = (
     "standalone", "cli", "miniature.demo", "miniature.bench", "miniature.recipe", "miniature.model_files",
 )  # fmt: skip

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from smra_core.data.crop import check_target, cover_box, crop_note, fit, to_pixels
+from smra_core.data.crop import check_target, cover_box, crop_note, fit, to_pixels, to_uint8
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,18 @@ def test_pixels_are_rows_of_rgb_between_zero_and_one():
     assert pixels.shape == (3, 2, 3) and pixels.dtype == torch.float32
     assert pixels[:, 1, 2].tolist() == pytest.approx([1.0, 0.2, 0.0])
     assert to_pixels(Image.new("L", (3, 2), 255)).shape == (1, 2, 3)
+
+
+def test_eight_bits_are_rounded_and_clamped():
+    pixels = torch.tensor([[-0.1, 0.0, 0.49 / 255, 0.51 / 255], [0.5, 254.4 / 255, 1.0, 1.2]])
+    eight_bit = to_uint8(pixels.requires_grad_())
+    assert eight_bit.dtype == torch.uint8
+    assert eight_bit.tolist() == [[0, 0, 0, 1], [128, 254, 255, 255]]  # 127.5 goes to the even neighbor
+
+
+def test_eight_bits_come_back_from_pixels_unchanged():
+    every_value = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16)
+    assert torch.equal(to_uint8(to_pixels(Image.fromarray(every_value[0].numpy()))), every_value)
 
 
 @pytest.mark.parametrize("size", [(0, 512), (512, -1), (512,)])

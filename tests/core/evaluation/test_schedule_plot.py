@@ -1,25 +1,57 @@
 import pytest
 
-from smra_core.evaluation.schedule_plot import BOTTOM, LEFT, RIGHT, SIZE, TOP, schedule_picture
+from smra_core.evaluation.schedule_plot import (
+    MOTION_COLOR,
+    SIZE,
+    SUBJECT_COLOR,
+    SWITCH_COLOR,
+    choose_axes,
+    schedule_picture,
+)
 from smra_core.lora.schedule import Strengths, StrengthSchedule, TPoint
 
 T_POINT = TPoint(0.7)
 TENTHS = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0]
 
 
+def rgb_of(color):
+    return tuple(bytes.fromhex(color[1:]))
+
+
+def mean_row(image, axes, color, step):
+    """Mean of the rows in which a color is seen over a step, below the legend."""
+    x = round(axes.find_pixel((step, 0))[0])
+    top, bottom = (round(axes.find_pixel((0, bound))[1]) for bound in reversed(axes.y))
+    rows = [y for y in range(top, bottom + 1) if image.getpixel((x, y)) == rgb_of(color)]
+    return sum(rows) / len(rows)
+
+
 def test_the_picture_steps_up_at_the_switch():
     schedule = StrengthSchedule(0.7, subject=Strengths(0.2, 0.6))
-    image = schedule_picture(schedule, T_POINT, TENTHS)
+    image, axes = schedule_picture(schedule, T_POINT, TENTHS), choose_axes(schedule, 10)
     assert image.size == SIZE
+    for step, strength in ((1.5, 0.2), (4.5, 0.6)):
+        row = axes.find_pixel((step, strength))[1]
+        assert mean_row(image, axes, SUBJECT_COLOR, step) == pytest.approx(row, abs=2)
 
-    def subject_heights(step):
-        """Rows in which the subject's orange is seen over a step."""
-        x = round(LEFT + (RIGHT - LEFT) * step / 10)
-        reds = [y for y in range(TOP, BOTTOM) if image.getpixel((x, y)) == (0xC2, 0x41, 0x0C)]
-        return sum(reds) / len(reds)
 
-    def row(strength):
-        return BOTTOM - (BOTTOM - TOP) * strength
+def test_the_motion_strength_lies_at_its_height_through_the_whole_run():
+    schedule = StrengthSchedule(0.7, subject=Strengths(0.2, 0.6), motion=Strengths.constant(0.8))
+    image, axes = schedule_picture(schedule, T_POINT, TENTHS), choose_axes(schedule, 10)
+    for step in (1.5, 8.5):
+        row = axes.find_pixel((step, 0.8))[1]
+        assert mean_row(image, axes, MOTION_COLOR, step) == pytest.approx(row, abs=2)
 
-    assert subject_heights(1.5) == pytest.approx(row(0.2), abs=2)
-    assert subject_heights(4.5) == pytest.approx(row(0.6), abs=2)
+
+def test_the_switch_is_a_vertical_line_at_its_step():
+    schedule = StrengthSchedule(0.7, subject=Strengths(0.2, 0.6))
+    image, axes = schedule_picture(schedule, T_POINT, TENTHS), choose_axes(schedule, 10)
+    height = round(axes.find_pixel((0, 0.8))[1])  # above the subject's strengths
+    columns = [x for x in range(SIZE[0]) if image.getpixel((x, height)) == rgb_of(SWITCH_COLOR)]
+    assert columns and sum(columns) / len(columns) == pytest.approx(axes.find_pixel((3, 0))[0], abs=1.5)
+
+
+def test_the_axis_holds_zero_one_and_every_strength():
+    subject = Strengths(-0.5, 1.6)
+    assert choose_axes(StrengthSchedule(0.7, subject=subject), 10).y == (-0.5, 1.6)
+    assert choose_axes(StrengthSchedule(0.7, subject=Strengths(0.2, 0.6)), 10).y == (0, 1)

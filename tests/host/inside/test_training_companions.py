@@ -61,9 +61,9 @@ def test_flow_pictures_show_direction_and_speed(folders, nodes, tmp_path):
 def test_colors_share_one_scale():
     flow = torch.zeros(2, 2, 40, 40)
     flow[0, 0], flow[1, 0] = 4.0, 1.0  # right, fast and slow
-    fast, slow = pack("nodes.preview_flow").colored(flow)
-    assert torch.allclose(fast[:, 0, 0], torch.tensor([1.0, 0.0, 0.0]), atol=1e-6)
-    assert torch.allclose(slow[:, 0, 0], torch.tensor([1.0, 0.75, 0.75]))
+    fast, slow = pack("nodes.preview_flow").color_clip(flow)
+    assert torch.allclose(fast[:, 0, 0], torch.tensor([1.0, 0.0, 0.0]), atol=1 / 255)
+    assert torch.allclose(slow[:, 0, 0], torch.tensor([1.0, 0.75, 0.75]), atol=1 / 255)
 
 
 def test_masks_come_with_a_picture_to_check_them_by(folders, nodes, monkeypatch):
