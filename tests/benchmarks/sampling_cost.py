@@ -89,8 +89,8 @@ def swap_seconds() -> tuple[float, int, int]:
     holder = torch.nn.Module()
     with torch.device("meta"):
         holder.diffusion_model = WanModel(
-            model_type="t2v", dim=random_wan.DIM, ffn_dim=random_wan.FFN, num_heads=12, num_layers=BLOCKS_OF_1_3B,
-            text_dim=random_wan.TEXT_DIM, operations=comfy.ops.disable_weight_init,
+            model_type="t2v", dim=random_wan.DIM, ffn_dim=random_wan.FFN, num_heads=12,
+            num_layers=BLOCKS_OF_1_3B, text_dim=random_wan.TEXT_DIM, operations=comfy.ops.disable_weight_init,
         )  # fmt: skip
     lora = pairs("subject")
     swap = CallTimeSwap([ScheduledLora(lora, SWITCHED)], lambda _: TPoint(0.7))
