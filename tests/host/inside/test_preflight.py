@@ -141,7 +141,7 @@ def test_every_node_fits_a_screen():
 
 def execute_with_defaults(kind, **changes):
     values = {name: item.default for name, item in widgets_of(kind).items()}
-    return pack("nodes").NODE_CLASS_MAPPINGS[kind].execute(**(values | changes))[0]
+    return pack("nodes").NODE_CLASS_MAPPINGS[kind].execute(**(values | changes)).args[0]
 
 
 def test_options_nodes_at_their_defaults_are_what_an_open_input_stands_for():
