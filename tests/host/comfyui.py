@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -56,7 +57,8 @@ def _python(root: Path) -> Path:
 
 def find_missing_requirements(host: Host) -> str:
     """Return a sentence with the command that installs what the host lacks; empty if it lacks nothing."""
-    names = [line.partition(">")[0].replace("-", "_") for line in REQUIREMENTS.read_text().split()]
+    lines = [line.strip() for line in REQUIREMENTS.read_text("utf-8").splitlines()]
+    names = [re.split(r"[^\w.-]", line)[0].replace("-", "_") for line in lines if line and line[0] != "#"]
     script = f"from importlib.util import find_spec; print([n for n in {names} if find_spec(n) is None])"
     done = subprocess.run([host.python, "-c", script], cwd=host.root, capture_output=True, text=True)
     if done.returncode == 0 and done.stdout.strip() == "[]":

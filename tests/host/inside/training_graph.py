@@ -43,7 +43,9 @@ def fold_options(nodes, values):
     for kind in ("TrainingOptions", "LossOptions"):
         node = nodes[f"SMRA{kind}"]
         given = {name: values.pop(name, value) for name, value in defaults(node).items()}
-        values["training_options" if kind == "TrainingOptions" else "loss_options"] = node.execute(**given).args[0]
+        values["training_options" if kind == "TrainingOptions" else "loss_options"] = node.execute(
+            **given
+        ).args[0]
     return values
 
 
