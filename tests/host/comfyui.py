@@ -59,12 +59,12 @@ def find_missing_requirements(host: Host) -> str:
     """Return a sentence with the command that installs what the host lacks; empty if it lacks nothing."""
     lines = [line.strip() for line in REQUIREMENTS.read_text("utf-8").splitlines()]
     names = [re.split(r"[^\w.-]", line)[0].replace("-", "_") for line in lines if line and line[0] != "#"]
-    script = f"from importlib.util import find_spec; print([n for n in {names} if find_spec(n) is None])"
+    script = f"from importlib.util import find_spec; print(*[n for n in {names} if find_spec(n) is None])"
     done = subprocess.run([host.python, "-c", script], cwd=host.root, capture_output=True, text=True)
-    if done.returncode == 0 and done.stdout.strip() == "[]":
+    if done.returncode == 0 and not done.stdout.strip():
         return ""
-    lacks = done.stdout.strip() or done.stderr.strip().splitlines()[-1]
-    return f"ComfyUI's Python lacks {lacks}. Install them: {host.python} -m pip install -r {REQUIREMENTS}"
+    missing = ", ".join(done.stdout.split()) or done.stderr.strip().splitlines()[-1]
+    return f"ComfyUI's Python lacks {missing}. Install: {host.python} -m pip install -r {REQUIREMENTS}"
 
 
 @dataclass(frozen=True)

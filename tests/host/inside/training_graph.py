@@ -40,12 +40,10 @@ def defaults(node):
 def fold_options(nodes, values):
     """Put the values that belong to the two options nodes through those nodes."""
     values = dict(values)
-    for kind in ("TrainingOptions", "LossOptions"):
-        node = nodes[f"SMRA{kind}"]
-        given = {name: values.pop(name, value) for name, value in defaults(node).items()}
-        values["training_options" if kind == "TrainingOptions" else "loss_options"] = node.execute(
-            **given
-        ).args[0]
+    for name, kind in (("training_options", "SMRATrainingOptions"), ("loss_options", "SMRALossOptions")):
+        node = nodes[kind]
+        given = {key: values.pop(key, value) for key, value in defaults(node).items()}
+        values[name] = node.execute(**given).args[0]
     return values
 
 
