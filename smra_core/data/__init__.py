@@ -1,1 +1,1 @@
-"""The artist's pictures, masks, clips and captions, cropped to the training size."""
+"""Read the user's pictures, masks, clips and captions, and crop them to the training size."""

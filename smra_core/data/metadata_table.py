@@ -1,4 +1,6 @@
-"""The files and captions of a data set: metadata.csv, caption files, and which paths may be followed."""
+"""Read the files and captions of a data set from metadata.csv or caption files, never from outside its
+folder.
+"""
 
 import csv
 import io
@@ -8,49 +10,53 @@ from typing import NamedTuple
 
 TABLE_NAME = "metadata.csv"
 PICTURE_COLUMNS = ("image", "file_name", "video")
-"""Columns that may name a picture, best first; the authors' subject tables call it `video`."""
+"""Columns that may name a picture, most specific first; the authors' subject tables call it `video`."""
 VIDEO_COLUMNS = ("video", "file_name")
 MASK_COLUMNS = ("mask",)
 CAPTION_COLUMNS = ("prompt", "caption", "text")
 
 
 class Row(NamedTuple):
-    """One line of a table."""
+    """One row of a table."""
 
     table: Path
     line: int
+    """Line number in the file, from 1."""
     cells: dict[str, str]
+    """Cell text by column name, in lower case, with single spaces."""
 
-    def first(self, columns: tuple[str, ...]) -> str:
-        """The first of these columns that is filled in; an empty string when none is."""
+    def get_cell(self, columns: tuple[str, ...]) -> str:
+        """Return the text of the first of these columns that is filled in; an empty string when none is."""
         return next((self.cells[column] for column in columns if self.cells.get(column)), "")
 
-    def file(self, columns: tuple[str, ...]) -> Path | None:
-        """The file that these columns name, None when they are empty; ValueError as `file_inside`."""
-        name = self.first(columns)
-        return file_inside(self.table.parent, name, f"{self.table}, line {self.line}") if name else None
+    def find_file(self, columns: tuple[str, ...]) -> Path | None:
+        """Return the file that these columns name, None when they are empty.
 
-    def names(self, columns: tuple[str, ...], file: Path) -> bool:
-        """Whether these columns name that file."""
+        Raises ValueError as `find_file_inside` does.
+        """
+        name = self.get_cell(columns)
+        return find_file_inside(self.table.parent, name, f"{self.table}, line {self.line}") if name else None
+
+    def is_about(self, columns: tuple[str, ...], file: Path) -> bool:
+        """Return whether these columns name that file."""
         return any(
-            _real(path) == file.resolve() for path in _meanings(self.table.parent, self.first(columns))
+            _resolve_file(path) == file.resolve()
+            for path in _list_candidates(self.table.parent, self.get_cell(columns))
         )
 
 
-def table_of(path: Path) -> Path | None:
-    """The table meant by a path: the csv file itself, or the folder's metadata.csv; None when there is
-    none.
-    """
+def find_table(path: Path) -> Path | None:
+    """Return the table at a path: the csv file itself, or the folder's metadata.csv; None without a table."""
     if path.is_file():
         return path if path.suffix.lower() == ".csv" else None
     table = path / TABLE_NAME
-    return file_inside(path, TABLE_NAME, str(path)) if table.is_file() else None
+    return find_file_inside(path, TABLE_NAME, str(path)) if table.is_file() else None
 
 
 def read_table(table: Path, columns: tuple[str, ...]) -> list[Row]:
-    """Rows of a comma-separated table whose header, in any case, has one of the columns.
+    """Read the rows of a comma-separated table that has at least one of the columns, in upper or lower case.
 
-    ValueError when the file is not UTF-8, not a table, or lacks all the columns.
+    Raises ValueError when the file is not UTF-8, is not a table, or has none of the columns.
     """
     try:
         reader = csv.reader(io.StringIO(_read_utf8(table), newline=""), strict=True)
@@ -63,16 +69,16 @@ def read_table(table: Path, columns: tuple[str, ...]) -> list[Row]:
     repeated = {name for name in header if name and header.count(name) > 1}
     if repeated or not set(columns) & set(header):
         raise ValueError(
-            f"{table} has the columns {header}; it needs one of {list(columns)}, each column once, "
-            "separated by commas."
+            f"{table} has the columns {header}; it needs at least one of {list(columns)}, each "
+            "column once, separated by commas."
         )
-    rows = [_row(table, line, header, cells) for line, cells in lines[1:] if any(cells)]
+    rows = [_build_row(table, line, header, cells) for line, cells in lines[1:] if any(cells)]
     if not rows:
-        raise ValueError(f"{table} has a header and no rows. Add one line per file.")
+        raise ValueError(f"{table} has a header and no rows. Add one row per file.")
     return rows
 
 
-def _row(table: Path, line: int, header: list[str], cells: list[str]) -> Row:
+def _build_row(table: Path, line: int, header: list[str], cells: list[str]) -> Row:
     if len(cells) > len(header):
         raise ValueError(
             f"{table}, line {line} has {len(cells)} cells under {len(header)} columns. Put quotes around "
@@ -81,51 +87,52 @@ def _row(table: Path, line: int, header: list[str], cells: list[str]) -> Row:
     return Row(table, line, {name: " ".join(cell.split()) for name, cell in zip(header, cells, strict=False)})
 
 
-def file_inside(folder: Path, name: str, source: str) -> Path:
-    """The file that a data set in `folder` calls `name`, relative to the folder or to its parent.
+def find_file_inside(folder: Path, name: str, source: str) -> Path:
+    """Return the file that a data set in `folder` calls `name`, relative to the folder or to its parent.
 
-    The second is how the authors' motion tables are written. Either way the file must lie in the folder,
-    links followed. ValueError, saying that `source` named it, when it is absent or elsewhere.
+    The authors' motion tables give paths relative to the parent. In both cases the file must lie in the
+    folder after links are followed. Raises ValueError, with `source` as the place that names the file, when
+    the file is absent or lies elsewhere.
     """
     if PureWindowsPath(name).anchor:
         raise ValueError(f"{source} names {name!r}, an absolute path. Write it relative to {folder}.")
-    found = [(path, real) for path in _meanings(folder, name) if (real := _real(path))]
-    for path, real in found:
+    existing = [(path, real) for path in _list_candidates(folder, name) if (real := _resolve_file(path))]
+    for path, real in existing:
         if real.is_relative_to(folder.resolve()):
-            return path  # not the real path: a link has the name that captions and masks go by
-    if found:
+            return path  # not the real path: captions and masks are found by the name of the link
+    if existing:
         raise ValueError(
-            f"{source} names {name!r}, which leads out of {folder}. Put the file into the folder."
+            f"{source} names {name!r}, which leads out of {folder}. Put the file itself into the folder."
         )
     raise ValueError(
-        f"{source} names {name!r}, and there is no such file in {folder}. Add it or mend the name."
+        f"{source} names {name!r}, and there is no such file in {folder}. Add the file or correct the name."
     )
 
 
-def _meanings(folder: Path, name: str) -> list[Path]:
+def _list_candidates(folder: Path, name: str) -> list[Path]:
     home = Path(os.path.abspath(folder))
-    written = name.replace("\\", "/")  # tables made on Windows
-    return [home / written, home.parent / written]
+    relative = name.replace("\\", "/")  # tables made on Windows
+    return [home / relative, home.parent / relative]
 
 
-def _real(path: Path) -> Path | None:
-    """The file with links followed; None when there is none or the name cannot be one."""
+def _resolve_file(path: Path) -> Path | None:
+    """Return the file with links followed; None when it does not exist or its name is not valid."""
     try:
         real = path.resolve()
         return real if real.is_file() else None
-    except (OSError, RuntimeError, ValueError):  # too long, a loop of links, a NUL or a lone surrogate
+    except (OSError, RuntimeError, ValueError):  # name too long, loop of links, NUL or lone surrogate
         return None
 
 
-def caption_beside(folder: Path, file: Path) -> str:
-    """Caption in the .txt file with the same stem, on one line; an empty string when there is none.
+def read_caption_beside(folder: Path, file: Path) -> str:
+    """Return the caption in the .txt file of the same stem, on one line; an empty string without such a file.
 
-    ValueError when the caption file is not UTF-8 or leads out of the folder.
+    Raises ValueError when the caption file is not UTF-8 or leads out of the folder.
     """
     text = file.with_suffix(".txt")
     if not text.is_file():
         return ""
-    inside = file_inside(folder, os.path.relpath(text, folder), str(folder))
+    inside = find_file_inside(folder, os.path.relpath(text, folder), str(folder))
     return " ".join(_read_utf8(inside).split())
 
 

@@ -1,4 +1,4 @@
-"""The reference clip of one motion, with its caption: a video file, its folder, or a metadata.csv."""
+"""Read the reference clip of one motion and its caption from a video file, a folder, or a metadata.csv."""
 
 import os
 from pathlib import Path
@@ -12,15 +12,15 @@ from .metadata_table import (
     CAPTION_COLUMNS,
     VIDEO_COLUMNS,
     Row,
-    caption_beside,
-    file_inside,
+    find_file_inside,
+    find_table,
+    read_caption_beside,
     read_table,
-    table_of,
 )
 from .video import VIDEO_SUFFIXES, read_video, trim_video
 
 FEWEST_FRAMES = 5
-"""Two latents: the least that has motion."""
+"""Frames of two latents, the shortest clip that has motion."""
 
 
 class MotionClip(NamedTuple):
@@ -33,7 +33,7 @@ class MotionClip(NamedTuple):
     caption: str
     fps: float
     notes: list[str]
-    """What was cropped, trimmed, left out or assumed, one sentence each, with the file's name."""
+    """Notes on what was cropped, trimmed, left out or assumed; each begins with the file's name."""
 
 
 def read_motion_clip(
@@ -44,20 +44,22 @@ def read_motion_clip(
     stride: int = 1,
     caption: str | None = None,
 ) -> MotionClip:
-    """Read the first `frames` frames from number `start`, every `stride`-th, covering `size` (width, height).
+    """Read `frames` frames from number `start`, every `stride`-th, resized to cover `size` (width, height).
 
-    A folder means the first row of its metadata.csv, else its first video. A shorter clip is trimmed to 4n+1
-    with a note. The caption is `caption`, else the table's, else `<stem>.txt`, else a row about this file in
-    a metadata.csv beside it or one folder up. ValueError, naming the file, when it cannot be read, leads out
-    of its folder, has fewer than 5 frames, or no caption is found.
+    A folder stands for the first row of its metadata.csv, or for its first video when it has no table. A
+    shorter clip is trimmed to 4n+1 frames with a note. The caption is `caption`, else the table's, else
+    `<stem>.txt`, else a row about this file in a metadata.csv beside it or one folder up. Raises ValueError,
+    naming the file, when it cannot be read, leads out of its folder, has fewer than 5 frames, or has no
+    caption.
     """
     if frames < FEWEST_FRAMES:
         raise ValueError(
-            f"A motion needs at least {FEWEST_FRAMES} frames, got {frames}. The paper's clips have 49."
+            f"A motion needs at least {FEWEST_FRAMES} frames, got {frames}. Ask for more; the paper's clips "
+            "have 49."
         )
     latent_frames(frames)
-    file, row, notes = _chosen(Path(path))
-    words = (caption or "").strip() or (row and row.first(CAPTION_COLUMNS)) or _found_caption(file)
+    file, row, notes = _choose_video(Path(path))
+    text = (caption or "").strip() or (row and row.get_cell(CAPTION_COLUMNS)) or _find_caption(file)
     video = read_video(file, size, frames, start, stride)
     if len(video.frames) < FEWEST_FRAMES:
         raise ValueError(
@@ -66,33 +68,33 @@ def read_motion_clip(
         )
     video = trim_video(video, frames)
     notes += [f"{file.name}: {note}" for note in video.notes]
-    return MotionClip(file.stem, file, video.frames, words, video.fps, notes)
+    return MotionClip(file.stem, file, video.frames, text, video.fps, notes)
 
 
-def _chosen(path: Path) -> tuple[Path, Row | None, list[str]]:
-    """The video that a path means, its row in a table, and what was passed over."""
-    table = table_of(path)
+def _choose_video(path: Path) -> tuple[Path, Row | None, list[str]]:
+    """Return the video at a path, its row in a table, and notes on the videos that are not used."""
+    table = find_table(path)
     if table:
-        return _chosen_row(table)
+        return _choose_first_row(table)
     if path.is_dir():
-        return _chosen_file(path)
+        return _choose_first_video(path)
     if not path.is_file():
         raise ValueError(f"{path} does not exist. Give a video file, a folder with one, or a metadata.csv.")
     return path, None, []
 
 
-def _chosen_row(table: Path) -> tuple[Path, Row, list[str]]:
+def _choose_first_row(table: Path) -> tuple[Path, Row, list[str]]:
     row, *others = read_table(table, VIDEO_COLUMNS)
-    file = row.file(VIDEO_COLUMNS)
+    file = row.find_file(VIDEO_COLUMNS)
     if file is None:
-        raise ValueError(f"{table}, line {row.line} names no video. Fill in its cell or delete the line.")
-    skipped = [
-        f"{table.name}, line {other.line}: {other.first(VIDEO_COLUMNS)} is not used" for other in others
+        raise ValueError(f"{table}, line {row.line} names no video. Fill in its cell or delete the row.")
+    notes = [
+        f"{table.name}, line {other.line}: {other.get_cell(VIDEO_COLUMNS)} is not used" for other in others
     ]
-    return file, row, skipped
+    return file, row, notes
 
 
-def _chosen_file(folder: Path) -> tuple[Path, None, list[str]]:
+def _choose_first_video(folder: Path) -> tuple[Path, None, list[str]]:
     names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     videos = [name for name in names if Path(name).suffix.lower() in VIDEO_SUFFIXES]
     if not videos:
@@ -100,20 +102,20 @@ def _chosen_file(folder: Path) -> tuple[Path, None, list[str]]:
             f"{folder} holds no video ({', '.join(VIDEO_SUFFIXES)}) and no metadata.csv; seen: {names[:8]}. "
             "Give the folder of one motion, or the video file."
         )
-    skipped = [f"{name}: not used, the first video is" for name in videos[1:]]
-    return file_inside(folder, videos[0], str(folder)), None, skipped
+    notes = [f"{name}: not used, the first video is" for name in videos[1:]]
+    return find_file_inside(folder, videos[0], str(folder)), None, notes
 
 
-def _found_caption(file: Path) -> str:
-    beside = caption_beside(file.parent, file)
-    if beside:
-        return beside
+def _find_caption(file: Path) -> str:
+    caption = read_caption_beside(file.parent, file)
+    if caption:
+        return caption
     for folder in (file.parent, file.parent.parent):
-        table = table_of(folder)
+        table = find_table(folder)
         rows = read_table(table, VIDEO_COLUMNS) if table else []
         for row in rows:
-            if row.names(VIDEO_COLUMNS, file) and row.first(CAPTION_COLUMNS):
-                return row.first(CAPTION_COLUMNS)
+            if row.is_about(VIDEO_COLUMNS, file) and row.get_cell(CAPTION_COLUMNS):
+                return row.get_cell(CAPTION_COLUMNS)
     raise ValueError(
         f"{file} has no caption. Give one, such as 'a person is vvt walking', or write it into "
         f"{file.with_suffix('.txt').name} or the prompt column of a metadata.csv beside the video."

@@ -1,4 +1,4 @@
-"""Video files in and out, one frame at a time."""
+"""Read and write video files, one frame at a time."""
 
 import os
 from fractions import Fraction
@@ -16,27 +16,31 @@ from ..wan.spec import trim_frames
 from .crop import Size, check_target, cover_box, crop_note, fit, to_uint8
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
-# Decoders go by content, not by name: a playlist called .mp4 could make them open other files and addresses.
+# FFmpeg detects the format from the content: a playlist called .mp4 could make it open other files or URLs.
 _SAFE_INPUT = {"format_whitelist": "mov,mp4,matroska,webm,avi", "protocol_whitelist": "file"}
 _DEFAULT_FPS = 16.0
-"""WAN 2.1's own rate, for files that do not say theirs."""
+"""Frame rate of WAN 2.1, assumed for files that do not give theirs."""
 _JITTER = 1.5
-"""Longest over shortest frame time above which a rate counts as variable; rounded timestamps stay below."""
+"""Ratio of longest to shortest frame time above which the rate counts as variable; rounding stays below."""
 
 
 class Video(NamedTuple):
+    """Frames of a video file."""
+
     frames: Tensor
     """`F 3 H W`, RGB in [0, 1]."""
     fps: float
-    """Of the frames returned: the file's rate divided by the stride."""
+    """Frame rate of the returned frames: the file's rate divided by the stride."""
     notes: list[str]
+    """Notes on what was cropped, trimmed or assumed."""
 
 
 def read_video(path: Path, size: Size, frames: int, start: int = 0, stride: int = 1) -> Video:
-    """Up to `frames` frames from number `start`, every `stride`-th, covering `size`, cropped at the center.
+    """Read up to `frames` frames from number `start`, every `stride`-th, resized to cover `size` and cropped.
 
-    Frames are taken as stored, whatever their times; the file's rotation and pixel shape are honored. Only
-    frames of the wanted size are held in memory. ValueError, with the path, when no frame can be read.
+    Frames are used as stored, whatever their timestamps; the file's rotation and pixel aspect ratio are
+    applied. Only frames of the wanted size are held in memory. Raises ValueError, with the path, when no
+    frame can be read.
     """
     import av
     from av.error import FFmpegError
@@ -67,10 +71,10 @@ def _read_stream(path: Path, container, size: Size, wanted: range) -> Video:
         for seen, frame in enumerate(container.decode(stream), 1):
             times.append(frame.time)
             if seen - 1 in wanted:
-                pictures.append(_framed(frame, stream, size, notes))
+                pictures.append(_crop_frame(frame, stream, size, notes))
             if seen > wanted[-1]:
                 break
-    except FFmpegError as error:  # what came before the damage may be enough
+    except FFmpegError as error:  # the frames before the damage may be enough
         notes.append(f"the file is damaged after frame {seen} ({error})")
     if not pictures:
         raise ValueError(
@@ -79,12 +83,12 @@ def _read_stream(path: Path, container, size: Size, wanted: range) -> Video:
         )
     unused = stream.frames - seen
     notes += [f"{unused} frames after number {seen - 1} are not used"] if unused > 0 else []
-    notes += _uneven(times)
-    return Video(_stacked(pictures), _rate(stream, wanted.step, notes), notes)
+    notes += _note_uneven_times(times)
+    return Video(_stack_frames(pictures), _get_frame_rate(stream, wanted.step, notes), notes)
 
 
-def _framed(frame, stream, size: Size, notes: list[str]) -> np.ndarray:
-    """One decoded frame, upright, at the wanted size: `H W 3`, 8 bits."""
+def _crop_frame(frame, stream, size: Size, notes: list[str]) -> np.ndarray:
+    """Turn a decoded frame upright, crop it and resize it; returns `H W 3`, uint8."""
     image = frame.to_image()
     aspect = float(stream.sample_aspect_ratio or 1)
     quarter_turns = round(getattr(frame, "rotation", 0) / 90) % 4
@@ -98,20 +102,20 @@ def _framed(frame, stream, size: Size, notes: list[str]) -> np.ndarray:
     return np.asarray(fit(image, size, box))
 
 
-def _stacked(pictures: list[np.ndarray]) -> Tensor:
+def _stack_frames(pictures: list[np.ndarray]) -> Tensor:
     return rearrange(torch.from_numpy(np.stack(pictures)), "f h w c -> f c h w").float().div_(255)
 
 
-def _uneven(times: list[float | None]) -> list[str]:
+def _note_uneven_times(times: list[float | None]) -> list[str]:
     known = [time for time in times if time is not None]
     gaps = [later - earlier for earlier, later in zip(known, known[1:], strict=False) if later > earlier]
     if not gaps or max(gaps) <= _JITTER * min(gaps):
         return []
     apart = f"{1000 * min(gaps):.0f} to {1000 * max(gaps):.0f} ms apart"
-    return [f"variable frame rate: frames are {apart} and taken as stored"]
+    return [f"variable frame rate: frames are {apart} and used as stored"]
 
 
-def _rate(stream, stride: int, notes: list[str]) -> float:
+def _get_frame_rate(stream, stride: int, notes: list[str]) -> float:
     rate = stream.average_rate or stream.guessed_rate
     if not rate:
         notes.append(f"the file does not say its frame rate; {_DEFAULT_FPS:g} fps is assumed")
@@ -119,7 +123,7 @@ def _rate(stream, stride: int, notes: list[str]) -> float:
 
 
 def trim_video(video: Video, wanted: int) -> Video:
-    """The video cut to the most frames of the form 4n+1, noting what is cut when it has fewer than wanted."""
+    """Trim a video to the largest 4n+1 frames, with a note when it has fewer frames than wanted."""
     have = len(video.frames)
     keep = trim_frames(have)
     if have >= wanted and keep == have:
@@ -129,9 +133,10 @@ def trim_video(video: Video, wanted: int) -> Video:
 
 
 def write_video(path: str | os.PathLike, frames: Tensor, fps: float) -> None:
-    """Write `F 3 H W` in [0, 1] as an mp4 file, H.264 (else MPEG-4 part 2), 8-bit 4:2:0; never half-written.
+    """Write `F 3 H W` in [0, 1] to an mp4 file, H.264 (else MPEG-4 part 2), 8-bit 4:2:0, atomically.
 
-    ValueError for odd sides (4:2:0 stores color per 2x2 pixels), another layout, or values far from [0, 1].
+    Raises ValueError for odd sides (4:2:0 stores color per 2x2 pixels), another layout, or values far from
+    [0, 1].
     """
     import av
 
@@ -144,12 +149,12 @@ def write_video(path: str | os.PathLike, frames: Tensor, fps: float) -> None:
             stream.pix_fmt = "yuv420p"
             stream.options = {"crf": "17"} if codec == "libx264" else {"qscale": "3"}
             for picture in frames:
-                image = av.VideoFrame.from_ndarray(_bytes_of(picture), format="rgb24")
+                image = av.VideoFrame.from_ndarray(_to_array(picture), format="rgb24")
                 container.mux(stream.encode(image))
             container.mux(stream.encode())
 
 
-def _bytes_of(picture: Tensor) -> np.ndarray:
+def _to_array(picture: Tensor) -> np.ndarray:
     return np.ascontiguousarray(rearrange(to_uint8(picture), "c h w -> h w c").cpu().numpy())
 
 

@@ -1,4 +1,4 @@
-"""LoRA pairs, and how they are put onto a frozen model and taken off again without a trace."""
+"""LoRA pairs, and context managers that add them to a frozen model and remove them without a trace."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,15 +13,16 @@ from .plan import SparsePlan
 
 
 class LoraPair(nn.Module):
-    """Two low-rank factors of one linear: `delta(x) = scale * B (A x)`, with float32 master weights."""
+    """Two low-rank factors of one linear: `y = scale * B (A x)`, with float32 master weights."""
 
     def __init__(self, a: Tensor, b: Tensor, scale: float = 1.0):
-        """`a` is (rank, in_features), `b` is (out_features, rank); scale is alpha / rank."""
+        """Take the factors `a` (rank, in_features) and `b` (out_features, rank); scale is alpha / rank."""
         super().__init__()
         self.a, self.b, self.scale = nn.Parameter(a), nn.Parameter(b), scale
 
     @property
     def rank(self) -> int:
+        """Rank of the pair."""
         return self.a.shape[0]
 
     @property
@@ -30,6 +31,7 @@ class LoraPair(nn.Module):
         return self.b.shape[0], self.a.shape[1]
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the change `... out` of the linear's output for its input `... in`, at strength 1."""
         # The factors are cast, not x: a float32 copy of x per linear would be kept for backward.
         return F.linear(F.linear(x, self.a.to(x.dtype)), self.b.to(x.dtype)) * self.scale
 
@@ -39,13 +41,13 @@ class LoraPair(nn.Module):
 
 
 Lora = dict[str, LoraPair]
-"""Pairs by native linear name."""
+"""LoRA pairs by native linear name."""
 
 
 def init_lora(spec: WanSpec, plan: SparsePlan, rank: int, generator: torch.Generator) -> Lora:
     """Create pairs for the plan's linears: A kaiming-uniform(sqrt 5), B zero, alpha = rank (as the release).
 
-    The numbers depend on the generator alone, not on global random state.
+    The values depend on the generator alone, not on global random state.
     """
     return {
         name: _init_pair(spec.linear_shape(name), rank, generator)
@@ -60,18 +62,21 @@ def _init_pair(shape: tuple[int, int], rank: int, generator: torch.Generator) ->
 
 
 def restrict(lora: Lora, plan: SparsePlan | None, source: str = "The LoRA") -> Lora:
-    """Return the pairs that a plan includes, all of them without a plan; ValueError when nothing is left."""
+    """Return the pairs that a plan includes, or all without a plan; raise ValueError when none is left.
+
+    `source` is the name of the LoRA in the message.
+    """
     if plan is None:
         return lora
-    kept = {name: lora[name] for name in plan.select(lora)}
-    if not kept:
+    included = {name: lora[name] for name in plan.select(lora)}
+    if not included:
         blocks = sorted({parse_linear(name).block for name in lora})
         roles = SparsePlan(frozenset(parse_linear(name).role for name in lora))
         raise ValueError(
             f"Plan {plan} leaves none of the {len(lora)} modules of {source}: it has {roles} in blocks "
             f"{blocks[0]} to {blocks[-1]}. Choose all layers, or check that this is the file you meant."
         )
-    return kept
+    return included
 
 
 def check_fit(
@@ -80,7 +85,7 @@ def check_fit(
     """Raise ValueError unless the model has each of the LoRA's linears, in the LoRA's shape.
 
     `shapes` holds (out_features, in_features) of the model's linears by native name; `source` and `model` are
-    how the message calls the two.
+    the names of the two in the message.
     """
     unfit = [name for name, pair in lora.items() if shapes.get(name) != pair.shape]
     if not unfit:
@@ -103,7 +108,7 @@ def _fits(name: str, pair: LoraPair, spec: WanSpec) -> bool:
 
 
 class Injection:
-    """One LoRA on a model, with a strength that can be changed between evaluations; 0 skips it altogether."""
+    """One LoRA on a model, with a strength that can be changed between evaluations; 0 skips the LoRA."""
 
     def __init__(self, lora: Lora, strength: float = 1.0):
         self.lora, self.strength = lora, strength
@@ -113,8 +118,8 @@ class Injection:
 def injected(linears: Mapping[str, nn.Module], *injections: Injection) -> Iterator[None]:
     """Add LoRAs to the linears' outputs inside the block; afterwards every module is exactly as before.
 
-    Only the instances' `forward` is replaced: weights, state dict keys and other people's patches stay
-    untouched. ValueError when a LoRA names a linear that the model does not have, or one of another shape.
+    Only the instances' `forward` is replaced: weights, state dict keys and patches by other code stay as they
+    are. Raises ValueError when a LoRA has a linear that the model does not have, or has in another shape.
     """
     shapes = {name: (module.out_features, module.in_features) for name, module in linears.items()}
     for injection in injections:
@@ -136,7 +141,7 @@ def _with_pairs(forward: Callable, parts: list[tuple[Injection, LoraPair]]) -> C
     def forward_with_loras(x: Tensor) -> Tensor:
         y = forward(x)
         for injection, pair in parts:
-            if injection.strength:  # skipped at 0, so that the base's bits are kept
+            if injection.strength:  # skipped at 0, so that the output stays bit-equal to the base model's
                 y = y + injection.strength * pair(x)
         return y
 
@@ -145,10 +150,10 @@ def _with_pairs(forward: Callable, parts: list[tuple[Injection, LoraPair]]) -> C
 
 @contextmanager
 def replaced_forwards(forwards: Iterable[tuple[nn.Module, Callable]]) -> Iterator[None]:
-    """Give modules another `forward` inside the block; afterwards each has exactly the one it had.
+    """Replace the `forward` of modules inside the block; afterwards each has exactly the one it had.
 
-    The pairs are taken one after the other, so that a generator may look at a module that another pair has
-    changed already.
+    The pairs are read one after the other, so that a generator may use the `forward` of a module that an
+    earlier pair has replaced already.
     """
     replaced: list[tuple[nn.Module, Callable | None]] = []
     try:

@@ -1,9 +1,9 @@
-"""What a name in a LoRA file stands for, in every dialect that WAN LoRAs are found in."""
+"""Parse the names in LoRA files, in every dialect that WAN LoRAs are published in."""
 
 import re
 from typing import NamedTuple
 
-from ..wan.module_names import diffusers_linear, native_linear
+from ..wan.module_names import native_linear, to_diffusers_linear
 from ..wan.spec import Role, parse_linear
 
 _PREFIXES = (
@@ -17,13 +17,19 @@ _PREFIXES = (
 _FACTORS = {"lora_A": "a", "lora_down": "a", "down": "a", "lora_B": "b", "lora_up": "b", "up": "b"}
 _FACTOR = re.compile(
     r"^(?P<module>.+?)(?:"
-    r"\.(?P<half>lora_A|lora_B|lora_down|lora_up)(?:\.(?P<adapter>\w+))??(?:\.weight)?"
+    r"\.(?P<factor>lora_A|lora_B|lora_down|lora_up)(?:\.(?P<adapter>\w+))??(?:\.weight)?"
     r"|(?:\.lora|_lora|\.lora_linear_layer)\.(?P<side>down|up)\.weight)$"
 )
 _FLAT = re.compile(r"^(?:lora_unet|lycoris)_+blocks_([0-9]{1,3})_(.+)$")
 _NUMBERED = re.compile(r"^blocks\.(?:0|[1-9][0-9]{0,2})\.")
-"""Numbers as every program writes them: `blocks.007` would be a second name of block 7."""
-_FLAT_PATHS = {path.replace(".", "_"): path for role in Role for path in role.paths}
+"""Block numbers without leading zeros: `blocks.007` would be a second name of block 7."""
+_PATHS = [path for role in Role for path in role.paths]
+_FLAT_PATHS = {path.replace(".", "_"): path for path in _PATHS} | {
+    to_diffusers_linear(f"blocks.0.{path}").removeprefix("blocks.0.").replace(".", "_"): path
+    for path in _PATHS
+}
+"""Native path of a linear in a block by its path with underscores, native or of diffusers (`attn1_to_out_0`).
+"""
 _ALGORITHMS = (
     (re.compile(r"\.lokr_w[12](_[ab])?$|\.lokr_t2$"), "LoKr"),
     (re.compile(r"\.hada_(w[12]_[ab]|t[12])$"), "LoHa"),
@@ -36,48 +42,61 @@ _ALGORITHMS = (
     (re.compile(r"\.lora_E(\..+)?$"), "AdaLoRA"),
     (re.compile(r"\.(reshape_weight|set_weight)$"), "a LoRA that replaces weights"),
 )
+"""Endings of keys that belong to other kinds of adapter, with the kind's name."""
 
 
-class Found(NamedTuple):
+class LoraKey(NamedTuple):
+    """Meaning of one key of a LoRA file."""
+
     name: str
     """Native name of the linear."""
-    half: str
+    factor: str
     """`a`, `b` or `alpha`."""
     dialect: str
+    """Name of the dialect that the key is written in."""
     module: str
-    """The linear as the file calls it, without what stands before the block."""
+    """Name of the linear in the file, without the prefix before `blocks`."""
 
 
-def parse_key(key: str) -> Found | None:
-    """What a key of a LoRA file stands for; None when it is not a linear of a WAN block."""
+def parse_key(key: str) -> LoraKey | None:
+    """Parse a key of a LoRA file; return None when it does not belong to a linear of a WAN block."""
     if key.endswith(".alpha"):
-        module, half, adapter = key.removesuffix(".alpha"), "alpha", None
+        name, factor, adapter = key.removesuffix(".alpha"), "alpha", None
     else:
         match = _FACTOR.match(key)
         if match is None:
             return None
-        module, half, adapter = match["module"], _FACTORS[match["half"] or match["side"]], match["adapter"]
-    linear = _linear(module)
-    if linear is None:
-        return None
-    name, bare, prefix, translated = linear
-    return Found(name, half, _dialect(module, prefix, adapter, translated), bare)
+        name, adapter = match["module"], match["adapter"]
+        factor = _FACTORS[match["factor"] or match["side"]]
+    module = _parse_module(name)
+    return module and LoraKey(module.native, factor, _detect_dialect(module, adapter), module.name)
 
 
-def other_algorithm(key: str) -> tuple[str, bool] | None:
-    """The kind of adapter, other than LoRA, that a key belongs to, and whether it is on a block's linear."""
+def detect_other_algorithm(key: str) -> tuple[str, bool] | None:
+    """Return the kind of adapter, if not LoRA, of a key, and whether the key is of a block's linear."""
     for pattern, kind in _ALGORITHMS:
         if match := pattern.search(key):
-            return kind, _linear(key[: match.start()]) is not None
+            return kind, _parse_module(key[: match.start()]) is not None
     return None
 
 
-def _linear(module: str) -> tuple[str, str, str, bool] | None:
-    """Native name, name without prefix, the prefix, and whether it was in diffusers' names."""
+class _Module(NamedTuple):
+    """Name of a linear in a LoRA file."""
+
+    native: str
+    """Native name of the linear."""
+    name: str
+    """Name in the file without the prefix."""
+    prefix: str
+    is_diffusers: bool
+    """Whether the file uses diffusers' name for it."""
+
+
+def _parse_module(module: str) -> _Module | None:
     flat = _FLAT.match(module)
     if flat is not None:
-        path = _FLAT_PATHS.get(flat[2]) or _flat_diffusers(flat[2])
-        return (f"blocks.{int(flat[1])}.{path}", module, "", False) if path else None
+        path = _FLAT_PATHS.get(flat[2])
+        return _Module(f"blocks.{int(flat[1])}.{path}", module, "", False) if path else None
     prefix = next((p for p in _PREFIXES if module.startswith(p)), "")
     bare = module.removeprefix(prefix)
     if not _NUMBERED.match(bare):
@@ -88,23 +107,16 @@ def _linear(module: str) -> tuple[str, str, str, bool] | None:
         parse_linear(name)
     except ValueError:
         return None
-    return name, bare, prefix, translated is not None
+    return _Module(name, bare, prefix, translated is not None)
 
 
-def _flat_diffusers(path: str) -> str | None:
-    """kohya names made of diffusers' names: `attn1_to_out_0`."""
-    named = {diffusers_linear(f"blocks.0.{p}").removeprefix("blocks.0.").replace(".", "_"): p
-             for role in Role for p in role.paths}  # fmt: skip
-    return named.get(path)
-
-
-def _dialect(module: str, prefix: str, adapter: str | None, diffusers: bool) -> str:
-    if _FLAT.match(module):
-        return "lycoris" if module.startswith("lycoris") else "kohya"
+def _detect_dialect(module: _Module, adapter: str | None) -> str:
+    if _FLAT.match(module.name):
+        return "lycoris" if module.name.startswith("lycoris") else "kohya"
     if adapter in ("spatial_lora", "temporal_lora"):
         return "smrabooth release"
-    if prefix.startswith("base_model."):
+    if module.prefix.startswith("base_model."):
         return "peft"
-    if diffusers or prefix == "transformer.":
+    if module.is_diffusers or module.prefix == "transformer.":
         return "diffusers"
-    return "comfyui" if prefix == "diffusion_model." else "diffsynth"
+    return "comfyui" if module.prefix == "diffusion_model." else "diffsynth"

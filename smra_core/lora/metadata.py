@@ -1,4 +1,4 @@
-"""What a LoRA file says about itself, in the keys of this project and in those that LoRA managers show."""
+"""Metadata of a LoRA file, under the keys of this project and under those that LoRA managers show."""
 
 import json
 from collections.abc import Mapping
@@ -6,17 +6,17 @@ from dataclasses import dataclass
 
 _OWN = "smrabooth."
 _IN_FILE = {"purpose": "role"}
-"""Fields that have another name in the file."""
+"""Names in the file of fields that are called differently there."""
 
 
 @dataclass(frozen=True)
 class LoraMetadata:
-    """What a LoRA file says about itself."""
+    """Metadata of a LoRA file: how it was trained."""
 
     purpose: str = ""
-    """`subject` or `motion`; empty in files of others."""
+    """`subject` or `motion`; empty for files of other programs."""
     plan: str = ""
-    """As SparsePlan.parse takes it."""
+    """Sparse plan, as SparsePlan.parse reads it."""
     rank: int = 0
     base_model: str = ""
     captions: tuple[str, ...] = ()
@@ -25,7 +25,7 @@ class LoraMetadata:
     version: str = ""
 
     def to_file(self) -> dict[str, str]:
-        """Metadata of a safetensors file: our own keys, and those that LoRA managers show."""
+        """Return the metadata of a safetensors file: our own keys, and those that LoRA managers show."""
         own = {_OWN + _IN_FILE.get(key, key): json.dumps(value) for key, value in vars(self).items()}
         return own | {
             "format": "pt",
@@ -42,8 +42,9 @@ class LoraMetadata:
 
     @classmethod
     def from_file(cls, metadata: Mapping[str, str]) -> "LoraMetadata":
-        """Our keys; what is missing or of another type keeps its default, for the file may be a
-        stranger's.
+        """Read our own keys from the metadata of a safetensors file.
+
+        Keys that are missing or of another type keep their defaults, as any program may have written them.
         """
         values = {}
         for key, default in vars(cls()).items():

@@ -1,8 +1,8 @@
-"""Sparse injection: which linears a LoRA may touch (SparsePlan) and how strong it is at a noise level
-(TPoint).
+"""Sparse plan: which linears a LoRA is injected into, by role and block.
 
-Paper section "Subject-Motion Association Decoupling". A plan answers two questions with one rule: which
-linears get an adapter in training, and which entries of a LoRA file are used when sampling.
+Paper section "Subject-Motion Association Decoupling". The same plan decides which linears get an adapter in
+training, and which entries of a LoRA file are used in sampling. lora/schedule.py holds the strengths over
+time.
 """
 
 from collections.abc import Iterable
@@ -21,12 +21,12 @@ class SparsePlan:
     blocks: tuple[int, int] | None = None
 
     def includes(self, name: str) -> bool:
-        """Whether the linear of this native name (`blocks.N.…`) belongs to the plan."""
+        """Return whether the linear of this native name (`blocks.N.…`) belongs to the plan."""
         block, _, role = parse_linear(name)
         return role in self.roles and (self.blocks is None or self.blocks[0] <= block < self.blocks[1])
 
     def select(self, names: Iterable[str]) -> list[str]:
-        """Names that belong to the plan, in the order given."""
+        """Select the names that belong to the plan, in the order given."""
         return [name for name in names if self.includes(name)]
 
     def __str__(self) -> str:
@@ -35,23 +35,26 @@ class SparsePlan:
 
     @classmethod
     def parse(cls, text: str) -> "SparsePlan":
-        """Inverse of str(): `q,k,ffn.0` or `q,k,ffn.0@0:15`, or the name of one of PLANS."""
+        """Parse what str() writes, `q,k,ffn.0` or `q,k,ffn.0@0:15`, or the name of one of PLANS.
+
+        Raises ValueError for unknown names and roles and for an empty block range.
+        """
         if text in PLANS:
             return PLANS[text]
         roles, _, blocks = text.partition("@")
         try:
-            chosen = frozenset(Role(role.strip()) for role in roles.split(","))
-            span = tuple(int(edge) for edge in blocks.split(":")) if blocks else None
+            role_set = frozenset(Role(role.strip()) for role in roles.split(","))
+            block_range = tuple(int(edge) for edge in blocks.split(":")) if blocks else None
         except ValueError as error:
             raise ValueError(
                 f"Plan {text!r} is not known. Give one of {sorted(PLANS)}, or roles such as 'q,k,ffn.0' "
                 f"(of {[role.value for role in Role]}), with a block range such as 'q,k@0:15' if wanted."
             ) from error
-        if span is not None and (len(span) != 2 or not 0 <= span[0] < span[1]):
+        if block_range is not None and (len(block_range) != 2 or not 0 <= block_range[0] < block_range[1]):
             raise ValueError(
                 f"Block range {blocks!r} of plan {text!r} is malformed; give first:last+1, e.g. 0:15."
             )
-        return cls(chosen, span)
+        return cls(role_set, block_range)
 
 
 SUBJECT = SparsePlan(frozenset({Role.Q, Role.K, Role.FFN_0}))
@@ -67,4 +70,4 @@ PLANS = {
     "subject-without-ffn0": SUBJECT_WITHOUT_FFN_0,
     "motion-without-ffn0": MOTION_WITHOUT_FFN_0,
 }
-"""The paper's two plans and its ablations (table "Combination 1 to 3")."""
+"""Plans by name: the paper's two plans and its ablations (table "Combination 1 to 3")."""

@@ -1,4 +1,4 @@
-"""LoRA files: ours, in the names that ComfyUI loads, and everybody else's dialects."""
+"""Read LoRA files in every dialect that WAN LoRAs are published in."""
 
 import logging
 from collections import Counter
@@ -12,35 +12,38 @@ from ..storage.weight_check import READABLE_FLOATS, first_names
 from ..storage.weight_file import read_weight_file
 from ..wan.spec import Role, WanSpec, parse_linear
 from .adapter import Lora, LoraPair, check_fit
-from .dialects import other_algorithm, parse_key
+from .dialects import detect_other_algorithm, parse_key
 from .metadata import LoraMetadata
-from .scale import ADAPTER_WEIGHTS, AdapterConfig, adapter_config, scale_of
+from .scale import ADAPTER_WEIGHTS, AdapterConfig, read_adapter_config, resolve_scale
 
 log = logging.getLogger("smrabooth")
 
 _MOST_RANK = 4096
-"""Above any LoRA; a file that says more would make products that fill the memory."""
+"""Largest rank that is read, above that of any LoRA: the product of larger factors could fill the memory."""
 
 
 class LoadedLora(NamedTuple):
+    """A LoRA read from a file."""
+
     lora: Lora
     metadata: LoraMetadata
     dialect: str
+    """Dialect of most keys."""
     ignored: list[str]
-    """Names in the file that are no linear of a WAN block: other modules, projectors, norms."""
+    """Names in the file that belong to no linear of a WAN block: other modules, projectors, norms."""
 
 
 def load_lora(path: str | Path, spec: WanSpec | None = None) -> LoadedLora:
-    """Read a LoRA of any of the dialects that WAN LoRAs are found in; float32, scales baked into B.
+    """Read a LoRA in any of the known dialects, as float32 with the scales baked into B.
 
-    Known are ComfyUI's names, DiffSynth's (with and without `pipe.dit.`), the SMRABooth release's, PEFT's
-    (a file, or the folder with its adapter_config.json), diffusers', kohya's `lora_unet_` and LyCORIS'
-    `lycoris_`. ValueError when nothing matches, for other kinds of adapter, when half of a pair is missing or
-    misshapen, when ranks and alphas disagree, or when it does not fit `spec`.
+    The dialects are the names of ComfyUI, DiffSynth (with and without `pipe.dit.`), the SMRABooth release,
+    PEFT (a file, or the folder with its adapter_config.json), diffusers, kohya (`lora_unet_`) and LyCORIS
+    (`lycoris_`). Raises ValueError when no name matches, for other kinds of adapter, when a factor of a pair
+    is missing or has a wrong shape, when ranks and alphas disagree, or when the LoRA does not fit `spec`.
     """
     path = Path(path)
     file = read_weight_file(path / ADAPTER_WEIGHTS if path.is_dir() else path)
-    config = adapter_config(file.path, file.metadata)
+    config = read_adapter_config(file.path, file.metadata)
     loaded = parse_lora(file.tensors, file.path.name, file.metadata, config)
     if spec is not None:
         shapes = {name: spec.linear_shape(name) for name in spec.linear_names()}
@@ -54,50 +57,63 @@ def parse_lora(
     metadata: Mapping[str, str] | None = None,
     config: AdapterConfig | None = None,
 ) -> LoadedLora:
-    """The LoRA in tensors that are in memory already; `source` is what errors call them (as load_lora's)."""
+    """Read a LoRA from tensors in memory; `source` is their name in messages. Raises ValueError as
+    `load_lora`.
+    """
     _refuse_other_algorithms(tensors, source)
-    halves, modules, dialects, ignored = _sorted_out(tensors, source)
-    if not halves:
+    keys = _sort_keys(tensors, source)
+    if not keys.factors:
         raise ValueError(
-            f"{source} has no LoRA of a WAN block. Its {len(ignored)} tensors look like: "
-            f"{first_names(ignored)}; needed are names such as "
-            "'diffusion_model.blocks.0.self_attn.q.lora_A.weight'. It is for another model, or no LoRA."
+            f"{source} has no LoRA of a WAN block. Its {len(keys.ignored)} tensors look like: "
+            f"{first_names(keys.ignored)}; needed are names such as "
+            "'diffusion_model.blocks.0.self_attn.q.lora_A.weight'. It is for another "
+            "model, or no LoRA: choose another file."
         )
-    lora = {name: _pair(name, parts, modules[name], config, source) for name, parts in _in_order(halves)}
+    lora = {
+        name: _build_pair(name, parts, keys.modules[name], config, source)
+        for name, parts in _sort_by_position(keys.factors)
+    }
     own = LoraMetadata.from_file(metadata or {})
     _check_own_rank(own, lora, source)
-    _tell_left_out(ignored, source)
-    return LoadedLora(lora, own, max(dialects, key=dialects.__getitem__), ignored)
+    _warn_of_unused_changes(keys.ignored, source)
+    dialect = max(keys.dialects, key=keys.dialects.__getitem__)
+    return LoadedLora(lora, own, dialect, keys.ignored)
 
 
-Halves = dict[str, dict[str, Tensor]]
+class _SortedKeys(NamedTuple):
+    """Tensors of a LoRA file, sorted by the linear that they belong to."""
+
+    factors: dict[str, dict[str, Tensor]]
+    """Tensors `a`, `b` and `alpha` of each linear, by native name."""
+    modules: dict[str, str]
+    """Name of each linear in the file, by native name."""
+    dialects: Counter[str]
+    """Number of keys in each dialect."""
+    ignored: list[str]
+    """Keys that belong to no linear of a WAN block."""
 
 
-def _sorted_out(
-    tensors: Mapping[str, Tensor], source: str
-) -> tuple[Halves, dict[str, str], Counter[str], list[str]]:
-    """Halves by native name, what the file calls each module, how often each dialect occurs, the rest."""
-    halves: Halves = {}
-    modules: dict[str, str] = {}
-    dialects: Counter[str] = Counter()
-    ignored = []
+def _sort_keys(tensors: Mapping[str, Tensor], source: str) -> _SortedKeys:
+    keys = _SortedKeys({}, {}, Counter(), [])
     for key, tensor in tensors.items():
-        found = parse_key(key)
-        if found is None:
-            ignored.append(key)
+        parsed = parse_key(key)
+        if parsed is None:
+            keys.ignored.append(key)
             continue
-        if found.half in halves.setdefault(found.name, {}):
+        factors = keys.factors.setdefault(parsed.name, {})
+        if parsed.factor in factors:
             raise ValueError(
-                f"{source} has {found.half} of {found.name} twice, second as {key[:120]!r}. Export it anew."
+                f"{source} has {parsed.factor} of {parsed.name} twice, second as {key[:120]!r}. Export the "
+                "LoRA again."
             )
-        halves[found.name][found.half] = tensor
-        modules[found.name] = found.module
-        dialects[found.dialect] += 1
-    return halves, modules, dialects, ignored
+        factors[parsed.factor] = tensor
+        keys.modules[parsed.name] = parsed.module
+        keys.dialects[parsed.dialect] += 1
+    return keys
 
 
 def _refuse_other_algorithms(tensors: Mapping[str, Tensor], source: str) -> None:
-    kinds = [(key, *found) for key in tensors if (found := other_algorithm(key))]
+    kinds = [(key, *algorithm) for key in tensors if (algorithm := detect_other_algorithm(key))]
     on_blocks = [(key, kind) for key, kind, on_block in kinds if on_block]
     if not on_blocks and kinds and not any(parse_key(key) for key in tensors):
         on_blocks = [(key, kind) for key, kind, _ in kinds]
@@ -105,16 +121,16 @@ def _refuse_other_algorithms(tensors: Mapping[str, Tensor], source: str) -> None
         key, kind = on_blocks[0]
         raise ValueError(
             f"{source} is {kind}, not a plain LoRA ({len(on_blocks)} tensors such as {key[:120]}). Load it "
-            "with the stock LoRA loader, or extract a LoRA from it first."
+            "with ComfyUI's own LoRA loader, or extract a LoRA from it first."
         )
 
 
-def _tell_left_out(ignored: list[str], source: str) -> None:
+def _warn_of_unused_changes(ignored: list[str], source: str) -> None:
     changes = [key for key in ignored if key.endswith((".diff", ".diff_b"))]
     if changes:
         log.warning(
-            "%s also changes %d norms and biases, such as %s. Only its low-rank pairs are used here; the "
-            "stock LoRA loader takes all of it.", source, len(changes), changes[0][:120],
+            "%s also changes %d norms and biases, such as %s. Only its low-rank pairs are used here; "
+            "ComfyUI's own LoRA loader applies all of it.", source, len(changes), changes[0][:120],
         )  # fmt: skip
 
 
@@ -122,31 +138,31 @@ def _check_own_rank(metadata: LoraMetadata, lora: Lora, source: str) -> None:
     ranks = sorted({pair.rank for pair in lora.values()})
     if metadata.rank and ranks != [metadata.rank]:
         raise ValueError(
-            f"{source} says rank {metadata.rank}, its factors have {ranks}. It was altered after training: "
-            "train it again, or remove its smrabooth metadata if the change is wanted."
+            f"{source} says rank {metadata.rank}, its factors have {ranks}. It was changed after training: "
+            "train it again, or remove its smrabooth metadata if the change is intended."
         )
 
 
-def _in_order(halves: Mapping[str, dict[str, Tensor]]) -> Iterable[tuple[str, dict[str, Tensor]]]:
+def _sort_by_position(factors: Mapping[str, dict[str, Tensor]]) -> Iterable[tuple[str, dict[str, Tensor]]]:
     roles = list(Role)
 
-    def place(item):
+    def get_position(item):
         block, path, role = parse_linear(item[0])
         return block, roles.index(role), role.paths.index(path)
 
-    return sorted(halves.items(), key=place)
+    return sorted(factors.items(), key=get_position)
 
 
-def _pair(
+def _build_pair(
     name: str, parts: Mapping[str, Tensor], module: str, config: AdapterConfig | None, source: str
 ) -> LoraPair:
-    missing = [half for half in "ab" if half not in parts]
+    missing = [factor for factor in "ab" if factor not in parts]
     if missing:
-        raise ValueError(f"{source} has {name} without its factor {missing[0].upper()}. Export it anew.")
+        raise ValueError(f"{source} has {name} without its factor {missing[0].upper()}. Export it again.")
     a, b = parts["a"], parts["b"]
     _check_factors(name, a, b, source)
-    configured = None if config is None else config.scale(module, a.shape[0], source)
-    scale = scale_of(name, a.shape[0], parts.get("alpha"), configured, source)
+    configured = None if config is None else config.get_scale(module, a.shape[0], source)
+    scale = resolve_scale(name, a.shape[0], parts.get("alpha"), configured, source)
     pair = LoraPair(a.float(), b.float() * scale)
     if not (pair.a.isfinite().all() and pair.b.isfinite().all()):
         raise ValueError(f"{source}: {name} holds NaN or infinite values. Train or download it again.")
@@ -160,7 +176,9 @@ def _check_factors(name: str, a: Tensor, b: Tensor, source: str) -> None:
             "(out, rank) are needed. This is another kind of adapter."
         )
     if a.shape[0] > _MOST_RANK:
-        raise ValueError(f"{source}: {name} has rank {a.shape[0]}; {_MOST_RANK} is the most that is read.")
+        raise ValueError(
+            f"{source}: {name} has rank {a.shape[0]}; {_MOST_RANK} is the most that is read. It is no LoRA."
+        )
     if not {a.dtype, b.dtype} <= READABLE_FLOATS:
         raise ValueError(
             f"{source}: the factors of {name} are {a.dtype} and {b.dtype}; floating-point numbers are "

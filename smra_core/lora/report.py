@@ -1,4 +1,4 @@
-"""What is in a LoRA file, for a person: which modules, how strong, from where."""
+"""Readable report on a LoRA file: its modules, norms, plan and metadata."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -18,22 +18,24 @@ class LoraReport:
     """Counts and norms of one LoRA."""
 
     dialect: str
+    """Dialect of its names."""
     about: dict[str, str]
-    """What the file says about itself."""
+    """Metadata of the file that is not empty, as text."""
     plan: str
-    """The roles that are present, with the plan's name where it has one."""
+    """Roles that are present, with the plan's name where it has one."""
     ranks: tuple[int, ...]
     modules: dict[str, int]
-    """Per role."""
+    """Number of modules of each role."""
     role_norms: dict[str, float]
     block_norms: dict[int, float]
-    """Frobenius norm of all weight changes of a role or block at strength 1."""
+    """Frobenius norm of all weight changes of each role or block at strength 1."""
     ignored: tuple[str, ...]
+    """Names in the file that belong to no linear of a WAN block."""
 
 
 def describe_lora(loaded: LoadedLora) -> LoraReport:
-    """Read the facts off a loaded LoRA."""
-    squares = {name: delta_norm(pair) ** 2 for name, pair in loaded.lora.items()}
+    """Collect counts and norms of a loaded LoRA."""
+    squares = {name: compute_delta_norm(pair) ** 2 for name, pair in loaded.lora.items()}
     by_role, by_block, modules = defaultdict(float), defaultdict(float), defaultdict(int)
     for name, square in squares.items():
         block, _, role = parse_linear(name)
@@ -44,7 +46,7 @@ def describe_lora(loaded: LoadedLora) -> LoraReport:
     return LoraReport(
         loaded.dialect,
         about,
-        _plan_name(frozenset(Role(role) for role in modules)),
+        _name_plan(frozenset(Role(role) for role in modules)),
         tuple(sorted({pair.rank for pair in loaded.lora.values()})),
         dict(modules),
         {role: square**0.5 for role, square in by_role.items()},
@@ -54,8 +56,8 @@ def describe_lora(loaded: LoadedLora) -> LoraReport:
 
 
 @torch.no_grad()
-def delta_norm(pair: LoraPair) -> float:
-    """Frobenius norm of scale * B A, without making the product: its square is the trace of (B'B)(AA')."""
+def compute_delta_norm(pair: LoraPair) -> float:
+    """Return the Frobenius norm of scale * B A without the product: its square is the trace of (B'B)(AA')."""
     b, a = pair.b.double(), pair.a.double()
     return abs(pair.scale) * _trace(b.mT @ b, a @ a.mT).clamp_min(0).sqrt().item()
 
@@ -64,14 +66,14 @@ def _trace(first: Tensor, second: Tensor) -> Tensor:
     return (first * second.mT).sum()
 
 
-def _plan_name(roles: frozenset[Role]) -> str:
+def _name_plan(roles: frozenset[Role]) -> str:
     plan = SparsePlan(roles)
     named = [name for name, known in PLANS.items() if known == plan]
     return f"{plan} ({named[0]})" if named else str(plan)
 
 
 def render_report(report: LoraReport) -> str:
-    """The report as lines of text."""
+    """Render the report as lines of text."""
     about = [f"{key.replace('_', ' '):<12}{value}" for key, value in report.about.items()]
     ranks = ", ".join(map(str, report.ranks))
     total = sum(report.modules.values())
@@ -80,17 +82,18 @@ def render_report(report: LoraReport) -> str:
         f"  {role:<8}{report.modules[role]:>5}{report.role_norms[role]:>12.4f}"
         for role in sorted(report.modules, key=[r.value for r in Role].index)
     ]
-    blocks = [f"  {block:<8}{norm:>17.4f}  {bar}" for block, norm, bar in _bars(report.block_norms)]
+    blocks = [f"  {block:<8}{norm:>17.4f}  {bar}" for block, norm, bar in _draw_bars(report.block_norms)]
     lines = [*about, *head, f"{'modules':<12}{total}", "", "  role    count        norm", *roles, ""]
     lines += ["  block                norm", *blocks]
     if report.ignored:
         lines += [
             "",
-            f"{len(report.ignored)} tensors are no linear of a WAN block, first {report.ignored[0]}",
+            f"{len(report.ignored)} tensors do not belong to a linear layer of a WAN block, for example "
+            f"{report.ignored[0]}",
         ]
     return "\n".join(lines)
 
 
-def _bars(norms: dict[int, float], width: int = 30) -> Iterable[tuple[int, float, str]]:
+def _draw_bars(norms: dict[int, float], width: int = 30) -> Iterable[tuple[int, float, str]]:
     largest = max(norms.values()) or 1.0
     return [(block, norm, "#" * round(width * norm / largest)) for block, norm in norms.items()]

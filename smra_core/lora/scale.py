@@ -1,150 +1,185 @@
-"""How strong a LoRA's factors are meant: alpha / rank, wherever a program writes the two numbers.
+"""The scale alpha / rank of a LoRA, read from the file's alpha keys or from a PEFT configuration.
 
-kohya puts an `alpha` beside each pair; PEFT and diffusers write one configuration, PEFT in
-adapter_config.json beside the weights, diffusers in the file's metadata. Without either the scale is 1.
+kohya writes an `alpha` for each pair. PEFT and diffusers write one configuration: PEFT into
+adapter_config.json next to the weights, diffusers into the file's metadata. Without either the scale is 1.
 """
 
 import json
 import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
 from ..storage.weight_check import READABLE_FLOATS, WHOLE_NUMBERS
 
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-"""What PEFT calls its two files."""
+"""Names of PEFT's two files (peft.utils.CONFIG_NAME and SAFETENSORS_WEIGHTS_NAME)."""
 ADAPTER_METADATA = "lora_adapter_metadata"
-"""Metadata entry in which diffusers keeps PEFT's configuration."""
-_DIFFUSERS_PART = "transformer."
+"""Metadata key under which diffusers stores PEFT's configuration."""
+_DIFFUSERS_PREFIX = "transformer."
 _MOST_TEXT = 1 << 22
+"""Largest number of characters of a configuration."""
+_MOST_PATTERNS = 1000
+"""Largest number of entries in rank_pattern or alpha_pattern; the 14B has 400 linears."""
+_MOST_REPEATS = 4
+"""Largest number of `*`, `+`, `?` and `{` in a pattern: matching more could take hours."""
 
 
-@dataclass(frozen=True)
-class AdapterConfig:
-    """The part of PEFT's configuration that changes what factors mean."""
+class AdapterConfig(NamedTuple):
+    """PEFT's configuration of a LoRA."""
 
-    where: str
-    rank: int
-    alpha: float
-    rank_pattern: dict[str, int] = field(default_factory=dict)
-    """Ranks of modules that differ, by the module's name or its end."""
-    alpha_pattern: dict[str, float] = field(default_factory=dict)
-    root_scaled: bool = False
-    """rsLoRA: alpha / sqrt(rank)."""
+    source: str
+    """Name of the place where it is stored, for messages."""
+    values: "LoraConfig"
 
-    def scale(self, module: str, rank: int, source: str) -> float:
-        """Scale of a module whose factors have this rank; ValueError when the configuration says another."""
-        expected = _of_pattern(self.rank_pattern, module, self.rank)
+    def get_scale(self, module: str, rank: int, source: str) -> float:
+        """Return the scale of a module whose factors have this rank, by PEFT's rules.
+
+        `rank_pattern` and `alpha_pattern` are matched by PEFT itself: a key is a regular expression for the
+        module's name or for its end. The scale is alpha / rank, with rsLoRA alpha / sqrt(rank). Raises
+        ValueError when the configuration gives another rank.
+        """
+        from peft.utils.other import get_pattern_key
+
+        ranks, alphas = self.values.rank_pattern, self.values.alpha_pattern
+        expected = ranks.get(get_pattern_key(ranks, module), self.values.r)
         if expected != rank:
             raise ValueError(
-                f"{source}: the factors of {module} have rank {rank}, {self.where} says {expected}. They do "
+                f"{source}: the factors of {module} have rank {rank}, {self.source} says {expected}. They do "
                 "not belong together; take both files from the same place."
             )
-        alpha = _of_pattern(self.alpha_pattern, module, self.alpha)
-        return alpha / (math.sqrt(rank) if self.root_scaled else rank)
+        alpha = alphas.get(get_pattern_key(alphas, module), self.values.lora_alpha)
+        return alpha / (math.sqrt(rank) if self.values.use_rslora else rank)
 
 
-def _of_pattern(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
-    return next((v for k, v in pattern.items() if module == k or module.endswith("." + k)), default)
+def import_peft() -> ModuleType:
+    """Import the library peft; raise ImportError with the way out when it is missing."""
+    try:
+        import peft
+    except ImportError as error:
+        raise ImportError(
+            "A LoRA with a PEFT configuration needs the library peft, which cannot be imported "
+            f"({error}). Install it with: pip install peft"
+        ) from error
+    return peft
 
 
-def adapter_config(path: Path, metadata: Mapping[str, str]) -> AdapterConfig | None:
-    """The configuration that belongs to a LoRA file; None when there is none.
+def read_adapter_config(path: Path, metadata: Mapping[str, str]) -> AdapterConfig | None:
+    """Read the PEFT configuration that belongs to a LoRA file; None when there is none.
 
-    ValueError when it cannot be read, or asks for what a plain LoRA is not.
+    Raises ValueError when it cannot be read or describes another adapter than a plain LoRA, and ImportError
+    when there is a configuration and peft is not installed.
     """
     if ADAPTER_METADATA in metadata:
-        where, values = f"its metadata {ADAPTER_METADATA}", _json(metadata[ADAPTER_METADATA], path)
-        prefixed = {k.removeprefix(_DIFFUSERS_PART): v for k, v in values.items()}
-        # Written for each part of a pipeline: text encoders have their own.
-        return _config(prefixed, where, path) if "r" in prefixed else None
+        values = _parse_json(metadata[ADAPTER_METADATA], path)
+        # One text holds a configuration for each part of a pipeline; text encoders have another prefix.
+        stripped = {key.removeprefix(_DIFFUSERS_PREFIX): value for key, value in values.items()}
+        own = {key: value for key, value in stripped.items() if "." not in key}
+        return _build_config(own, f"its metadata {ADAPTER_METADATA}", path) if "r" in own else None
     beside = path.with_name(ADAPTER_CONFIG)
     if path.name != ADAPTER_WEIGHTS or not beside.is_file():
         return None
     try:
-        text = beside.read_text(encoding="utf-8")
+        text = beside.read_text(encoding="utf-8") if beside.stat().st_size <= 4 * _MOST_TEXT else ""
     except (OSError, ValueError) as error:
-        raise ValueError(f"{beside} cannot be read ({error}). Export the adapter anew.") from error
-    return _config(_json(text, beside), ADAPTER_CONFIG, path)
+        raise ValueError(f"{beside} cannot be read ({error}). Export the adapter again.") from error
+    return _build_config(_parse_json(text, beside), ADAPTER_CONFIG, path)
 
 
-def _json(text: str, path: Path) -> dict[str, Any]:
+def _parse_json(text: str, path: Path) -> dict[str, Any]:
     try:
         values = json.loads(text) if len(text) <= _MOST_TEXT else None
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: its adapter configuration is not a JSON object. Export the adapter anew.")
+        raise ValueError(
+            f"{path}: its adapter configuration is not a JSON object of at most {_MOST_TEXT} characters. "
+            "Export the adapter again."
+        )
     return values
 
 
-def _config(values: Mapping[str, Any], where: str, path: Path) -> AdapterConfig:
+def _build_config(values: Mapping[str, Any], source: str, path: Path) -> AdapterConfig:
+    # The kind first: only LoraConfig is ever built from a file, none of PEFT's 30 other classes.
     kind = str(values.get("peft_type", "LORA"))
     if kind != "LORA" or values.get("use_dora"):
         kind = "DoRA" if kind == "LORA" else kind[:40]
-        raise ValueError(f"{path.name} is an adapter of kind {kind}, {where} says; a plain LoRA is needed.")
+        raise ValueError(f"{path.name} is an adapter of kind {kind}, {source} says; a plain LoRA is needed.")
+    peft = import_peft()
     try:
-        ranks = {str(k): int(v) for k, v in (values.get("rank_pattern") or {}).items()}
-        alphas = {str(k): float(v) for k, v in (values.get("alpha_pattern") or {}).items()}
-        config = AdapterConfig(
-            where, int(values["r"]), float(values.get("lora_alpha", values["r"])), ranks, alphas,
-            bool(values.get("use_rslora")),
-        )  # fmt: skip
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise ValueError(f"{path}: {where} has no usable r and lora_alpha ({error}).") from error
-    if not all(map(math.isfinite, (config.alpha, *alphas.values()))):
-        raise ValueError(f"{path}: {where} has an alpha that is no number. Export the adapter anew.")
-    return config
+        # LoraConfig.from_pretrained does the same after it has read adapter_config.json, which here is read
+        # already, with a limit on its size; diffusers' metadata has no file of its own.
+        config = peft.LoraConfig.from_peft_type(**{"peft_type": "LORA", **values})
+        config.r, config.lora_alpha = int(config.r), float(config.lora_alpha)
+        config.rank_pattern = {str(k): int(v) for k, v in (config.rank_pattern or {}).items()}
+        config.alpha_pattern = {str(k): float(v) for k, v in (config.alpha_pattern or {}).items()}
+    except Exception as error:  # LoraConfig raises many kinds for values of wrong types
+        raise ValueError(
+            f"{path}: {source} has no usable r and lora_alpha ({str(error)[:200]}). Export the adapter again."
+        ) from error
+    _check_patterns(config, source, path)
+    return AdapterConfig(source, config)
 
 
-def scale_of(name: str, rank: int, alpha: Tensor | None, configured: float | None, source: str) -> float:
-    """Scale of one pair from its own alpha, from the configuration, or 1; ValueError when they disagree."""
+def _check_patterns(config: "LoraConfig", source: str, path: Path) -> None:
+    if not all(map(math.isfinite, (config.lora_alpha, *config.alpha_pattern.values()))):
+        raise ValueError(f"{path}: {source} has an alpha that is no number. Export the adapter again.")
+    for patterns in (config.rank_pattern, config.alpha_pattern):
+        unusable = [pattern for pattern in patterns if not _is_usable_pattern(pattern)]
+        if len(patterns) > _MOST_PATTERNS or unusable:
+            shown = f", such as {unusable[0][:120]!r}" if unusable else ""
+            raise ValueError(
+                f"{path}: {source} has {len(patterns)} patterns for modules{shown}. At most {_MOST_PATTERNS} "
+                f"regular expressions, each with at most {_MOST_REPEATS} repetitions and none of a group, "
+                "are read. Write the modules' names instead."
+            )
+
+
+def _is_usable_pattern(pattern: str) -> bool:
+    # A repeated group such as (a+)+ can take time that doubles with each letter of the name.
+    if len(re.findall(r"[*+?{]", pattern)) > _MOST_REPEATS or re.search(r"\)[*+?{]", pattern):
+        return False
+    try:
+        re.compile(rf"(.*\.)?({pattern})$")
+    except (re.error, OverflowError, RecursionError):
+        return False
+    return True
+
+
+def resolve_scale(name: str, rank: int, alpha: Tensor | None, configured: float | None, source: str) -> float:
+    """Return the scale of one pair from its own alpha, else from the configuration, else 1.
+
+    Raises ValueError when alpha is not one finite number, or when both are given and differ.
+    """
     if alpha is None:
         return 1.0 if configured is None else configured
-    number = _number(alpha)
+    number = _read_number(alpha)
     if not math.isfinite(number):
         raise ValueError(
-            f"{source}: the alpha of {name} is {_shown(alpha)}; one number is needed. Export it anew."
+            f"{source}: the alpha of {name} is {_describe_alpha(alpha)}; one number is needed. Export the "
+            "LoRA again."
         )
     own = number / rank
     if configured is not None and not math.isclose(own, configured, rel_tol=1e-4, abs_tol=1e-9):
         raise ValueError(
             f"{source}: {name} has alpha {number:g} at rank {rank}, scale {own:g}; the adapter's "
-            f"configuration says scale {configured:g}. Export it anew, or delete one of the two."
+            f"configuration says scale {configured:g}. Export the LoRA again, or delete one of the two."
         )
     return own
 
 
-def _number(alpha: Tensor) -> float:
-    """NaN for what is not one readable number."""
+def _read_number(alpha: Tensor) -> float:
+    """Return the value of a one-element tensor; NaN when it is not one readable number."""
     readable = alpha.numel() == 1 and alpha.dtype in READABLE_FLOATS | WHOLE_NUMBERS
     return float(alpha.item()) if readable else math.nan
 
 
-def _shown(alpha: Tensor) -> str:
-    number = _number(alpha)
-    return f"{number:g}" if alpha.numel() == 1 else f"of shape {tuple(alpha.shape)}"
-
-
-def config_text(ranks: Mapping[str, int], base_model: str) -> str:
-    """adapter_config.json for modules of these ranks whose scale is 1."""
-    common = max(set(ranks.values()), key=list(ranks.values()).count)
-    others = {name: rank for name, rank in ranks.items() if rank != common}
-    content = {
-        "peft_type": "LORA",
-        "task_type": None,
-        "base_model_name_or_path": base_model or None,
-        "inference_mode": True,
-        "r": common,
-        "lora_alpha": common,
-        "rank_pattern": others,
-        "alpha_pattern": others,
-        "target_modules": list(ranks),
-        "lora_dropout": 0.0,
-        "bias": "none",
-    }
-    return json.dumps(content, indent=1)
+def _describe_alpha(alpha: Tensor) -> str:
+    return f"{_read_number(alpha):g}" if alpha.numel() == 1 else f"of shape {tuple(alpha.shape)}"

@@ -1,8 +1,7 @@
-"""How strong each LoRA is at a noise level: T_point, the strengths on both sides of it, and their
-description.
+"""Strength of each LoRA at a noise level: T_point and the strengths before and after it.
 
 Paper section "Subject-Motion Association Decoupling": before T_point motion leads and the subject is weak,
-after it the subject is doubled.
+after it the subject's strength is doubled.
 """
 
 import math
@@ -18,17 +17,20 @@ from .adapter import Injection, Lora, injected
 
 @dataclass(frozen=True)
 class Strengths:
-    """How strong a LoRA is before and after T_point; a plain LoRA has the same strength on both sides."""
+    """Strengths of a LoRA before and after T_point; a plain LoRA has the same strength on both sides."""
 
     early: float
+    """Strength above T_point, at high noise."""
     late: float
+    """Strength at and below T_point."""
 
     @classmethod
     def constant(cls, value: float) -> "Strengths":
+        """Return the same strength on both sides of T_point."""
         return cls(value, value)
 
 
-# The paper says "doubled" and gives no numbers; the authors' release ends at 0.8. Doubling up to 0.8 keeps
+# The paper says "doubled" and gives no numbers; the authors' release ends at 0.8. Doubling to 0.8 agrees with
 # both.
 SUBJECT_STRENGTHS = Strengths(0.4, 0.8)
 SUBJECT_STRENGTHS_RELEASE = Strengths(0.6, 0.8)
@@ -39,32 +41,37 @@ STRENGTH_PRESETS = {
     "release": SUBJECT_STRENGTHS_RELEASE,
     "strong": SUBJECT_STRENGTHS_STRONG,
 }
+"""Strengths of the subject LoRA by the preset's name."""
 
 
 @dataclass(frozen=True)
 class TPoint:
-    """The noise level at which the strengths switch: above it early, at and below it late.
+    """Noise level at which the strengths switch: early above it, late at and below it.
 
-    Stored as a sigma because "step 15" means another noise level under every shift and step count; step 15 of
-    50 at the authors' shift 1.0 is sigma 0.70.
+    It is stored as a sigma because "step 15" is another noise level for every shift and step count; step 15
+    of 50 at the authors' shift 1.0 is sigma 0.70.
     """
 
     sigma: float = 0.70
 
     @classmethod
     def from_step(cls, step: float, steps: int, shift: float = 1.0) -> "TPoint":
-        """Convert a step of a reference run to a noise level; step 0 switches at once, step `steps` never."""
+        """Convert a step of a reference run to a noise level; step 0 switches at once, step `steps` never.
+
+        Raises ValueError for a step outside 0 to `steps`.
+        """
         if not 0 <= step <= steps:
             raise ValueError(f"T_point is step {step} of {steps}; give a step from 0 to {steps}.")
         share = 1 - step / steps
         return cls(shift * share / (1 + (shift - 1) * share))
 
     def boundary(self, sigmas: Sequence[float]) -> float:
-        """Return the noise level of this run at and below which the late strengths hold.
+        """Return the noise level of this run at and below which the late strengths apply.
 
-        The switch falls on the run's own level nearest to T_point, so that rounding in a sampler's table
-        never moves it by a step. A finished run keeps at least one late step and a run from pure noise one
-        early step; a part of a run that lies wholly on one side is wholly early (-1) or late (inf).
+        The switch is at the run's own level nearest to T_point, so that rounding in a sampler's table never
+        moves it by a step. A run that ends at 0 has at least one late step, and a run from pure noise at
+        least one early step. For a part of a run that lies wholly on one side the result is -1 (all early) or
+        inf (all late).
         """
         levels = [float(level) for level in sigmas]
         if self.sigma >= 1.0:
@@ -82,26 +89,27 @@ class TPoint:
             nearest = max(nearest, 1)
         if nearest <= 0:
             return math.inf
-        # One per cent of the gap above the level, for samplers whose own sigma is off by float rounding.
+        # One percent of the gap above the level, for samplers whose own sigma is off by float rounding.
         return levels[nearest] + 0.01 * (levels[nearest - 1] - levels[nearest])
 
     def boundary_or_own_level(self, sigmas: Sequence[float]) -> float:
-        """Return `boundary`; T_point with a margin for rounding where the run's levels are unknown."""
+        """Return `boundary`, or T_point with a margin for rounding where the run's levels are unknown."""
         return self.boundary(sigmas) if len(sigmas) else self.sigma * (1 + 1e-4)
 
 
 def strength_at(strengths: Strengths, sigma: float, boundary: float) -> float:
-    """Return a LoRA's strength at one evaluation of the model; `boundary` is TPoint.boundary's."""
+    """Return a LoRA's strength at one evaluation of the model; `boundary` comes from TPoint.boundary."""
     return strengths.late if sigma <= boundary else strengths.early
 
 
 @dataclass(frozen=True)
 class StrengthSchedule:
-    """T_point and the strengths of both LoRAs: what one scheduler gives to any number of LoRA loaders."""
+    """T_point and the strengths of both LoRAs, as one scheduler passes them to any number of LoRA loaders."""
 
     t_point: float = TPoint().sigma
-    """A sigma, or with `as_share` the share of the steps that lie before the switch."""
+    """A sigma, or with `as_share` the share of the steps before the switch."""
     as_share: bool = False
+    """Whether `t_point` is a share of the steps."""
     subject: Strengths = SUBJECT_STRENGTHS
     motion: Strengths = MOTION_STRENGTHS
 
@@ -114,14 +122,14 @@ class StrengthSchedule:
     def resolve(self, sigma_of_share: Callable[[float], float]) -> TPoint:
         """Return T_point as a noise level; a share is converted by the sampler's own table of noise levels.
 
-        `sigma_of_share` tells which sigma a run has reached after that share of its steps (ComfyUI's
+        `sigma_of_share` returns the sigma that a run has reached after a share of its steps (ComfyUI's
         `percent_to_sigma`).
         """
         return TPoint(sigma_of_share(self.t_point) if self.as_share else self.t_point)
 
 
 class ScheduledLora(NamedTuple):
-    """A LoRA and its strengths on both sides of T_point."""
+    """A LoRA and its strengths before and after T_point."""
 
     lora: Lora
     strengths: Strengths
@@ -131,10 +139,10 @@ class ScheduledLora(NamedTuple):
 def scheduled(
     linears: Mapping[str, nn.Module], loras: Sequence[ScheduledLora], t_point: TPoint, sigmas: Sequence[float]
 ) -> Iterator[Callable[[float], None]]:
-    """Put LoRAs onto a model for a sampling run over `sigmas`; afterwards the model is exactly as before.
+    """Add LoRAs to a model for a sampling run over `sigmas`; afterwards the model is exactly as before.
 
-    Yields the function that sets the strengths for an evaluation at a given sigma: call it before each one.
-    ValueError when a LoRA does not fit the linears.
+    Yields the function that sets the strengths for an evaluation at a given sigma: call it before each
+    evaluation of the model. Raises ValueError when a LoRA does not fit the linears.
     """
     injections = [Injection(lora, strengths.early) for lora, strengths in loras]
     boundary = t_point.boundary(sigmas)
@@ -148,17 +156,16 @@ def scheduled(
 
 
 def switch_step(t_point: TPoint, sigmas: Sequence[float]) -> int:
-    """Return how many steps of this run have the early strengths: 0 is all late, the number of steps all
-    early.
-    """
+    """Return the number of steps of this run that use the early strengths, from 0 to all."""
     boundary = t_point.boundary(sigmas)
     return sum(1 for sigma in sigmas[:-1] if sigma > boundary)
 
 
 def describe_run(t_point: TPoint, sigmas: Sequence[float]) -> str:
-    """Say in one line where a run over these noise levels switches.
+    """Describe in one line where a run over these noise levels switches.
 
-    A run that stays on one side says why: the two experts of Wan 2.2 each run over a part of the levels.
+    For a run that stays on one side the line gives the reason: the two experts of Wan 2.2 each run over a
+    part of the levels.
     """
     steps, first, last = len(sigmas) - 1, float(sigmas[0]), float(sigmas[-1])
     early = switch_step(t_point, sigmas)

@@ -1,23 +1,26 @@
 """Write LoRA files under the names of ComfyUI, diffusers, kohya or PEFT."""
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from safetensors.torch import save_file
 
 from ..storage.atomic_write import atomic_write
-from ..wan.module_names import diffusers_linear
+from ..wan.module_names import to_diffusers_linear
 from .adapter import Lora, LoraPair
 from .metadata import LoraMetadata
 from .reader import LoadedLora, load_lora
-from .scale import ADAPTER_CONFIG, ADAPTER_WEIGHTS, config_text
+from .scale import ADAPTER_CONFIG, ADAPTER_WEIGHTS, import_peft
 
 
 def save_lora(path: str | Path, lora: Lora, metadata: LoraMetadata, dtype=torch.float32) -> None:
-    """Write `diffusion_model.blocks.N.….lora_A.weight` and `lora_B`, the scale baked into B, no alpha.
+    """Write `diffusion_model.blocks.N.….lora_A.weight` and `lora_B`, with the scale baked into B and no
+    alpha.
 
-    ComfyUI's stock LoRA loader takes every module of it.
+    ComfyUI's own LoRA loader reads every module of the file.
     """
     _write(path, {f"diffusion_model.{name}": pair for name, pair in lora.items()}, metadata.to_file(), dtype)
 
@@ -32,19 +35,22 @@ def _write(path: str | Path, named: Mapping[str, LoraPair], metadata: dict[str, 
 
 
 DIALECTS_OUT = ("comfyui", "diffusers", "kohya", "peft")
+"""Dialects that can be written."""
 
 
 def convert_lora(source: str | Path, target: str | Path, dialect: str = "comfyui") -> None:
-    """Write a LoRA under the names of one of DIALECTS_OUT; metadata is kept.
+    """Write a LoRA under the names of one of DIALECTS_OUT, with its metadata.
 
-    `peft` writes a folder, as PeftModel.from_pretrained takes it, with diffusers' module names.
+    `peft` writes a folder that PeftModel.from_pretrained reads, with diffusers' module names. Raises
+    ValueError for an unknown dialect or an unreadable source, and ImportError when `peft` is asked for and
+    not installed.
     """
     loaded = load_lora(source)
     metadata = loaded.metadata.to_file()
     if dialect == "comfyui":
         save_lora(target, loaded.lora, loaded.metadata)
     elif dialect == "diffusers":
-        named = {f"transformer.{diffusers_linear(name)}": pair for name, pair in loaded.lora.items()}
+        named = {f"transformer.{to_diffusers_linear(name)}": pair for name, pair in loaded.lora.items()}
         _write(target, named, metadata, torch.float32)
     elif dialect == "kohya":
         _write_kohya(target, loaded.lora, metadata)
@@ -70,9 +76,22 @@ def _write_peft(folder: Path, loaded: LoadedLora) -> None:
         raise ValueError(
             f"PEFT keeps an adapter in a folder; give {folder.with_suffix('')} instead of {folder}."
         )
-    named = {diffusers_linear(name): pair for name, pair in loaded.lora.items()}
+    peft = import_peft()  # before anything is written
+    named = {to_diffusers_linear(name): pair for name, pair in loaded.lora.items()}
     prefixed = {f"base_model.model.{name}": pair for name, pair in named.items()}
     _write(folder / ADAPTER_WEIGHTS, prefixed, loaded.metadata.to_file(), torch.float32)
     ranks = {name: pair.rank for name, pair in named.items()}
-    with atomic_write(folder / ADAPTER_CONFIG) as draft:
-        draft.write_text(config_text(ranks, loaded.metadata.base_model), encoding="utf-8")
+    rank = Counter(ranks.values()).most_common(1)[0][0]
+    patterns = {name: other for name, other in ranks.items() if other != rank}
+    config = peft.LoraConfig(
+        r=rank,
+        lora_alpha=rank,  # alpha = rank everywhere, as the scales are baked into B
+        rank_pattern=patterns,
+        alpha_pattern=dict(patterns),
+        base_model_name_or_path=loaded.metadata.base_model or None,
+        inference_mode=True,
+    )
+    config.target_modules = list(ranks)  # a list keeps its order in the file; PEFT would make it a set
+    with TemporaryDirectory() as temporary, atomic_write(folder / ADAPTER_CONFIG) as draft:
+        config.save_pretrained(temporary)
+        draft.write_bytes(Path(temporary, ADAPTER_CONFIG).read_bytes())

@@ -1,1 +1,1 @@
-"""Safe files: atomic writes, weight files of others, caches, content hashes."""
+"""Safe files: atomic writes, weight files from any source, caches, content hashes."""

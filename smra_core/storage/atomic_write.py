@@ -1,4 +1,4 @@
-"""Files that are either the old one or the new one, never a half-written one."""
+"""Write files atomically: a path always holds the whole old file or the whole new one."""
 
 import os
 import uuid
@@ -6,26 +6,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_UMASK = os.umask(0)  # it can only be read by setting it
+_UMASK = os.umask(0)  # it can be read only by setting it
 os.umask(_UMASK)
 
 
 @contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
-    """Give a temporary name to write to; when the block ends, what was written takes the place of `path`.
+    """Yield a temporary path to write to; when the block ends, that file replaces `path`.
 
-    The bytes are on the disk before the name changes. If the block raises, `path` is as before and the
-    temporary file is gone. The folder is made when it is missing.
+    The data is synced to disk before the file is renamed. If the block raises, `path` stays as it was and
+    the temporary file is deleted. A missing folder is created.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    # One of a kind, as another process may write the same file; writers that go by the ending still see it.
+    # A unique name, as another process may write the same file; the suffix stays for writers that look at it.
     draft = target.with_name(f".{target.stem}.{uuid.uuid4().hex[:12]}.tmp{target.suffix}")
     try:
         yield draft
-        with open(draft, "rb+") as written:  # Windows syncs only what is open for writing
-            os.fsync(written.fileno())
-        draft.chmod(0o666 & ~_UMASK)  # some writers make files that only their owner can read
+        with open(draft, "rb+") as file:  # Windows syncs only files that are open for writing
+            os.fsync(file.fileno())
+        draft.chmod(0o666 & ~_UMASK)  # some writers create files that only their owner can read
         os.replace(draft, target)
     finally:
         draft.unlink(missing_ok=True)

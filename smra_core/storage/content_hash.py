@@ -1,4 +1,4 @@
-"""What a weight file is, by its content: the same wherever it lies, another when it is trained anew."""
+"""Hashes of tensors and files: a fingerprint of weights by samples, and a hash of all bytes."""
 
 import hashlib
 import os
@@ -7,24 +7,26 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .weight_file import INDEX, parts_of
+from .weight_file import INDEX, list_parts
 
 _WHOLE = 64 << 20
-"""Files up to this size are hashed whole."""
+"""Largest size in bytes of a file that is hashed as a whole."""
 _PIECE, _PIECES = 1 << 16, 256
+"""Bytes in each hashed piece of a larger file, and number of pieces."""
 
 
 def weights_fingerprint(path: Path) -> str:
-    """sha256 of a file, of the parts that an index lists, or of all weight files and configs in a folder.
+    """Return the sha256 of a file, of the parts in an index, or of all weight files and configs in a folder.
 
-    Of files over 64 MB the size and 256 pieces spread over the whole are hashed: a retrained model differs
-    everywhere, and reading 30 GB before every run would cost more than it protects.
+    It depends on the content alone, not on the path of the file. Of a file over 64 MB only its size and 256
+    pieces spread over it are hashed: a retrained model differs everywhere, and reading 30 GB before every
+    run would cost more than it protects.
     """
     digest = hashlib.sha256()
     kinds = ("*.safetensors", "*.json", "*.bin", "*.model")
     files = sorted(f for kind in kinds for f in path.rglob(kind)) if path.is_dir() else [path]
     if path.name.endswith(INDEX):
-        files = parts_of(path)
+        files = list_parts(path)
     for file in files:
         size = file.stat().st_size
         digest.update(f"{file.name} {size} ".encode() if path.is_dir() else f"{size} ".encode())
@@ -46,9 +48,10 @@ _CHUNK = 1 << 20
 
 
 def content_hash(content: Tensor | bytes | str | os.PathLike) -> str:
-    """sha256 in hex of a tensor (shape, dtype, values), of bytes, or of a file's content (a str is a path).
+    """Return the sha256 in hex of a tensor (shape, dtype, values), of bytes, or of a file (a str is a path).
 
-    Files are read in pieces. A tensor's device and strides do not count; a file and its bytes hash alike.
+    Files are read in pieces. The device and strides of a tensor make no difference; a file and its bytes have
+    the same hash.
     """
     digest = hashlib.sha256()
     if isinstance(content, Tensor):

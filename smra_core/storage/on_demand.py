@@ -1,4 +1,4 @@
-"""Models that are loaded when first needed and freed before the next one comes."""
+"""Context manager for a model that is loaded on first use and freed at the end."""
 
 import gc
 from collections.abc import Callable, Iterator
@@ -12,28 +12,27 @@ Model = TypeVar("Model")
 
 @contextmanager
 def loaded_on_first_use(load: Callable[[], Model]) -> Iterator[Callable[[], Model]]:
-    """Yield a function that loads the model at its first call and returns the same one after; free it at the
-    end.
+    """Yield a function that loads the model on its first call and returns the same model after that.
 
-    A run whose results are all cached thus loads nothing.
+    The model is freed at the end of the block. A run whose results are all cached loads nothing.
     """
-    held: list[Model] = []
+    loaded: list[Model] = []
 
-    def model() -> Model:
-        if not held:
-            held.append(load())
-        return held[0]
+    def get_model() -> Model:
+        if not loaded:
+            loaded.append(load())
+        return loaded[0]
 
     try:
-        yield model
+        yield get_model
     finally:
-        if held:
-            held.clear()
+        if loaded:
+            loaded.clear()
             free_memory()
 
 
 def free_memory() -> None:
-    """Give memory of models that nobody holds any more back to the device."""
+    """Release the memory of models that are no longer referenced."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

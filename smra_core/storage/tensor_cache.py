@@ -1,4 +1,4 @@
-"""Computed tensors kept on disk under a name made from everything they depend on."""
+"""Cache of computed tensors on disk, keyed by everything that they depend on."""
 
 import hashlib
 import json
@@ -16,13 +16,14 @@ from .content_hash import content_hash
 log = logging.getLogger("smrabooth")
 
 FORMAT_VERSION = 1
-"""Part of every key: raise it when the meaning of cached tensors changes, to leave old files unread."""
+"""Version in every key; raise it when the meaning of cached tensors changes, so that old files are not read.
+"""
 
 
 class TensorCache:
-    """Tensors that are costly to compute (latents, features, optical flow), computed once per key.
+    """Cache of tensors that are costly to compute (latents, features, optical flow), one file per key.
 
-    `hits` and `misses` count what was read and what was computed since the cache was made.
+    `hits` and `misses` count the results that were read and computed since this object was created.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -31,39 +32,44 @@ class TensorCache:
     def get_or_compute(
         self, kind: str, key_parts: Mapping | Sequence, compute: Callable[[], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """The tensors of this kind and key, from disk or from `compute`: on the CPU, contiguous, no gradient.
+        """Return the tensors of this kind and key, from disk or from `compute`.
 
-        `key_parts` is made of JSON values and must name all that the result depends on: content hashes of
-        inputs and weights, sizes, dtypes. A file that cannot be read is computed again, with a log line.
+        The tensors are on the CPU, contiguous and without gradient. `key_parts` consists of JSON values and
+        must name everything that the result depends on: content hashes of inputs and weights, sizes, dtypes.
+        The tensors of a file that cannot be read are computed again, with a warning in the log.
         """
-        path = self.path(kind, key_parts)
-        kept = _read(path)
-        if kept is not None:
+        path = self.get_path(kind, key_parts)
+        cached = _read(path)
+        if cached is not None:
             self.hits += 1
-            return kept
+            return cached
         self.misses += 1
-        tensors = {name: _plain(tensor) for name, tensor in compute().items()}
+        tensors = {name: _as_plain_tensor(tensor) for name, tensor in compute().items()}
         _write(path, kind, tensors)
         return tensors
 
-    def path(self, kind: str, key_parts: Mapping | Sequence) -> Path:
-        """File of a key: the sha256 of its canonical JSON. ValueError when a part is not a JSON value."""
-        return self.folder / f"{hashlib.sha256(_canonical(kind, key_parts)).hexdigest()}.safetensors"
+    def get_path(self, kind: str, key_parts: Mapping | Sequence) -> Path:
+        """Return the file of a key, named by the sha256 of the key's canonical JSON.
+
+        Raises ValueError when a part is not a JSON value.
+        """
+        return self.folder / f"{hashlib.sha256(_encode_key(kind, key_parts)).hexdigest()}.safetensors"
 
 
-def _canonical(kind: str, key_parts: Mapping | Sequence) -> bytes:
-    whole = {"kind": kind, "version": FORMAT_VERSION, "parts": key_parts}
+def _encode_key(kind: str, key_parts: Mapping | Sequence) -> bytes:
+    key = {"kind": kind, "version": FORMAT_VERSION, "parts": key_parts}
     try:
-        return json.dumps(whole, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+        return json.dumps(key, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"The cache key of {kind!r} is not made of JSON values ({error}). Give strings, finite numbers, "
-            "booleans, lists and dicts with string keys; for a tensor or a file give its content_hash."
+            "booleans, lists and dicts with string keys; for a tensor or a file give its hash "
+            "(storage.content_hash)."
         ) from error
 
 
-def _plain(tensor: Tensor) -> Tensor:
-    # A clone of its own, because the file format refuses views that share memory.
+def _as_plain_tensor(tensor: Tensor) -> Tensor:
+    # Cloned, because the file format refuses views that share memory.
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
@@ -80,7 +86,7 @@ def _write(path: Path, kind: str, tensors: dict[str, Tensor]) -> None:
 
 
 def _read(path: Path) -> dict[str, Tensor] | None:
-    """The file's tensors; None when it is absent or damaged."""
+    """Read the tensors of a file; None when it is absent or damaged."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Checks of what was read from a weight file: names, shapes, dtypes and finite values."""
+"""Checks of the tensors read from a weight file: names, shapes, dtypes and finite values."""
 
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -12,20 +12,23 @@ Value = TypeVar("Value")
 READABLE_FLOATS = frozenset(
     (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 )
-"""What weights are stored in where they are numbers and not codes of a quantization."""
+"""Dtypes of weights that are plain floating-point numbers, not codes of a quantization."""
 
 
 WHOLE_NUMBERS = frozenset((torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8))
+"""Integer dtypes that counters and alphas may have."""
 
 
 _SHOWN = 5
+"""Number of names that a message shows."""
 
 
 def fill_module(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copy every tensor into the module; ValueError unless names and shapes agree and all is finite.
+    """Copy every tensor into the module; raise ValueError unless names and shapes agree and all are finite.
 
-    `source` names the file in messages. Tensors are converted to the dtype and device of the module; one on
-    the meta device is given memory on the CPU once all agrees, its buffers that no file holds excepted.
+    `source` names the file in messages. Tensors are converted to the dtype and device of the module. A module
+    on the meta device gets memory on the CPU after all checks have passed; its buffers that are in no file
+    are left without values.
     """
     state = module.state_dict()
     check_names_and_shapes(shapes_of(state), shapes_of(tensors), source)
@@ -36,7 +39,7 @@ def fill_module(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -
     ]
     if odd:
         raise ValueError(
-            f"{source}: {len(odd)} weights are no floating-point numbers: {first_names(odd)}. It is "
+            f"{source}: {len(odd)} weights are no floating-point numbers: {first_names(odd)}. The file is "
             "quantized or damaged: get the model's float32, bf16 or fp16 file."
         )
     check_finite(tensors, source)
@@ -46,12 +49,12 @@ def fill_module(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes, as `check_names_and_shapes` compares them."""
+    """Return the shape of each tensor by name, for `check_names_and_shapes`."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def rename_keys(tensors: Mapping[str, Value], rename: Callable[[str], str], source: str) -> dict[str, Value]:
-    """All values under new names; ValueError when two of them get the same one."""
+    """Rename all keys; raise ValueError when two of them get the same name."""
     renamed: dict[str, Value] = {}
     for name, value in tensors.items():
         new = rename(name)
@@ -66,19 +69,27 @@ def rename_keys(tensors: Mapping[str, Value], rename: Callable[[str], str], sour
 def check_names_and_shapes(
     expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], source: str
 ) -> None:
-    """ValueError unless a file has exactly the names and shapes that a model needs; both sides are shown."""
+    """Raise ValueError unless a file has exactly the names and shapes that a model needs.
+
+    The message shows what was found and what is needed.
+    """
     missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     if missing or unknown:
         raise ValueError(
             f"{source}: {len(missing)} weights are missing ({first_names(missing)}) and {len(unknown)} are "
-            f"unknown ({first_names(unknown)}). This is another model, or a damaged file."
+            f"unknown ({first_names(unknown)}). The file is of another model or "
+            "damaged: choose the right one, or download it again."
         )
     wrong = [f"{k} is {found[k]}, needed {expected[k]}" for k in expected if expected[k] != found[k]]
     if wrong:
-        raise ValueError(f"{source}: {len(wrong)} weights have another shape: {first_names(wrong)}.")
+        raise ValueError(
+            f"{source}: {len(wrong)} weights have another shape: {first_names(wrong)}. The file is of "
+            "another model: choose the right one."
+        )
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raise ValueError, naming the tensors, when a value is NaN or infinite."""
     bad = [key for key, value in tensors.items() if not _is_finite(value)]
     if bad:
         raise ValueError(
@@ -88,12 +99,15 @@ def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
 
 def _is_finite(value: Tensor) -> bool:
     if value.is_floating_point() and value.element_size() == 1:
-        value = value.float()  # isfinite knows no float8
+        value = value.float()  # isfinite does not support float8
     return bool(torch.isfinite(value).all())
 
 
 def first_names(names: list[str]) -> str:
-    """The first few names for a message, each cut to a length that a hostile file cannot blow up."""
+    """Join the first five names for an error message, each cut to 120 characters.
+
+    A hostile file may hold very long names, and many of them.
+    """
     if not names:
         return "none"
     rest = len(names) - _SHOWN

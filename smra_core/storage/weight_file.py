@@ -1,7 +1,6 @@
-"""Weight files: reading what strangers made (nothing is executed, every key accounted for), and writing."""
+"""Reading and writing weight files safely: no code is executed, every key is checked."""
 
 import json
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,28 +11,35 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .atomic_write import atomic_write
 from .weight_check import Value, first_names, shapes_of
 
 INDEX = ".safetensors.index.json"
-"""Ending of the list of parts of a model that is split into several safetensors files."""
+"""Ending of the file that lists the parts of a model split into several safetensors files."""
 _MOST_PARTS = 200
+"""Largest number of parts that an index may list."""
 _WRAPPERS = ("state_dict", "model", "teacher")
-"""Entries under which training programs put the weights, beside optimizer states and counters."""
+"""Keys under which training programs store the weights, next to optimizer states and counters."""
 _MOST_NAMES = 20_000
+"""Largest number of tensors in a file."""
 
 
 class WeightFile(NamedTuple):
+    """Content of a weight file."""
+
     path: Path
     tensors: dict[str, Tensor]
+    """Tensors on the CPU, by their names in the file."""
     metadata: dict[str, str]
+    """Text metadata of a safetensors file; empty for other formats."""
 
 
 def read_weight_file(path: str | Path) -> WeightFile:
-    """Tensors of a .safetensors, .pth, .pt, .ckpt or .bin file, on the CPU, by their names in the file.
+    """Read the tensors of a .safetensors, .pth, .pt, .ckpt or .bin file to the CPU, by their names in it.
 
     A dict wrapped as `{"state_dict": ...}` is unwrapped and the `module.` prefix of parallel training is
-    dropped. ValueError for what is missing, truncated, compressed, of torch's pre-1.6 format, holds objects
-    other than plain tensors, or holds no tensor.
+    dropped. Raises ValueError when the file is missing, truncated, compressed, in torch's format from before
+    1.6, holds objects other than plain tensors, or holds no tensor.
     """
     path = Path(path)
     if not path.is_file():
@@ -43,8 +49,8 @@ def read_weight_file(path: str | Path) -> WeightFile:
             f"{path} is a GGUF file, quantized in blocks. Get the model's bf16, fp16 or fp8 .safetensors."
         )
     if path.name.endswith(INDEX):
-        parts = [read_weight_file(part) for part in parts_of(path)]
-        return WeightFile(path, _joined([part.tensors for part in parts], path), {})
+        parts = [read_weight_file(part) for part in list_parts(path)]
+        return WeightFile(path, _join_parts([part.tensors for part in parts], path), {})
     tensors, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     if not tensors:
         raise ValueError(f"{path} holds no tensors. Download the file again, or choose another.")
@@ -58,8 +64,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             _refuse_too_many(len(names), path)
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except SafetensorError as error:
-        raise _unreadable(path, error) from error
-    except RuntimeError as error:  # torch could not map the file
+        raise _build_read_error(path, error) from error
+    except RuntimeError as error:  # torch could not map the file into memory
         raise ValueError(
             f"{path} is {path.stat().st_size / 1e9:.1f} GB, which could not be mapped into memory "
             f"({str(error)[:120]}). Free memory, or take the fp8 file of the model."
@@ -67,48 +73,56 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes in a weight file; of safetensors only the header is read. ValueError as above."""
+    """Read the names and shapes in a weight file; of safetensors only the header is read.
+
+    Raises ValueError as `read_weight_file` does.
+    """
     path = Path(path)
     if path.name.endswith(INDEX):
-        return _joined([read_shapes(part) for part in parts_of(path)], path)
+        return _join_parts([read_shapes(part) for part in list_parts(path)], path)
     if path.suffix != ".safetensors" or not path.is_file():
         return shapes_of(read_weight_file(path).tensors)
     try:
-        # As numpy: torch reserves the whole file in memory, 28 GB of the 14B, though only the header is read.
+        # As numpy: torch would reserve memory for the whole file, 28 GB for the 14B, to read the header only.
         with safe_open(path, framework="np") as file:
             names = file.keys()
             _refuse_too_many(len(names), path)
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
     except SafetensorError as error:
-        raise _unreadable(path, error) from error
+        raise _build_read_error(path, error) from error
     if not shapes:
         raise ValueError(f"{path} holds no tensors. Download the file again, or choose another.")
     return _without_module_prefix(shapes)
 
 
-def parts_of(index: Path) -> list[Path]:
-    """Files that a `….safetensors.index.json` lists; ValueError unless they all lie beside it."""
+def list_parts(index: Path) -> list[Path]:
+    """List the files named in a `….safetensors.index.json`; raise ValueError unless all lie beside it."""
     try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        names = sorted({str(name) for name in places})
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted({str(name) for name in weight_map.values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{index} is not an index of safetensors ({error}). Download it again.") from error
     if len(names) > _MOST_PARTS or any(Path(name).name != name for name in names):
-        raise ValueError(f"{index} lists {len(names)} parts, such as {names[0][:80]}. Refused.")
-    lacking = [name for name in names if not (index.parent / name).is_file()]
-    if lacking:
-        raise ValueError(f"{index.parent} lacks {first_names(lacking)} of the model's {len(names)} parts.")
+        raise ValueError(
+            f"{index} lists {len(names)} parts, such as {names[0][:80]}; at most {_MOST_PARTS} are "
+            "allowed, all beside the index. Download the model again."
+        )
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"{index.parent} lacks {first_names(missing)} of the model's {len(names)} parts. Download them."
+        )
     return [index.parent / name for name in names]
 
 
-def _joined(parts: list[dict[str, Value]], path: Path) -> dict[str, Value]:
+def _join_parts(parts: list[dict[str, Value]], path: Path) -> dict[str, Value]:
     joined = {name: value for part in parts for name, value in part.items()}
     if len(joined) < sum(map(len, parts)):
         raise ValueError(f"{path}: two parts of the model hold the same weight. Download it again.")
     return joined
 
 
-def _unreadable(path: Path, error: Exception) -> ValueError:
+def _build_read_error(path: Path, error: Exception) -> ValueError:
     return ValueError(f"{path} is not a readable safetensors file ({error}). Download it again.")
 
 
@@ -116,17 +130,20 @@ def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     _refuse_odd_archive(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises half a dozen kinds, all of which mean: not a plain weight file
+    except Exception as error:  # torch raises many kinds, which all mean that this is no plain weight file
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"{path} could not be read as plain weights, so it was refused and nothing in it was run "
+            f"{path} could not be read as plain weights, so it was not loaded; no code in it was executed "
             f"({reason[:200]}). Get it from its authors again, or a .safetensors version."
         ) from error
-    return _unwrapped(content, path), {}
+    return _unwrap(content, path), {}
 
 
 def _refuse_odd_archive(path: Path) -> None:
-    """Only zip archives, not compressed, as torch writes since 1.6: their size bounds the memory."""
+    """Raise ValueError unless the file is an uncompressed zip archive, as torch writes since 1.6.
+
+    The size of such a file limits the memory that reading it takes.
+    """
     if not zipfile.is_zipfile(path):
         raise ValueError(
             f"{path} is not a weight file of PyTorch 1.6 or newer: it is truncated, or in the older format. "
@@ -134,11 +151,13 @@ def _refuse_odd_archive(path: Path) -> None:
         )
     try:
         with zipfile.ZipFile(path) as archive:
-            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
-    except Exception as error:  # a damaged list of contents makes zipfile raise half a dozen kinds
+            is_compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+    except Exception as error:  # for a damaged directory zipfile raises many kinds
         raise ValueError(f"{path} is a damaged archive ({str(error)[:120]}). Download it again.") from error
-    if packed:
-        raise ValueError(f"{path} is a compressed archive; PyTorch weight files are not. Refused.")
+    if is_compressed:
+        raise ValueError(
+            f"{path} is a compressed archive; PyTorch weight files are not compressed. Get the original file."
+        )
 
 
 def _refuse_too_many(names: int, path: Path) -> None:
@@ -146,7 +165,7 @@ def _refuse_too_many(names: int, path: Path) -> None:
         raise ValueError(f"{path} holds {names} tensors; no model used here has more than {_MOST_NAMES}.")
 
 
-def _unwrapped(content: object, path: Path) -> dict[str, Tensor]:
+def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
     for name in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
@@ -154,24 +173,34 @@ def _unwrapped(content: object, path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} holds a {type(content).__name__}; a dict of named tensors is needed.")
     _refuse_too_many(len(content), path)
     unnamed = next((key for key in content if not isinstance(key, str)), None)
-    if unnamed is not None:  # only its kind is told: a key of nested tuples may be endless as text
-        raise ValueError(f"{path} names a tensor by a {type(unnamed).__name__}; names must be text. Refused.")
+    if unnamed is not None:  # only its type is shown: nested tuples may be endless as text
+        raise ValueError(
+            f"{path} names a tensor by a {type(unnamed).__name__}; names must be text. Get another file."
+        )
     strange = [key for key, value in content.items() if not _is_plain_tensor(value)]
     if strange:
-        raise ValueError(f"{path} holds things that are not plain tensors: {first_names(strange)}.")
-    claimed = sum(value.numel() * value.element_size() for value in content.values())
-    if claimed > 2 * path.stat().st_size:  # an embedding or a norm may have two names, not everything many
-        raise ValueError(f"{path} holds tensors of {claimed} bytes that share memory. Refused.")
+        raise ValueError(
+            f"{path} holds objects that are not plain tensors: {first_names(strange)}. Get a file that holds "
+            "weights alone, such as .safetensors."
+        )
+    num_bytes = sum(value.numel() * value.element_size() for value in content.values())
+    if (
+        num_bytes > 2 * path.stat().st_size
+    ):  # an embedding or a norm may have two names, but not all weights many
+        raise ValueError(
+            f"{path} holds tensors of {num_bytes} bytes that share memory, in a file of "
+            f"{path.stat().st_size} bytes. Get another file."
+        )
     return dict(content)
 
 
 def _is_plain_tensor(value: object) -> bool:
-    # What else a pickle may hold (quantized, nested, without content) breaks whatever is done with it later.
+    # Other tensors that a pickle may hold (quantized, nested, on the meta device) would fail in later code.
     if not isinstance(value, Tensor) or value.is_meta or value.is_quantized or value.is_nested:
         return False
     if value.layout != torch.strided:
         return False
-    # Overlapping strides let a tiny file claim a tensor of any size.
+    # With overlapping strides a tiny file could hold a tensor of any size.
     return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
@@ -182,10 +211,6 @@ def _without_module_prefix(tensors: dict[str, Value]) -> dict[str, Value]:
 
 
 def write_weight_file(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write safetensors so that `path` is at all times the old file or the whole new one."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".partial")
-    save_file(dict(tensors), temporary, dict(metadata))
-    with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    """Write a safetensors file atomically: `path` always holds the whole old file or the whole new one."""
+    with atomic_write(path) as draft:
+        save_file(dict(tensors), draft, dict(metadata))

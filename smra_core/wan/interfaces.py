@@ -1,4 +1,7 @@
-"""What the method needs from a WAN model, whoever holds it: diffusers here, ComfyUI in nodes/host_wan.py."""
+"""Interfaces of the three parts of a WAN model.
+
+They are implemented with diffusers (standalone/diffusers_wan.py) and in ComfyUI (nodes/host).
+"""
 
 from typing import NamedTuple, Protocol
 
@@ -8,12 +11,13 @@ from .spec import WanSpec
 
 
 class Prediction(NamedTuple):
-    """One evaluation of the DiT."""
+    """Result of one evaluation of the DiT."""
 
     velocity: Tensor
-    """`B 16 f h w`."""
+    """Predicted velocity, `B 16 f h w`."""
     tokens: Tensor | None
-    """`B L D`: the residual stream after the tapped block, in t,y,x order; None without a tap."""
+    """Output of the block `token_block`, `B L D` with tokens in t, y, x order; None when none was asked for.
+    """
 
 
 class Denoiser(Protocol):
@@ -22,7 +26,9 @@ class Denoiser(Protocol):
     spec: WanSpec
 
     def linears(self) -> dict[str, nn.Module]:
-        """Block linears by native name (`blocks.N.self_attn.q`); adapters replace their `forward`."""
+        """Return the blocks' linears by native name (`blocks.N.self_attn.q`); adapters replace their
+        `forward`.
+        """
         ...
 
     def velocity(
@@ -30,27 +36,27 @@ class Denoiser(Protocol):
     ) -> Prediction:
         """Predict the velocity of latents `B 16 f h w` at sigma `B`, given text context `B T 4096`.
 
-        `token_block` is the block whose output tokens are wanted (0: the first). Gradients flow to adapters
-        and to the latents; blocks are checkpointed when the model was asked to be.
+        `token_block` is the index of the block whose output tokens are returned, too. Gradients flow to
+        adapters and to the latents; blocks are checkpointed when the model was loaded with checkpointing.
         """
         ...
 
 
 class VideoCodec(Protocol):
-    """A frozen WAN video VAE, in model space (latents whitened by wan.LATENT_MEAN and LATENT_STD)."""
+    """A frozen WAN video VAE. Latents are in model space: normalized by spec.LATENT_MEAN and LATENT_STD."""
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """`B 3 F H W` in [-1, 1] with F = 4n+1 to `B 16 f h w`, without gradient (the posterior's mean)."""
+        """Encode `B 3 F H W` in [-1, 1], F = 4n+1, to the posterior's mean `B 16 f h w`, without gradient."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """`B 16 f h w` to `B 3 F H W`, clamped to [-1, 1], without gradient."""
+        """Decode `B 16 f h w` to `B 3 F H W`, clamped to [-1, 1], without gradient."""
         ...
 
 
 class TextEncoder(Protocol):
-    """Captions to context."""
+    """A text encoder that turns captions into the context of the DiT."""
 
     def encode(self, prompts: list[str]) -> Tensor:
-        """`B T 4096`; positions after the caption's last token are zero."""
+        """Return the context `B T 4096` of captions; positions after a caption's last token are zero."""
         ...

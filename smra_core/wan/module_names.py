@@ -1,8 +1,8 @@
-"""WAN's own module names and diffusers' names for the same modules.
+"""Translation between WAN's own (native) module names and those of diffusers.
 
-Native names are the ones in WAN 2.1's checkpoints, in ComfyUI and in nearly every LoRA; diffusers renames
-them when it reads such a file (`from_single_file`). This table goes both ways for linears, and back for
-whole checkpoints.
+Native names are used in WAN 2.1's checkpoints, in ComfyUI and in nearly every LoRA; diffusers renames the
+modules when it reads such a file (`from_single_file`). Linears are translated both ways, whole checkpoints
+from diffusers' names to native ones.
 """
 
 import re
@@ -22,7 +22,7 @@ _LINEARS = {
     "ffn.0": "ffn.net.0.proj",
     "ffn.2": "ffn.net.2",
 }
-"""Path of a linear inside a block: native to diffusers."""
+"""Path of a linear inside a block in diffusers, by its native path."""
 _NATIVE_LINEARS = {theirs: native for native, theirs in _LINEARS.items()}
 
 _DIT = (
@@ -62,17 +62,17 @@ _VAE = (
     (r"^encoder\.down_blocks\.", "encoder.downsamples."),
 )
 _RESNETS_IN_UP_BLOCK = 3
-"""WAN lists a decoder block's three residual blocks and its upsampler one after another."""
+"""Residual blocks in each up block; WAN numbers them and the upsampler that follows consecutively."""
 
 
-def diffusers_linear(native: str) -> str:
-    """Diffusers' name of a block's linear; ValueError when the name is not one."""
+def to_diffusers_linear(native: str) -> str:
+    """Return diffusers' name of a block's linear; raise ValueError for any other name."""
     block, path, _ = parse_linear(native)
     return f"blocks.{block}.{_LINEARS[path]}"
 
 
 def native_linear(name: str) -> str | None:
-    """Native name of a linear that diffusers calls so; None when it is no linear of a block."""
+    """Return the native name of a linear from its diffusers name; None when it is no linear of a block."""
     match = re.match(r"^blocks\.(\d+)\.(.+)$", name)
     if match is None or match[2] not in _NATIVE_LINEARS:
         return None
@@ -80,33 +80,33 @@ def native_linear(name: str) -> str | None:
 
 
 def native_dit_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of diffusers' WanTransformer3DModel under native names."""
+    """Return the state dict of diffusers' WanTransformer3DModel under native names."""
     return {native_dit_name(name): tensor for name, tensor in state.items()}
 
 
 def native_dit_name(name: str) -> str:
-    """Native name of a weight of the DiT; one that is native already stays."""
-    return _renamed(name, _DIT)
+    """Return the native name of a DiT weight; a native name is returned unchanged."""
+    return _rename(name, _DIT)
 
 
 def native_vae_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of diffusers' AutoencoderKLWan (WAN 2.1's kind) under native names."""
+    """Return the state dict of diffusers' AutoencoderKLWan (of WAN 2.1) under native names."""
     return {native_vae_name(name): tensor for name, tensor in state.items()}
 
 
 def native_vae_name(name: str) -> str:
-    """Native name of a weight of the VAE; one that is native already stays."""
-    name = re.sub(r"^decoder\.up_blocks\.(\d+)\.(resnets|upsamplers)\.(\d+)\.", _upsample, name)
-    name = _renamed(name, _VAE)
-    return _renamed(name, _RESIDUAL) if re.search(r"\.(downsamples|upsamples|middle)\.\d+\.", name) else name
+    """Return the native name of a VAE weight; a native name is returned unchanged."""
+    name = re.sub(r"^decoder\.up_blocks\.(\d+)\.(resnets|upsamplers)\.(\d+)\.", _rename_up_block, name)
+    name = _rename(name, _VAE)
+    return _rename(name, _RESIDUAL) if re.search(r"\.(downsamples|upsamples|middle)\.\d+\.", name) else name
 
 
-def _upsample(match: re.Match) -> str:
-    place = int(match[3]) if match[2] == "resnets" else _RESNETS_IN_UP_BLOCK
-    return f"decoder.upsamples.{int(match[1]) * (_RESNETS_IN_UP_BLOCK + 1) + place}."
+def _rename_up_block(match: re.Match) -> str:
+    index = int(match[3]) if match[2] == "resnets" else _RESNETS_IN_UP_BLOCK
+    return f"decoder.upsamples.{int(match[1]) * (_RESNETS_IN_UP_BLOCK + 1) + index}."
 
 
-def _renamed(name: str, rules: tuple[tuple[str, str], ...]) -> str:
+def _rename(name: str, rules: tuple[tuple[str, str], ...]) -> str:
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name

@@ -1,4 +1,4 @@
-"""Headless flow-matching sampler: Euler or Heun steps with classifier-free guidance."""
+"""Flow-matching sampler: Euler or Heun steps with classifier-free guidance."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,9 +13,13 @@ from .spec import check_size, latent_frames, latent_shape
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """The paper's run: 50 Euler steps, shift 1, guidance 5, 49 frames of 832x480 at 15 frames a second."""
+    """Settings of a sampling run.
 
-    steps: int = setting(50, "Denoising steps.")
+    The defaults are the paper's: 50 Euler steps, shift 1, guidance 5, 49 frames of 832x480 at 15 frames per
+    second.
+    """
+
+    steps: int = setting(50, "Denoising steps. More take more time and give finer results.")
     shift: float = setting(1.0, "Shift of the noise levels. Above 1, more steps are spent at high noise.")
     guidance: float = setting(
         5.0,
@@ -35,13 +39,15 @@ class SamplingSettings:
         if self.sampler not in SAMPLERS:
             raise ValueError(f"Sampler {self.sampler!r} is not known; give one of {sorted(SAMPLERS)}.")
 
+    @property
     def latent_shape(self) -> tuple[int, int, int, int]:
+        """Shape `16 f h w` of the latents of one video."""
         return latent_shape(self.frames, self.width, self.height)
 
 
 def initial_noise(settings: SamplingSettings, batch: int = 1) -> Tensor:
-    """Draw noise `B 16 f h w`; video i depends on seed + i alone, whatever the batch."""
-    shape = settings.latent_shape()
+    """Draw noise `B 16 f h w`; the noise of video i depends only on seed + i, not on the batch size."""
+    shape = settings.latent_shape
     return torch.stack(
         [torch.randn(shape, generator=torch.Generator().manual_seed(settings.seed + i)) for i in range(batch)]
     )
@@ -59,12 +65,11 @@ def sample(
     on_step: Callable[[int, int], None] | None = None,
     on_evaluation: Callable[[float], None] | None = None,
 ) -> Tensor:
-    """Denoise `start` (`B 16 f h w`, at noise level sigmas[0]) down the noise levels; returns latents in
-    model space.
+    """Denoise `start` (`B 16 f h w`, at noise level sigmas[0]) to sigmas[-1]; return latents in model space.
 
-    `context` and `negative` are `B T 4096`; guidance 1 evaluates the model on `context` alone.
-    `on_evaluation` is called with the sigma before each evaluation of the model, also inside a two-evaluation
-    step; `on_step` with the number of the step and of all steps after each step.
+    `context` and `negative` are `B T 4096`; with guidance 1 the model is evaluated on `context` alone.
+    `on_evaluation` is called with the sigma before each evaluation of the model, also inside a Heun step;
+    `on_step` is called after each step with its number and the number of all steps.
     """
     levels = sigmas.tolist()
 
@@ -84,15 +89,15 @@ def sample(
 def guided_velocity(
     denoiser: Denoiser, latents: Tensor, sigma: float, context: Tensor, negative: Tensor, guidance: float
 ) -> Tensor:
-    """Predict with classifier-free guidance: negative + guidance (positive - negative)."""
+    """Return the velocity with classifier-free guidance: negative + guidance (positive - negative)."""
     level = latents.new_full((len(latents),), sigma, dtype=torch.float32)
     if guidance == 1.0:
         return denoiser.velocity(latents, level, context).velocity
     both = denoiser.velocity(
         torch.cat([latents, latents]), torch.cat([level, level]), torch.cat([context, negative])
     ).velocity
-    positive, unguided = both.chunk(2)
-    return unguided + guidance * (positive - unguided)
+    positive, negative_velocity = both.chunk(2)
+    return negative_velocity + guidance * (positive - negative_velocity)
 
 
 def euler_step(velocity, latents: Tensor, sigma: float, following: float) -> Tensor:
@@ -101,12 +106,13 @@ def euler_step(velocity, latents: Tensor, sigma: float, following: float) -> Ten
 
 
 def heun_step(velocity, latents: Tensor, sigma: float, following: float) -> Tensor:
-    """Take one step with two evaluations, at both ends of it; the last step, to sigma 0, needs only one."""
+    """Take one step with two evaluations, one at each end; the last step, to sigma 0, needs only one."""
     first = velocity(latents, sigma)
-    guess = latents + (following - sigma) * first
+    euler = latents + (following - sigma) * first
     if following == 0:
-        return guess
-    return latents + (following - sigma) * (first + velocity(guess, following)) / 2
+        return euler
+    return latents + (following - sigma) * (first + velocity(euler, following)) / 2
 
 
 SAMPLERS = {"euler": euler_step, "heun": heun_step}
+"""Step functions by the sampler's name."""

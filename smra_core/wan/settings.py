@@ -1,4 +1,4 @@
-"""Settings that explain themselves: one text serves as help of the command line and as tooltip of a node."""
+"""Settings with explanations: one text is both the command line's help and the node's tooltip."""
 
 from dataclasses import field, fields
 from typing import Any

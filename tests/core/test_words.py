@@ -33,7 +33,7 @@ VERBS = frozenset(
     refuse register reject release reload remember remove rename render reorder repeat replace report
     request require resample rescale reset reshape resize resolve restore restrict resume return reverse
     rotate round run sample save say scale scan schedule score segment select send serve set share shift
-    show shrink skip slice smooth sort split spoil spread stack start state stay step stop store stream
+    show shrink skip slice smooth soften sort split spoil spread stack start state stay step stop store stream
     strip subtract sum swap synchronize take tell test tile tidy tokenize trace track train transform
     translate transpose trim truncate try undo unload unpack unwrap update upsample use validate vary
     verify wait walk warm warn weigh wrap write yield

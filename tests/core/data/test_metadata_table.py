@@ -6,10 +6,10 @@ from smra_core.data.metadata_table import (
     CAPTION_COLUMNS,
     PICTURE_COLUMNS,
     VIDEO_COLUMNS,
-    caption_beside,
-    file_inside,
+    find_file_inside,
+    find_table,
+    read_caption_beside,
     read_table,
-    table_of,
 )
 
 
@@ -32,8 +32,8 @@ def test_cells_are_read_by_column_whatever_the_case_and_order(folder):
     rows = read_table(
         table(folder, 'Prompt,VIDEO\n"a dog, running ",images/00.png\n\nb,x.png\n'), VIDEO_COLUMNS
     )
-    assert [row.first(CAPTION_COLUMNS) for row in rows] == ["a dog, running", "b"]
-    assert rows[0].file(VIDEO_COLUMNS) == folder / "images" / "00.png"
+    assert [row.get_cell(CAPTION_COLUMNS) for row in rows] == ["a dog, running", "b"]
+    assert rows[0].find_file(VIDEO_COLUMNS) == folder / "images" / "00.png"
     assert [row.line for row in rows] == [2, 4]
 
 
@@ -46,11 +46,14 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(folder, encoding):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("", r"metadata.csv has the columns \[\]; it needs one of \['image'"),
-        ("picture,prompt\na,b\n", r"columns \['picture', 'prompt'\]; it needs one of"),
-        ("image;prompt\na;b\n", r"columns \['image;prompt'\]; it needs one of .*separated by commas"),
+        ("", r"metadata.csv has the columns \[\]; it needs at least one of \['image'"),
+        ("picture,prompt\na,b\n", r"columns \['picture', 'prompt'\]; it needs at least one of"),
+        (
+            "image;prompt\na;b\n",
+            r"columns \['image;prompt'\]; it needs at least one of .*separated by commas",
+        ),
         ("image,image\na,b\n", "each column once"),
-        ("image,prompt\n", "metadata.csv has a header and no rows. Add one line per file"),
+        ("image,prompt\n", "metadata.csv has a header and no rows. Add one row per file"),
         ("image,prompt\na.png,a dog, running\n", "line 2 has 3 cells under 2 columns. Put quotes around"),
         ('image,prompt\n"a.png,b\n', "metadata.csv is not a comma-separated table"),
     ],
@@ -69,20 +72,20 @@ def test_a_table_that_is_not_utf8_is_named(folder, encoding):
 
 @pytest.mark.parametrize("name", ["images/00.png", "set/images/00.png", "images\\00.png", "./images/00.png"])
 def test_a_file_is_found_from_its_folder_and_from_the_parent(folder, name):
-    assert file_inside(folder, name, "x").resolve() == (folder / "images" / "00.png").resolve()
+    assert find_file_inside(folder, name, "x").resolve() == (folder / "images" / "00.png").resolve()
 
 
 def test_the_folders_own_file_comes_before_the_parents_meaning(folder):
     (folder / "set").mkdir()
     (folder / "set" / "a.png").write_bytes(b"inner")
     (folder / "a.png").write_bytes(b"outer")
-    assert file_inside(folder, "set/a.png", "x").read_bytes() == b"inner"
+    assert find_file_inside(folder, "set/a.png", "x").read_bytes() == b"inner"
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "images/../../secret.png", "secret.png"])
 def test_a_file_outside_the_folder_is_refused(folder, name):
     with pytest.raises(ValueError, match=r"table names '.*secret.png', which leads out of .*set"):
-        file_inside(folder, name, "table")
+        find_file_inside(folder, name, "table")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need rights there")
@@ -90,44 +93,44 @@ def test_a_link_that_leads_outside_is_refused_and_one_inside_keeps_its_name(fold
     (folder / "out.png").symlink_to(folder.parent / "secret.png")
     (folder / "in.png").symlink_to(folder / "images" / "00.png")
     with pytest.raises(ValueError, match="'out.png', which leads out of"):
-        file_inside(folder, "out.png", "table")
-    assert file_inside(folder, "in.png", "table").name == "in.png"
+        find_file_inside(folder, "out.png", "table")
+    assert find_file_inside(folder, "in.png", "table").name == "in.png"
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "C:\\a.png", "\\\\server\\a.png"])
 def test_an_absolute_path_is_refused(folder, name):
     with pytest.raises(ValueError, match="an absolute path. Write it relative to"):
-        file_inside(folder, name, "table")
+        find_file_inside(folder, name, "table")
 
 
 @pytest.mark.parametrize("name", ["none.png", "images", "a\0b", "x" * 5000, "\ud800"])
 def test_what_is_not_there_is_named(folder, name):
-    with pytest.raises(ValueError, match="there is no such file in .*set. Add it or mend the name"):
-        file_inside(folder, name, "table")
+    with pytest.raises(ValueError, match="there is no such file in .*set. Add the file or correct the name"):
+        find_file_inside(folder, name, "table")
 
 
 def test_a_row_knows_which_file_it_is_about(folder):
     (row,) = read_table(table(folder, "video\nset/images/00.png\n"), VIDEO_COLUMNS)
-    assert row.names(VIDEO_COLUMNS, folder / "images" / "00.png")
-    assert not row.names(VIDEO_COLUMNS, folder.parent / "secret.png")
+    assert row.is_about(VIDEO_COLUMNS, folder / "images" / "00.png")
+    assert not row.is_about(VIDEO_COLUMNS, folder.parent / "secret.png")
 
 
 def test_a_table_is_given_as_itself_or_as_its_folder(folder):
-    assert table_of(folder) is None
+    assert find_table(folder) is None
     path = table(folder, "image\n")
-    assert table_of(folder) == path and table_of(path) == path
-    assert table_of(folder / "images" / "00.png") is None
+    assert find_table(folder) == path and find_table(path) == path
+    assert find_table(folder / "images" / "00.png") is None
 
 
 def test_a_caption_beside_is_on_one_line(folder):
     picture = folder / "images" / "00.png"
-    assert caption_beside(folder, picture) == ""
+    assert read_caption_beside(folder, picture) == ""
     picture.with_suffix(".txt").write_text("a sks dog,\n  running \n")
-    assert caption_beside(folder, picture) == "a sks dog, running"
+    assert read_caption_beside(folder, picture) == "a sks dog, running"
 
 
 def test_a_caption_that_is_not_utf8_is_named(folder):
     picture = folder / "images" / "00.png"
     picture.with_suffix(".txt").write_bytes("ein Hündchen".encode("latin-1"))
     with pytest.raises(ValueError, match=r"00.txt is not UTF-8 text \(byte 5 is 0xfc\). Save it as UTF-8"):
-        caption_beside(folder, picture)
+        read_caption_beside(folder, picture)

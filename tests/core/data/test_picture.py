@@ -60,7 +60,7 @@ def test_sixteen_bits_are_scaled_and_not_cut_off(tmp_path):
     "values, message",
     [
         (np.zeros((2, 2), np.float32), "float.tif stores floating-point values. Save it as an 8-bit"),
-        (np.full((2, 2), 70000, np.int32), "float.tif stores values from 70000 to 70000; 16 bits reach"),
+        (np.full((2, 2), 70000, np.int32), "float.tif stores values from 70000 to 70000; 16 bits hold"),
     ],
 )
 def test_values_beyond_sixteen_bits_are_refused(tmp_path, values, message):
@@ -103,7 +103,7 @@ def test_a_cut_short_picture_is_named(tmp_path):
     "values, notes",
     [
         ([0, 128, 255], []),
-        ([0, 1, 1], ["its brightest value is 1 of 255; above half of that counts as subject"]),
+        ([0, 1, 1], ["its brightest value is 1 of 255; values above half of that count as subject"]),
     ],
 )
 def test_a_mask_is_what_is_brighter_than_half(tmp_path, values, notes):

@@ -110,7 +110,7 @@ def test_a_variable_frame_rate_is_told_and_frames_are_taken_as_stored(tmp_path):
     encode(tmp_path / "phone.mp4", numbered(5), [0, 40, 80, 200, 240])
     video = read_video(tmp_path / "phone.mp4", SIZE, 5)
     assert numbers(video) == [0, 1, 2, 3, 4]
-    assert video.notes == ["variable frame rate: frames are 40 to 120 ms apart and taken as stored"]
+    assert video.notes == ["variable frame rate: frames are 40 to 120 ms apart and used as stored"]
 
 
 def test_rounded_times_of_a_constant_rate_are_not_called_variable(tmp_path):

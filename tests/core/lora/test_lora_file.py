@@ -10,9 +10,9 @@ from smra_core.lora.dialects import parse_key
 from smra_core.lora.metadata import LoraMetadata
 from smra_core.lora.plan import ALL_LAYERS, MOTION, SUBJECT
 from smra_core.lora.reader import load_lora
-from smra_core.lora.report import delta_norm, describe_lora, render_report
+from smra_core.lora.report import compute_delta_norm, describe_lora, render_report
 from smra_core.lora.writer import DIALECTS_OUT, convert_lora, save_lora
-from smra_core.wan.module_names import diffusers_linear
+from smra_core.wan.module_names import to_diffusers_linear
 from smra_core.wan.spec import WAN_1_3B, WAN_14B, WanSpec
 
 SPEC = WanSpec("tiny", blocks=2, dim=6, ffn=10, heads=1)
@@ -39,12 +39,12 @@ FOREIGN = {
     "release, subject": (lambda n: n, "lora_A.spatial_lora.weight", "lora_B.spatial_lora.weight"),
     "release, motion": (lambda n: n, "lora_A.temporal_lora.weight", "lora_B.temporal_lora.weight"),
     "peft": (lambda n: f"base_model.model.{n}", "lora_A.weight", "lora_B.weight"),
-    "diffusers": (lambda n: f"transformer.{diffusers_linear(n)}", "lora_A.weight", "lora_B.weight"),
-    "diffusers, bare": (diffusers_linear, "lora_A.weight", "lora_B.weight"),
+    "diffusers": (lambda n: f"transformer.{to_diffusers_linear(n)}", "lora_A.weight", "lora_B.weight"),
+    "diffusers, bare": (to_diffusers_linear, "lora_A.weight", "lora_B.weight"),
     "kohya": (lambda n: f"lora_unet_{flat(n)}", "lora_down.weight", "lora_up.weight"),
     "kohya, wan-fun": (lambda n: f"lora_unet__{flat(n)}", "lora_down.weight", "lora_up.weight"),
     "kohya of diffusers": (
-        lambda n: f"lora_unet_{flat(diffusers_linear(n))}",
+        lambda n: f"lora_unet_{flat(to_diffusers_linear(n))}",
         "lora_down.weight",
         "lora_up.weight",
     ),
@@ -286,7 +286,7 @@ def test_norms_equal_those_of_the_dense_changes(tmp_path):
     save_lora(tmp_path / "lora.safetensors", lora, LoraMetadata("subject", "q,k", RANK, name="dog"))
     report = describe_lora(load_lora(tmp_path / "lora.safetensors"))
     for pair in lora.values():
-        assert delta_norm(pair) == pytest.approx(pair.delta().norm().item(), rel=1e-5)
+        assert compute_delta_norm(pair) == pytest.approx(pair.delta().norm().item(), rel=1e-5)
     dense = torch.cat([pair.delta().flatten() for name, pair in lora.items() if name.endswith(".q")])
     assert report.role_norms["q"] == pytest.approx(dense.norm().item(), rel=1e-5)
     first = torch.cat([pair.delta().flatten() for name, pair in lora.items() if "blocks.0." in name])

@@ -1,12 +1,14 @@
-"""How strong the factors in a file are meant: alpha beside them, or in a configuration."""
+"""The scale of a LoRA: from alphas in the file, or from a PEFT configuration."""
 
 import json
+import sys
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from smra_core.lora.reader import load_lora
+from smra_core.lora.scale import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 RANK = 3
 
@@ -45,6 +47,9 @@ def save_peft(folder, values, tensors=None):
         (config(alpha_pattern={"0.ffn.2": 6 * RANK}), 2),
         (config(r=5, rank_pattern={"blocks.0.ffn.0": RANK}, lora_alpha=RANK), 1),
         (config(use_rslora=True), 2 * RANK**0.5),
+        (config(alpha_pattern={r"blocks\.(0|7)\.ffn\.\d": 6 * RANK}), 6),
+        (config(alpha_pattern={"^ffn.0": 6 * RANK}), 2),
+        (config(alpha_pattern={"ffn.0": 6 * RANK, "blocks.0.ffn.0": 9 * RANK}), 6),  # the first that matches
     ],
 )
 def test_pefts_configuration_sets_the_scale(values, scale, tmp_path):
@@ -70,6 +75,12 @@ def test_the_metadata_of_diffusers_sets_the_scale(tmp_path):
         ([1], "not a JSON object"),
         (config(r="many"), "has no usable r and lora_alpha"),
         (config(lora_alpha=float("nan")), "an alpha that is no number"),
+        (config(rank_pattern=["blocks"]), "has no usable r and lora_alpha"),
+        (config(target_modules="q", layers_pattern="blocks"), "has no usable r and lora_alpha"),
+        (config(alpha_pattern={"(": 1}), r"has 1 patterns for modules, such as '\('"),
+        (config(alpha_pattern={r"(\w+)+!": 1}), "each with at most 4 repetitions and none of a group"),
+        (config(alpha_pattern={".*" * 9: 1}), "each with at most 4 repetitions and none of a group"),
+        (config(rank_pattern={f"x{i}": 1 for i in range(1001)}), "has 1001 patterns for modules"),
     ],
 )
 def test_a_configuration_that_does_not_belong_is_refused(values, message, tmp_path):
@@ -89,3 +100,22 @@ def test_alphas_that_disagree_are_refused_with_both_sides(alpha, message, tmp_pa
     tensors = pair_tensors() | {"blocks.0.ffn.0.alpha": alpha}
     with pytest.raises(ValueError, match=message):
         load_lora(save_peft(tmp_path, config(), tensors))
+
+
+def test_a_missing_peft_is_named_with_the_way_out(tmp_path, monkeypatch):
+    save_peft(tmp_path, config())
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ImportError, match="needs the library peft, .* pip install peft"):
+        load_lora(tmp_path)
+
+
+def test_a_file_without_a_configuration_needs_no_peft(tmp_path, monkeypatch):
+    save_file(pair_tensors(), tmp_path / "lora.safetensors")
+    monkeypatch.setitem(sys.modules, "peft", None)
+    assert load_lora(tmp_path / "lora.safetensors").lora.keys() == {"blocks.0.ffn.0"}
+
+
+def test_the_two_files_are_called_as_peft_calls_them():
+    from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+
+    assert (ADAPTER_CONFIG, ADAPTER_WEIGHTS) == (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from diffusers import WanPipeline, WanTransformer3DModel
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 
 from smra_core.lora.adapter import init_lora
 from smra_core.lora.metadata import LoraMetadata
@@ -11,7 +11,7 @@ from smra_core.lora.plan import MOTION, SUBJECT
 from smra_core.lora.reader import load_lora
 from smra_core.lora.writer import convert_lora, save_lora
 from smra_core.standalone.diffusers_wan import DiffusersDenoiser
-from smra_core.wan.module_names import native_linear
+from smra_core.wan.module_names import native_linear, to_diffusers_linear
 
 RANK, TOLERANCE = 4, 1e-6
 
@@ -78,6 +78,31 @@ def test_peft_takes_pairs_of_different_ranks(own):
     assert_same(changes_in(PeftModel.from_pretrained(tiny_dit(), folder / "adapter")), lora)
     back = load_lora(folder / "adapter").lora
     assert_same({name: pair.delta() for name, pair in back.items()}, lora)
+
+
+def test_what_peft_saves_is_read_with_its_regular_expressions(own):
+    lora, folder = own
+    alphas = {r"blocks\.0\..*": 3.0, "blocks.1.attn1.*": 5.0}
+    modules = [to_diffusers_linear(name) for name in lora]
+    config = LoraConfig(r=RANK, lora_alpha=8, alpha_pattern=alphas, target_modules=modules, use_rslora=True)
+    model = get_peft_model(tiny_dit(), config)
+    torch.manual_seed(2)
+    for name, value in model.named_parameters():
+        if "lora_B" in name:
+            value.data.normal_()
+    model.save_pretrained(folder / "adapter")
+    assert_same(changes_in(model), load_lora(folder / "adapter").lora)
+
+
+def test_an_adapter_is_written_with_the_same_configuration_each_time(own):
+    lora, folder = own
+    for name in ("first", "second"):
+        convert_lora(folder / "own.safetensors", folder / name, "peft")
+    first, second = (LoraConfig.from_pretrained(folder / name) for name in ("first", "second"))
+    texts = [(folder / name / "adapter_config.json").read_text() for name in ("first", "second")]
+    assert first == second and texts[0] == texts[1]
+    assert (first.r, first.lora_alpha, first.inference_mode) == (RANK, RANK, True)
+    assert first.target_modules == {to_diffusers_linear(name) for name in lora}
 
 
 def test_what_diffusers_writes_comes_back_with_its_alpha(own):

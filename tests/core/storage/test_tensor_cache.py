@@ -43,13 +43,13 @@ def test_another_kind_or_key_is_computed_anew(tmp_path, kind, key):
 
 def test_the_order_of_a_keys_parts_does_not_count(tmp_path):
     cache = TensorCache(tmp_path)
-    assert cache.path("latents", KEY) == cache.path("latents", dict(reversed(KEY.items())))
+    assert cache.get_path("latents", KEY) == cache.get_path("latents", dict(reversed(KEY.items())))
 
 
 @pytest.mark.parametrize("part", [torch.zeros(1), float("nan"), {1, 2}])
 def test_a_key_that_json_cannot_hold_is_refused(tmp_path, part):
     with pytest.raises(ValueError, match="key of 'latents' is not made of JSON values .*content_hash"):
-        TensorCache(tmp_path).path("latents", {"part": part})
+        TensorCache(tmp_path).get_path("latents", {"part": part})
 
 
 def cut_short(content):
@@ -68,7 +68,7 @@ def empty(content):
 def test_a_damaged_file_is_computed_again_and_told(tmp_path, caplog, damage):
     cache, compute = TensorCache(tmp_path), Counted()
     cache.get_or_compute("latents", KEY, compute)
-    path = cache.path("latents", KEY)
+    path = cache.get_path("latents", KEY)
     path.write_bytes(damage(path.read_bytes()))
     again = cache.get_or_compute("latents", KEY, compute)
     assert compute.times == 2 and again["latents"].unique().tolist() == [1.0]

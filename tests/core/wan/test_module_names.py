@@ -6,7 +6,7 @@ from diffusers.loaders.single_file_utils import (
     convert_wan_vae_to_diffusers,
 )
 
-from smra_core.wan.module_names import diffusers_linear, native_dit_state, native_linear, native_vae_state
+from smra_core.wan.module_names import native_dit_state, native_linear, native_vae_state, to_diffusers_linear
 from smra_core.wan.spec import WAN_1_3B
 
 
@@ -47,7 +47,7 @@ def test_diffusers_reads_a_vae_under_our_native_names_as_the_one_it_was():
     ],
 )
 def test_linears_go_both_ways(native, theirs):
-    assert diffusers_linear(native) == theirs
+    assert to_diffusers_linear(native) == theirs
     assert native_linear(theirs) == native
 
 
