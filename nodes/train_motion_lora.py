@@ -179,12 +179,9 @@ def make_motion_clip(frames: Tensor, settings: MotionSettings, caption: str) -> 
 
 def choose_node_decode(backend: ComfyBackend, given: MotionInputs) -> DecodeChoice:
     """Return how the run decodes."""
-    if not given.settings.mora_weight:
-        return DecodeChoice("exact", False, 0.0)  # nothing is decoded
     # By what the card has, not by what is free now: queued again after another workflow, it is the same run.
     free = measure_trainable_memory(backend.device)
-    has_tiny = given.tiny_decoder is not None
-    return choose_decode(given.settings, backend.spec, backend.device, has_tiny, free)
+    return choose_decode(given.settings, backend.spec, backend.device, given.tiny_decoder, free)
 
 
 def show_motion_forecast(

@@ -26,7 +26,7 @@ from smra_core.decoding.flow_gradient import FlowComparison, streamed_flow_loss
 from smra_core.decoding.tiny_decoder import TinyDecoder
 from smra_core.decoding.wan_decoder import WanVideoDecoder
 from smra_core.decoding.windows import warm_windows, whole_clip_window
-from smra_core.encoders.sea_raft import SeaRaft
+from smra_core.encoders.sea_raft import PAIRS_PER_CHUNK, SeaRaft
 from smra_core.encoders.sea_raft_config import SEA_RAFT_M
 from smra_core.lora.adapter import Injection, init_lora, injected
 from smra_core.lora.plan import SUBJECT
@@ -39,7 +39,7 @@ from smra_core.training.mora import (
     flow_alignment_loss,
     temporal_loss,
 )
-from smra_core.training.sura import SubjectSettings, projector, region_loss, sura_loss
+from smra_core.training.sura import SubjectSettings, make_projector, region_loss, sura_loss
 from smra_core.wan.flow_matching import x0_from_velocity
 from smra_core.wan.latents import denormalize
 from smra_core.wan.spec import WAN_1_3B, latent_frames
@@ -141,7 +141,9 @@ class Step:
         return self.motion(mora, checkpoint=False)
 
     def streamed(self, decoder, window=None, at_once=0, shrink=1):
-        objective = FlowComparison(decoder, self.flow_net.pair_flows, flow_alignment_loss, at_once)
+        objective = FlowComparison(
+            decoder, self.flow_net.pair_flows, flow_alignment_loss, at_once, PAIRS_PER_CHUNK
+        )
         reference = self.reference(shrink)
         window = window or whole_clip_window(self.latents)[0]
 
@@ -159,7 +161,7 @@ class Step:
         settings = SubjectSettings()
         shape = (1, 16, 1, settings.height // 8, settings.width // 8)
         target, mask = self.random(*shape), torch.ones_like(self.random(*shape)[:, :1])
-        head = projector(WAN_1_3B.dim, DINOV2_G, settings.projector_width, torch.Generator())
+        head = make_projector(WAN_1_3B.dim, DINOV2_G, settings.projector_width, torch.Generator())
         head.to(self.device)
         features = self.random(1, shape[-1] * shape[-2] // 4, DINOV2_G)
 
@@ -280,7 +282,7 @@ def conditions(args):
     return (
         f"{WAN_1_3B.name} with {WAN_1_3B.blocks} blocks, {args.width}x{args.height}, {args.frames} frames, "
         f"{args.frames - 1} pairs, bfloat16; SEA-RAFT M in float32 at half of 576x320, "
-        f"{SEA_RAFT_M.iterations} iterations, {pixel_gradient.PAIRS_AT_ONCE} pairs at once; window "
+        f"{SEA_RAFT_M.iterations} iterations, {PAIRS_PER_CHUNK} pairs at once; window "
         f"{windows.window}, context {windows.context}."
     )
 

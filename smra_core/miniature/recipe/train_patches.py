@@ -13,13 +13,14 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ...encoders.dinov2 import TOKEN, DinoV2, normalized_patches
+from ...encoders.dinov2 import DinoV2, normalized_patches
 from ...encoders.dinov2_files import DinoV2Config
+from ...wan.spec import TOKEN_PIXELS
 from ..world.random_clips import random_views
 from ..world.sprite import SIZE
 from .stage import Stage, cosine_rate
 
-GRID = SIZE // TOKEN
+GRID = SIZE // TOKEN_PIXELS
 CONFIG = DinoV2Config(width=96, depth=4, heads=3, hidden=384, gated=False, grid=GRID, registers=0)
 STEPS, SPRITES = 1000, 48
 """Steps, and sprites a step, each seen in two pictures."""
@@ -95,8 +96,8 @@ def views(generator: torch.Generator, sprites: int) -> tuple[Views, Views]:
 def _views(painted: list) -> Views:
     pictures = torch.cat([p.frames for p in painted])
     mask = torch.cat([p.mask_px for p in painted])[:, None]
-    coverage = F.avg_pool2d(mask, TOKEN)
-    color = F.avg_pool2d(pictures * mask, TOKEN) / coverage.clamp_min(1e-6)
+    coverage = F.avg_pool2d(mask, TOKEN_PIXELS)
+    color = F.avg_pool2d(pictures * mask, TOKEN_PIXELS) / coverage.clamp_min(1e-6)
     return Views(pictures, coverage.flatten(1), color.flatten(2).mT)
 
 

@@ -10,7 +10,7 @@ from smra_core.training.mora import (
     MotionObjective,
     MotionSample,
     MotionSettings,
-    debiased,
+    debias,
     flow_alignment_loss,
     flow_weight,
     temporal_loss,
@@ -53,8 +53,8 @@ def test_temporal_loss_equals_numpy():
 
 def test_debiasing_removes_what_all_frames_share():
     shared = torch.randn(1, 16, 1, 4, 4).expand(1, 16, 3, 4, 4)
-    moved = debiased(shared, torch.tensor([1]))
-    torch.testing.assert_close(moved, (2**0.5 - 1) * shared)
+    debiased = debias(shared, torch.tensor([1]))
+    torch.testing.assert_close(debiased, (2**0.5 - 1) * shared)
 
 
 def test_flow_weights_by_noise_level():
@@ -97,7 +97,7 @@ class Decoder:
         frames = frames[:, :, 3:] if past is None else frames
         return F.interpolate(frames, scale_factor=(1, 8, 8), mode="nearest"), (latents[:, :, -1:],)
 
-    def end(self, latents, past):
+    def finish(self, latents, past):
         return self.step(latents, past)[0]
 
     def stream(self, latents):
@@ -219,13 +219,3 @@ def test_samples_too_noisy_to_count_are_not_decoded(toy_denoiser):
 def test_mora_without_a_flow_net_is_refused():
     with pytest.raises(ValueError, match="weight 1.0 needs.*optical flow.*mora_weight to 0"):
         MotionObjective(MotionSettings(), Decoder(), None)
-
-
-@pytest.mark.parametrize("decode, words", [
-    ("exact", "Change decode to 'exact-low-memory'"), ("windowed", "change decode to 'tiny'"),
-    ("exact-low-memory", "Change decode to 'tiny'"), ("tiny", "Lower batch_size, the frames"),
-])  # fmt: skip
-def test_what_is_out_of_memory_is_told_a_leaner_way_to_decode(decode, words):
-    objective = MotionObjective(MotionSettings(decode=decode), Decoder(), smooth_flow)
-    assert words in objective.memory_advice and objective.memory_advice.endswith("height.")
-    assert "decode" not in MotionObjective(MotionSettings(mora_weight=0.0), None, None).memory_advice

@@ -24,7 +24,8 @@ def core():
     mora, sura, wan = (pack(f"smra_core.{name}") for name in ("training.mora", "training.sura", "wan.spec"))
     return SimpleNamespace(
         estimate=budget.estimate, choose=budget.choose_decode, cost=cost, Train=train.TrainSettings,
-        Motion=mora.MotionSettings, Subject=sura.SubjectSettings, spec=wan.WAN_1_3B, projector=sura.projector,
+        Motion=mora.MotionSettings, Subject=sura.SubjectSettings, spec=wan.WAN_1_3B,
+        projector=sura.make_projector,
     )  # fmt: skip
 
 
@@ -90,9 +91,9 @@ def test_how_to_decode_is_chosen_by_the_card_and_not_by_what_is_loaded_just_now(
     monkeypatch.setattr(management, "extra_reserved_memory", lambda: 10**9)
     card = torch.device("cuda")
     assert memory(torch.device("cpu")) is None and memory(card) == 11 * 10**9
-    choice = core.choose(core.Motion(), core.spec, card, has_tiny=True, free=memory(card))
+    choice = core.choose(core.Motion(), core.spec, card, tiny_decoder="tiny", free=memory(card))
     assert choice.decode == "tiny"
-    assert core.choose(core.Motion(), core.spec, card, True, free=24e9).decode == "windowed"
+    assert core.choose(core.Motion(), core.spec, card, "tiny", free=24e9).decode == "windowed"
 
 
 OPTIONS = {"SMRATrainingOptions", "SMRALossOptions", "SMRAStrengthOptions", "SMRALoaderOptions"}
