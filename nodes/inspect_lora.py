@@ -7,6 +7,8 @@ from ..smra_core.lora.report import describe_lora, render_report
 
 
 class InspectLoRA(io.ComfyNode):
+    """Node that shows what a LoRA file holds."""
+
     @classmethod
     def define_schema(cls):
         import folder_paths

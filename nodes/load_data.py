@@ -20,6 +20,8 @@ SUBJECT, MOTION = SubjectSettings(), MotionSettings()
 
 
 class LoadSubjectFolder(io.ComfyNode):
+    """Node that reads pictures, masks and captions from a folder."""
+
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -67,6 +69,8 @@ class LoadSubjectFolder(io.ComfyNode):
 
 
 class LoadMotionClip(io.ComfyNode):
+    """Node that reads a clip and its caption."""
+
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -19,6 +19,8 @@ def _make_schema(kind: WeightFolder, node_id: str, output, about: str) -> io.Sch
 
 
 class LoadDINOv2(io.ComfyNode):
+    """Node that chooses DINOv2's weight file."""
+
     @classmethod
     def define_schema(cls):
         about = (
@@ -32,6 +34,8 @@ class LoadDINOv2(io.ComfyNode):
 
 
 class LoadSEARAFT(io.ComfyNode):
+    """Node that chooses SEA-RAFT's weight file."""
+
     @classmethod
     def define_schema(cls):
         about = "Chooses the weights of SEA-RAFT, which measures how things move between two frames."
@@ -43,6 +47,8 @@ class LoadSEARAFT(io.ComfyNode):
 
 
 class LoadSAM(io.ComfyNode):
+    """Node that chooses SAM's weight file."""
+
     @classmethod
     def define_schema(cls):
         about = "Chooses the weights of SAM, which finds the subject in pictures that have no mask."

@@ -15,6 +15,8 @@ from .host.wire_types import DinoV2Type, SeaRaftType
 
 
 class LoadMiniature(io.ComfyNode):
+    """Node that loads the miniature's model, encoders and data."""
+
     @classmethod
     def define_schema(cls):
         return io.Schema(

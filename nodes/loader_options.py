@@ -8,6 +8,8 @@ from .patching.chosen_lora import LAYER_CHOICES, PAPER, PAPER_PLANS, choose_plan
 
 
 class LoaderOptionsNode(io.ComfyNode):
+    """Node that gives out LoaderOptions."""
+
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -28,6 +28,8 @@ MOTION_ROWS = (
 
 
 class LossOptionsNode(io.ComfyNode):
+    """Node that gives out LossOptions."""
+
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -17,6 +17,8 @@ _DIMMED = 0.25
 
 
 class SegmentSubject(io.ComfyNode):
+    """Node that finds a subject with SAM."""
+
     @classmethod
     def define_schema(cls):
         return io.Schema(

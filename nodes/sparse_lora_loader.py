@@ -12,6 +12,8 @@ DEFAULTS = LoaderOptions(*PAPER_PLANS.values(), AUTO)
 
 
 class SparseLoRALoader(io.ComfyNode):
+    """Node that applies a subject and a motion LoRA to a MODEL."""
+
     @classmethod
     def define_schema(cls):
         return io.Schema(

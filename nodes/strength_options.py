@@ -30,6 +30,8 @@ _WIDGETS = (
 
 
 class StrengthOptionsNode(io.ComfyNode):
+    """Node that gives out StrengthOptions."""
+
     @classmethod
     def define_schema(cls):
         return io.Schema(

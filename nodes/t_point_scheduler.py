@@ -29,6 +29,8 @@ _BISECTIONS = 40
 
 
 class TPointScheduler(io.ComfyNode):
+    """Node that gives out a StrengthSchedule, and shows where a run switches."""
+
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -50,6 +50,8 @@ ROWS = (
 
 
 class TrainMotionLoRA(io.ComfyNode):
+    """Node that trains a motion LoRA on a clip of the graph."""
+
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -42,6 +42,8 @@ ROWS = (*SIZE, Widget("sura_weight", dict(min=0.0, max=10.0, step=0.01)))
 
 
 class TrainSubjectLoRA(io.ComfyNode):
+    """Node that trains a subject LoRA on pictures of the graph."""
+
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -28,6 +28,8 @@ LAYERS = {
 
 
 class TrainingOptionsNode(io.ComfyNode):
+    """Node that gives out TrainingOptions."""
+
     @classmethod
     def define_schema(cls):
         return io.Schema(
