@@ -41,7 +41,7 @@ class Peak(threading.Thread):
 
 def train_with_pack(model, latents, context) -> None:
     import torch
-    from training_models import pack
+    from random_wan import pack
 
     host, lora = pack("nodes.host.denoiser"), pack("smra_core.lora.adapter")
     plan = pack("smra_core.lora.plan")
@@ -77,14 +77,14 @@ def measure(kind: str) -> None:
     """Train in one of the two ways, and print a line."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "host" / "inside"))
     import conftest  # noqa: F401 - makes host and pack importable
+    import random_wan
     import torch
-    import training_models
 
-    training_models.DIM, training_models.FFN = DIM, FFN
+    random_wan.DIM, random_wan.FFN = DIM, FFN
     with tempfile.TemporaryDirectory() as folder:
-        state = training_models.dit_state(blocks=BLOCKS)
+        state = random_wan.dit_state(blocks=BLOCKS)
         size = sum(value.numel() * value.element_size() for value in state.values())
-        model = training_models.load_dit(Path(folder), state)
+        model = random_wan.load_dit(Path(folder), state)
         del state
         generator = torch.Generator().manual_seed(1)
         with torch.inference_mode():

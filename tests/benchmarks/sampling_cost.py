@@ -18,7 +18,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent / "host" / "inside"))
 
 import conftest  # noqa: E402, F401  (makes the host and the pack importable)
-import tiny_wan  # noqa: E402
+import random_wan  # noqa: E402
 import torch  # noqa: E402
 from smrabooth_pack.nodes.patching.apply_loras import apply_loras  # noqa: E402
 from smrabooth_pack.nodes.patching.call_time_swap import CallTimeSwap  # noqa: E402
@@ -26,16 +26,16 @@ from smrabooth_pack.smra_core.lora.adapter import LoraPair, replaced_forwards  #
 from smrabooth_pack.smra_core.lora.schedule import ScheduledLora, Strengths, StrengthSchedule, TPoint  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-tiny_wan.DIM, tiny_wan.FFN = 1536, 8960
+random_wan.DIM, random_wan.FFN = 1536, 8960
 RANKS = {"subject": 32, "motion": 64}
-LAYERS = {"subject": tiny_wan.SUBJECT_LAYERS, "motion": tiny_wan.MOTION_LAYERS}
+LAYERS = {"subject": random_wan.SUBJECT_LAYERS, "motion": random_wan.MOTION_LAYERS}
 BLOCKS_OF_1_3B, SWAPS = 30, 100
 SWITCHED, CONSTANT = Strengths(0.4, 0.8), Strengths.constant(1.0)
 
 
 def make_factors(purpose: str, names=None) -> dict:
-    tiny_wan.RANK = RANKS[purpose]
-    return tiny_wan.lora_tensors(LAYERS[purpose], seed=len(purpose), size=0.1, names=names)
+    random_wan.RANK = RANKS[purpose]
+    return random_wan.lora_tensors(LAYERS[purpose], seed=len(purpose), size=0.1, names=names)
 
 
 def make_pairs(purpose: str, names=None) -> dict:
@@ -70,13 +70,13 @@ def make_variants(model) -> dict:
 def time_steps(model, steps: int) -> list[float]:
     """Return the CPU seconds of every step but the first, in which the model is loaded."""
     marks = []
-    tiny_wan.sample(model, steps=steps, cfg=1.0, callback=lambda *_: marks.append(time.process_time()))
+    random_wan.sample(model, steps=steps, cfg=1.0, callback=lambda *_: marks.append(time.process_time()))
     return [after - before for before, after in zip(marks, marks[1:], strict=False)]
 
 
 def count_flops(model) -> int:
     with FlopCounterMode(display=False) as counter:
-        tiny_wan.sample(model, steps=1, cfg=1.0)
+        random_wan.sample(model, steps=1, cfg=1.0)
     return counter.get_total_flops()
 
 
@@ -88,12 +88,12 @@ def time_swap() -> tuple[float, int, int]:
     import comfy.ops
     from comfy.ldm.wan.model import WanModel
 
-    tiny_wan.BLOCKS = BLOCKS_OF_1_3B
+    random_wan.BLOCKS = BLOCKS_OF_1_3B
     holder = torch.nn.Module()
     with torch.device("meta"):
         holder.diffusion_model = WanModel(
-            model_type="t2v", dim=tiny_wan.DIM, ffn_dim=tiny_wan.FFN, num_heads=12, num_layers=BLOCKS_OF_1_3B,
-            text_dim=tiny_wan.TEXT_DIM, operations=comfy.ops.disable_weight_init,
+            model_type="t2v", dim=random_wan.DIM, ffn_dim=random_wan.FFN, num_heads=12,
+            num_layers=BLOCKS_OF_1_3B, text_dim=random_wan.TEXT_DIM, operations=comfy.ops.disable_weight_init,
         )  # fmt: skip
     lora = make_pairs("subject")
     swap = CallTimeSwap([ScheduledLora(lora, SWITCHED)], lambda _: TPoint(0.7))
@@ -120,8 +120,8 @@ def main() -> None:
         help="Latent frames, height and width. (default: 1 30 52)",
     )
     given = options.parse_args()
-    tiny_wan.LATENT = (1, 16, *given.latent)
-    models = make_variants(tiny_wan.load(tiny_wan.state_dict()))
+    random_wan.LATENT = (1, 16, *given.latent)
+    models = make_variants(random_wan.load(random_wan.state_dict()))
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(given.rounds):
         for name, model in models.items():
@@ -130,7 +130,7 @@ def main() -> None:
     # Merging takes products, too, but no part of a step: a first run leaves it done.
     flops = {}
     for name, model in models.items():
-        tiny_wan.sample(model, steps=1, cfg=1.0)
+        random_wan.sample(model, steps=1, cfg=1.0)
         flops[name] = count_flops(model)
     for name, values in seconds.items():
         middle = statistics.median(values)
