@@ -81,7 +81,9 @@ class SparseLoRALoader(io.ComfyNode):
     ) -> io.NodeOutput:
         options = loader_options or DEFAULTS
         chosen = _choose_loras(loras, options)
-        used = schedule or StrengthSchedule(subject=Strengths.constant(1.0), motion=Strengths.constant(1.0))
+        used = schedule or StrengthSchedule(
+            subject=Strengths.from_value(1.0), motion=Strengths.from_value(1.0)
+        )
         scheduled = [
             ScheduledLora(one.lora, _multiply_strengths(loras[f"{one.purpose}_strength"], used, one.purpose))
             for one in chosen

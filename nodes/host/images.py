@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...smra_core.data.crop import Size, cover_box, crop_note, fit, to_pixels, to_uint8
+from ...smra_core.data.crop import Size, cover_box, describe_crop, fit, to_pixels, to_uint8
 
 
 def crop_images(images: Tensor, size: Size) -> tuple[Tensor, list[str]]:
@@ -14,7 +14,7 @@ def crop_images(images: Tensor, size: Size) -> tuple[Tensor, list[str]]:
     """
     pictures = [_to_picture(image) for image in images]
     box = cover_box(pictures[0].size, size)
-    note = crop_note(pictures[0].size, box)
+    note = describe_crop(pictures[0].size, box)
     pixels = torch.stack([to_pixels(fit(picture, size, box)) for picture in pictures])
     return pixels, [f"every picture of {note}"] if note else []
 

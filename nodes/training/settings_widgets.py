@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from comfy_api.latest import io
 
-from ...smra_core.wan.settings import help_texts
+from ...smra_core.wan.settings import collect_help
 
 Settings = TypeVar("Settings")
 
@@ -31,7 +31,7 @@ class Widget(NamedTuple):
 
 def make_widgets(defaults: Any, rows: Sequence[Widget]) -> list:
     """Return the inputs for a node's schema, each with the field's default and explanation."""
-    texts = help_texts(type(defaults))
+    texts = collect_help(type(defaults))
     return [_make_widget(row, getattr(defaults, row.field), texts[row.field]) for row in rows]
 
 

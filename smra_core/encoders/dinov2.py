@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..storage.weight_check import check_names_and_shapes, fill_module, shapes_of
+from ..storage.weight_check import check_names_and_shapes, collect_shapes, fill_module
 from ..storage.weight_file import read_weight_file
 from ..wan.spec import TOKEN_PIXELS
 from .dinov2_files import PATCH, DinoV2Config, find_config, list_expected_shapes, with_timm_names
@@ -40,7 +40,7 @@ class DinoV2(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def patch_features(self, pictures: Tensor) -> Tensor:
+    def extract_patch_features(self, pictures: Tensor) -> Tensor:
         """Return the features after the last norm, `B (H/16 W/16) D` float32 in y,x order, of pictures
         `B 3 H W` in [0, 1].
 
@@ -49,7 +49,7 @@ class DinoV2(nn.Module):
         have cosine 0.99997 to these. ValueError unless H and W are multiples of 16 and the values in [0, 1].
         """
         _check_pictures(pictures)
-        tokens = self.vit.forward_features(normalized_patches(pictures).to(self.vit.patch_embed.proj.weight))
+        tokens = self.vit.forward_features(prepare_pictures(pictures).to(self.vit.patch_embed.proj.weight))
         return tokens[:, self.vit.num_prefix_tokens :].float()
 
 
@@ -64,7 +64,7 @@ def load_dinov2(path: str | Path, device: str | torch.device = "cpu") -> DinoV2:
     tensors = with_timm_names(file)
     config = find_config(tensors, file)
     # Checked before the net is built, so that a small file cannot make us allocate a large net.
-    check_names_and_shapes(list_expected_shapes(config), shapes_of(tensors), str(file.path))
+    check_names_and_shapes(list_expected_shapes(config), collect_shapes(tensors), str(file.path))
     # Not built on "meta", because timm up to at least 1.0.20 reads numbers out of tensors while building. The
     # initial weights are overwritten, so drawing them must not advance the caller's random numbers.
     with torch.random.fork_rng(devices=[]):
@@ -106,7 +106,7 @@ def _build_vision_transformer(config: DinoV2Config) -> nn.Module:
     )
 
 
-def normalized_patches(pictures: Tensor) -> Tensor:
+def prepare_pictures(pictures: Tensor) -> Tensor:
     """Resize pictures `B 3 H W` in [0, 1] to 14 px for every 16, and normalize by ImageNet's statistics."""
     sides = [PATCH * (side // TOKEN_PIXELS) for side in pictures.shape[-2:]]
     resized = F.interpolate(pictures.float(), sides, mode="bicubic", antialias=True, align_corners=False)

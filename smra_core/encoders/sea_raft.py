@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from ..storage.weight_check import fill_module
 from ..storage.weight_file import read_weight_file, write_weight_file
 from .sea_raft_config import SeaRaftConfig, choose_scale
-from .sea_raft_files import find_config, metadata_of, with_both_norm_names
+from .sea_raft_files import find_config, to_metadata, with_both_norm_names
 from .sea_raft_layers import (
     CELL,
     CorrelationPyramid,
@@ -90,7 +90,7 @@ class SeaRaft(nn.Module):
             a, b = self._prepare_frames(frames_a), self._prepare_frames(frames_b)
             return self._restore_size(self._compute_last_flow(a, b, self.fnet(a), self.fnet(b)), size)
 
-    def pair_flows(self, frames: Tensor, pairs_per_chunk: int = PAIRS_PER_CHUNK) -> Tensor:
+    def compute_pair_flows(self, frames: Tensor, pairs_per_chunk: int = PAIRS_PER_CHUNK) -> Tensor:
         """Return the flow `F-1 2 H W` from each frame `F 3 H W` to the next; features are computed once per
         frame.
 
@@ -111,7 +111,7 @@ class SeaRaft(nn.Module):
             flow = self._compute_last_flow(images[:-1], images[1:], features[:-1], features[1:])
             return self._restore_size(flow, frames.shape[-2:])
 
-    def estimates(self, frames_a: Tensor, frames_b: Tensor) -> list[FlowEstimate]:
+    def estimate_refinements(self, frames_a: Tensor, frames_b: Tensor) -> list[FlowEstimate]:
         """Return flow and uncertainty of every refinement, as training needs them, at the given size
         (multiples of 8).
         """
@@ -193,7 +193,7 @@ def save_sea_raft(net: SeaRaft, path: str | Path, dtype: torch.dtype = torch.flo
         for name, value in net.state_dict().items()
         if ".downsample.1." not in name
     }
-    write_weight_file(path, tensors, metadata_of(net.config))
+    write_weight_file(path, tensors, to_metadata(net.config))
 
 
 def _make_head(dim: int, outputs: int, kernel: int) -> nn.Sequential:

@@ -43,7 +43,7 @@ def with_both_norm_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.zeros((), dtype=torch.long) for name in counters} | complete
 
 
-def metadata_of(config: SeaRaftConfig) -> dict[str, str]:
+def to_metadata(config: SeaRaftConfig) -> dict[str, str]:
     """Return the metadata of a file of this net: its sizes as JSON."""
     return {CONFIG_KEY: json.dumps(asdict(config))}
 

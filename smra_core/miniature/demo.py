@@ -18,8 +18,8 @@ from tqdm import tqdm
 from ..data.motion_clip import MotionClip, read_motion_clip
 from ..data.subject_set import SubjectSet, read_subject_set
 from ..data.video import write_video
-from ..evaluation.contact_sheet import contact_sheet
-from ..evaluation.flow_colors import flow_sheet
+from ..evaluation.contact_sheet import write_contact_sheet
+from ..evaluation.flow_colors import write_flow_sheet
 from ..evaluation.loss_plot import draw_losses
 from ..evaluation.report_page import Picture, Video, write_report
 from ..evaluation.video_scorer import METRIC_HELP, VideoScorer
@@ -30,7 +30,7 @@ from ..lora.schedule import MOTION_STRENGTHS, SUBJECT_STRENGTHS, ScheduledLora, 
 from ..standalone.backend import StandaloneBackend
 from ..standalone.generate import Variant, generate
 from ..standalone.progress_bar import TrainingBar
-from ..storage.atomic_write import atomic_write
+from ..storage.atomic_write import write_atomically
 from ..storage.tensor_cache import TensorCache
 from ..training.job import TrainedLora
 from ..training.mora import MotionSettings
@@ -153,7 +153,7 @@ def train_all(backend: StandaloneBackend, materials: Materials) -> Loras:
 def build_variants(backend: StandaloneBackend, loras: Loras) -> list[Variant]:
     """Return the four variants that the demo compares: no LoRA, and three combinations of two LoRAs."""
     spec = backend.spec
-    constant = Strengths.constant
+    constant = Strengths.from_value
 
     def schedule_pair(
         subject: TrainedLora, motion: TrainedLora, strengths: Strengths
@@ -186,13 +186,13 @@ def write_results(
     `videos` are `B F 3 H W` in [0, 1], by the variant's name.
     """
     scorer = VideoScorer(DINOV2_FILE, SEA_RAFT_FILE)
-    scorer.learn(materials.subject.images, materials.motion.frames)
-    metrics = {variant.name: scorer.metrics(videos[variant.name]) for variant in variants}
+    scorer.set_references(materials.subject.images, materials.motion.frames)
+    metrics = {variant.name: scorer.score(videos[variant.name]) for variant in variants}
     shown = _write_videos(out, variants, videos)
     links = _copy_loras(out, loras)
     _draw_pictures(out, materials, loras, variants, videos, scorer)
     about = {"prompts": materials.prompts, "sampling": asdict(SAMPLING), "variants": metrics}
-    with atomic_write(out / METRICS_FILE) as draft:
+    with write_atomically(out / METRICS_FILE) as draft:
         draft.write_text(json.dumps(about, indent=1), encoding="utf-8")
     links["metrics"] = METRICS_FILE
     page = out / "report.html"
@@ -234,7 +234,7 @@ def _copy_loras(out: Path, loras: Loras) -> dict[str, str]:
         (loss_links, [each.losses for each in trained.values()]),
     ):
         for name, source in zip(links.values(), sources, strict=True):
-            with atomic_write(out / name) as draft:
+            with write_atomically(out / name) as draft:
                 draft.write_bytes(source.read_bytes())
     return lora_links | loss_links
 
@@ -257,10 +257,10 @@ def _draw_pictures(
     rows = [("reference motion\n" + materials.motion.caption, reference)]
     rows += [(f"{variant.name}\n{variant.description}", video) for variant, video in firsts]
     shown = [index for index in SHEET_FRAMES if index < len(reference)]
-    contact_sheet(rows, sheet, shown, materials.prompts[0])
+    write_contact_sheet(rows, sheet, shown, materials.prompts[0])
     flow_rows = [("reference", reference, scorer.flow(reference))]
     flow_rows += [(variant.name, video, scorer.flow(video)) for variant, video in firsts]
-    flow_sheet(flow_rows, flow, caption="Optical flow of the first video of each variant")
+    write_flow_sheet(flow_rows, flow, caption="Optical flow of the first video of each variant")
     draw_losses({"subject LoRA": loras.subject.losses, "motion LoRA": loras.motion.losses}, losses)
 
 

@@ -5,7 +5,7 @@ accepted, every other model is refused, and the message says what it is.
 import re
 from typing import Any
 
-from ..storage.weight_check import first_names
+from ..storage.weight_check import join_names
 from ..wan.spec import LATENT_CHANNELS, PATCH, TEXT_DIM
 from .checkpoint_weights import Shapes, without_quantization
 
@@ -64,7 +64,7 @@ def find_prefix(names: Any) -> str:
     return next((p for p in _PREFIXES if any(name.startswith(p) for name in names)), "")
 
 
-def dit_config(shapes: Shapes, source: str) -> dict[str, Any]:
+def build_dit_config(shapes: Shapes, source: str) -> dict[str, Any]:
     """Return the arguments of diffusers' WanTransformer3DModel for a DiT with these native names and shapes.
 
     Raises ValueError when the file is no text-to-video DiT of WAN 2.1 (the message says what it is instead),
@@ -107,7 +107,7 @@ def _refuse_other_models(shapes: Shapes, source: str) -> None:
         kind = _guess_kind(shapes)
         raise ValueError(
             f"{source} is not a WAN DiT: {missing[0]} is missing or misshapen; it "
-            + (f"looks like {kind}. " if kind else f"has {first_names(sorted(shapes))}. ")
+            + (f"looks like {kind}. " if kind else f"has {join_names(sorted(shapes))}. ")
             + "Choose wan2.1_t2v_1.3B or _14B, a file of ComfyUI's diffusion_models folder."
         )
 
@@ -165,10 +165,10 @@ def _refuse_sizes(config: dict[str, Any], source: str) -> None:
             )
 
 
-def vae_config(shapes: Shapes, source: str) -> dict[str, Any]:
+def build_vae_config(shapes: Shapes, source: str) -> dict[str, Any]:
     """Return the arguments of diffusers' AutoencoderKLWan for a VAE with these native names and shapes.
 
-    Raises ValueError when the file is not WAN 2.1's VAE, as `dit_config` does.
+    Raises ValueError when the file is not WAN 2.1's VAE, as `build_dit_config` does.
     """
     if "decoder.upsamples.0.upsamples.0.residual.2.weight" in shapes:
         raise ValueError(
@@ -179,7 +179,7 @@ def vae_config(shapes: Shapes, source: str) -> dict[str, Any]:
         kind = _guess_kind(shapes)
         raise ValueError(
             f"{source} is not a WAN VAE: it "
-            + (f"looks like {kind}. " if kind else f"has {first_names(sorted(shapes))}. ")
+            + (f"looks like {kind}. " if kind else f"has {join_names(sorted(shapes))}. ")
             + "Choose wan_2.1_vae.safetensors or Wan2.1_VAE.pth."
         )
     if latent[0] != LATENT_CHANNELS:

@@ -145,7 +145,7 @@ def _read_scale(name: str, stored: Tensor, scale: Tensor, source: str) -> Tensor
     )
 
 
-def native_weights(
+def rename_to_native(
     values: Mapping[str, Value], rename: Callable[[str], str], source: str, prefix: str = ""
 ) -> dict[str, Value]:
     """Return the tensors or shapes of a file under native names, without the file's prefix.

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ..decoding.fast_conv3d import with_fast_layers
 from ..wan.interfaces import Prediction
 from ..wan.latents import denormalize, normalize
-from ..wan.module_names import native_linear
-from ..wan.spec import TIMESTEPS, WanSpec, named_spec
+from ..wan.module_names import to_native_linear
+from ..wan.spec import TIMESTEPS, WanSpec, find_spec
 
 
 class DiffusersDenoiser:
@@ -27,7 +27,7 @@ class DiffusersDenoiser:
 
     def linears(self) -> dict[str, nn.Module]:
         """Return the linears of all blocks by native name."""
-        named = ((native_linear(name), module) for name, module in self.dit.named_modules())
+        named = ((to_native_linear(name), module) for name, module in self.dit.named_modules())
         return {name: module for name, module in named if name is not None}
 
     def velocity(
@@ -73,7 +73,7 @@ class DiffusersDenoiser:
 def read_spec(config: Mapping[str, Any]) -> WanSpec:
     """Return the sizes of a DiT, given the arguments of diffusers' WanTransformer3DModel."""
     heads = config["num_attention_heads"]
-    return named_spec(config["num_layers"], heads * config["attention_head_dim"], config["ffn_dim"], heads)
+    return find_spec(config["num_layers"], heads * config["attention_head_dim"], config["ffn_dim"], heads)
 
 
 class DiffusersCodec:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..storage.content_hash import weights_fingerprint
+from ..storage.content_hash import fingerprint_weights
 from ..storage.weight_file import INDEX, read_shapes
 from ..wan.interfaces import TextEncoder
 from ..wan.spec import LATENT_CHANNELS, WanSpec
@@ -64,17 +64,17 @@ class WanFiles:
     @cached_property
     def transformer_fingerprint(self) -> str:
         """Hash of the DiT's weights; it does not depend on where the file lies."""
-        return weights_fingerprint(self.transformer)
+        return fingerprint_weights(self.transformer)
 
     @cached_property
     def vae_fingerprint(self) -> str:
         """Hash of the VAE's weights; it does not depend on where the file lies."""
-        return weights_fingerprint(self.vae)
+        return fingerprint_weights(self.vae)
 
     @cached_property
     def text_fingerprint(self) -> str:
         """Hash of the text encoder's weights; it does not depend on where the file lies."""
-        return "hashed words" if self.text_encoder is None else weights_fingerprint(self.text_encoder)
+        return "hashed words" if self.text_encoder is None else fingerprint_weights(self.text_encoder)
 
     def check(self) -> None:
         """Raise ValueError unless every name and shape in headers and configurations is as it must be.

@@ -14,9 +14,9 @@ import torch
 
 from ..storage.weight_check import Value
 from ..storage.weight_file import read_shapes, read_weight_file
-from ..wan.module_names import native_dit_name, native_vae_name
-from .checkpoint_kind import dit_config, find_prefix, vae_config
-from .checkpoint_weights import Shapes, check_native, fill_native, native_weights
+from ..wan.module_names import to_native_dit_name, to_native_vae_name
+from .checkpoint_kind import build_dit_config, build_vae_config, find_prefix
+from .checkpoint_weights import Shapes, check_native, fill_native, rename_to_native
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class NativePart:
         return model
 
     def _rename(self, values: dict[str, Value], source: str) -> dict[str, Value]:
-        return native_weights(values, self.native_name, source, find_prefix(values))
+        return rename_to_native(values, self.native_name, source, find_prefix(values))
 
 
-DIT = NativePart("WanTransformer3DModel", native_dit_name, dit_config)
-VAE = NativePart("AutoencoderKLWan", native_vae_name, vae_config)
+DIT = NativePart("WanTransformer3DModel", to_native_dit_name, build_dit_config)
+VAE = NativePart("AutoencoderKLWan", to_native_vae_name, build_vae_config)

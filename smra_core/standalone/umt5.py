@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..storage.weight_check import first_names
+from ..storage.weight_check import join_names
 from ..storage.weight_file import read_weight_file
 from ..wan.spec import TEXT_TOKENS
 from .checkpoint_kind import find_prefix, guess_text_kind
-from .checkpoint_weights import Shapes, check_native, fill_native, native_weights, without_quantization
+from .checkpoint_weights import Shapes, check_native, fill_native, rename_to_native, without_quantization
 
 TOKENIZER_KEY = "spiece_model"
 """Name of the entry in ComfyUI's files that holds the bytes of the SentencePiece model."""
@@ -58,7 +58,7 @@ class Umt5Text:
         return context * mask[..., None].to(context.dtype)
 
 
-def umt5_name(name: str) -> str:
+def to_umt5_name(name: str) -> str:
     """Return transformers' name of a weight, given its name in WAN's own file; other names are kept."""
     if name in _WAN_TOP:
         return _WAN_TOP[name]
@@ -67,7 +67,7 @@ def umt5_name(name: str) -> str:
     return f"encoder.block.{match[1]}.{path}.weight" if match and path else name
 
 
-def umt5_config(shapes: Shapes, source: str) -> dict[str, Any]:
+def build_umt5_config(shapes: Shapes, source: str) -> dict[str, Any]:
     """Return the arguments of transformers' UMT5Config for these shapes; ValueError unless UMT5 has them."""
     weights = without_quantization(shapes)
     table = weights.get("shared.weight", ())
@@ -81,7 +81,7 @@ def umt5_config(shapes: Shapes, source: str) -> dict[str, Any]:
         kind = guess_text_kind(weights)
         raise ValueError(
             f"{source} is not UMT5: it "
-            + (f"looks like {kind}. " if kind else f"has {first_names(sorted(weights))}. ")
+            + (f"looks like {kind}. " if kind else f"has {join_names(sorted(weights))}. ")
             + "Choose umt5_xxl_fp16.safetensors or umt5_xxl_fp8_e4m3fn_scaled.safetensors, files of "
             "ComfyUI's text_encoders folder."
         )
@@ -119,9 +119,9 @@ def _find_file_name(name: str) -> str:
 
 def check_umt5(shapes: Shapes, source: str) -> None:
     """Raise ValueError unless a file with these shapes holds a whole UMT5 encoder and nothing else."""
-    named = native_weights(shapes, umt5_name, source, find_prefix(shapes))
+    named = rename_to_native(shapes, to_umt5_name, source, find_prefix(shapes))
     weights = {name: shape for name, shape in named.items() if name not in _NOT_WEIGHTS}
-    check_native(build_empty_umt5(umt5_config(weights, source)), _find_file_name, weights, source)
+    check_native(build_empty_umt5(build_umt5_config(weights, source)), _find_file_name, weights, source)
 
 
 _NOT_WEIGHTS = {TOKENIZER_KEY, "encoder.embed_tokens.weight"}
@@ -138,10 +138,10 @@ def load_umt5(path: Path, dtype: torch.dtype, device: torch.device) -> Umt5Text:
     tensors = read_weight_file(path).tensors
     tokenizer = _load_tokenizer(tensors.get(TOKENIZER_KEY), path)
     source = path.name
-    named = native_weights(tensors, umt5_name, source, find_prefix(tensors))
+    named = rename_to_native(tensors, to_umt5_name, source, find_prefix(tensors))
     weights = {name: value for name, value in named.items() if name not in _NOT_WEIGHTS}
     model = build_empty_umt5(
-        umt5_config({name: tuple(value.shape) for name, value in weights.items()}, source)
+        build_umt5_config({name: tuple(value.shape) for name, value in weights.items()}, source)
     )
     # Outputs of the feed-forward nets exceed the range of float16.
     precise = ("wo",) if dtype == torch.float16 else ()

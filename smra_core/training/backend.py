@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..decoding.wan_decoder import WanVideoDecoder
-from ..storage.content_hash import content_hash
+from ..storage.content_hash import hash_content
 from ..storage.tensor_cache import TensorCache
 from ..wan.interfaces import Denoiser
 from ..wan.spec import WanSpec
@@ -76,7 +76,7 @@ def encode_clips_once(
         def compute() -> dict[str, Tensor]:
             return {"latents": encode(clip)}
 
-        key = {"vae": vae_fingerprint, "frames": content_hash(clip)}
+        key = {"vae": vae_fingerprint, "frames": hash_content(clip)}
         return cache.get_or_compute("latents", key, compute)["latents"]
 
     return [encode_once(clip) for clip in clips]

@@ -27,7 +27,7 @@ latents are decoded a second time.
 """
 
 
-def activation_bytes(spec: WanSpec, tokens: int, batch: int = 1, value_bytes: int = 2) -> int:
+def count_activation_bytes(spec: WanSpec, tokens: int, batch: int = 1, value_bytes: int = 2) -> int:
     """Return the bytes of a DiT's activations in a step that checkpoints every block and trains LoRAs.
 
     `tokens` are those of one sample; a value of the activations takes `value_bytes`.
@@ -36,23 +36,23 @@ def activation_bytes(spec: WanSpec, tokens: int, batch: int = 1, value_bytes: in
     return round(unit * (spec.blocks + _BLOCK_TENSORS + _FFN_TENSORS * spec.ffn / spec.dim))
 
 
-def optimizer_bytes(parameters: int) -> int:
+def count_optimizer_bytes(parameters: int) -> int:
     """Return the bytes of trained parameters, their gradients and AdamW's state."""
     return parameters * _TRAINED_BYTES
 
 
-def lora_parameters(spec: WanSpec, names: list[str], rank: int) -> int:
+def count_lora_parameters(spec: WanSpec, names: list[str], rank: int) -> int:
     """Return the number of parameters of LoRA pairs on the linears of these names."""
     return sum(rank * sum(spec.linear_shape(name)) for name in names)
 
 
-def projector_parameters(dim: int, feature_dim: int, width: int) -> int:
+def count_projector_parameters(dim: int, feature_dim: int, width: int) -> int:
     """Return the number of parameters of SuRA's projector with these sizes (see sura.make_projector)."""
     sizes = [dim, width, width, feature_dim]
     return sum((inputs + 1) * outputs for inputs, outputs in zip(sizes, sizes[1:], strict=False))
 
 
-def step_flops(spec: WanSpec, tokens: int) -> float:
+def count_step_flops(spec: WanSpec, tokens: int) -> float:
     """Return the FLOPs of one sample in the DiT: forward, recomputed forward, and backward with respect to
     activations.
 
@@ -66,7 +66,7 @@ def step_flops(spec: WanSpec, tokens: int) -> float:
     return spec.blocks * (3.0 * linears + 4.5 * attention)
 
 
-def alignment_flops(settings: MotionSettings, decode: str, recompute: bool) -> float:
+def count_alignment_flops(settings: MotionSettings, decode: str, recompute: bool) -> float:
     """Return the FLOPs of MoRA for one sample: decoder and flow net, forward and backward.
 
     `decode` is one of mora.DECODE_MODES but `auto`. The result is 0 if mora_weight is 0.

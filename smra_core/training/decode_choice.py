@@ -17,7 +17,7 @@ import torch
 from ..encoders.sea_raft import PAIRS_PER_CHUNK
 from ..encoders.sea_raft_config import SEA_RAFT_M
 from ..wan.spec import TEMPORAL_STRIDE, WanSpec, count_tokens, latent_frames, latent_shape, pixel_frames
-from .cost import lora_parameters, optimizer_bytes
+from .cost import count_lora_parameters, count_optimizer_bytes
 from .mora import LATENTS_AT_ONCE, MotionSettings
 
 log = logging.getLogger("smrabooth")
@@ -187,8 +187,8 @@ def estimate_other_memory(settings: MotionSettings, spec: WanSpec) -> float:
     """
     block_parameters = 8 * spec.dim**2 + 2 * spec.dim * spec.ffn
     frozen = spec.blocks * block_parameters * _HALF + _OTHER_WEIGHTS
-    trained = lora_parameters(spec, settings.plan.select(spec.linear_names()), settings.rank)
-    return frozen + optimizer_bytes(trained) + _DEVICE_NEEDS
+    trained = count_lora_parameters(spec, settings.plan.select(spec.linear_names()), settings.rank)
+    return frozen + count_optimizer_bytes(trained) + _DEVICE_NEEDS
 
 
 def _estimate_alignment(settings: MotionSettings, decode: str, recompute: bool) -> float:

@@ -14,7 +14,7 @@ from .. import __version__
 from ..lora.adapter import init_lora
 from ..lora.metadata import LoraMetadata
 from ..lora.writer import save_lora
-from ..storage.content_hash import content_hash
+from ..storage.content_hash import hash_content
 from .backend import Backend
 from .mora import MotionSample, MotionSettings
 from .run_folder import LOSSES, RunFolder
@@ -115,8 +115,8 @@ def run_fingerprint(backend: Backend, job: TrainingJob) -> dict[str, Any]:
 
 
 def _hash_sample(sample: SubjectSample | MotionSample) -> str:
-    hashes = [content_hash(value) for value in sample if isinstance(value, Tensor)]
-    return content_hash("\n".join(hashes).encode())
+    hashes = [hash_content(value) for value in sample if isinstance(value, Tensor)]
+    return hash_content("\n".join(hashes).encode())
 
 
 def _make_metadata(backend: Backend, job: TrainingJob, steps: int) -> LoraMetadata:

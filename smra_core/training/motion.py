@@ -11,7 +11,7 @@ from ..data.motion_clip import MotionClip
 from ..decoding.tiny_decoder import TinyDecoder, load_tiny_decoder, with_matching_scaling
 from ..decoding.windows import warm_windows
 from ..encoders.sea_raft import SeaRaft, load_sea_raft
-from ..storage.content_hash import content_hash
+from ..storage.content_hash import hash_content
 from ..storage.on_demand import loaded_on_first_use
 from .backend import Backend
 from .decode_choice import DecodeChoice, choose_decode, choose_memory_advice
@@ -67,7 +67,7 @@ def _hash_encoders(backend: Backend, sea_raft: Path | None, tiny_file: Path | No
     if sea_raft is None:
         return ()
     files = (sea_raft,) if tiny_file is None else (sea_raft, tiny_file)
-    return (backend.vae_fingerprint, *map(content_hash, files))
+    return (backend.vae_fingerprint, *map(hash_content, files))
 
 
 def prepare_motion(
@@ -96,7 +96,7 @@ def _render_tiny(backend: Backend, latents: Tensor, tiny_file: Path) -> Tensor:
         pixels, _ = _load_tiny(backend, tiny_file, on_device).step(on_device[None])
         return {"frames": ((pixels[0].float() + 1) / 2).transpose(0, 1).cpu().contiguous()}
 
-    key = {"tiny decoder": content_hash(tiny_file), "latents": content_hash(latents)}
+    key = {"tiny decoder": hash_content(tiny_file), "latents": hash_content(latents)}
     return backend.cache.get_or_compute("shown", key, compute)["frames"]
 
 
@@ -113,9 +113,9 @@ def compute_reference_flow(backend: Backend, frames: Tensor, sea_raft: Path) -> 
 
         @torch.no_grad()
         def compute() -> dict[str, Tensor]:
-            return {"flow": flow_net().pair_flows(frames.to(backend.device) * 255).cpu()}
+            return {"flow": flow_net().compute_pair_flows(frames.to(backend.device) * 255).cpu()}
 
-        key = {"sea_raft": content_hash(sea_raft), "frames": content_hash(frames)}
+        key = {"sea_raft": hash_content(sea_raft), "frames": hash_content(frames)}
         return backend.cache.get_or_compute("flow", key, compute)["flow"]
 
 
@@ -133,7 +133,7 @@ def load_objective(
     advice = choose_memory_advice(settings)
     if sea_raft is None:
         return MotionObjective(settings, None, None, memory_advice=advice)
-    flow_net = _load_flow_net(backend, sea_raft).pair_flows
+    flow_net = _load_flow_net(backend, sea_raft).compute_pair_flows
     if choice is not None and choice.tiny_file is not None:
         decoder = _load_tiny(backend, choice.tiny_file, samples[0].latents.to(backend.device))
         return MotionObjective(settings, decoder, flow_net, memory_advice=advice)

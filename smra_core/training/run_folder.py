@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..storage.atomic_write import atomic_write
+from ..storage.atomic_write import write_atomically
 from .state import TrainState
 
 log = logging.getLogger("smrabooth")
@@ -42,7 +42,7 @@ class RunFolder:
         self.path = Path(root) / f"{name}-{self.fingerprint[:12]}"
         self._saved: int | None = None
         self.path.mkdir(parents=True, exist_ok=True)
-        with atomic_write(self.path / ABOUT) as draft:
+        with write_atomically(self.path / ABOUT) as draft:
             draft.write_text(text, encoding="utf-8")
 
     @contextmanager
@@ -74,7 +74,7 @@ class RunFolder:
 
     def finish(self, steps: int) -> None:
         """Record that the LoRA file of this many steps is written."""
-        with atomic_write(self.path / FINISHED) as draft:
+        with write_atomically(self.path / FINISHED) as draft:
             draft.write_text(str(steps))
 
     def restore(self, state: TrainState) -> None:
@@ -101,9 +101,9 @@ class RunFolder:
             return
         current = self.path / STATE
         if current.is_file():
-            with atomic_write(self.path / PREVIOUS) as draft:
+            with write_atomically(self.path / PREVIOUS) as draft:
                 _link_or_copy(current, draft)
-        with atomic_write(current) as draft:
+        with write_atomically(current) as draft:
             save_file(state.copy_tensors(), draft)
         self._saved = state.step
 
@@ -128,7 +128,7 @@ class RunFolder:
         kept_rows = [
             row for row in rows if len(row) == len(header) and row[0].isdigit() and int(row[0]) <= step
         ]
-        with atomic_write(path) as draft, open(draft, "w", newline="", encoding="utf-8") as file:
+        with write_atomically(path) as draft, open(draft, "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([header, *kept_rows])
 
 

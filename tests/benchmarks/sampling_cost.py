@@ -30,7 +30,7 @@ random_wan.DIM, random_wan.FFN = 1536, 8960
 RANKS = {"subject": 32, "motion": 64}
 LAYERS = {"subject": random_wan.SUBJECT_LAYERS, "motion": random_wan.MOTION_LAYERS}
 BLOCKS_OF_1_3B, SWAPS = 30, 100
-SWITCHED, CONSTANT = Strengths(0.4, 0.8), Strengths.constant(1.0)
+SWITCHED, CONSTANT = Strengths(0.4, 0.8), Strengths.from_value(1.0)
 
 
 def make_factors(purpose: str, names=None) -> dict:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ...encoders.dinov2_files import HEADS_KEY
 from ...encoders.sea_raft import save_sea_raft
-from ...storage.atomic_write import atomic_write
-from ...wan.module_names import native_dit_state, native_vae_state
+from ...storage.atomic_write import write_atomically
+from ...wan.module_names import to_native_dit_state, to_native_vae_state
 from ..weight_paths import WEIGHTS
 from .train_dit import load_trained_dit
 from .train_flow import load_trained_flow
@@ -23,14 +23,14 @@ TITLE = {"format": "pt", "modelspec.title": "SMRABooth miniature"}
 def export_vae(build: Path, weights: Path | None = None) -> Path:
     """Write the VAE of a build folder, with WAN's latent statistics, in float16; return its path."""
     return _write(
-        native_vae_state(load_trained_vae(build).state_dict()), _make_path(weights, "wan_miniature_vae")
+        to_native_vae_state(load_trained_vae(build).state_dict()), _make_path(weights, "wan_miniature_vae")
     )
 
 
 def export_dit(build: Path, weights: Path | None = None) -> Path:
     """Write the averaged DiT of a build folder in float16; return its path."""
     return _write(
-        native_dit_state(load_trained_dit(build).state_dict()), _make_path(weights, "wan_miniature_t2v")
+        to_native_dit_state(load_trained_dit(build).state_dict()), _make_path(weights, "wan_miniature_t2v")
     )
 
 
@@ -57,6 +57,6 @@ def _make_path(weights: Path | None, name: str) -> Path:
 def _write(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> Path:
     halves = {name: tensor.to(torch.float16).contiguous() for name, tensor in state.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as draft:
+    with write_atomically(path) as draft:
         save_file(halves, draft, {**TITLE, **(metadata or {})})
     return path

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ...encoders.dinov2 import load_dinov2
 from ...encoders.sea_raft import load_sea_raft
-from ...evaluation.contact_sheet import contact_sheet
+from ...evaluation.contact_sheet import write_contact_sheet
 from ...wan.flow_matching import sampling_sigmas
 from ...wan.hashed_text import HashedText
 from ...wan.latents import as_frames, as_video
@@ -151,5 +151,5 @@ def draw_samples(path: Path, count: int = 12) -> Path:
     """Sample clips and write them with their prompts as a contact sheet; return its path."""
     prompts = [scene.prompt for scene in draw_scenes(count, tuple(MOTION_WORDS), seed=5)]
     rows = list(zip(prompts, sample_clips(prompts), strict=True))
-    contact_sheet(rows, path, list(range(0, FRAMES, 2)), "Sampled from the miniature's prompts")
+    write_contact_sheet(rows, path, list(range(0, FRAMES, 2)), "Sampled from the miniature's prompts")
     return path

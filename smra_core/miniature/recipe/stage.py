@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ...storage.atomic_write import atomic_write
+from ...storage.atomic_write import write_atomically
 
 log = logging.getLogger("smrabooth")
 
@@ -46,7 +46,7 @@ class Stage:
     def save(self, step: int, parts: dict) -> None:
         """Save the state of each part if `step` is a multiple of `save_every`, or the last step."""
         if step % self.save_every == 0 or step == self.steps:
-            with atomic_write(self.state_path) as draft:
+            with write_atomically(self.state_path) as draft:
                 torch.save({name: part.state_dict() for name, part in parts.items()} | {"step": step}, draft)
 
     def report(self, step: int, **values: float) -> None:

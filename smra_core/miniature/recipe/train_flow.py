@@ -61,7 +61,7 @@ def train_flow(build: Path, seed: int = 0, steps: int = STEPS) -> None:
         pairs = add_noise_and_blur(
             rotate_colors(draw_pairs([pool[i] for i in chosen], generator), generator), generator
         )
-        loss = compute_sequence_loss(net.estimates(pairs.first, pairs.second), pairs)
+        loss = compute_sequence_loss(net.estimate_refinements(pairs.first, pairs.second), pairs)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)

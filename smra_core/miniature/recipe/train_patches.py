@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ...encoders.dinov2 import DinoV2, normalized_patches
+from ...encoders.dinov2 import DinoV2, prepare_pictures
 from ...encoders.dinov2_files import DinoV2Config
 from ...wan.spec import TOKEN_PIXELS
 from ..world.random_clips import draw_views
@@ -125,7 +125,7 @@ def compute_losses(
 
 def encode_patches(vit: VisionTransformer, pictures: Tensor) -> Tensor:
     """Return patch features `B N D` with gradient, from pixels normalized as in DinoV2.patch_features."""
-    return vit.forward_features(normalized_patches(pictures))[:, vit.num_prefix_tokens :]
+    return vit.forward_features(prepare_pictures(pictures))[:, vit.num_prefix_tokens :]
 
 
 def average_subject(features: Tensor, coverage: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ def measure_matching(net: DinoV2, sprites: int = 100, seed: int = 5) -> float:
     """Return how often a held-out sprite's other picture is the nearest of all by the subject's features."""
     first, second = paint_views(torch.Generator().manual_seed(seed), sprites)
     units = [
-        F.normalize(average_subject(net.patch_features(view.pictures), view.coverage), dim=-1)
+        F.normalize(average_subject(net.extract_patch_features(view.pictures), view.coverage), dim=-1)
         for view in (first, second)
     ]
     found = (units[0] @ units[1].T).argmax(1)
