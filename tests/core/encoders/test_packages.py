@@ -15,7 +15,7 @@ BUILD = {
         "dinov2.DinoV2(DinoV2Config(384, 1, 6, 1536, False, 2, 0))"
     ),
     "segment_anything": (
-        "import torch\nsam.subject_mask(torch.nn.Identity(), torch.zeros(3, 8, 8), point=(1, 1))"
+        "import torch\nsam.find_subject_mask(torch.nn.Identity(), torch.zeros(3, 8, 8), point=(1, 1))"
     ),
 }
 USERS = {"timm": "DINOv2", "segment_anything": "SAM"}
