@@ -9,8 +9,7 @@ from safetensors.torch import load_file, save_file
 
 NODES = (
     "SMRATPointScheduler", "SMRASparseLoRALoader", "SMRASparseLoRAPairLoader", "SMRALoadMiniature",
-    "SMRAStrengthOptions",
-    "SMRALoaderOptions",
+    "SMRAStrengthOptions", "SMRALoaderOptions",
 )  # fmt: skip
 
 
