@@ -1,6 +1,7 @@
 """The shipped workflows against the schemas of the running host, and the quickstart as shipped."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,15 @@ from comfyui import PACK
 GRAPHS = sorted((PACK / "workflows").glob("*.json"))
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 FRONTEND_ONLY = {"MarkdownNote"}
-MODEL_FILES = {"unet_name", "clip_name", "vae_name", "subject_lora", "motion_lora", "file"}
+MODEL_FILES = {
+    "unet_name", "clip_name", "vae_name", "lora_name", "subject_lora", "motion_lora", "file", "image",
+}  # fmt: skip
 """What an artist has or has not: any file name is allowed."""
+ANY_TYPE = "COMFY_MATCHTYPE_V3"
+"""Type of a slot that takes the type of what is connected, as those of ComfySwitchNode."""
+OFFICIAL = {"combine_wan22_i2v": "video_wan2_2_14B_i2v", "combine_wan22_t2v": "video_wan2_2_14B_t2v"}
+"""Our workflows and the host's own templates of which they are the settings."""
+OUR_LOADERS = {"SMRALoadDINOv2", "SMRALoadSEARAFT", "SMRALoadSAM"}
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +48,8 @@ def widgets(node, saved):
             yield name, kind, options, next(values)
             if options.get("control_after_generate"):
                 assert next(values) in ("fixed", "increment", "decrement", "randomize")
+            if options.get("image_upload"):
+                assert next(values) == "image"
     assert next(values, None) is None, f"{saved['type']} has widgets too many"
 
 
@@ -48,8 +58,11 @@ def real_nodes(graph):
 
 
 @pytest.fixture(params=GRAPHS, ids=lambda path: path.stem)
-def graph(request):
-    return json.loads(request.param.read_text("utf-8"))
+def graph(request, info):
+    loaded = json.loads(request.param.read_text("utf-8"))
+    if request.param.stem in OFFICIAL and "ComfySwitchNode" not in info:
+        pytest.skip("This version of ComfyUI lacks ComfySwitchNode, as it lacks the official Wan 2.2 graph.")
+    return loaded
 
 
 def test_every_node_is_there_with_its_inputs_in_their_order(info, graph):
@@ -60,7 +73,9 @@ def test_every_node_is_there_with_its_inputs_in_their_order(info, graph):
         wanted = slots + [name for name, kind, options in live if is_widget(kind, options)]
         assert [slot["name"] for slot in saved["inputs"]] == wanted, saved["type"]
         live_outputs, outputs = info[saved["type"]]["output"], saved["outputs"]
-        assert [out["type"] for out in outputs][: len(live_outputs)] == live_outputs, saved["type"]
+        types = [out["type"] for out in outputs[: len(live_outputs)]]
+        expected = [out if kind == ANY_TYPE else kind for out, kind in zip(types, live_outputs, strict=True)]
+        assert types == expected, saved["type"]
         # On 0.3.64 SaveWEBM and PreviewImage hand nothing on, on 0.33 their pictures.
         assert not any(out["links"] for out in outputs[len(live_outputs) :]), saved["type"]
 
@@ -87,6 +102,70 @@ def as_prompt(info, graph):
         inputs |= {s["name"]: source[s["link"]] for s in saved["inputs"] if s["link"] is not None}
         prompt[str(saved["id"])] = {"class_type": saved["type"], "inputs": inputs}
     return prompt
+
+
+def list_nodes(graph):
+    """All nodes of a graph and of its subgraphs."""
+    subgraphs = graph.get("definitions", {}).get("subgraphs", [])
+    return [node for part in (graph, *subgraphs) for node in part["nodes"]]
+
+
+def list_models(graph):
+    """(name, directory, url) of each file that the nodes of a graph name, without the query of the url."""
+    return {
+        (model["name"], model["directory"], model["url"].partition("?")[0])
+        for node in list_nodes(graph)
+        if node["type"] not in OUR_LOADERS
+        for model in node.get("properties", {}).get("models", [])
+    }
+
+
+@pytest.fixture(scope="module")
+def templates(host):
+    """The host's own graphs by name, where its package of templates is installed."""
+    command = "import comfyui_workflow_templates_json as t; print(t.__path__[0])"
+    found = subprocess.run([host.python, "-c", command], capture_output=True, text=True)
+    if found.returncode:
+        pytest.skip("This host has no package comfyui_workflow_templates_json.")
+    files = Path(found.stdout.strip(), "templates").glob("*wan*.json")
+    return {path.stem: json.loads(path.read_text("utf-8")) for path in files}
+
+
+def test_files_are_named_and_placed_as_in_the_hosts_own_templates(templates):
+    official = {model for graph in templates.values() for model in list_models(graph)}
+    for path in GRAPHS:
+        ours = list_models(json.loads(path.read_text("utf-8")))
+        assert ours <= official, f"{path.stem}: {ours - official}"
+
+
+def list_settings(graph):
+    """What both samplers, the shifts, the frame size and the constants of a Wan 2.2 graph are set to."""
+    found = {}
+    for node in list_nodes(graph):
+        values = node.get("widgets_values")
+        if node["type"] == "KSamplerAdvanced":
+            noise, leftover = values[0], values[9]
+            found.setdefault("sampler", set()).add((noise, *values[5:7], leftover))
+        elif node["type"] in ("ModelSamplingSD3", "PrimitiveInt", "PrimitiveBoolean"):
+            found.setdefault(node["type"], set()).add(round(float(values[0]), 6))
+        elif node["type"] in ("WanImageToVideo", "EmptyHunyuanLatentVideo"):
+            found["size"] = values
+        elif node["type"] == "LoraLoaderModelOnly":
+            found.setdefault("loras", set()).add((values[0], round(values[1], 6)))
+        elif node["type"] == "UNETLoader":
+            found.setdefault("experts", set()).add(tuple(values))
+    return found
+
+
+@pytest.mark.parametrize("name, official", OFFICIAL.items())
+def test_the_settings_of_the_pair_are_those_of_the_hosts_own_graph(templates, name, official):
+    if official not in templates:
+        pytest.skip(f"This host has no template {official}.")
+    ours = list_settings(json.loads((PACK / "workflows" / f"{name}.json").read_text("utf-8")))
+    wanted = list_settings(templates[official])
+    # The steps of the split, 10 and 2, come from T_point in our graph.
+    assert wanted.pop("PrimitiveInt") == ours.pop("PrimitiveInt") | {10.0, 2.0}
+    assert ours == wanted
 
 
 FEW = {"SMRATrainSubjectLoRA": 2, "SMRATrainMotionLoRA": 2, "KSampler": 4}
