@@ -5,7 +5,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import random_wan
+import torch
 from comfyui import PACK
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 GRAPHS = sorted((PACK / "workflows").glob("*.json"))
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
@@ -184,3 +188,121 @@ def test_the_quickstart_runs_as_shipped_but_for_its_steps_and_leaves_a_video(ser
     assert videos and videos[0].stat().st_size > 1000
     names = {path.name.split("_2_")[0] for path in (Path(server.base) / "output" / "loras").iterdir()}
     assert names >= {"quickstart_ball", "quickstart_zigzag"}
+
+
+SUBJECT_FILES = {"high": "cat_high_noise.safetensors", "low": "cat_low_noise.safetensors"}
+MOTION_FILE = "jump.safetensors"
+EARLY, LATE = 0.4, 0.8
+"""The preset `paper`, which the workflows use."""
+
+
+@pytest.fixture(scope="module")
+def tiny_pair(server):
+    """Files under the names of the pair's workflows: random experts and LoRAs, and a first frame."""
+    models = server.base / "models"
+    for folder in ("diffusion_models", "loras"):
+        (models / folder).mkdir(parents=True, exist_ok=True)
+    for name in OFFICIAL:
+        graph = json.loads((PACK / "workflows" / f"{name}.json").read_text("utf-8"))
+        for place, (file, folder, _) in enumerate(sorted(list_models(graph))):
+            if folder == "diffusion_models":
+                channels = 36 if "i2v" in file else 16
+                save_file(random_wan.dit_state(seed=place, channels=channels), models / folder / file)
+            elif folder == "loras":
+                save_lora(models / folder / file, ("q", "v", "ffn.2"), place)
+    for place, file in enumerate(SUBJECT_FILES.values()):
+        save_lora(models / "loras" / file, random_wan.SUBJECT_LAYERS, 20 + place)
+    save_lora(models / "loras" / MOTION_FILE, random_wan.MOTION_LAYERS, 22)
+    (server.base / "input").mkdir(exist_ok=True)
+    Image.new("RGB", (64, 64), (90, 120, 60)).save(server.base / "input" / "example.png")
+
+
+def save_lora(path, layers, seed):
+    named = {}
+    for name, (a, b) in random_wan.lora_tensors(layers, seed).items():
+        named[f"diffusion_model.{name}.lora_A.weight"] = a.contiguous()
+        named[f"diffusion_model.{name}.lora_B.weight"] = b.contiguous()
+    save_file(named, path)
+
+
+def find_node(prompt, kind, number=0):
+    return [name for name, node in prompt.items() if node["class_type"] == kind][number]
+
+
+def redirect(prompt, source, target):
+    """Connect what was connected to one output to another one."""
+    for node in prompt.values():
+        node["inputs"] = {key: target if value == source else value for key, value in node["inputs"].items()}
+
+
+def make_tiny(prompt, fast):
+    """The prompt with the miniature's encoders in place of the large ones, on few pixels."""
+    prompt["mini"] = {"class_type": "SMRALoadMiniature", "inputs": {}}
+    for kind, output in (("CLIPLoader", 1), ("VAELoader", 2)):
+        node = find_node(prompt, kind)
+        redirect(prompt, [node, 0], ["mini", output])
+        del prompt[node]
+    for node in prompt.values():
+        if node["class_type"] in ("WanImageToVideo", "EmptyHunyuanLatentVideo"):
+            node["inputs"] |= {"width": 64, "height": 64, "length": 5}
+    prompt[find_node(prompt, "PrimitiveBoolean")]["inputs"]["value"] = fast
+    prompt[find_node(prompt, "SMRASparseLoRAPairLoader")]["inputs"] |= {
+        "subject_lora": SUBJECT_FILES["low"], "motion_lora": MOTION_FILE,
+    }  # fmt: skip
+
+
+def with_stock_loaders(prompt):
+    """The prompt with ComfyUI's own loaders in place of ours, at the strengths that each expert must have."""
+    pair = find_node(prompt, "SMRASparseLoRAPairLoader")
+    given = prompt.pop(pair)["inputs"]
+    for output, (expert, strength) in enumerate((("high", EARLY), ("low", LATE))):
+        model = given[f"model_{expert}_noise"]
+        for purpose, file, value in (("s", SUBJECT_FILES[expert], strength), ("m", MOTION_FILE, 1.0)):
+            inputs = {"model": model, "lora_name": file, "strength_model": value}
+            prompt[f"{expert}{purpose}"] = {"class_type": "LoraLoaderModelOnly", "inputs": inputs}
+            model = [f"{expert}{purpose}", 0]
+        redirect(prompt, [pair, output], model)
+
+
+def run_for_latents(server, prompt, name):
+    """(latents of the second sampler, entry of the history) of a prompt."""
+    sampler = find_node(prompt, "KSamplerAdvanced", 1)
+    inputs = {"samples": [sampler, 0], "filename_prefix": f"pair/{name}"}
+    prompt["latents"] = {"class_type": "SaveLatent", "inputs": inputs}
+    entry = server.run(prompt)
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    (file,) = (server.base / "output" / "pair").glob(f"{name}_*.latent")
+    return load_file(file)["latent_tensor"], entry
+
+
+@pytest.mark.parametrize("fast", [False, True], ids=["20 steps", "4 steps"])
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_the_pair_runs_as_shipped_and_is_stock_loaders_at_the_strengths_of_each_expert(
+    server, info, tiny_pair, name, fast
+):
+    if "ComfySwitchNode" not in info:
+        pytest.skip("This version of ComfyUI lacks ComfySwitchNode.")
+    steps = 4 if fast else 20
+    made = []
+    for kind in ("ours", "stock", "none"):
+        prompt = as_prompt(info, json.loads((PACK / "workflows" / f"{name}.json").read_text("utf-8")))
+        make_tiny(prompt, fast)
+        pair, scheduler = (
+            find_node(prompt, each) for each in ("SMRASparseLoRAPairLoader", "SMRATPointScheduler")
+        )
+        if kind == "ours":
+            prompt["report"] = {"class_type": "PreviewAny", "inputs": {"source": [pair, 2]}}
+            prompt["run"] = {"class_type": "PreviewAny", "inputs": {"source": [scheduler, 2]}}
+        elif kind == "stock":
+            with_stock_loaders(prompt)
+        else:
+            prompt[pair]["inputs"] |= {"subject_lora": "None", "motion_lora": "None"}
+        made.append(run_for_latents(server, prompt, f"{name}_{steps}_{kind}"))
+    (ours, entry), (stock, _), (none, _) = made
+    assert torch.equal(ours, stock) and (ours - none).abs().max() > 0.01
+    (run,), (report,) = (entry["outputs"][each]["text"] for each in ("run", "report"))
+    assert f"hand-over of the experts at step {steps // 2} of {steps}, sigma 0.833" in run
+    high, _, low = report.partition("low-noise expert:")
+    assert SUBJECT_FILES["high"] in high and "strength 0.40" in high
+    assert SUBJECT_FILES["low"] in low and "strength 0.80" in low
+    assert list((server.base / "output" / "smrabooth").glob(f"{name}_*.webm"))

@@ -158,6 +158,27 @@ def choose_constant(nodes, constant):
     return options
 
 
+@pytest.mark.parametrize("boundary", [None, 0.875, 0.9], ids=["half", "T2V", "I2V"])
+@pytest.mark.parametrize("shift", [1.0, 3.0, 5.0, 8.0])
+def test_two_single_loaders_switch_where_the_experts_hand_over(nodes, states, files, shift, boundary):
+    """For 4 to 50 steps of the host's own table, against a count of the steps on paper."""
+    import comfy.samplers
+
+    models = [random_wan.with_shift(random_wan.load(state), shift) for state in states.values()]
+    kind = "hand-over of the experts" if boundary is None else "hand-over at sigma"
+    for steps in (4, 6, 8, 20, 50):
+        sampling = models[0].get_model_object("model_sampling")
+        levels = comfy.samplers.calculate_sigmas(sampling, "simple", steps).tolist()
+        oracle = steps // 2 if boundary is None else sum(level >= boundary for level in levels)
+        schedule, cut, _ = run_scheduler(nodes, models[0], kind, steps, sigma=boundary or 0.7)
+        assert cut == oracle
+        two = [result[0] for result in load_two(nodes, models, schedule)]
+        logs = measured(two, states, files, steps, cut, cfg=1.0)
+        assert [line[1:] for line in logs["high"]] == [(0.4, 1.0)] * cut
+        assert {line[1:] for line in logs["low"]} == {(0.8, 1.0)}
+        assert len({line[0] for line in logs["low"]}) == steps - cut
+
+
 @pytest.mark.parametrize("steps", [4, 20])
 def test_two_single_loaders_give_the_same_video_bit_for_bit(nodes, experts, files, steps):
     schedule, _, _ = run_scheduler(nodes, experts[0], "sigma", steps, sigma=0.7)
