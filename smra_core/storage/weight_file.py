@@ -22,6 +22,18 @@ _WRAPPERS = ("state_dict", "model", "teacher")
 """Keys under which training programs store the weights, next to optimizer states and counters."""
 _MOST_NAMES = 20_000
 """Largest number of tensors in a file."""
+SAFETENSORS_ENDINGS = (".safetensors", ".sft")
+"""Endings of safetensors files, in lower case. A file is recognized by its content; the ending decides only
+what a damaged file is called."""
+_STRANGERS = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the weights. Run `git lfs pull`, or download"),
+    (b"<", "a web page, not weights. Sign in where the file is published and download"),
+    (b"Rar!", "a RAR archive. Unpack it, and take"),
+    (b"7z\xbc\xaf", "a 7-Zip archive. Unpack it, and take"),
+    (b"\x1f\x8b", "a gzip archive. Unpack it, and take"),
+    (b"\x89HDF", "an HDF5 file of Keras. Get"),
+)
+"""First bytes of what is often found in the place of a weight file, with its name and the way out."""
 
 
 class WeightFile(NamedTuple):
@@ -35,26 +47,52 @@ class WeightFile(NamedTuple):
 
 
 def read_weight_file(path: str | Path) -> WeightFile:
-    """Read the tensors of a .safetensors, .pth, .pt, .ckpt or .bin file to the CPU, by their names in it.
+    """Read the tensors of a safetensors file or of a file by torch.save to the CPU, by their names in it.
 
-    A dict wrapped as `{"state_dict": ...}` is unwrapped and the `module.` prefix of parallel training is
+    Which of the two it is shows in its content, whatever its ending is (.safetensors, .sft, .pth, .pt, .ckpt,
+    .bin). A dict wrapped as `{"state_dict": ...}` is unwrapped and the `module.` prefix of parallel training is
     dropped. Raises ValueError when the file is missing, truncated, compressed, in torch's format from before
     1.6, holds objects other than plain tensors, or holds no tensor.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path} is not a file. Choose a weight file ending in .safetensors or .pth.")
-    if path.suffix == ".gguf":
+    if _read_start(path).startswith(b"GGUF") or path.suffix.lower() == ".gguf":
         raise ValueError(
             f"{path} is a GGUF file, quantized in blocks. Get the model's bf16, fp16 or fp8 .safetensors."
         )
     if path.name.endswith(INDEX):
         parts = [read_weight_file(part) for part in list_parts(path)]
         return WeightFile(path, _join_parts([part.tensors for part in parts], path), {})
-    tensors, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    tensors, metadata = _read_safetensors(path) if is_safetensors(path) else _read_pickle(path)
     if not tensors:
         raise ValueError(f"{path} holds no tensors. Download the file again, or choose another.")
     return WeightFile(path, _without_module_prefix(tensors), metadata)
+
+
+def is_safetensors(path: Path) -> bool:
+    """Return whether a file is to be read as safetensors: by its first bytes, or by its ending if damaged.
+
+    A safetensors file begins with the length of its header in 8 bytes and with the header's `{`; a file by
+    torch.save is a zip archive.
+    """
+    start = _read_start(path)
+    if len(start) > 8 and start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size:
+        return True
+    return path.suffix.lower() in SAFETENSORS_ENDINGS and not start.startswith(b"PK")
+
+
+def _read_start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(64)
+
+
+def _name_stranger(path: Path) -> str:
+    """Return what a file that holds no weights is, with the way out; empty when that is not known."""
+    start = _read_start(path).lstrip()
+    if not start:
+        return "empty. Download" if path.stat().st_size == 0 else ""
+    return next((text for first, text in _STRANGERS if start.startswith(first)), "")
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -80,7 +118,7 @@ def read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
     path = Path(path)
     if path.name.endswith(INDEX):
         return _join_parts([read_shapes(part) for part in list_parts(path)], path)
-    if path.suffix != ".safetensors" or not path.is_file():
+    if not path.is_file() or not is_safetensors(path):
         return shapes_of(read_weight_file(path).tensors)
     try:
         # As numpy: torch would reserve memory for the whole file, 28 GB for the 14B, to read the header only.
@@ -123,6 +161,8 @@ def _join_parts(parts: list[dict[str, Value]], path: Path) -> dict[str, Value]:
 
 
 def _build_read_error(path: Path, error: Exception) -> ValueError:
+    if stranger := _name_stranger(path):
+        return ValueError(f"{path} is {stranger} the file again.")
     return ValueError(f"{path} is not a readable safetensors file ({error}). Download it again.")
 
 
@@ -145,6 +185,8 @@ def _refuse_odd_archive(path: Path) -> None:
     The size of such a file limits the memory that reading it takes.
     """
     if not zipfile.is_zipfile(path):
+        if stranger := _name_stranger(path):
+            raise ValueError(f"{path} is {stranger} the file again.")
         raise ValueError(
             f"{path} is not a weight file of PyTorch 1.6 or newer: it is truncated, or in the older format. "
             "Download it again, or get a .safetensors version."
@@ -211,6 +253,28 @@ def _without_module_prefix(tensors: dict[str, Value]) -> dict[str, Value]:
 
 
 def write_weight_file(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file atomically: `path` always holds the whole old file or the whole new one."""
+    """Write a safetensors file atomically: `path` always holds the whole old file or the whole new one.
+
+    Equal tensors and metadata give equal bytes.
+    """
     with atomic_write(path) as draft:
         save_file(dict(tensors), draft, dict(metadata))
+        sort_metadata(draft)
+
+
+def sort_metadata(path: Path) -> None:
+    """Sort the metadata of a safetensors file by key, in place.
+
+    The library writes it in the order of a hash table, which is another in every process, so that equal files
+    would differ in their hash.
+    """
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        if "__metadata__" not in header:
+            return
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:  # the same content, so as long as before; the rest is filled with spaces
+            file.seek(8)
+            file.write(text.ljust(length))
