@@ -50,8 +50,8 @@ def read_weight_file(path: str | Path) -> WeightFile:
     """Read the tensors of a safetensors file or of a file by torch.save to the CPU, by their names in it.
 
     Which of the two it is shows in its content, whatever its ending is (.safetensors, .sft, .pth, .pt, .ckpt,
-    .bin). A dict wrapped as `{"state_dict": ...}` is unwrapped and the `module.` prefix of parallel training is
-    dropped. Raises ValueError when the file is missing, truncated, compressed, in torch's format from before
+    .bin). A dict wrapped as `{"state_dict": ...}` is unwrapped and the `module.` prefix of parallel training
+    is dropped. Raises ValueError when the file is missing, truncated, compressed, in torch's format from before
     1.6, holds objects other than plain tensors, or holds no tensor.
     """
     path = Path(path)
@@ -168,6 +168,10 @@ def _build_read_error(path: Path, error: Exception) -> ValueError:
 
 def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     _refuse_odd_archive(path)
+    if path.suffix.lower() in SAFETENSORS_ENDINGS:  # torch.load would take it for safetensors
+        raise ValueError(
+            f"{path} was written by torch.save and only called {path.suffix}. Rename it so that it ends in .pt."
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds, which all mean that this is no plain weight file
