@@ -51,8 +51,8 @@ def read_weight_file(path: str | Path) -> WeightFile:
 
     Which of the two it is shows in its content, whatever its ending is (.safetensors, .sft, .pth, .pt, .ckpt,
     .bin). A dict wrapped as `{"state_dict": ...}` is unwrapped and the `module.` prefix of parallel training
-    is dropped. Raises ValueError when the file is missing, truncated, compressed, in torch's format from before
-    1.6, holds objects other than plain tensors, or holds no tensor.
+    is dropped. Raises ValueError when the file is missing, truncated, compressed, in torch's format from
+    before 1.6, holds objects other than plain tensors, or holds no tensor.
     """
     path = Path(path)
     if not path.is_file():
@@ -170,7 +170,7 @@ def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     _refuse_odd_archive(path)
     if path.suffix.lower() in SAFETENSORS_ENDINGS:  # torch.load would take it for safetensors
         raise ValueError(
-            f"{path} was written by torch.save and only called {path.suffix}. Rename it so that it ends in .pt."
+            f"{path} was written by torch.save and is only called {path.suffix}. Rename it to end in .pt."
         )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

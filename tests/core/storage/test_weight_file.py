@@ -28,7 +28,7 @@ def test_the_content_decides_how_a_file_is_read(tmp_path, ending, save):
     path = tmp_path / f"weights{ending}"
     save(WEIGHTS, path)
     if save is torch.save and ending.lower() in SAFETENSORS_ENDINGS:
-        with pytest.raises(ValueError, match="written by torch.save .* Rename it so that it ends in .pt"):
+        with pytest.raises(ValueError, match="written by torch.save .* Rename it to end in .pt"):
             read_weight_file(path)
         return
     assert torch.equal(read_weight_file(path).tensors["a"], WEIGHTS["a"])
