@@ -19,6 +19,8 @@ _EXPERT_WORDS = {
     "high_noise": "high",
 }
 """Parts of a prefix that name an expert. `transformer` and `dit` alone name none: one expert has them too."""
+LONGEST_KEY = 500
+"""Largest number of letters of a key that is parsed, to bound the time that a hostile one takes."""
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Parts that torch.compile, FSDP and checkpointing put before a wrapped module, anywhere in a name."""
 _WORDS = (
@@ -105,6 +107,8 @@ def find_unknown_prefix(key: str) -> str | None:
 
 def _split_key(key: str) -> tuple[str, str, str | None] | None:
     """Return the name of the module, the factor and the adapter of a key; None for other keys."""
+    if len(key) > LONGEST_KEY:
+        return None
     for factor in ("alpha", "diff"):
         if key.endswith(f".{factor}"):
             return key.removesuffix(f".{factor}"), factor, None
