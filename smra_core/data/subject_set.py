@@ -7,7 +7,7 @@ from typing import NamedTuple
 from PIL import Image
 from torch import Tensor
 
-from .crop import Size, check_target, cover_box, crop_note, fit, to_pixels
+from .crop import Size, check_target, cover_box, describe_crop, fit, to_pixels
 from .metadata_table import (
     CAPTION_COLUMNS,
     MASK_COLUMNS,
@@ -129,7 +129,7 @@ def _find_mask_beside(home: Path, image: Path) -> Path | None:
 def _read_image(home: Path, entry: _Entry, size: Size, notes: list[str]) -> SubjectImage:
     name, picture = _get_relative_name(home, entry.image), read_picture(entry.image)
     box = cover_box(picture.rgb.size, size)
-    cropped = crop_note(picture.rgb.size, box)
+    cropped = describe_crop(picture.rgb.size, box)
     notes += [f"{name}: {note}" for note in [*picture.notes, cropped] if note]
     mask = _read_full_mask(home, entry, picture.alpha_mask, picture.rgb.size, notes)
     mask_px = None

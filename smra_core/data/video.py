@@ -11,9 +11,9 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from ..storage.atomic_write import atomic_write
+from ..storage.atomic_write import write_atomically
 from ..wan.spec import trim_frames
-from .crop import Size, check_target, cover_box, crop_note, fit, to_uint8
+from .crop import Size, check_target, cover_box, describe_crop, fit, to_uint8
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
 # FFmpeg detects the format from the content: a playlist called .mp4 could make it open other files or URLs.
@@ -96,7 +96,7 @@ def _crop_frame(frame, stream, size: Size, notes: list[str]) -> np.ndarray:
         image = image.transpose(Image.Transpose(Image.Transpose.ROTATE_90 + quarter_turns - 1))
         aspect = 1 / aspect if quarter_turns % 2 else aspect
     box = cover_box(image.size, size, aspect)
-    note = crop_note(image.size, box)
+    note = describe_crop(image.size, box)
     if note and note not in notes:
         notes.append(note)
     return np.asarray(fit(image, size, box))
@@ -142,7 +142,7 @@ def write_video(path: str | os.PathLike, frames: Tensor, fps: float) -> None:
 
     _check_writable(path, frames, fps)
     codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-    with atomic_write(path) as draft:
+    with write_atomically(path) as draft:
         with av.open(str(draft), "w", format="mp4") as container:
             stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
             stream.height, stream.width = frames.shape[-2:]

@@ -14,7 +14,7 @@ MOST_MARKERS = 60
 """Steps up to which each has a dot on the line of sigma; with more, the dots would run into each other."""
 
 
-def schedule_picture(schedule: StrengthSchedule, t_point: TPoint, sigmas: Sequence[float]) -> Image.Image:
+def draw_schedule(schedule: StrengthSchedule, t_point: TPoint, sigmas: Sequence[float]) -> Image.Image:
     """Draw the run over these noise levels: both LoRAs' strengths, sigma, and each switch as a vertical line.
 
     A run whose levels do not fall may switch more than once. All lines share one axis from 0 to the largest

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from ..storage.weight_check import first_names
+from ..storage.weight_check import join_names
 from .account import name_unused_kind
 from .dialects import EXPERTS, LoraKey, find_unknown_prefix, parse_key
 
@@ -92,7 +92,7 @@ def _choose_adapter(adapters: list[str], source: str, adapter: str | None) -> st
     if adapter in adapters:
         return adapter
     raise ValueError(
-        f"{source} holds {len(adapters)} adapters: {first_names(adapters)}. Say which is meant: write it "
+        f"{source} holds {len(adapters)} adapters: {join_names(adapters)}. Say which is meant: write it "
         "into a file of its own with `python -m smra_core convert FILE NEW_FILE --adapter "
         f"{adapters[0][:120]}`."
     )
@@ -115,7 +115,7 @@ def _build_no_lora_error(names: list[str], source: str) -> ValueError:
             f"{name[:120]}. Export the LoRA with ComfyUI's names, which begin with 'diffusion_model.blocks.'."
         )
     return ValueError(
-        f"{source} has no LoRA of a WAN block. Its {len(names)} tensors look like: {first_names(names)}; "
+        f"{source} has no LoRA of a WAN block. Its {len(names)} tensors look like: {join_names(names)}; "
         "needed are names such as 'diffusion_model.blocks.0.self_attn.q.lora_A.weight'. It is for "
         "another model, or no LoRA: choose another file."
     )

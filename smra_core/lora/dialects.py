@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-from ..wan.module_names import native_linear, to_diffusers_linear
+from ..wan.module_names import to_diffusers_linear, to_native_linear
 from ..wan.spec import Role, parse_linear
 
 EXPERTS = ("high", "low")
@@ -150,7 +150,7 @@ def _parse_module(module: str) -> _Module | None:
     if match is None:
         return _parse_flat_module(module)
     bare = f"blocks.{match['block']}.{match['path']}"
-    translated = native_linear(bare)
+    translated = to_native_linear(bare)
     try:
         parse_linear(translated or bare)
     except ValueError:

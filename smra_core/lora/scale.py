@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from ..storage.weight_check import READABLE_FLOATS, WHOLE_NUMBERS, first_names
+from ..storage.weight_check import READABLE_FLOATS, WHOLE_NUMBERS, join_names
 from ..storage.weight_file import SAFETENSORS_ENDINGS
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def find_weights(folder: Path) -> Path:
     if named or len(others) == 1:
         return (named or others)[0]
     raise ValueError(
-        f"{folder} holds {len(others)} weight files ({first_names([path.name for path in others])}); one is "
+        f"{folder} holds {len(others)} weight files ({join_names([path.name for path in others])}); one is "
         f"needed, or one that is called {', '.join(WEIGHTS_NAMES[:-1])} or {WEIGHTS_NAMES[-1]}. Give the "
         "LoRA's file instead of its folder."
     )
