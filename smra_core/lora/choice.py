@@ -1,4 +1,4 @@
-"""Which keys of a LoRA file are used, where it holds two experts of Wan 2.2 or several adapters."""
+"""Choice between the experts of Wan 2.2 and between the adapters that one LoRA file may hold."""
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple

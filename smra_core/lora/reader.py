@@ -35,7 +35,7 @@ class LoadedLora(NamedTuple):
     ignored: list[str]
     """Names in the file that are not used: of other modules, norms, biases, another expert or adapter."""
     account: str = ""
-    """A sentence: how many tensors are used, and what the others are."""
+    """Sentence on how many tensors are used, and what the others are."""
     notes: tuple[str, ...] = ()
     """Sentences on what the file leaves open and how it was read: its scale, its expert, its adapter."""
 

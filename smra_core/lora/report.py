@@ -30,9 +30,9 @@ class LoraReport:
     block_norms: dict[int, float]
     """Frobenius norm of all weight changes of each role or block at strength 1."""
     account: str
-    """How many tensors of the file are used, and what the others are."""
+    """Sentence on how many tensors of the file are used, and what the others are."""
     notes: tuple[str, ...]
-    """What the file leaves open and how it was read."""
+    """Sentences on what the file leaves open and how it was read."""
 
 
 def describe_lora(loaded: LoadedLora) -> LoraReport:

@@ -228,7 +228,7 @@ def test_changes_of_norms_and_biases_are_left_out_aloud(tmp_path, caplog):
     tensors = pair_tensors() | {"diffusion_model.blocks.0.norm3.diff_b": torch.ones(6)}
     save_file(tensors, tmp_path / "lora.safetensors")
     assert load_lora(tmp_path / "lora.safetensors").ignored == ["diffusion_model.blocks.0.norm3.diff_b"]
-    assert "also changes 1 norms and biases, such as diffusion_model.blocks.0.norm3.diff_b" in caplog.text
+    assert "norms: 1, such as diffusion_model.blocks.0.norm3.diff_b. ComfyUI's own LoRA" in caplog.text
 
 
 def test_a_file_of_another_rank_than_it_says_is_refused(tmp_path):
@@ -257,6 +257,34 @@ def test_absurd_block_numbers_are_no_blocks(number, tmp_path):
     odd = pair_tensors(f"blocks.{number}.ffn.0")
     assert parse_key(next(iter(odd))) is None
     assert parse_key(f"lora_unet_blocks_{number}_ffn_0.alpha") is None or number == "007"
+
+
+@pytest.mark.parametrize("name", ["out", "out.pt"])
+@pytest.mark.parametrize("dialect", ["comfyui", "kohya", "diffusers"])
+def test_a_target_that_no_loader_would_find_is_refused(tmp_path, name, dialect):
+    save_lora(tmp_path / "own.safetensors", random_lora(SPEC), LoraMetadata())
+    with pytest.raises(ValueError, match=rf"{name} is no name of a safetensors file.* Give .*{name}.safet"):
+        convert_lora(tmp_path / "own.safetensors", tmp_path / name, dialect)
+
+
+def test_a_target_that_is_a_folder_is_refused(tmp_path):
+    save_lora(tmp_path / "own.safetensors", random_lora(SPEC), LoraMetadata())
+    with pytest.raises(ValueError, match=r"is a folder; give a file, such as .*lora.safetensors"):
+        convert_lora(tmp_path / "own.safetensors", tmp_path)
+
+
+def test_equal_loras_have_equal_bytes(tmp_path):
+    metadata = LoraMetadata("motion", "v,o", RANK, captions=("a", "b"))
+    for name in ("first.safetensors", "second.safetensors"):
+        save_lora(tmp_path / name, random_lora(SPEC, MOTION), metadata)
+    assert (tmp_path / "first.safetensors").read_bytes() == (tmp_path / "second.safetensors").read_bytes()
+
+
+def test_a_lora_of_the_5b_model_is_named(tmp_path):
+    model = WanSpec("5B", blocks=30, dim=3072, ffn=14336, heads=24)
+    save_lora(tmp_path / "lora.safetensors", random_lora(model, SUBJECT, rank=1), LoraMetadata())
+    with pytest.raises(ValueError, match="It was trained on Wan2.2-TI2V-5B: load that model"):
+        load_lora(tmp_path / "lora.safetensors", WAN_1_3B)
 
 
 def test_a_peft_adapter_is_a_folder(tmp_path):
