@@ -8,7 +8,7 @@ from toy_models import random_lora
 
 from smra_core.lora.adapter import LoraPair
 from smra_core.lora.dialects import parse_key
-from smra_core.lora.metadata import LoraMetadata
+from smra_core.lora.metadata import LoraMetadata, name_unknown_caption
 from smra_core.lora.plan import MOTION, SUBJECT
 from smra_core.lora.reader import load_lora
 from smra_core.lora.report import compute_delta_norm, describe_lora, render_report
@@ -301,6 +301,18 @@ def test_metadata_of_strangers_is_not_trusted():
         "smrabooth.captions": '["a"]',
     }
     assert LoraMetadata.from_file(odd) == LoraMetadata(captions=("a",))
+
+
+def test_a_caption_that_is_not_known_is_no_trigger_phrase(tmp_path):
+    for captions, phrase in (
+        ((name_unknown_caption(0),), ""),
+        ((name_unknown_caption(0), name_unknown_caption(11), "prompt 1 (2)"), ""),
+        (("a sks dog", name_unknown_caption(1)), "a sks dog"),
+        (("a sks dog", "a prompt 1"), "a sks dog | a prompt 1"),
+    ):
+        metadata = LoraMetadata("subject", captions=captions).to_file()
+        assert metadata["modelspec.trigger_phrase"] == phrase
+        assert LoraMetadata.from_file(metadata).captions == tuple(filter(None, phrase.split(" | ")))
 
 
 def test_norms_equal_those_of_the_dense_changes(tmp_path):

@@ -162,7 +162,8 @@ def sample_over(model, levels):
     )
     with torch.inference_mode():
         return comfy.sample.sample_custom(
-            model, noise, 2.0, comfy.samplers.sampler_object("euler"), torch.tensor(levels), positive, negative,
+            model, noise, 2.0, comfy.samplers.sampler_object("euler"), torch.tensor(levels), positive,
+            negative,
             torch.zeros(random_wan.LATENT), disable_pbar=True, seed=7,
         )  # fmt: skip
 
