@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 _OWN = "smrabooth."
 _STAND_IN = re.compile(r"prompt \d+(?: \(\d+\))?")
+_NUMBERED = re.compile(r" \(\d+\)$")
 _IN_FILE = {"purpose": "role"}
 """Names in the file of fields that are called differently there."""
 
@@ -39,7 +40,7 @@ class LoraMetadata:
 
         The trigger phrase is made of the captions; without any that are known it is empty.
         """
-        captions = tuple(caption for caption in self.captions if not _STAND_IN.fullmatch(caption))
+        captions = tuple(caption for caption in self.captions if not self._is_stand_in(caption))
         values = vars(self) | {"captions": captions}
         own = {_OWN + _IN_FILE.get(key, key): json.dumps(value) for key, value in values.items()}
         return own | {
@@ -53,6 +54,12 @@ class LoraMetadata:
             "ss_network_alpha": str(self.rank),
             "ss_steps": str(self.steps),
             "ss_base_model_version": self.base_model,
+        }
+
+    def _is_stand_in(self, caption: str) -> bool:
+        # A second context under one caption is called `a dog (2)`.
+        return bool(_STAND_IN.fullmatch(caption)) or _NUMBERED.sub("", caption) in set(self.captions) - {
+            caption
         }
 
     @classmethod

@@ -19,7 +19,8 @@ INDEX = ".safetensors.index.json"
 _MOST_PARTS = 200
 """Largest number of parts that an index may list."""
 _WRAPPERS = ("state_dict", "model", "teacher")
-"""Keys under which training programs store the weights, next to optimizer states and counters."""
+"""Keys under which training programs store the weights, next to optimizer states and counters; without one of
+them, the only dict of tensors in the file is taken."""
 _MOST_NAMES = 20_000
 """Largest number of tensors in a file."""
 SAFETENSORS_ENDINGS = (".safetensors", ".sft")
@@ -215,6 +216,7 @@ def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
     for name in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
+    content = _unwrap_only_dict(content, path)
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}; a dict of named tensors is needed.")
     _refuse_too_many(len(content), path)
@@ -238,6 +240,23 @@ def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
             f"{path.stat().st_size} bytes. Get another file."
         )
     return dict(content)
+
+
+def _unwrap_only_dict(content: object, path: Path) -> object:
+    """Return the only dict of tensors in a dict without tensors of its own; other content as it is."""
+    if not isinstance(content, Mapping) or any(isinstance(value, Tensor) for value in content.values()):
+        return content
+    nested = {
+        str(name): value
+        for name, value in content.items()
+        if isinstance(value, Mapping) and any(isinstance(each, Tensor) for each in value.values())
+    }
+    if len(nested) > 1:
+        raise ValueError(
+            f"{path} holds {len(nested)} sets of weights: {join_names(list(nested))}. Get a file "
+            "with one of them."
+        )
+    return next(iter(nested.values())) if nested else content
 
 
 def _is_plain_tensor(value: object) -> bool:

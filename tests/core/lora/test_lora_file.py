@@ -309,6 +309,7 @@ def test_a_caption_that_is_not_known_is_no_trigger_phrase(tmp_path):
         ((name_unknown_caption(0), name_unknown_caption(11), "prompt 1 (2)"), ""),
         (("a sks dog", name_unknown_caption(1)), "a sks dog"),
         (("a sks dog", "a prompt 1"), "a sks dog | a prompt 1"),
+        (("a sks dog", "a sks dog (2)", "a cat (2)"), "a sks dog | a cat (2)"),
     ):
         metadata = LoraMetadata("subject", captions=captions).to_file()
         assert metadata["modelspec.trigger_phrase"] == phrase

@@ -70,6 +70,22 @@ def test_a_cut_safetensors_file_is_called_that(tmp_path, ending):
         read_weight_file(path)
 
 
+@pytest.mark.parametrize(
+    "wrapper", ["state_dict", "model", "lora", "module", "generator", "model_state_dict"]
+)
+def test_weights_in_a_wrapper_of_any_name_are_read(tmp_path, wrapper):
+    torch.save(
+        {wrapper: WEIGHTS, "step": 3, "args": {"rate": 0.1}, "optimizer": {"state": {}}}, tmp_path / "x.pt"
+    )
+    assert read_shapes(tmp_path / "x.pt") == {"a": (2, 3)}
+
+
+def test_two_sets_of_weights_are_asked_about(tmp_path):
+    torch.save({"params": WEIGHTS, "params_ema": WEIGHTS}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match="holds 2 sets of weights: params, params_ema"):
+        read_weight_file(tmp_path / "x.pt")
+
+
 WRITE = """
 import sys, torch
 from smra_core.storage.weight_file import write_weight_file
