@@ -87,17 +87,30 @@ def import_peft() -> ModuleType:
 def find_weights(folder: Path) -> Path:
     """Find the weights in a LoRA's folder: under a name of PEFT or diffusers, or as its only weight file.
 
+    PEFT writes an adapter that is not called `default` into a subfolder of its name; the only one is taken.
     Raises ValueError with what the folder holds when there is none, or more than one to choose from.
     """
-    named = [folder / name for name in WEIGHTS_NAMES if (folder / name).is_file()]
-    others = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in _ENDINGS)
+    named = _list_named_weights(folder)
+    others = _list_weight_files(folder)
     if named or len(others) == 1:
         return (named or others)[0]
+    subfolders = [path for path in sorted(folder.iterdir()) if path.is_dir() and _list_named_weights(path)]
+    if not others and len(subfolders) == 1:
+        return _list_named_weights(subfolders[0])[0]
+    names = [path.name for path in (*others, *subfolders)]
     raise ValueError(
-        f"{folder} holds {len(others)} weight files ({join_names([path.name for path in others])}); one is "
-        f"needed, or one that is called {', '.join(WEIGHTS_NAMES[:-1])} or {WEIGHTS_NAMES[-1]}. Give the "
-        "LoRA's file instead of its folder."
+        f"{folder} holds {len(names)} LoRAs to choose from ({join_names(names)}); one is needed, or one that "
+        f"is called {', '.join(WEIGHTS_NAMES[:-1])} or {WEIGHTS_NAMES[-1]}. Give the file that you mean "
+        "instead of the folder."
     )
+
+
+def _list_named_weights(folder: Path) -> list[Path]:
+    return [folder / name for name in WEIGHTS_NAMES if (folder / name).is_file()]
+
+
+def _list_weight_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in _ENDINGS)
 
 
 def read_adapter_config(

@@ -141,8 +141,19 @@ def test_a_folder_without_one_lora_says_what_it_holds(tmp_path, names):
     for name in names:
         save_file(pair_tensors(), tmp_path / name)
     with pytest.raises(
-        ValueError, match=rf"holds {len(names)} weight files \({', '.join(names) or 'none'}\)"
+        ValueError, match=rf"holds {len(names)} LoRAs to choose from \({', '.join(names) or 'none'}\)"
     ):
+        load_lora(tmp_path)
+
+
+def test_the_only_subfolder_of_an_adapter_is_read(tmp_path):
+    for name in ("spatial_lora", "temporal_lora"):
+        (tmp_path / name).mkdir()
+        save_peft(tmp_path / name, config())
+        if name == "spatial_lora":
+            delta = load_lora(tmp_path).lora["blocks.0.ffn.0"].delta()
+            torch.testing.assert_close(delta, torch.full((10, 6), 2.0 * RANK))
+    with pytest.raises(ValueError, match=r"2 LoRAs to choose from \(spatial_lora, temporal_lora\)"):
         load_lora(tmp_path)
 
 
