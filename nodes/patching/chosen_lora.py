@@ -38,22 +38,24 @@ def choose_plan(purpose: str, choice: str, custom: str) -> SparsePlan:
     return ALL_LAYERS if choice == ALL else PAPER_PLANS[purpose]
 
 
-def choose_lora(purpose: str, file: str, lora_model: dict | None, plan: SparsePlan) -> ChosenLora | None:
+def choose_lora(
+    purpose: str, file: str, lora_model: dict | None, plan: SparsePlan, expert: str | None = None
+) -> ChosenLora | None:
     """Return the LoRA of one purpose, or None when neither a LORA_MODEL nor a file is given.
 
     The LoRA of a training node is used in place of the file. Of a file that holds both adapters of the
-    authors' release, the one of this purpose is read. Raises ValueError when the file cannot be used as it
-    is, or when the plan leaves nothing of it.
+    authors' release, the one of this purpose is read; of one that holds both experts of Wan 2.2, the
+    `expert`. Raises ValueError when the file cannot be used as it is, or when the plan leaves nothing of it.
     """
     adapter = RELEASE_ADAPTERS[purpose]
     if lora_model is not None:
         source = "trained in this graph"
-        loaded = parse_lora(lora_model, f"The {purpose} LORA_MODEL", adapter=adapter)
+        loaded = parse_lora(lora_model, f"The {purpose} LORA_MODEL", expert=expert, adapter=adapter)
     elif file != NONE:
         import folder_paths
 
         source = file
-        loaded = load_lora(folder_paths.get_full_path_or_raise("loras", file), adapter=adapter)
+        loaded = load_lora(folder_paths.get_full_path_or_raise("loras", file), None, expert, adapter)
     else:
         return None
     used_pairs = restrict(loaded.lora, plan, f"the {purpose} LoRA {source!r}")

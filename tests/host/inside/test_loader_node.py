@@ -103,6 +103,20 @@ def test_each_purpose_takes_its_adapter_of_the_release(loras_folder):
             assert chosen.lora[LINEAR].b.unique() == value
 
 
+def test_a_file_of_two_experts_is_asked_about(loras_folder):
+    tensors = {
+        f"{prefix}.{name}": tensor
+        for prefix, value in (("transformer", 2.0), ("transformer_2", 3.0))
+        for name, tensor in pair_tensors(value).items()
+    }
+    save_file(tensors, loras_folder / "both.safetensors")
+    with pytest.raises(ValueError, match="LoRAs of two experts of Wan 2.2"):
+        choose_lora("subject", "both.safetensors", None, ALL_LAYERS)
+    for expert, value in (("high", 2.0), ("low", 3.0)):
+        chosen = choose_lora("subject", "both.safetensors", None, ALL_LAYERS, expert)
+        assert chosen.lora[LINEAR].b.unique() == value
+
+
 def test_the_report_accounts_for_the_file(loras_folder):
     others = {f"vace_blocks.{n}.ffn.0.lora_A.weight": torch.ones(1) for n in range(3)}
     save_file(pair_tensors() | others, loras_folder / "dog.safetensors")
