@@ -9,11 +9,15 @@ from ..smra_core.lora.schedule import ScheduledLora, Strengths, StrengthSchedule
 from .host.widgets import show_text
 from .host.wire_types import LoaderOptions, LoaderOptionsType, Schedule
 from .patching.apply_loras import apply_loras, at_constant_strength
-from .patching.chosen_lora import NONE, ChosenLora, choose_lora
-from .sparse_lora_loader import DEFAULTS, make_lora_inputs, multiply_strengths, write_report
+from .patching.chosen_lora import NONE, ChosenLora, choose_lora, read_file_state
+from .sparse_lora_loader import DEFAULTS, log, make_lora_inputs, multiply_strengths, write_report
 
 SIDES = {"high": "early", "low": "late"}
 """Side of T_point that each expert is on, with T_point at their hand-over."""
+NO_LORA = (
+    "No LoRA is chosen, so the plain experts would be sampled. Choose a subject_lora or a motion_lora, or "
+    "bypass this node (Ctrl+B)."
+)
 _PAIR = (
     " One file serves both experts; of a pair such as X_high_noise and X_low_noise choose either file, and "
     "the other is found by its name."
@@ -116,13 +120,41 @@ class SparseLoRAPairLoader(io.ComfyNode):
         ]
         report = "\n".join([*(expert.report for expert in experts), *_describe_assumptions(models)])
         show_text(cls, report)
+        if not any(chosen.values()):
+            log.warning("SMRA Sparse LoRA Pair Loader: %s", NO_LORA)
         return io.NodeOutput(*(expert.model for expert in experts), report)
+
+    @classmethod
+    def validate_inputs(cls, subject_lora: str | None = None, motion_lora: str | None = None) -> bool | str:
+        """Return True, or a sentence where no LoRA is chosen or a file of one expert is not there.
+
+        ComfyUI shows the sentence on the node before anything runs. It passes None for a connected input.
+        """
+        import folder_paths
+
+        files = [file for file in (subject_lora, motion_lora) if file not in (None, NONE)]
+        names = folder_paths.get_filename_list("loras")
+        missing = [file for file in files if file not in names]
+        if missing:
+            return f"{missing[0]!r} is not in models/loras. Choose a file of the list (key R reads it again)."
+        try:
+            for file in files:
+                find_pair(file, names)
+        except ValueError as error:
+            return str(error)
+        return NO_LORA if subject_lora == motion_lora == NONE else True
+
+    @classmethod
+    def fingerprint_inputs(cls, subject_lora: str | None = None, motion_lora: str | None = None, **_) -> str:
+        """Return a text that changes with the files of both experts, so that a replaced one is read anew."""
+        return ", ".join(_read_pair_state(file) for file in (subject_lora, motion_lora))
 
 
 def _choose_for_both(purpose: str, loras: dict, options: LoaderOptions) -> dict[str, ChosenLora] | None:
     """Return the LoRA of one purpose for each expert, or None when no file is chosen.
 
-    Raises ValueError when the chosen file is one of a pair and the other is not there.
+    Of a file that holds both experts each gets its own part. Raises ValueError when the chosen file is one of
+    a pair and the other is not there.
     """
     import folder_paths
 
@@ -131,9 +163,17 @@ def _choose_for_both(purpose: str, loras: dict, options: LoaderOptions) -> dict[
         return None
     plan = options.subject_plan if purpose == "subject" else options.motion_plan
     files = find_pair(name, folder_paths.get_filename_list("loras"))
-    high = choose_lora(purpose, files.high, None, plan)
-    low = high if files.low == files.high else choose_lora(purpose, files.low, None, plan)
-    return {"high": high, "low": low}
+    return {
+        expert: choose_lora(purpose, file, None, plan, expert) for expert, file in files._asdict().items()
+    }
+
+
+def _read_pair_state(file: str | None) -> str:
+    import folder_paths
+
+    if file in (None, NONE):
+        return ""
+    return ", ".join(map(read_file_state, find_pair(file, folder_paths.get_filename_list("loras"))))
 
 
 def _apply_to_expert(

@@ -20,7 +20,7 @@ from ..smra_core.lora.schedule import (
     Strengths,
     StrengthSchedule,
     TPoint,
-    count_early_steps,
+    find_early_steps,
 )
 from ..smra_core.wan.flow_matching import sampling_sigmas
 from ..smra_core.wan.sampler import SamplingSettings
@@ -34,6 +34,10 @@ REFERENCE = SamplingSettings()
 REFERENCE_STEP = round(REFERENCE.steps * (1 - TPoint().sigma))
 """The paper's step 15 of 50, at the shift 1 of the authors' release."""
 _BISECTIONS = 40
+_OTHER_ORDER = (
+    "switch_step is the number of early steps, no place to cut this run in two; subject_keyframes do not "
+    "follow it, as ComfyUI's hooks only go from early to late. The Sparse LoRA Loader follows it"
+)
 
 
 class TPointScheduler(io.ComfyNode):
@@ -55,8 +59,8 @@ class TPointScheduler(io.ComfyNode):
                 Schedule.Output(display_name="schedule", tooltip="For Sparse LoRA Loaders."),
                 io.Int.Output(
                     display_name="switch_step",
-                    tooltip="Steps before the switch in the connected run: end_at_step of a first and "
-                    "start_at_step of a second KSampler (Advanced).",
+                    tooltip="Number of steps with the early strengths in the connected run: end_at_step of "
+                    "a first and start_at_step of a second KSampler (Advanced).",
                 ),
                 io.String.Output(display_name="report", tooltip="Where the run switches, as a line of text."),
                 io.HookKeyframes.Output(
@@ -79,13 +83,16 @@ class TPointScheduler(io.ComfyNode):
         schedule = _make_schedule(widgets, strengths, levels)
         t_point = schedule.resolve(sigma_of_share)
         report = describe_schedule(schedule, t_point, levels)
+        is_early = find_early_steps(t_point, levels)
+        if is_early != sorted(is_early, reverse=True):
+            report = f"{report}. {_OTHER_ORDER}"
         drawing = draw_schedule(schedule, t_point, levels)
         picture = torch.from_numpy(np.asarray(drawing).copy()).float()[None] / 255
         show_text(cls, report)
         keyframes = make_hook_keyframes(schedule.subject, t_point.boundary(levels), sigma_of_share)
         return io.NodeOutput(
             schedule,
-            count_early_steps(t_point, levels),
+            sum(is_early),
             report,
             keyframes,
             picture,

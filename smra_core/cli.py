@@ -17,6 +17,8 @@ from .data.subject_set import read_subject_set
 from .data.video import write_video
 from .decoding.window_error import measure_window_errors, render_errors
 from .lora.adapter import restrict
+from .lora.choice import RELEASE_ADAPTERS
+from .lora.dialects import EXPERTS
 from .lora.plan import SparsePlan
 from .lora.reader import load_lora
 from .lora.report import describe_lora, render_report
@@ -289,13 +291,16 @@ def run_sample(args: argparse.Namespace) -> None:
     backend = open_backend(args)
     subject_strengths = args.subject_strength or STRENGTH_PRESETS[args.preset]
     chosen = [
-        (args.subject, args.subject_plan, subject_strengths),
-        (args.motion, args.motion_plan, args.motion_strength),
+        ("subject", args.subject, args.subject_plan, subject_strengths),
+        ("motion", args.motion, args.motion_plan, args.motion_strength),
     ]
     spec = backend.spec
     loras = tuple(
-        ScheduledLora(restrict(load_lora(path, spec).lora, plan, path.name), strengths)
-        for path, plan, strengths in chosen
+        ScheduledLora(
+            restrict(load_lora(path, spec, adapter=RELEASE_ADAPTERS[purpose]).lora, plan, path.name),
+            strengths,
+        )
+        for purpose, path, plan, strengths in chosen
         if path is not None
     )
     variant = Variant("video", "", loras, args.t_point)
@@ -362,11 +367,22 @@ def _log_notes(notes: Sequence[str]) -> None:
 def _add_inspect(commands: Any) -> None:
     parser = _add_command(commands, "inspect", "Show what a LoRA file contains.", run_inspect)
     parser.add_argument("file", type=Path, help="LoRA file in any dialect, or PEFT's adapter folder.")
+    _add_choice(parser)
+
+
+def _add_choice(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose between several LoRAs in one file."""
+    _add_option(
+        parser, "--expert", "Expert of Wan 2.2, where the file holds both.", None, "none", choices=EXPERTS
+    )  # fmt: skip
+    _add_option(
+        parser, "--adapter", "Name of the adapter, where the file holds several: spatial_lora.", None, "none"
+    )
 
 
 def run_inspect(args: argparse.Namespace) -> None:
     """Print a report on a LoRA file."""
-    print(render_report(describe_lora(load_lora(args.file))))
+    print(render_report(describe_lora(load_lora(args.file, None, args.expert, args.adapter))))
 
 
 def _add_convert(commands: Any) -> None:
@@ -378,11 +394,12 @@ def _add_convert(commands: Any) -> None:
         parser, "--to", "Program whose names are written: comfyui, diffusers, kohya, or peft (a folder).",
         "comfyui", choices=DIALECTS_OUT,
     )  # fmt: skip
+    _add_choice(parser)
 
 
 def run_convert(args: argparse.Namespace) -> None:
     """Write a LoRA in another dialect."""
-    convert_lora(args.source, args.target, args.to)
+    convert_lora(args.source, args.target, args.to, args.expert, args.adapter)
 
 
 def _add_window_error(commands: Any) -> None:

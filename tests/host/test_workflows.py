@@ -296,7 +296,7 @@ def test_the_pair_runs_as_shipped_and_is_stock_loaders_at_the_strengths_of_each_
         elif kind == "stock":
             with_stock_loaders(prompt)
         else:
-            prompt[pair]["inputs"] |= {"subject_lora": "None", "motion_lora": "None"}
+            prompt[pair]["inputs"] |= {"subject_strength": 0.0, "motion_strength": 0.0}
         made.append(run_for_latents(server, prompt, f"{name}_{steps}_{kind}"))
     (ours, entry), (stock, _), (none, _) = made
     assert torch.equal(ours, stock) and (ours - none).abs().max() > 0.01

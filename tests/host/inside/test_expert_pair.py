@@ -234,3 +234,35 @@ def test_half_of_a_pair_is_refused(nodes, experts, files, tmp_path):
     folder_paths.filename_list_cache.clear()
     with pytest.raises(ValueError, match="dog_low_noise.safetensors for the other expert is not there"):
         load_pair(nodes, experts, None)
+
+
+def test_a_missing_half_is_said_before_anything_runs_and_a_replaced_half_is_read_anew(nodes, files, tmp_path):
+    import folder_paths
+
+    node, other = nodes["SMRASparseLoRAPairLoader"], tmp_path / "loras" / "dog_low_noise.safetensors"
+    assert node.validate_inputs(SUBJECT, MOTION) is True
+    before = node.fingerprint_inputs(SUBJECT, MOTION)
+    other.write_bytes(other.read_bytes() + b" ")
+    assert node.fingerprint_inputs(SUBJECT, MOTION) != before
+    other.unlink()
+    folder_paths.filename_list_cache.clear()
+    assert "dog_low_noise.safetensors for the other expert is not there" in node.validate_inputs(
+        SUBJECT, MOTION
+    )
+    assert "is not in models/loras" in node.validate_inputs("gone.safetensors", MOTION)
+    assert isinstance(node.validate_inputs("None", "None"), str)
+
+
+def test_a_file_of_both_experts_gives_each_its_own_part(nodes, experts, states, files, tmp_path):
+    """In diffusers' names `transformer` is the high-noise expert and `transformer_2` the low-noise one."""
+    named = {}
+    for prefix, side in (("transformer", "high"), ("transformer_2", "low")):
+        for name, (a, b) in files["subject", side].items():
+            named[f"{prefix}.{name}.lora_A.weight"] = a.contiguous()
+            named[f"{prefix}.{name}.lora_B.weight"] = b.contiguous()
+    save_file(named, tmp_path / "loras" / "both.safetensors")
+    schedule, cut, _ = run_scheduler(nodes, experts[0], "hand-over of the experts", 4)
+    *models, _ = load_pair(nodes, experts, schedule, subject="both.safetensors")
+    logs = measured(models, states, files, 4, cut, cfg=1.0)
+    assert [line[1:] for line in logs["high"]] == [(0.4, 1.0)] * cut
+    assert {line[1:] for line in logs["low"]} == {(0.8, 1.0)}
