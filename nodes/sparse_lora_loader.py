@@ -35,11 +35,11 @@ class SparseLoRALoader(io.ComfyNode):
             ),
             inputs=[
                 io.Model.Input("model", tooltip="A WAN model, of any precision, GGUF included."),
-                *_make_lora_inputs(
+                *make_lora_inputs(
                     "subject",
                     "Raising it comes closer to the subject, in the end at the cost of the motion.",
                 ),
-                *_make_lora_inputs(
+                *make_lora_inputs(
                     "motion",
                     "Raising it comes closer to the motion, in the end at the cost of the subject.",
                 ),
@@ -93,7 +93,7 @@ class SparseLoRALoader(io.ComfyNode):
             subject=Strengths.from_value(1.0), motion=Strengths.from_value(1.0)
         )
         scheduled = [
-            ScheduledLora(one.lora, _multiply_strengths(loras[f"{one.purpose}_strength"], used, one.purpose))
+            ScheduledLora(one.lora, multiply_strengths(loras[f"{one.purpose}_strength"], used, one.purpose))
             for one in chosen
         ]
         applied = apply_loras(model, scheduled, used, options.constant_lora)
@@ -101,7 +101,7 @@ class SparseLoRALoader(io.ComfyNode):
             apply_loras(model, at_constant_strength(scheduled, side), used, options.constant_lora).model
             for side in ("early", "late")
         )
-        report = _write_report(chosen, scheduled, applied.merged, schedule)
+        report = write_report(chosen, scheduled, applied.merged, schedule)
         show_text(cls, report)
         if not chosen:
             log.warning("SMRA Sparse LoRA Loader: %s", report)
@@ -136,7 +136,11 @@ class SparseLoRALoader(io.ComfyNode):
         return f"{read_file_state(subject_lora)}, {read_file_state(motion_lora)}"
 
 
-def _make_lora_inputs(purpose: str, raised: str) -> list:
+def make_lora_inputs(purpose: str, raised: str, more: str = "") -> list:
+    """Return the inputs for the file and the strength of one purpose.
+
+    `raised` says what raising the strength does; `more` is added to the tooltip of the file.
+    """
     import folder_paths
 
     return [
@@ -145,7 +149,7 @@ def _make_lora_inputs(purpose: str, raised: str) -> list:
             options=[NONE, *folder_paths.get_filename_list("loras")],
             default=NONE,
             tooltip=f"File of the {purpose} LoRA. ComfyUI, DiffSynth, diffusers, PEFT, kohya and LyCORIS "
-            "names are read.",
+            f"names are read.{more}",
         ),
         io.Float.Input(
             f"{purpose}_strength",
@@ -168,17 +172,19 @@ def _choose_loras(loras: dict, options: LoaderOptions) -> list[ChosenLora]:
     return [one for one in chosen if one is not None]
 
 
-def _multiply_strengths(factor: float, schedule: StrengthSchedule, purpose: str) -> Strengths:
+def multiply_strengths(factor: float, schedule: StrengthSchedule, purpose: str) -> Strengths:
+    """Return the schedule's strengths of one purpose, times the strength of its widget."""
     scheduled = getattr(schedule, purpose)
     return Strengths(factor * scheduled.early, factor * scheduled.late)
 
 
-def _write_report(
+def write_report(
     chosen: list[ChosenLora],
     loras: list[ScheduledLora],
     merged: tuple[bool, ...],
     schedule: StrengthSchedule | None,
 ) -> str:
+    """Describe what was used of each LoRA, how strong, and where the strengths switch."""
     if not chosen:
         return NO_LORA
     lines = []

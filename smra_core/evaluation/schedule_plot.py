@@ -37,7 +37,8 @@ def draw_schedule(schedule: StrengthSchedule, t_point: TPoint, sigmas: Sequence[
 def choose_axes(schedule: StrengthSchedule, steps: int, title: str = "") -> Axes:
     """Return axes for a run of some steps that show all strengths and sigma."""
     strengths = [*vars(schedule.subject).values(), *vars(schedule.motion).values()]
-    return Axes(SIZE, (0, steps), (min(0.0, *strengths), max(1.0, *strengths)), title, "step")
+    label = "step: high-noise expert, then low-noise expert" if schedule.at_hand_over else "step"
+    return Axes(SIZE, (0, steps), (min(0.0, *strengths), max(1.0, *strengths)), title, label)
 
 
 def _list_corners(strengths: Strengths, is_early: Sequence[bool]) -> list[Point]:

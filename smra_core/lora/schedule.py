@@ -134,6 +134,8 @@ class StrengthSchedule:
     """Whether `t_point` is a share of the steps."""
     subject: Strengths = SUBJECT_STRENGTHS
     motion: Strengths = MOTION_STRENGTHS
+    at_hand_over: bool = False
+    """Whether T_point is where the two experts of Wan 2.2 hand over: each of them then has one strength."""
 
     def __post_init__(self):
         if not 0.0 <= self.t_point <= 1.0:

@@ -8,8 +8,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 NODES = (
-    "SMRATPointScheduler", "SMRASparseLoRALoader", "SMRALoadMiniature", "SMRAStrengthOptions",
-    "SMRALoaderOptions",
+    "SMRATPointScheduler", "SMRASparseLoRALoader", "SMRASparseLoRAPairLoader", "SMRALoadMiniature",
+    "SMRAStrengthOptions", "SMRALoaderOptions",
 )  # fmt: skip
 
 

@@ -71,3 +71,9 @@ def test_the_axis_holds_zero_one_and_every_strength():
     subject = Strengths(-0.5, 1.6)
     assert choose_axes(StrengthSchedule(0.7, subject=subject), 10).y == (-0.5, 1.6)
     assert choose_axes(StrengthSchedule(0.7, subject=Strengths(0.2, 0.6)), 10).y == (0, 1)
+
+
+def test_the_axis_names_the_experts_where_they_hand_over():
+    assert choose_axes(StrengthSchedule(0.7), 10).x_label == "step"
+    label = choose_axes(StrengthSchedule(0.7, at_hand_over=True), 10).x_label
+    assert "high-noise expert, then low-noise expert" in label
