@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from comfy_api.latest import io
 
-from ..smra_core.miniature.held_out_files import motion_frames, subject_pictures
+from ..smra_core.miniature.held_out_files import render_motion, render_subject
 from ..smra_core.miniature.weight_paths import DINOV2_FILE, DIT_FILE, SEA_RAFT_FILE, VAE_FILE
 from ..smra_core.wan.hashed_text import HashedText
 from ..smra_core.wan.spec import TEXT_DIM
@@ -54,14 +54,14 @@ class LoadMiniature(io.ComfyNode):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        pictures = subject_pictures()
+        pictures = render_subject()
         return io.NodeOutput(
             *load_miniature(DIT_FILE, VAE_FILE),
             DINOV2_FILE,
             SEA_RAFT_FILE,
             as_image(torch.stack([painted.frames[0] for _, painted in pictures])),
             torch.cat([painted.mask_px for _, painted in pictures]),
-            as_image(motion_frames()),
+            as_image(render_motion()),
         )
 
 

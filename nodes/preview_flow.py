@@ -73,7 +73,7 @@ def measure_flow(frames: Tensor, sea_raft: Path) -> Tensor:
         raise ValueError(f"Optical flow needs two frames, got {len(frames)}. Load a clip, not a picture.")
     device = management.get_torch_device()
     with loaded_on_first_use(lambda: load_sea_raft(sea_raft).to(device)) as net:
-        return net().pair_flows(frames.to(device) * 255).cpu()
+        return net().compute_pair_flows(frames.to(device) * 255).cpu()
 
 
 def color_clip(flow: Tensor) -> Tensor:

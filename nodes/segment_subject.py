@@ -6,7 +6,7 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..smra_core.encoders.sam import load_sam, subject_mask
+from ..smra_core.encoders.sam import find_subject_mask, load_sam
 from ..smra_core.storage.on_demand import loaded_on_first_use
 from .host.images import as_image
 from .host.inference_tensors import as_normal_tensor
@@ -74,5 +74,5 @@ def segmented(pictures: Tensor, sam: Path, place: tuple[float, float]) -> Tensor
         masks = []
         for picture in pictures:
             management.throw_exception_if_processing_interrupted()
-            masks.append(subject_mask(model(), picture.to(device), point=point).cpu())
+            masks.append(find_subject_mask(model(), picture.to(device), point=point).cpu())
         return torch.stack(masks)

@@ -82,7 +82,9 @@ class SparseLoRALoader(io.ComfyNode):
     @classmethod
     def execute(cls, model, schedule=None, constant_lora=AUTO, **slots) -> io.NodeOutput:
         chosen = [found for purpose in PAPER_PLANS if (found := _chosen(purpose, slots)) is not None]
-        used = schedule or StrengthSchedule(subject=Strengths.constant(1.0), motion=Strengths.constant(1.0))
+        used = schedule or StrengthSchedule(
+            subject=Strengths.from_value(1.0), motion=Strengths.from_value(1.0)
+        )
         loras = [ScheduledLora(one.lora, _strengths(one.purpose, slots, used)) for one in chosen]
         applied = apply_loras(model, loras, used, constant_lora)
         early, late = (

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
-from ..smra_core.evaluation.schedule_plot import schedule_picture
+from ..smra_core.evaluation.schedule_plot import draw_schedule
 from ..smra_core.lora.schedule import (
     MOTION_STRENGTHS,
     STRENGTH_PRESETS,
@@ -12,8 +12,8 @@ from ..smra_core.lora.schedule import (
     Strengths,
     StrengthSchedule,
     TPoint,
+    count_early_steps,
     describe_run,
-    switch_step,
 )
 from ..smra_core.wan.flow_matching import sampling_sigmas
 from ..smra_core.wan.sampler import SamplingSettings
@@ -67,13 +67,13 @@ class TPointScheduler(io.ComfyNode):
         t_point = schedule.resolve(sigma_of_share)
         levels = _levels(sampling, sigmas, widgets)
         report = describe_run(t_point, levels)
-        drawing = schedule_picture(schedule, t_point, levels)
+        drawing = draw_schedule(schedule, t_point, levels)
         picture = torch.from_numpy(np.asarray(drawing).copy()).float()[None] / 255
         show_text(cls, report)
         keyframes = hook_keyframes(schedule.subject, t_point.boundary(levels), sigma_of_share)
         return io.NodeOutput(
             schedule,
-            switch_step(t_point, levels),
+            count_early_steps(t_point, levels),
             report,
             keyframes,
             picture,

@@ -37,7 +37,7 @@ from .training.subject import find_missing_masks, train_subject
 from .training.sura import SubjectSettings
 from .training.trainer import TrainSettings
 from .wan.sampler import SamplingSettings
-from .wan.settings import help_texts
+from .wan.settings import collect_help
 
 log = logging.getLogger("smrabooth")
 
@@ -312,7 +312,7 @@ def _window_error(commands) -> None:
         "--noise", type=float, nargs="+", default=[0.1, 0.3],
         help="how far the model's prediction is off, in deviations of the latents (default: 0.1 0.3)",
     )  # fmt: skip
-    texts, defaults = help_texts(MotionSettings), MotionSettings()
+    texts, defaults = collect_help(MotionSettings), MotionSettings()
     for name in ("width", "height", "frames", "window"):
         default = getattr(defaults, name)
         parser.add_argument(

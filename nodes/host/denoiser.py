@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ...smra_core.lora.adapter import replaced_forwards
 from ...smra_core.wan.interfaces import Prediction
-from ...smra_core.wan.spec import LATENT_CHANNELS, WanSpec, named_spec
+from ...smra_core.wan.spec import LATENT_CHANNELS, WanSpec, find_spec
 from .frozen_linear import frozen_forward
 from .inference_tensors import make_normal
 from .versions import compute_dtype_of, is_dynamic, training_mode
@@ -36,7 +36,7 @@ def spec_of(model) -> WanSpec:
             f"This MODEL is {kind} with {channels} input channels: an image-to-video, VACE or control model. "
             f"The method needs text-to-video with {LATENT_CHANNELS} channels: load Wan2.1-T2V-1.3B or 14B."
         )
-    return named_spec(*(getattr(dit, name) for name in _SIZES))
+    return find_spec(*(getattr(dit, name) for name in _SIZES))
 
 
 class HostDenoiser:

@@ -4,14 +4,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...smra_core.data.crop import Size, cover_box, crop_note, fit, to_pixels, to_uint8
+from ...smra_core.data.crop import Size, cover_box, describe_crop, fit, to_pixels, to_uint8
 
 
 def crop_images(images: Tensor, size: Size) -> tuple[Tensor, list[str]]:
     """Pictures `B 3 H W` in [0, 1] of an IMAGE `B h w 3`, and what the crop left out, in words."""
     pictures = [_picture(image) for image in images]
     box = cover_box(pictures[0].size, size)
-    note = crop_note(pictures[0].size, box)
+    note = describe_crop(pictures[0].size, box)
     pixels = torch.stack([to_pixels(fit(picture, size, box)) for picture in pictures])
     return pixels, [f"every picture of {note}"] if note else []
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ...smra_core.storage.content_hash import content_hash, weights_fingerprint
+from ...smra_core.storage.content_hash import fingerprint_weights, hash_content
 from .versions import source_file
 
 _SAMPLED = 64
@@ -21,16 +21,16 @@ def fingerprint_model(model) -> str:
     file = source_file(model)
     if file is not None:
         options = [part for part in model.cached_patcher_init[1] if isinstance(part, Mapping)]
-        base = f"{weights_fingerprint(Path(file))} stored as {[part.get('dtype') for part in options]}"
+        base = f"{fingerprint_weights(Path(file))} stored as {[part.get('dtype') for part in options]}"
     else:
         named = model.model.diffusion_model.named_parameters()
         base = fingerprint_values((name, value) for name, value in named if value.ndim != 2)
-    return content_hash(f"{base} {_patches(model.patches)}".encode())
+    return hash_content(f"{base} {_patches(model.patches)}".encode())
 
 
 def fingerprint_vae(vae) -> str:
     file = source_file(vae.patcher)
-    return weights_fingerprint(Path(file)) if file is not None else fingerprint_values(vae.get_sd().items())
+    return fingerprint_weights(Path(file)) if file is not None else fingerprint_values(vae.get_sd().items())
 
 
 def fingerprint_values(named: Iterable[tuple[str, Tensor]]) -> str:
@@ -39,9 +39,9 @@ def fingerprint_values(named: Iterable[tuple[str, Tensor]]) -> str:
     for name, value in sorted(named, key=lambda item: item[0]):
         flat = value.detach().reshape(-1)
         lines.append(
-            f"{name} {tuple(value.shape)} {content_hash(flat[:: max(1, len(flat) // _SAMPLED)].cpu())}"
+            f"{name} {tuple(value.shape)} {hash_content(flat[:: max(1, len(flat) // _SAMPLED)].cpu())}"
         )
-    return content_hash("\n".join(lines).encode())
+    return hash_content("\n".join(lines).encode())
 
 
 def _patches(patches: Mapping) -> str:
@@ -49,7 +49,7 @@ def _patches(patches: Mapping) -> str:
     lines = []
     for key, entries in sorted(patches.items(), key=lambda item: str(item[0])):
         for strength, content, of_model, *_ in entries:
-            held = [content_hash(tensor.cpu()) for tensor in _tensors(content)]
+            held = [hash_content(tensor.cpu()) for tensor in _tensors(content)]
             lines.append(f"{key} {strength} {of_model} {held}")
     return "\n".join(lines)
 

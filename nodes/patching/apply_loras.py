@@ -41,7 +41,7 @@ def apply_loras(
         if into_weights and strengths.early != 0:
             _merge(clone, lora, strengths.early)
     swapped = [lora for lora, into_weights in zip(loras, merged, strict=True) if not into_weights]
-    swapped = [item for item in swapped if item.strengths != Strengths.constant(0.0)]
+    swapped = [item for item in swapped if item.strengths != Strengths.from_value(0.0)]
     if swapped:
         _add_swap(clone, swapped, schedule)
     return Applied(clone, merged)
@@ -49,7 +49,7 @@ def apply_loras(
 
 def at_constant_strength(loras: Sequence[ScheduledLora], side: str) -> list[ScheduledLora]:
     """The same LoRAs with their `early` or `late` strength throughout."""
-    return [ScheduledLora(lora, Strengths.constant(getattr(strengths, side))) for lora, strengths in loras]
+    return [ScheduledLora(lora, Strengths.from_value(getattr(strengths, side))) for lora, strengths in loras]
 
 
 def _linear_shapes(model) -> dict[str, tuple[int, int]]:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...smra_core.lora.adapter import replaced_forwards
-from ...smra_core.lora.schedule import ScheduledLora, TPoint, describe_run, strength_at
+from ...smra_core.lora.schedule import ScheduledLora, TPoint, choose_strength, describe_run
 from ...smra_core.wan.spec import parse_linear
 from ..host.versions import compute_dtype_of
 
@@ -139,9 +139,9 @@ class _ModelState:
         if levels and levels != self.levels:
             log.info("Sparse LoRA: %s", describe_run(t_point, levels))
         self.levels = levels
-        boundary = t_point.boundary_or_own_level(levels)
+        boundary = t_point.estimate_boundary(levels)
         for tensor, (_, strengths) in zip(self.strengths, self.loras, strict=True):
-            tensor.fill_(strength_at(strengths, sigma, boundary))
+            tensor.fill_(choose_strength(strengths, sigma, boundary))
 
     def replacements(self, model) -> Iterator[tuple[nn.Module, Callable]]:
         """Yield the modules to change and their forwards with this loader's additions."""

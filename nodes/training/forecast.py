@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 
 from ...smra_core.training.cost import (
-    activation_bytes,
-    alignment_flops,
-    lora_parameters,
-    optimizer_bytes,
-    projector_parameters,
-    step_flops,
+    count_activation_bytes,
+    count_alignment_flops,
+    count_lora_parameters,
+    count_optimizer_bytes,
+    count_projector_parameters,
+    count_step_flops,
 )
 from ...smra_core.training.decode_choice import DecodeChoice
 from ...smra_core.training.mora import MotionSettings
@@ -74,11 +74,11 @@ def subject_forecast(
     modules, parameters, tokens = _trained(spec, settings, latents)
     projector = 0
     if settings.sura_weight:
-        projector = projector_parameters(spec.dim, _WIDEST_FEATURES, settings.projector_width)
-    activations = activation_bytes(spec, tokens, train.batch_size, dtype.itemsize)
+        projector = count_projector_parameters(spec.dim, _WIDEST_FEATURES, settings.projector_width)
+    activations = count_activation_bytes(spec, tokens, train.batch_size, dtype.itemsize)
     return Forecast(
         f"{count} pictures of {settings.width}x{settings.height}", train, tokens, modules, parameters,
-        activations + optimizer_bytes(parameters + projector), step_flops(spec, tokens),
+        activations + count_optimizer_bytes(parameters + projector), count_step_flops(spec, tokens),
     )  # fmt: skip
 
 
@@ -92,15 +92,15 @@ def motion_forecast(
 ) -> Forecast:
     """`latents` is the clip's shape `16 f h w`; `choice` tells how its pixels are looked at."""
     modules, parameters, tokens = _trained(spec, settings, latents)
-    activations = activation_bytes(spec, tokens, train.batch_size, dtype.itemsize)
+    activations = count_activation_bytes(spec, tokens, train.batch_size, dtype.itemsize)
     if settings.mora_weight:
         # The budget is for one sample in half precision, and for blocks that keep more than the host's.
         activations = round(choice.bytes * train.batch_size * dtype.itemsize / _HALF)
     how = f", decoded {choice.decode}" if settings.mora_weight else ""
     return Forecast(
         f"{settings.frames} frames of {settings.width}x{settings.height}{how}", train, tokens, modules,
-        parameters, activations + optimizer_bytes(parameters),
-        step_flops(spec, tokens) + alignment_flops(settings, choice.decode, choice.recompute),
+        parameters, activations + count_optimizer_bytes(parameters),
+        count_step_flops(spec, tokens) + count_alignment_flops(settings, choice.decode, choice.recompute),
     )  # fmt: skip
 
 
@@ -110,7 +110,7 @@ def _trained(
     """Modules, parameters, and tokens of a sample. ValueError where the plan's blocks are not there."""
     names = settings.plan.select(spec.linear_names())
     frames, rows, columns = token_grid(latents)
-    return len(names), lora_parameters(spec, names, settings.rank), frames * rows * columns
+    return len(names), count_lora_parameters(spec, names, settings.rank), frames * rows * columns
 
 
 def measured_flops(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:

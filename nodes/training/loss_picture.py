@@ -13,7 +13,7 @@ PANEL_SIZE = (420, 240)
 """(width, height) of a panel in pixels; the host shrinks the picture to the node's width."""
 
 
-def loss_picture(losses: Mapping[str, Sequence[float]]) -> Tensor:
+def draw_loss_image(losses: Mapping[str, Sequence[float]]) -> Tensor:
     """Return the curves as an IMAGE `1 H W 3` in [0, 1], from each loss's values of steps 1, 2, ...
 
     The raw values are drawn pale behind the smoothed line, whose last value stands in the title.

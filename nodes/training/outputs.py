@@ -9,11 +9,11 @@ from typing import NamedTuple
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ...smra_core.storage.atomic_write import atomic_write
+from ...smra_core.storage.atomic_write import write_atomically
 from ...smra_core.storage.weight_file import read_weight_file
 from ...smra_core.training.job import TrainedLora
 from ...smra_core.training.run_folder import read_losses
-from .loss_picture import loss_picture
+from .loss_picture import draw_loss_image
 
 log = logging.getLogger("smrabooth")
 
@@ -39,7 +39,7 @@ def publish_lora(trained: TrainedLora, name: str) -> Outputs:
     run = trained.path.parent.name.rsplit("-", 1)[-1]
     target = folder / f"{name}_{trained.steps}_{run[:8]}.safetensors"
     if not target.is_file() or target.stat().st_size != trained.path.stat().st_size:
-        with atomic_write(target) as draft:
+        with write_atomically(target) as draft:
             shutil.copyfile(trained.path, draft)
     _make_visible(folder_paths, folder)
     losses = read_losses(trained.losses)
@@ -63,7 +63,7 @@ def _with_spread(totals: list[float]) -> list[float]:
 def shown(outputs: Outputs) -> io.NodeOutput:
     """The node's outputs, with the loss curves drawn on it."""
     curves = {name: values for name, values in outputs.loss_map.items() if name != "loss"}
-    return io.NodeOutput(*outputs, ui=ui.PreviewImage(loss_picture(curves)))
+    return io.NodeOutput(*outputs, ui=ui.PreviewImage(draw_loss_image(curves)))
 
 
 def file_name(text: str) -> str:

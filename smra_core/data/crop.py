@@ -30,7 +30,7 @@ def cover_box(source: Size, size: Size, pixel_aspect: float = 1.0) -> Box:
     return left, top, min(source[0], left + box_width), min(source[1], top + box_height)
 
 
-def crop_note(source: Size, box: Box) -> str | None:
+def describe_crop(source: Size, box: Box) -> str | None:
     """Return a sentence about what the crop cuts off; None when that is less than one pixel."""
     width, height = round(box[2] - box[0]), round(box[3] - box[1])
     if (width, height) == source:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from .crop import Size, cover_box, crop_note, describe_enlargement, fit
+from .crop import Size, cover_box, describe_crop, describe_enlargement, fit
 from .file_names import list_visible_files
 from .frame_rate import measure_timing
 from .metadata_table import find_file_inside
@@ -172,5 +172,5 @@ def read_sequence(sequence: PictureSequence, size: Size, selection: Selection) -
 
 def _crop(rgb: Image.Image, size: Size, found: list[str], notes: list[str]) -> np.ndarray:
     box = cover_box(rgb.size, size)
-    add_new_notes(notes, [*found, crop_note(rgb.size, box), describe_enlargement(box, size)])
+    add_new_notes(notes, [*found, describe_crop(rgb.size, box), describe_enlargement(box, size)])
     return np.asarray(fit(rgb, size, box))

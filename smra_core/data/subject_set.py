@@ -11,7 +11,7 @@ from .crop import (
     Size,
     check_target,
     cover_box,
-    crop_note,
+    describe_crop,
     describe_enlargement,
     fit,
     have_same_shape,
@@ -139,7 +139,7 @@ def _complete_entry(home: Path, entry: _Entry, caption: str | None) -> _Entry:
 def _read_image(home: Path, entry: _Entry, size: Size, notes: list[str]) -> SubjectImage:
     name, picture = _get_relative_name(home, entry.image), read_picture(entry.image)
     box = cover_box(picture.rgb.size, size)
-    fitted = (crop_note(picture.rgb.size, box), describe_enlargement(box, size))
+    fitted = (describe_crop(picture.rgb.size, box), describe_enlargement(box, size))
     notes += [f"{name}: {note}" for note in (*picture.notes, *fitted) if note]
     mask = _read_full_mask(home, entry, picture, notes)
     mask_px = None

@@ -13,9 +13,9 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from ..storage.atomic_write import atomic_write
+from ..storage.atomic_write import write_atomically
 from ..wan.spec import trim_frames
-from .crop import Size, check_target, cover_box, crop_note, describe_enlargement, fit, to_uint8
+from .crop import Size, check_target, cover_box, describe_crop, describe_enlargement, fit, to_uint8
 from .frame_rate import (
     Timing,
     check_frame_rate,
@@ -207,7 +207,7 @@ def _crop_frame(frame, stream, size: Size, notes: list[str]) -> np.ndarray:
         image = image.transpose(Image.Transpose(Image.Transpose.ROTATE_90 + quarter_turns - 1))
         aspect = 1 / aspect if quarter_turns % 2 else aspect
     box = cover_box(image.size, size, aspect)
-    add_new_notes(notes, [hdr, crop_note(image.size, box), describe_enlargement(box, size)])
+    add_new_notes(notes, [hdr, describe_crop(image.size, box), describe_enlargement(box, size)])
     return np.asarray(fit(image, size, box))
 
 
@@ -240,7 +240,7 @@ def write_video(path: str | os.PathLike, frames: Tensor, fps: float) -> None:
 
     _check_writable(path, frames, fps)
     codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-    with atomic_write(path) as draft:
+    with write_atomically(path) as draft:
         with av.open(str(draft), "w", format="mp4") as container:
             stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
             stream.height, stream.width = frames.shape[-2:]

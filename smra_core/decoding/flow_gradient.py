@@ -33,7 +33,7 @@ class FlowComparison(NamedTuple):
     """Decoder, flow net and loss that turn latents into a flow loss."""
 
     decoder: StreamingDecoder
-    pair_flows: PairFlows
+    compute_pair_flows: PairFlows
     loss: FlowLoss
     latents_at_once: int = 0
     """Number of latents that are decoded in one graph; 0 is all. Fewer need less memory and one more forward
@@ -42,7 +42,7 @@ class FlowComparison(NamedTuple):
     """
 
 
-def streamed_flow_loss(
+def compute_flow_loss(
     latents: Tensor,
     reference: Tensor,
     comparison: FlowComparison,
@@ -94,11 +94,11 @@ def _check_window(
 class _StreamedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, latents, reference, comparison, windows):
-        per_sample = [
+        expand_per_sample = [
             loss_and_gradient(sample[None].detach(), flow, comparison, window)
             for sample, flow, window in zip(latents, reference, windows, strict=True)
         ]
-        losses, gradients = zip(*per_sample, strict=True)
+        losses, gradients = zip(*expand_per_sample, strict=True)
         ctx.save_for_backward(torch.cat(gradients))
         return torch.stack(losses)
 
@@ -182,7 +182,9 @@ def flow_loss_and_gradient(
         pairs = slice(start, min(start + PAIRS_AT_ONCE, len(reference)))
         chunk = frames[start : pairs.stop + 1].detach().requires_grad_()
         with torch.enable_grad():
-            flow = comparison.pair_flows((chunk + 1) * 127.5)  # not clamped: that would stop the gradient
+            flow = comparison.compute_pair_flows(
+                (chunk + 1) * 127.5
+            )  # not clamped: that would stop the gradient
             part = comparison.loss(flow, reference[pairs].to(flow)) * (len(flow) / len(reference))
         gradient[start : pairs.stop + 1] += torch.autograd.grad(part, chunk)[0]
         loss = loss + part.detach()

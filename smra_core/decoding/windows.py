@@ -45,7 +45,7 @@ def split_into_windows(latents: int, size: int) -> list[range]:
     return [range(*border) for border in zip(borders[:-1], borders[1:], strict=True)]
 
 
-def whole_clip_window(latents: int) -> list[DecodeWindow]:
+def take_whole_clip(latents: int) -> list[DecodeWindow]:
     """Return the one window that is the whole clip."""
     return [DecodeWindow(range(latents))]
 

@@ -13,7 +13,7 @@ from timm.layers.mlp import SwiGLUPacked
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ..storage.weight_check import check_names_and_shapes, fill_module, shapes_of
+from ..storage.weight_check import check_names_and_shapes, collect_shapes, fill_module
 from ..storage.weight_file import read_weight_file
 from .dinov2_files import PATCH, DinoV2Config, config_of, expected_shapes, with_timm_names
 
@@ -40,7 +40,7 @@ class DinoV2(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def patch_features(self, pictures: Tensor) -> Tensor:
+    def extract_patch_features(self, pictures: Tensor) -> Tensor:
         """Features after the last norm, `B (H/16 W/16) D` float32 in y,x order, of `B 3 H W` in [0, 1].
 
         The class and register tokens are left out. Position embeddings are resampled bicubically with
@@ -48,7 +48,7 @@ class DinoV2(nn.Module):
         by cosine 0.99997. ValueError unless H and W are multiples of 16 and the values fit.
         """
         _check_pictures(pictures)
-        tokens = self.vit.forward_features(normalized_patches(pictures).to(self.vit.patch_embed.proj.weight))
+        tokens = self.vit.forward_features(prepare_pictures(pictures).to(self.vit.patch_embed.proj.weight))
         return tokens[:, self.vit.num_prefix_tokens :].float()
 
 
@@ -62,7 +62,7 @@ def load_dinov2(path: str | Path, device: str | torch.device = "cpu") -> DinoV2:
     tensors = with_timm_names(file)
     config = config_of(tensors, file)
     # Before the net is built: a small file must not ask for a large one.
-    check_names_and_shapes(expected_shapes(config), shapes_of(tensors), str(file.path))
+    check_names_and_shapes(expected_shapes(config), collect_shapes(tensors), str(file.path))
     # Not built on "meta": timm up to at least 1.0.20 reads numbers out of tensors while building. The initial
     # weights are overwritten, so drawing them must not advance anyone's random numbers.
     with torch.random.fork_rng(devices=[]):
@@ -100,7 +100,7 @@ def _vision_transformer(config: DinoV2Config) -> VisionTransformer:
     )
 
 
-def normalized_patches(pictures: Tensor) -> Tensor:
+def prepare_pictures(pictures: Tensor) -> Tensor:
     """Pictures `B 3 H W` in [0, 1] as the net wants them: ImageNet's statistics, 14 px for every 16."""
     sides = [PATCH * (side // TOKEN) for side in pictures.shape[-2:]]
     resized = F.interpolate(pictures.float(), sides, mode="bicubic", antialias=True, align_corners=False)

@@ -11,7 +11,7 @@ from math import isqrt
 import torch
 from torch import Tensor
 
-from ..storage.weight_check import first_names, rename_keys
+from ..storage.weight_check import join_names, rename_keys
 from ..storage.weight_file import WeightFile
 
 HEADS_KEY = "heads"
@@ -72,7 +72,7 @@ def with_timm_names(file: WeightFile) -> dict[str, Tensor]:
     if _PATCH_WEIGHT not in tensors:
         raise ValueError(
             f"{file.path} is not DINOv2: it has no {_PATCH_WEIGHT}, but for example "
-            f"{first_names(sorted(file.tensors))}. Choose dinov2_vitg14_pretrain.pth of "
+            f"{join_names(sorted(file.tensors))}. Choose dinov2_vitg14_pretrain.pth of "
             "facebookresearch/dinov2, facebook/dinov2-giant, or timm/vit_giant_patch14_dinov2.lvd142m."
         )
     return _with_class_position_folded(tensors, file) if "register_tokens" in tensors else tensors
@@ -144,7 +144,7 @@ def _from_transformers(file: WeightFile) -> dict[str, Tensor]:
         prefix = f"encoder.layer.{block}.attention.attention"
         parts = [f"{prefix}.{role}.{kind}" for role in ("query", "key", "value")]
         if lacking := [name for name in parts if name not in file.tensors]:
-            raise ValueError(f"{file.path} lacks {first_names(lacking)}. Download the file again.")
+            raise ValueError(f"{file.path} lacks {join_names(lacking)}. Download the file again.")
         named[f"blocks.{block}.attn.qkv.{kind}"] = _joined(parts, file)
     return named
 
@@ -154,7 +154,7 @@ def _joined(names: list[str], file: WeightFile) -> Tensor:
     if parts[0].ndim == 0 or len({(part.shape, part.dtype) for part in parts}) > 1:
         seen = ", ".join(f"{tuple(part.shape)} {part.dtype}" for part in parts)
         raise ValueError(
-            f"{file.path}: {first_names(names)} are {seen}; they must be alike. Download it again."
+            f"{file.path}: {join_names(names)} are {seen}; they must be alike. Download it again."
         )
     return torch.cat(parts)
 
@@ -186,7 +186,7 @@ def _needed(tensors: dict[str, Tensor], name: str, dims: int, file: WeightFile) 
         seen = f"of shape {tuple(tensors[name].shape)}" if name in tensors else "missing"
         raise ValueError(
             f"{file.path} is not DINOv2: {name} ({dims} dimensions) is {seen}. The file has for example "
-            f"{first_names(sorted(file.tensors))}."
+            f"{join_names(sorted(file.tensors))}."
         )
     return tensors[name]
 

@@ -13,7 +13,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from ..data.crop import to_uint8
-from ..storage.weight_check import fill_module, first_names
+from ..storage.weight_check import fill_module, join_names
 from ..storage.weight_file import WeightFile, read_weight_file
 from .sam_automatic import most_likely_subject, subject_candidates
 
@@ -43,7 +43,7 @@ def load_sam(path: str | Path) -> Sam:
     return sam.requires_grad_(False).eval()
 
 
-def subject_mask(
+def find_subject_mask(
     sam: Sam,
     picture: Tensor,
     box: tuple[float, float, float, float] | None = None,
@@ -95,7 +95,7 @@ def _kind(file: WeightFile) -> str:
         seen = f"{_WIDTH_WEIGHT} has width {width}" if width else f"it has no {_WIDTH_WEIGHT} `1 h w D`"
         raise ValueError(
             f"{file.path} is not SAM: {seen} (needed: {list(_KINDS)}); it holds for example "
-            f"{first_names(sorted(file.tensors))}. Choose sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth or "
+            f"{join_names(sorted(file.tensors))}. Choose sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth or "
             "sam_vit_h_4b8939.pth of facebookresearch/segment-anything."
         )
     return _KINDS[width]

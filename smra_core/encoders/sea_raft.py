@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from ..storage.weight_check import fill_module
 from ..storage.weight_file import read_weight_file, write_weight_file
 from .sea_raft_config import SeaRaftConfig, working_scale
-from .sea_raft_files import config_of, metadata_of, with_both_norm_names
+from .sea_raft_files import config_of, to_metadata, with_both_norm_names
 from .sea_raft_layers import CELL, CorrelationPyramid, FeatureEncoder, UpdateBlock, cell_grid, upsample_convex
 
 log = logging.getLogger("smrabooth")
@@ -79,7 +79,7 @@ class SeaRaft(nn.Module):
             a, b = self._prepare(frames_a), self._prepare(frames_b)
             return self._restored(self._last_flow(a, b, self.fnet(a), self.fnet(b)), size)
 
-    def pair_flows(self, frames: Tensor, pairs_per_chunk: int = PAIRS_PER_CHUNK) -> Tensor:
+    def compute_pair_flows(self, frames: Tensor, pairs_per_chunk: int = PAIRS_PER_CHUNK) -> Tensor:
         """Flow from each frame to the next: `F 3 H W` to `F-1 2 H W`, features computed once per frame.
 
         Works through a few pairs at a time; with gradients, a clip longer than one chunk is recomputed chunk
@@ -99,7 +99,7 @@ class SeaRaft(nn.Module):
             flow = self._last_flow(images[:-1], images[1:], features[:-1], features[1:])
             return self._restored(flow, frames.shape[-2:])
 
-    def estimates(self, frames_a: Tensor, frames_b: Tensor) -> list[FlowEstimate]:
+    def estimate_refinements(self, frames_a: Tensor, frames_b: Tensor) -> list[FlowEstimate]:
         """Every refinement's flow and uncertainty at the size given (multiples of 8): what training needs."""
         a, b = _signed(frames_a), _signed(frames_b)
         refinements = list(self._refine(a, b, self.fnet(a), self.fnet(b)))
@@ -174,7 +174,7 @@ def save_sea_raft(net: SeaRaft, path: str | Path, dtype: torch.dtype = torch.flo
         for name, value in net.state_dict().items()
         if ".downsample.1." not in name
     }
-    write_weight_file(path, tensors, metadata_of(net.config))
+    write_weight_file(path, tensors, to_metadata(net.config))
 
 
 def _head(dim: int, outputs: int, kernel: int) -> nn.Sequential:

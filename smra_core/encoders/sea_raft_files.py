@@ -42,7 +42,7 @@ def with_both_norm_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.zeros((), dtype=torch.long) for name in counters} | complete
 
 
-def metadata_of(config: SeaRaftConfig) -> dict[str, str]:
+def to_metadata(config: SeaRaftConfig) -> dict[str, str]:
     return {CONFIG_KEY: json.dumps(asdict(config))}
 
 

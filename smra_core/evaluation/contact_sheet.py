@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..data.crop import to_uint8
-from ..storage.atomic_write import atomic_write
+from ..storage.atomic_write import write_atomically
 
 SMALLEST_SIDE, LARGEST_SIDE = 192, 384
 """Limits of a picture's longer side on a sheet, in pixels: smaller pictures are enlarged by a whole factor,
@@ -107,7 +107,7 @@ def choose_indices(length: int, wanted: Sequence[int] | int) -> list[int]:
 
 def save_png(image: Image.Image, path: str | Path) -> None:
     """Write a PNG file in one piece: an interrupted write leaves the old file, never half of the new one."""
-    with atomic_write(path) as draft:
+    with write_atomically(path) as draft:
         image.save(draft, format="PNG", optimize=True)
 
 
@@ -162,7 +162,7 @@ def _write(draw: ImageDraw.ImageDraw, x: int, y: int, lines: Sequence[_Line]) ->
         y += line.height
 
 
-def contact_sheet(
+def write_contact_sheet(
     rows: Sequence[tuple[str, Tensor]], path: str | Path, frames: Sequence[int] | int = 6, caption: str = ""
 ) -> None:
     """Write a PNG of clips, one in each row, with the same frames of all clips as columns.

@@ -63,7 +63,7 @@ def draw_color_wheel(side: int) -> Tensor:
     return torch.where(inside, color_flow(flow, 1.0), 1.0)
 
 
-def flow_sheet(
+def write_flow_sheet(
     rows: Sequence[tuple[str, Tensor, Tensor]],
     path: str | Path,
     pairs: Sequence[int] | int = 3,

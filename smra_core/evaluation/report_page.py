@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-from ..storage.atomic_write import atomic_write
+from ..storage.atomic_write import write_atomically
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #15181c; --faint: #5b636d; --paper: #fff; --line: #d9dee4;
@@ -80,7 +80,7 @@ def write_report(
     page = (
         f'<!doctype html>\n<html lang="en"><head>{head}<style>{_STYLE}</style></head>\n<body>{"".join(parts)}'
     )
-    with atomic_write(path) as draft:
+    with write_atomically(path) as draft:
         draft.write_text(f"{page}</body></html>\n", encoding="utf-8")
 
 

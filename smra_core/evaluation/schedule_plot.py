@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from ..lora.schedule import Strengths, StrengthSchedule, TPoint, describe_run, switch_step
+from ..lora.schedule import Strengths, StrengthSchedule, TPoint, count_early_steps, describe_run
 from .line_plot import Axes, Line, Point, draw_line_plot, to_steps
 
 SIZE = (640, 320)
@@ -14,12 +14,12 @@ MOST_MARKERS = 60
 """Steps up to which each has a dot on the line of sigma; with more, the dots would run into each other."""
 
 
-def schedule_picture(schedule: StrengthSchedule, t_point: TPoint, sigmas: Sequence[float]) -> Image.Image:
+def draw_schedule(schedule: StrengthSchedule, t_point: TPoint, sigmas: Sequence[float]) -> Image.Image:
     """Draw the run over these noise levels: both LoRAs' strengths, sigma, and the switch as a vertical line.
 
     All share one axis from 0 to the largest strength, at least 1; negative strengths widen it downwards.
     """
-    steps, early = len(sigmas) - 1, switch_step(t_point, sigmas)
+    steps, early = len(sigmas) - 1, count_early_steps(t_point, sigmas)
     axes = choose_axes(schedule, steps, describe_run(t_point, sigmas))
     sigma_line = Line(list(enumerate(sigmas)), SIGMA_COLOR, 1.5, "sigma", markers=steps <= MOST_MARKERS)
     switch = Line([(early, bound) for bound in axes.y], SWITCH_COLOR, 1.5, "switch")

@@ -31,7 +31,7 @@ class VideoScorer:
     def __init__(self, dinov2: Path, sea_raft: Path):
         self.dinov2, self.sea_raft = load_dinov2(dinov2), load_sea_raft(sea_raft)
 
-    def learn(self, images: Sequence[SubjectImage], clip: Tensor) -> None:
+    def set_references(self, images: Sequence[SubjectImage], clip: Tensor) -> None:
         """Take the subject's pictures and the motion's clip `F 3 H W` in [0, 1] as the references."""
         self.subject = self._embed(torch.stack([image.pixels for image in images]))
         self.motion = self.flow(clip)
@@ -40,9 +40,9 @@ class VideoScorer:
     @torch.no_grad()
     def flow(self, clip: Tensor) -> Tensor:
         """Return the optical flow `F-1 2 H W` in pixels of a clip `F 3 H W` in [0, 1]."""
-        return self.sea_raft.pair_flows(clip * 255)
+        return self.sea_raft.compute_pair_flows(clip * 255)
 
-    def metrics(self, videos: Tensor) -> dict[str, float]:
+    def score(self, videos: Tensor) -> dict[str, float]:
         """Return the mean over videos `B F 3 H W` in [0, 1] of every metric of METRIC_HELP, by its name."""
         scores = [self._score_video(video) for video in videos]
         return {name: sum(score[name] for score in scores) / len(scores) for name in METRIC_HELP}
@@ -62,7 +62,7 @@ class VideoScorer:
 
     @torch.no_grad()
     def _embed(self, frames: Tensor) -> Tensor:
-        return average_patches(self.dinov2.patch_features(frames))
+        return average_patches(self.dinov2.extract_patch_features(frames))
 
     def _track_points(self, clip: Tensor, flow: Tensor) -> Tracks:
         return chain_tracks(flow, GRID, self.flow(clip.flip(0)).flip(0))

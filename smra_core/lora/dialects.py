@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-from ..wan.module_names import native_linear, to_diffusers_linear
+from ..wan.module_names import to_diffusers_linear, to_native_linear
 from ..wan.spec import Role, parse_linear
 
 _PREFIXES = (
@@ -101,7 +101,7 @@ def _parse_module(module: str) -> _Module | None:
     bare = module.removeprefix(prefix)
     if not _NUMBERED.match(bare):
         return None
-    translated = native_linear(bare)
+    translated = to_native_linear(bare)
     name = translated or bare
     try:
         parse_linear(name)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..storage.weight_check import READABLE_FLOATS, first_names
+from ..storage.weight_check import READABLE_FLOATS, join_names
 from ..storage.weight_file import read_weight_file
 from ..wan.spec import Role, WanSpec, parse_linear
 from .adapter import Lora, LoraPair, check_fit
@@ -65,7 +65,7 @@ def parse_lora(
     if not keys.factors:
         raise ValueError(
             f"{source} has no LoRA of a WAN block. Its {len(keys.ignored)} tensors look like: "
-            f"{first_names(keys.ignored)}; needed are names such as "
+            f"{join_names(keys.ignored)}; needed are names such as "
             "'diffusion_model.blocks.0.self_attn.q.lora_A.weight'. It is for another "
             "model, or no LoRA: choose another file."
         )

@@ -25,7 +25,7 @@ class Strengths:
     """Strength at and below T_point."""
 
     @classmethod
-    def constant(cls, value: float) -> "Strengths":
+    def from_value(cls, value: float) -> "Strengths":
         """Return the same strength on both sides of T_point."""
         return cls(value, value)
 
@@ -35,7 +35,7 @@ class Strengths:
 SUBJECT_STRENGTHS = Strengths(0.4, 0.8)
 SUBJECT_STRENGTHS_RELEASE = Strengths(0.6, 0.8)
 SUBJECT_STRENGTHS_STRONG = Strengths(0.5, 1.0)
-MOTION_STRENGTHS = Strengths.constant(1.0)
+MOTION_STRENGTHS = Strengths.from_value(1.0)
 STRENGTH_PRESETS = {
     "paper": SUBJECT_STRENGTHS,
     "release": SUBJECT_STRENGTHS_RELEASE,
@@ -92,12 +92,12 @@ class TPoint:
         # One percent of the gap above the level, for samplers whose own sigma is off by float rounding.
         return levels[nearest] + 0.01 * (levels[nearest - 1] - levels[nearest])
 
-    def boundary_or_own_level(self, sigmas: Sequence[float]) -> float:
+    def estimate_boundary(self, sigmas: Sequence[float]) -> float:
         """Return `boundary`, or T_point with a margin for rounding where the run's levels are unknown."""
         return self.boundary(sigmas) if len(sigmas) else self.sigma * (1 + 1e-4)
 
 
-def strength_at(strengths: Strengths, sigma: float, boundary: float) -> float:
+def choose_strength(strengths: Strengths, sigma: float, boundary: float) -> float:
     """Return a LoRA's strength at one evaluation of the model; `boundary` comes from TPoint.boundary."""
     return strengths.late if sigma <= boundary else strengths.early
 
@@ -149,13 +149,13 @@ def scheduled(
 
     def set_strengths(sigma: float) -> None:
         for injection, (_, strengths) in zip(injections, loras, strict=True):
-            injection.strength = strength_at(strengths, sigma, boundary)
+            injection.strength = choose_strength(strengths, sigma, boundary)
 
     with injected(linears, *injections):
         yield set_strengths
 
 
-def switch_step(t_point: TPoint, sigmas: Sequence[float]) -> int:
+def count_early_steps(t_point: TPoint, sigmas: Sequence[float]) -> int:
     """Return the number of steps of this run that use the early strengths, from 0 to all."""
     boundary = t_point.boundary(sigmas)
     return sum(1 for sigma in sigmas[:-1] if sigma > boundary)
@@ -168,7 +168,7 @@ def describe_run(t_point: TPoint, sigmas: Sequence[float]) -> str:
     part of the levels.
     """
     steps, first, last = len(sigmas) - 1, float(sigmas[0]), float(sigmas[-1])
-    early = switch_step(t_point, sigmas)
+    early = count_early_steps(t_point, sigmas)
     level = f"T_point at sigma {t_point.sigma:.2f}"
     if early == 0:
         reason = "lies at or below" if first <= t_point.sigma else "is the level nearest to"

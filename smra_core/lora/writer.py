@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 import torch
 from safetensors.torch import save_file
 
-from ..storage.atomic_write import atomic_write
+from ..storage.atomic_write import write_atomically
 from ..wan.module_names import to_diffusers_linear
 from .adapter import Lora, LoraPair
 from .metadata import LoraMetadata
@@ -30,7 +30,7 @@ def _write(path: str | Path, named: Mapping[str, LoraPair], metadata: dict[str, 
     for name, pair in named.items():
         tensors[f"{name}.lora_A.weight"] = pair.a.detach().to("cpu", dtype).contiguous()
         tensors[f"{name}.lora_B.weight"] = (pair.scale * pair.b.detach()).to("cpu", dtype).contiguous()
-    with atomic_write(path) as draft:
+    with write_atomically(path) as draft:
         save_file(tensors, draft, metadata)
 
 
@@ -67,7 +67,7 @@ def _write_kohya(target: str | Path, lora: Lora, metadata: dict[str, str]) -> No
         tensors[f"{module}.lora_down.weight"] = pair.a.detach().clone()
         tensors[f"{module}.lora_up.weight"] = pair.b.detach().clone()
         tensors[f"{module}.alpha"] = torch.tensor(float(pair.rank))
-    with atomic_write(target) as draft:
+    with write_atomically(target) as draft:
         save_file(tensors, draft, metadata)
 
 
@@ -92,6 +92,6 @@ def _write_peft(folder: Path, loaded: LoadedLora) -> None:
         inference_mode=True,
     )
     config.target_modules = list(ranks)  # a list keeps its order in the file; PEFT would make it a set
-    with TemporaryDirectory() as temporary, atomic_write(folder / ADAPTER_CONFIG) as draft:
+    with TemporaryDirectory() as temporary, write_atomically(folder / ADAPTER_CONFIG) as draft:
         config.save_pretrained(temporary)
         draft.write_bytes(Path(temporary, ADAPTER_CONFIG).read_bytes())

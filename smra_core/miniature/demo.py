@@ -18,8 +18,8 @@ from tqdm import tqdm
 from ..data.motion_clip import MotionClip, read_motion_clip
 from ..data.subject_set import SubjectSet, read_subject_set
 from ..data.video import write_video
-from ..evaluation.contact_sheet import contact_sheet
-from ..evaluation.flow_colors import flow_sheet
+from ..evaluation.contact_sheet import write_contact_sheet
+from ..evaluation.flow_colors import write_flow_sheet
 from ..evaluation.loss_plot import draw_losses
 from ..evaluation.report_page import Picture, Video, write_report
 from ..evaluation.video_scorer import METRIC_HELP, VideoScorer
@@ -30,7 +30,7 @@ from ..lora.schedule import MOTION_STRENGTHS, SUBJECT_STRENGTHS, ScheduledLora, 
 from ..standalone.backend import StandaloneBackend
 from ..standalone.generate import Variant, generate
 from ..standalone.progress_bar import TrainingBar
-from ..storage.atomic_write import atomic_write
+from ..storage.atomic_write import write_atomically
 from ..storage.tensor_cache import TensorCache
 from ..training.job import TrainedLora
 from ..training.mora import MotionSettings
@@ -143,7 +143,7 @@ def train_all(backend: StandaloneBackend, materials: Materials) -> Loras:
 def arms(backend: StandaloneBackend, loras: Loras) -> list[Variant]:
     """The four ways to put the two LoRAs together that the demo compares."""
     spec = backend.spec
-    constant = Strengths.constant
+    constant = Strengths.from_value
 
     def pair(subject: TrainedLora, motion: TrainedLora, strengths: Strengths) -> tuple[ScheduledLora, ...]:
         def load(trained: TrainedLora) -> Lora:
@@ -171,17 +171,17 @@ def write_results(
 ) -> Path:
     """Videos, pictures, metrics and the page that shows them."""
     judge = VideoScorer(DINOV2_FILE, SEA_RAFT_FILE)
-    judge.learn(materials.subject.images, materials.motion.frames)
+    judge.set_references(materials.subject.images, materials.motion.frames)
     files = _save_loras(out, loras)
     shown = []
     for arm in chosen:
         name = f"{arm.name.replace(' ', '_')}.mp4"
         write_video(out / name, side_by_side(videos[arm.name]), SAMPLING.fps)
         shown.append(Video(arm.name, name, arm.description))
-    metrics = {arm.name: judge.metrics(videos[arm.name]) for arm in chosen}
+    metrics = {arm.name: judge.score(videos[arm.name]) for arm in chosen}
     _draw(out, materials, loras, chosen, videos, judge)
     about = {"prompts": materials.prompts, "sampling": asdict(SAMPLING), "arms": metrics}
-    with atomic_write(out / "metrics.json") as draft:
+    with write_atomically(out / "metrics.json") as draft:
         draft.write_text(json.dumps(about, indent=1), encoding="utf-8")
     page = out / "report.html"
     write_report(
@@ -204,7 +204,7 @@ def _save_loras(out: Path, loras: Loras) -> dict[str, str]:
             (trained.path, f"{name}_lora.safetensors"),
             (trained.losses, f"{name}_losses.csv"),
         ):
-            with atomic_write(out / target) as draft:
+            with write_atomically(out / target) as draft:
                 draft.write_bytes(source.read_bytes())
     labels = {f"{name.replace('_', ' ')} LoRA": f"{name}_lora.safetensors" for name in names}
     return (
@@ -226,12 +226,12 @@ def _draw(
     rows = [("reference motion\n" + materials.motion.caption, reference)]
     rows += [(f"{arm.name}\n{arm.description}", videos[arm.name][0]) for arm in chosen]
     frames = [0, 2, 4, 6, 8, 10, 12, 14, 16]
-    contact_sheet(
+    write_contact_sheet(
         rows, out / "contact_sheet.png", [f for f in frames if f < len(reference)], materials.prompts[0]
     )
     flow_rows = [("reference", reference, judge.flow(reference))]
     flow_rows += [(arm.name, videos[arm.name][0], judge.flow(videos[arm.name][0])) for arm in chosen]
-    flow_sheet(flow_rows, out / "flow.png", caption="Optical flow of the first video of each arm")
+    write_flow_sheet(flow_rows, out / "flow.png", caption="Optical flow of the first video of each arm")
     curves = {"subject LoRA": loras.subject.losses, "motion LoRA": loras.motion.losses}
     draw_losses(curves, out / "losses.png")
 

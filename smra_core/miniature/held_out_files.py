@@ -23,13 +23,13 @@ SUBJECT_PLACES = (("black", (22.0, 40.0)), ("gray", (40.0, 24.0)), ("navy", (32.
 """Background and center of each reference picture."""
 
 
-def subject_pictures(subject: str = SUBJECT) -> list[tuple[Scene, Painted]]:
+def render_subject(subject: str = SUBJECT) -> list[tuple[Scene, Painted]]:
     """A held-out subject at every one of its places, one frame each."""
     places = [Scene(subject=subject, background=name, center=center) for name, center in SUBJECT_PLACES]
     return [(scene, render(scene, frames=1)) for scene in places]
 
 
-def motion_frames(motion: str = MOTION) -> Tensor:
+def render_motion(motion: str = MOTION) -> Tensor:
     """`F 3 H W` in [0, 1] of the clip that shows a held-out motion."""
     return render(REFERENCES[motion]).frames
 
@@ -37,7 +37,7 @@ def motion_frames(motion: str = MOTION) -> Tensor:
 def write_subject(folder: Path, subject: str = SUBJECT) -> Path:
     """Pictures, masks and metadata.csv of a held-out subject."""
     rows = []
-    for number, (scene, painted) in enumerate(subject_pictures(subject)):
+    for number, (scene, painted) in enumerate(render_subject(subject)):
         names = [f"{kind}/{number:02}.png" for kind in ("images", "masks")]
         for name, content in zip(names, (painted.frames[0], painted.mask_px), strict=True):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ def write_subject(folder: Path, subject: str = SUBJECT) -> Path:
 def write_motion(folder: Path, motion: str = MOTION) -> Path:
     """A clip of a held-out motion and metadata.csv."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_video(folder / "00.mp4", motion_frames(motion), FPS)
+    write_video(folder / "00.mp4", render_motion(motion), FPS)
     caption = REFERENCES[motion].prompt()
     _write_table(folder / "metadata.csv", ["video", "prompt"], [[f"{folder.name}/00.mp4", caption]])
     return folder

@@ -5,7 +5,7 @@ everything else is refused by its name.
 import re
 from typing import Any
 
-from ..storage.weight_check import first_names
+from ..storage.weight_check import join_names
 from ..wan.spec import LATENT_CHANNELS, PATCH, TEXT_DIM
 from .checkpoint_weights import Shapes, without_quantization
 
@@ -64,7 +64,7 @@ def prefix_of(names: Any) -> str:
     return next((p for p in _PREFIXES if any(name.startswith(p) for name in names)), "")
 
 
-def dit_config(shapes: Shapes, source: str) -> dict[str, Any]:
+def build_dit_config(shapes: Shapes, source: str) -> dict[str, Any]:
     """Arguments of diffusers' WanTransformer3DModel for a DiT with these native names.
 
     ValueError that says what the file is when it is no text-to-video DiT of WAN 2.1's kind, and for sizes
@@ -107,7 +107,7 @@ def _refuse_strangers(shapes: Shapes, source: str) -> None:
         kind = _stranger(shapes)
         raise ValueError(
             f"{source} is not a WAN DiT: {lacking[0]} is missing or misshapen; it "
-            + (f"looks like {kind}. " if kind else f"has {first_names(sorted(shapes))}. ")
+            + (f"looks like {kind}. " if kind else f"has {join_names(sorted(shapes))}. ")
             + "Choose wan2.1_t2v_1.3B or _14B, a file of ComfyUI's diffusion_models folder."
         )
 
@@ -161,7 +161,7 @@ def _refuse_sizes(config: dict[str, Any], source: str) -> None:
             raise ValueError(f"{source}: its {name} is {config[name]}; WAN's is 1 to {most}. Refused.")
 
 
-def vae_config(shapes: Shapes, source: str) -> dict[str, Any]:
+def build_vae_config(shapes: Shapes, source: str) -> dict[str, Any]:
     """Arguments of diffusers' AutoencoderKLWan for a VAE with these native names; ValueError as above."""
     if "decoder.upsamples.0.upsamples.0.residual.2.weight" in shapes:
         raise ValueError(
@@ -172,7 +172,7 @@ def vae_config(shapes: Shapes, source: str) -> dict[str, Any]:
         kind = _stranger(shapes)
         raise ValueError(
             f"{source} is not a WAN VAE: it "
-            + (f"looks like {kind}. " if kind else f"has {first_names(sorted(shapes))}. ")
+            + (f"looks like {kind}. " if kind else f"has {join_names(sorted(shapes))}. ")
             + "Choose wan_2.1_vae.safetensors or Wan2.1_VAE.pth."
         )
     if latent[0] != LATENT_CHANNELS:

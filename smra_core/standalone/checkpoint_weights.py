@@ -140,7 +140,7 @@ def _scale(name: str, stored: Tensor, scale: Tensor, source: str) -> Tensor:
     )
 
 
-def native_weights(
+def rename_to_native(
     values: Mapping[str, Value], rename: Callable[[str], str], source: str, prefix: str = ""
 ) -> dict[str, Value]:
     """Tensors or shapes of a file under native names, whatever it called them, and whatever stood before.

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ..decoding.fast_conv3d import with_fast_layers
 from ..wan.interfaces import Prediction
-from ..wan.module_names import native_linear
-from ..wan.spec import LATENT_MEAN, LATENT_STD, TIMESTEPS, WanSpec, named_spec
+from ..wan.module_names import to_native_linear
+from ..wan.spec import LATENT_MEAN, LATENT_STD, TIMESTEPS, WanSpec, find_spec
 
 
 class DiffusersDenoiser:
@@ -25,7 +25,7 @@ class DiffusersDenoiser:
 
     def linears(self) -> dict[str, nn.Module]:
         """Linears of all blocks by native name."""
-        named = ((native_linear(name), module) for name, module in self.dit.named_modules())
+        named = ((to_native_linear(name), module) for name, module in self.dit.named_modules())
         return {name: module for name, module in named if name is not None}
 
     def velocity(
@@ -67,7 +67,7 @@ class DiffusersDenoiser:
 def spec_of(dit: WanTransformer3DModel) -> WanSpec:
     config = dit.config
     dim = config.num_attention_heads * config.attention_head_dim
-    return named_spec(config.num_layers, dim, config.ffn_dim, config.num_attention_heads)
+    return find_spec(config.num_layers, dim, config.ffn_dim, config.num_attention_heads)
 
 
 class DiffusersCodec:

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from ..storage.content_hash import weights_fingerprint
+from ..storage.content_hash import fingerprint_weights
 from ..storage.weight_file import INDEX, read_shapes, read_weight_file
 from ..wan.interfaces import TextEncoder
-from ..wan.module_names import native_dit_name, native_vae_name
-from ..wan.spec import LATENT_CHANNELS, WanSpec, named_spec
-from .checkpoint_kind import dit_config, prefix_of, vae_config
-from .checkpoint_weights import Shapes, check_native, fill_native, native_weights
+from ..wan.module_names import to_native_dit_name, to_native_vae_name
+from ..wan.spec import LATENT_CHANNELS, WanSpec, find_spec
+from .checkpoint_kind import build_dit_config, build_vae_config, prefix_of
+from .checkpoint_weights import Shapes, check_native, fill_native, rename_to_native
 from .diffusers_wan import DiffusersCodec, DiffusersDenoiser
 from .umt5 import TOKENIZER_KEY, Umt5Text, check_umt5, load_umt5, tokenizer_folder
 
@@ -36,24 +36,22 @@ class WanFiles:
         """Sizes, read from the file's header or the folder's config alone."""
         config = _dit_config(self.transformer)
         heads = config["num_attention_heads"]
-        return named_spec(
-            config["num_layers"], heads * config["attention_head_dim"], config["ffn_dim"], heads
-        )
+        return find_spec(config["num_layers"], heads * config["attention_head_dim"], config["ffn_dim"], heads)
 
     @cached_property
     def transformer_fingerprint(self) -> str:
         """Hash of the DiT's weights, wherever they lie."""
-        return weights_fingerprint(self.transformer)
+        return fingerprint_weights(self.transformer)
 
     @cached_property
     def vae_fingerprint(self) -> str:
         """Hash of the VAE's weights, wherever they lie."""
-        return weights_fingerprint(self.vae)
+        return fingerprint_weights(self.vae)
 
     @cached_property
     def text_fingerprint(self) -> str:
         """Hash of the text encoder's weights, wherever they lie."""
-        return "hashed words" if self.text_encoder is None else weights_fingerprint(self.text_encoder)
+        return "hashed words" if self.text_encoder is None else fingerprint_weights(self.text_encoder)
 
     def load_denoiser(
         self, dtype: torch.dtype, device: torch.device, checkpoint: bool = False
@@ -140,7 +138,7 @@ def _native_files(model: Path, vae: str | None, text_encoder: str | None) -> Wan
             f"{model} does not exist. Give 'miniature', a diffusers folder, or a .safetensors file."
         )
     if vae is None or text_encoder is None:
-        dit_config(_native(DIT, read_shapes(model), model.name), model.name)
+        build_dit_config(_native(DIT, read_shapes(model), model.name), model.name)
         raise ValueError(
             f"{model.name} holds the DiT alone. Give its VAE file with --vae (wan_2.1_vae.safetensors) and "
             "UMT5 with --text-encoder (umt5_xxl_fp16.safetensors, or a folder with its tokenizer)."
@@ -175,13 +173,13 @@ class NativePart:
             return getattr(diffusers, self.diffusers_class)(**self.config(shapes, source))
 
 
-DIT = NativePart("WanTransformer3DModel", native_dit_name, dit_config)
-VAE = NativePart("AutoencoderKLWan", native_vae_name, vae_config)
+DIT = NativePart("WanTransformer3DModel", to_native_dit_name, build_dit_config)
+VAE = NativePart("AutoencoderKLWan", to_native_vae_name, build_vae_config)
 
 
 def _native(part: NativePart, values: dict[str, Any], source: str) -> dict[str, Any]:
     """Tensors or shapes of a file under native names, whatever stood before them."""
-    return native_weights(values, part.name, source, prefix_of(values))
+    return rename_to_native(values, part.name, source, prefix_of(values))
 
 
 def _from_file(part: NativePart, path: Path, dtype: torch.dtype) -> Any:
@@ -196,7 +194,7 @@ def _from_file(part: NativePart, path: Path, dtype: torch.dtype) -> Any:
 def _dit_config(path: Path) -> dict[str, Any]:
     """Arguments of WanTransformer3DModel; ValueError when this is not a plain WAN text-to-video DiT."""
     if path.is_file():
-        return dit_config(_native(DIT, read_shapes(path), path.name), path.name)
+        return build_dit_config(_native(DIT, read_shapes(path), path.name), path.name)
     config = _read_config(path)
     kind = config.get("_class_name", DIT.diffusers_class)
     if kind != DIT.diffusers_class:
@@ -215,7 +213,7 @@ def _dit_config(path: Path) -> dict[str, Any]:
 def _vae_config(path: Path) -> dict[str, Any]:
     """Arguments of AutoencoderKLWan; ValueError when this is not WAN 2.1's VAE."""
     if path.is_file():
-        return vae_config(_native(VAE, read_shapes(path), path.name), path.name)
+        return build_vae_config(_native(VAE, read_shapes(path), path.name), path.name)
     config = _read_config(path)
     if config.get("z_dim") != LATENT_CHANNELS:
         raise ValueError(

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..storage.weight_check import first_names
+from ..storage.weight_check import join_names
 from ..storage.weight_file import read_weight_file
 from ..wan.spec import TEXT_TOKENS
 from .checkpoint_kind import prefix_of, text_kind
-from .checkpoint_weights import Shapes, check_native, fill_native, native_weights, without_quantization
+from .checkpoint_weights import Shapes, check_native, fill_native, rename_to_native, without_quantization
 
 TOKENIZER_KEY = "spiece_model"
 """Bytes of the SentencePiece model that ComfyUI's files carry."""
@@ -55,7 +55,7 @@ class Umt5Text:
         return context * mask[..., None].to(context.dtype)
 
 
-def umt5_name(name: str) -> str:
+def to_umt5_name(name: str) -> str:
     """Transformers' name of a weight that WAN's own file calls so; others stay."""
     if name in _WAN_TOP:
         return _WAN_TOP[name]
@@ -64,7 +64,7 @@ def umt5_name(name: str) -> str:
     return f"encoder.block.{match[1]}.{path}.weight" if match and path else name
 
 
-def umt5_config(shapes: Shapes, source: str) -> dict[str, Any]:
+def build_umt5_config(shapes: Shapes, source: str) -> dict[str, Any]:
     """Arguments of transformers' UMT5Config, from the shapes; ValueError when it is not UMT5."""
     weights = without_quantization(shapes)
     table = weights.get("shared.weight", ())
@@ -78,7 +78,7 @@ def umt5_config(shapes: Shapes, source: str) -> dict[str, Any]:
         kind = text_kind(weights)
         raise ValueError(
             f"{source} is not UMT5: it "
-            + (f"looks like {kind}. " if kind else f"has {first_names(sorted(weights))}. ")
+            + (f"looks like {kind}. " if kind else f"has {join_names(sorted(weights))}. ")
             + "Choose umt5_xxl_fp16.safetensors or umt5_xxl_fp8_e4m3fn_scaled.safetensors, files of "
             "ComfyUI's text_encoders folder."
         )
@@ -113,9 +113,9 @@ def _own_name(name: str) -> str:
 
 def check_umt5(shapes: Shapes, source: str) -> None:
     """ValueError unless a file with these shapes holds the whole of a UMT5 encoder, and nothing else."""
-    named = native_weights(shapes, umt5_name, source, prefix_of(shapes))
+    named = rename_to_native(shapes, to_umt5_name, source, prefix_of(shapes))
     kept = {name: shape for name, shape in named.items() if name not in _APART}
-    check_native(empty_umt5(umt5_config(kept, source)), _own_name, kept, source)
+    check_native(empty_umt5(build_umt5_config(kept, source)), _own_name, kept, source)
 
 
 _APART = {TOKENIZER_KEY, "encoder.embed_tokens.weight"}
@@ -131,9 +131,9 @@ def load_umt5(path: Path, dtype: torch.dtype, device: torch.device) -> Umt5Text:
     tensors = read_weight_file(path).tensors
     tokenizer = _tokenizer(tensors.get(TOKENIZER_KEY), path)
     source = path.name
-    named = native_weights(tensors, umt5_name, source, prefix_of(tensors))
+    named = rename_to_native(tensors, to_umt5_name, source, prefix_of(tensors))
     kept = {name: value for name, value in named.items() if name not in _APART}
-    model = empty_umt5(umt5_config({name: tuple(value.shape) for name, value in kept.items()}, source))
+    model = empty_umt5(build_umt5_config({name: tuple(value.shape) for name, value in kept.items()}, source))
     # Outputs of the feed-forward nets pass what float16 holds.
     precise = ("wo",) if dtype == torch.float16 else ()
     fill_native(model, _own_name, kept, dtype, source, precise)

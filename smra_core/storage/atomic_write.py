@@ -11,7 +11,7 @@ os.umask(_UMASK)
 
 
 @contextmanager
-def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
+def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path to write to; when the block ends, that file replaces `path`.
 
     The data is synced to disk before the file is renamed. If the block raises, `path` stays as it was and

@@ -15,7 +15,7 @@ _PIECE, _PIECES = 1 << 16, 256
 """Bytes in each hashed piece of a larger file, and number of pieces."""
 
 
-def weights_fingerprint(path: Path) -> str:
+def fingerprint_weights(path: Path) -> str:
     """Return the sha256 of a file, of the parts in an index, or of all weight files and configs in a folder.
 
     It depends on the content alone, not on the path of the file. Of a file over 64 MB only its size and 256
@@ -47,7 +47,7 @@ def _hash_pieces(file: Path, size: int, digest) -> None:
 _CHUNK = 1 << 20
 
 
-def content_hash(content: Tensor | bytes | str | os.PathLike) -> str:
+def hash_content(content: Tensor | bytes | str | os.PathLike) -> str:
     """Return the sha256 in hex of a tensor (shape, dtype, values), of bytes, or of a file (a str is a path).
 
     Files are read in pieces. The device and strides of a tensor make no difference; a file and its bytes have

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .atomic_write import atomic_write
-from .content_hash import content_hash
+from .atomic_write import write_atomically
+from .content_hash import hash_content
 
 log = logging.getLogger("smrabooth")
 
@@ -74,14 +74,14 @@ def _as_plain_tensor(tensor: Tensor) -> Tensor:
 
 
 def _fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    lines = [f"{name} {content_hash(tensors[name])}" for name in sorted(tensors)]
-    return content_hash("\n".join(lines).encode())
+    lines = [f"{name} {hash_content(tensors[name])}" for name in sorted(tensors)]
+    return hash_content("\n".join(lines).encode())
 
 
 def _write(path: Path, kind: str, tensors: dict[str, Tensor]) -> None:
     from safetensors.torch import save_file
 
-    with atomic_write(path) as draft:
+    with write_atomically(path) as draft:
         save_file(tensors, draft, metadata={"kind": kind, "content": _fingerprint(tensors)})
 
 

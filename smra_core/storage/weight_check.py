@@ -31,7 +31,7 @@ def fill_module(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -
     are left without values.
     """
     state = module.state_dict()
-    check_names_and_shapes(shapes_of(state), shapes_of(tensors), source)
+    check_names_and_shapes(collect_shapes(state), collect_shapes(tensors), source)
     odd = [
         f"{name} is {value.dtype}"
         for name, value in tensors.items()
@@ -39,7 +39,7 @@ def fill_module(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -
     ]
     if odd:
         raise ValueError(
-            f"{source}: {len(odd)} weights are no floating-point numbers: {first_names(odd)}. The file is "
+            f"{source}: {len(odd)} weights are no floating-point numbers: {join_names(odd)}. The file is "
             "quantized or damaged: get the model's float32, bf16 or fp16 file."
         )
     check_finite(tensors, source)
@@ -48,7 +48,7 @@ def fill_module(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -
     module.load_state_dict(dict(tensors))
 
 
-def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def collect_shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """Return the shape of each tensor by name, for `check_names_and_shapes`."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
@@ -76,14 +76,14 @@ def check_names_and_shapes(
     missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     if missing or unknown:
         raise ValueError(
-            f"{source}: {len(missing)} weights are missing ({first_names(missing)}) and {len(unknown)} are "
-            f"unknown ({first_names(unknown)}). The file is of another model or "
+            f"{source}: {len(missing)} weights are missing ({join_names(missing)}) and {len(unknown)} are "
+            f"unknown ({join_names(unknown)}). The file is of another model or "
             "damaged: choose the right one, or download it again."
         )
     wrong = [f"{k} is {found[k]}, needed {expected[k]}" for k in expected if expected[k] != found[k]]
     if wrong:
         raise ValueError(
-            f"{source}: {len(wrong)} weights have another shape: {first_names(wrong)}. The file is of "
+            f"{source}: {len(wrong)} weights have another shape: {join_names(wrong)}. The file is of "
             "another model: choose the right one."
         )
 
@@ -93,7 +93,7 @@ def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
     bad = [key for key, value in tensors.items() if not _is_finite(value)]
     if bad:
         raise ValueError(
-            f"{source}: weights are NaN or infinite in {first_names(bad)}. Download the file again."
+            f"{source}: weights are NaN or infinite in {join_names(bad)}. Download the file again."
         )
 
 
@@ -103,7 +103,7 @@ def _is_finite(value: Tensor) -> bool:
     return bool(torch.isfinite(value).all())
 
 
-def first_names(names: list[str]) -> str:
+def join_names(names: list[str]) -> str:
     """Join the first five names for an error message, each cut to 120 characters.
 
     A hostile file may hold very long names, and many of them.

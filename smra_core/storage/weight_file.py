@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .atomic_write import atomic_write
-from .weight_check import Value, first_names, shapes_of
+from .atomic_write import write_atomically
+from .weight_check import Value, collect_shapes, join_names
 
 INDEX = ".safetensors.index.json"
 """Ending of the file that lists the parts of a model split into several safetensors files."""
@@ -81,7 +81,7 @@ def read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
     if path.name.endswith(INDEX):
         return _join_parts([read_shapes(part) for part in list_parts(path)], path)
     if path.suffix != ".safetensors" or not path.is_file():
-        return shapes_of(read_weight_file(path).tensors)
+        return collect_shapes(read_weight_file(path).tensors)
     try:
         # As numpy: torch would reserve memory for the whole file, 28 GB for the 14B, to read the header only.
         with safe_open(path, framework="np") as file:
@@ -110,7 +110,7 @@ def list_parts(index: Path) -> list[Path]:
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise ValueError(
-            f"{index.parent} lacks {first_names(missing)} of the model's {len(names)} parts. Download them."
+            f"{index.parent} lacks {join_names(missing)} of the model's {len(names)} parts. Download them."
         )
     return [index.parent / name for name in names]
 
@@ -180,7 +180,7 @@ def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
     strange = [key for key, value in content.items() if not _is_plain_tensor(value)]
     if strange:
         raise ValueError(
-            f"{path} holds objects that are not plain tensors: {first_names(strange)}. Get a file that holds "
+            f"{path} holds objects that are not plain tensors: {join_names(strange)}. Get a file that holds "
             "weights alone, such as .safetensors."
         )
     num_bytes = sum(value.numel() * value.element_size() for value in content.values())
@@ -212,5 +212,5 @@ def _without_module_prefix(tensors: dict[str, Value]) -> dict[str, Value]:
 
 def write_weight_file(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file atomically: `path` always holds the whole old file or the whole new one."""
-    with atomic_write(path) as draft:
+    with write_atomically(path) as draft:
         save_file(dict(tensors), draft, dict(metadata))

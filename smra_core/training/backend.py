@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..decoding.wan_decoder import WanVideoDecoder
-from ..storage.content_hash import content_hash
+from ..storage.content_hash import hash_content
 from ..storage.tensor_cache import TensorCache
 from ..wan.interfaces import Denoiser
 from ..wan.spec import WanSpec
@@ -78,7 +78,7 @@ def encode_clips_once(
         def compute() -> dict[str, Tensor]:
             return {"latents": encode(clip)}
 
-        key = {"vae": vae_fingerprint, "frames": content_hash(clip)}
+        key = {"vae": vae_fingerprint, "frames": hash_content(clip)}
         return cache.get_or_compute("latents", key, compute)["latents"]
 
     return [latents_of(clip) for clip in clips]

@@ -10,23 +10,23 @@ _ADAM_BYTES = 16
 """Of a float32 parameter, its gradient and AdamW's two moments."""
 
 
-def activation_bytes(spec: WanSpec, tokens: int, batch: int = 1, value_bytes: int = 2) -> int:
+def count_activation_bytes(spec: WanSpec, tokens: int, batch: int = 1, value_bytes: int = 2) -> int:
     """Memory of a DiT's activations in a step that checkpoints every block and trains LoRAs."""
     unit = tokens * spec.dim * value_bytes * batch
     return round(unit * (spec.blocks + _ALIVE + _ALIVE_PER_FFN * spec.ffn / spec.dim))
 
 
-def optimizer_bytes(parameters: int) -> int:
+def count_optimizer_bytes(parameters: int) -> int:
     """Memory of trained parameters with all that AdamW keeps."""
     return parameters * _ADAM_BYTES
 
 
-def lora_parameters(spec: WanSpec, names: list[str], rank: int) -> int:
+def count_lora_parameters(spec: WanSpec, names: list[str], rank: int) -> int:
     """Parameters of LoRA pairs on these linears."""
     return sum(rank * sum(spec.linear_shape(name)) for name in names)
 
 
-def step_flops(spec: WanSpec, tokens: int) -> float:
+def count_step_flops(spec: WanSpec, tokens: int) -> float:
     """Of one sample: forward, forward again for the checkpoints, and the gradient of the activations, which
     takes linears once and attention two and a half times as much, as that forms its weights again.
     """
@@ -52,7 +52,7 @@ _RECOMPUTED, _TWICE = 1.24, 1.5
 """A decoder whose blocks' insides are computed again, and one that is run again whole."""
 
 
-def alignment_flops(settings: MotionSettings, decode: str, recompute: bool) -> float:
+def count_alignment_flops(settings: MotionSettings, decode: str, recompute: bool) -> float:
     """Of one sample; `decode` is one of mora.DECODE_MODES but `auto`. 0 where mora_weight is 0."""
     if not settings.mora_weight:
         return 0.0
@@ -72,7 +72,7 @@ def alignment_flops(settings: MotionSettings, decode: str, recompute: bool) -> f
     return (frames * frame + pairs * _PAIR) * settings.width * settings.height / _PIXELS
 
 
-def projector_parameters(dim: int, feature_dim: int, width: int) -> int:
+def count_projector_parameters(dim: int, feature_dim: int, width: int) -> int:
     """How many the projector of these sizes has."""
     sizes = [dim, width, width, feature_dim]
     return sum((inputs + 1) * outputs for inputs, outputs in zip(sizes, sizes[1:], strict=False))

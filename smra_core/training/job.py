@@ -14,7 +14,7 @@ from .. import __version__
 from ..lora.adapter import init_lora
 from ..lora.metadata import LoraMetadata
 from ..lora.writer import save_lora
-from ..storage.content_hash import content_hash
+from ..storage.content_hash import hash_content
 from .backend import Backend
 from .mora import MotionSample, MotionSettings
 from .run_folder import LOSSES, RunFolder
@@ -101,8 +101,8 @@ def run_fingerprint(backend: Backend, job: TrainingJob) -> dict[str, Any]:
 
 
 def _sample_hash(sample: SubjectSample | MotionSample) -> str:
-    parts = [content_hash(part) for part in sample if isinstance(part, Tensor)]
-    return content_hash("\n".join(parts).encode())
+    parts = [hash_content(part) for part in sample if isinstance(part, Tensor)]
+    return hash_content("\n".join(parts).encode())
 
 
 def _metadata(backend: Backend, job: TrainingJob, steps: int) -> LoraMetadata:

@@ -11,13 +11,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..decoding.flow_gradient import FlowComparison, PairFlows, streamed_flow_loss
+from ..decoding.flow_gradient import FlowComparison, PairFlows, compute_flow_loss
 from ..decoding.state import StreamingDecoder
-from ..decoding.windows import DecodeWindow, whole_clip_window
+from ..decoding.windows import DecodeWindow, take_whole_clip
 from ..lora.plan import MOTION, SparsePlan
 from ..wan.flow_matching import add_noise, velocity_target, velocity_weight, x0_from_velocity
 from ..wan.interfaces import Denoiser
-from ..wan.settings import setting
+from ..wan.settings import declare_setting
 
 ANCHOR_SCALE = 2**0.5
 """a of MotionDirector's debiasing; b is 1, so that a^2 - b^2 = 1 keeps the motion part's size."""
@@ -41,65 +41,65 @@ MEMORY_ADVICE = {
 class MotionSettings:
     """The paper's values, and the choices it leaves open."""
 
-    plan: SparsePlan = setting(
+    plan: SparsePlan = declare_setting(
         MOTION,
         "Layers that get the LoRA: the name of a plan, or roles such as v,o,ffn.0,ffn.2. 'motion' is the "
         "paper's: it leaves room for a subject LoRA.",
     )
-    rank: int = setting(
+    rank: int = declare_setting(
         64,
         "Rank of the LoRA. Higher holds more detail of the motion, and more of the clip's looks.",
     )
-    width: int = setting(
+    width: int = declare_setting(
         576,
         "Width that the clip is resized and cropped to, a multiple of 16. Higher needs more memory.",
     )
-    height: int = setting(
+    height: int = declare_setting(
         320,
         "Height that the clip is resized and cropped to, a multiple of 16. Higher needs more memory.",
     )
-    frames: int = setting(
+    frames: int = declare_setting(
         49,
         "Frames of the clip, 4n+1. More show more of the motion and need more memory and time.",
     )
-    mora_weight: float = setting(
+    mora_weight: float = declare_setting(
         1.0,
         "Weight of the optical-flow loss (MoRA; alpha in the paper). Higher follows the clip's motion "
         "more closely; 0 turns it off, and SEA-RAFT and the decoder are then not needed.",
     )
-    debias: bool = setting(
+    debias: bool = declare_setting(
         True,
         "Add MotionDirector's debiased loss, which removes what all frames have in common, so that the "
         "LoRA learns motion, not appearance. The authors' code does.",
     )
-    flow_weight: str = setting(
+    flow_weight: str = declare_setting(
         "none",
         "How the flow loss counts by noise level: 'none' counts all levels the same (paper); 'clean' "
         "counts it less at high noise, where the predicted video is a blur.",
     )
-    weighted_velocity: bool = setting(
+    weighted_velocity: bool = declare_setting(
         True,
         "Weight the velocity loss by noise level, most in the middle, as the authors train. Off, all "
         "levels count the same.",
     )
-    shift: float = setting(
+    shift: float = declare_setting(
         1.0,
         "Shift of the noise levels in training. Higher trains more at high noise, on layout rather than "
         "detail.",
     )
-    decode: str = setting(
+    decode: str = declare_setting(
         "auto",
         "How a step decodes the video for the flow loss: 'windowed' a part of it, drawn anew each time; "
         "'exact' all of it, as in the paper, for more memory and time; 'exact-low-memory' the same in "
         "less memory, slower; 'tiny' all of it with a small decoder. 'auto' takes 'windowed', or 'tiny' "
         "where memory is short.",
     )
-    window: int = setting(
+    window: int = declare_setting(
         3,
         "Latents (4 frames each) that a 'windowed' step compares. More show longer motions at once and "
         "need more memory and time. (The authors' code: 6 of the 13 latents of 49 frames.)",
     )
-    context: int = setting(
+    context: int = declare_setting(
         2,
         "Latents decoded before a window, to warm up the decoder. More come nearer to 'exact' and need "
         "more memory and time.",
@@ -238,7 +238,7 @@ class MotionObjective:
         if not len(counted):
             return torch.zeros_like(weight)
         chosen = [windows[index] for index in counted.tolist()]
-        loss = streamed_flow_loss(x0[counted], batch.reference_flow[counted], flow, chosen)
+        loss = compute_flow_loss(x0[counted], batch.reference_flow[counted], flow, chosen)
         return torch.zeros_like(weight).index_put((counted,), weight[counted] * loss.to(weight))
 
     def _draw_windows(
@@ -246,6 +246,6 @@ class MotionObjective:
     ) -> list[DecodeWindow]:
         """Draw one of its clip's windows for each sample, all equally likely."""
         by_clip = self.windows_by_clip or {}
-        choices = [by_clip.get(name) or whole_clip_window(latents) for name in names]
+        choices = [by_clip.get(name) or take_whole_clip(latents) for name in names]
         drawn = torch.rand(len(names), generator=generator).tolist()
         return [some[int(place * len(some))] for some, place in zip(choices, drawn, strict=True)]

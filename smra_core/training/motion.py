@@ -11,7 +11,7 @@ from ..data.motion_clip import MotionClip
 from ..decoding.tiny_decoder import TinyDecoder, load_tiny_decoder, with_matching_scaling
 from ..decoding.windows import warm_windows
 from ..encoders.sea_raft import SeaRaft, load_sea_raft
-from ..storage.content_hash import content_hash
+from ..storage.content_hash import hash_content
 from ..storage.on_demand import loaded_on_first_use
 from .backend import Backend
 from .decode_choice import DecodeChoice, choose_decode
@@ -73,7 +73,7 @@ def _identity(backend: Backend, sea_raft: Path | None, tiny: Path | None) -> tup
     if sea_raft is None:
         return ()
     files = (sea_raft,) if tiny is None else (sea_raft, tiny)
-    return (backend.vae_fingerprint, *map(content_hash, files))
+    return (backend.vae_fingerprint, *map(hash_content, files))
 
 
 def prepare_motion(
@@ -101,7 +101,7 @@ def _as_shown(backend: Backend, latents: Tensor, tiny: Path) -> Tensor:
         pixels, _ = _tiny_decoder(backend, tiny, moved).step(moved[None])
         return {"frames": ((pixels[0].float() + 1) / 2).transpose(0, 1).cpu().contiguous()}
 
-    key = {"tiny decoder": content_hash(tiny), "latents": content_hash(latents)}
+    key = {"tiny decoder": hash_content(tiny), "latents": hash_content(latents)}
     return backend.cache.get_or_compute("shown", key, compute)["frames"]
 
 
@@ -118,9 +118,9 @@ def reference_flow(backend: Backend, frames: Tensor, sea_raft: Path) -> Tensor:
 
         @torch.no_grad()
         def compute() -> dict[str, Tensor]:
-            return {"flow": flow_net().pair_flows(frames.to(backend.device) * 255).cpu()}
+            return {"flow": flow_net().compute_pair_flows(frames.to(backend.device) * 255).cpu()}
 
-        key = {"sea_raft": content_hash(sea_raft), "frames": content_hash(frames)}
+        key = {"sea_raft": hash_content(sea_raft), "frames": hash_content(frames)}
         return backend.cache.get_or_compute("flow", key, compute)["flow"]
 
 
@@ -135,7 +135,7 @@ def load_objective(
     """The objective with the nets that take part in training, and the states from which windows start."""
     if sea_raft is None:
         return MotionObjective(settings, None, None)
-    flow_net = _flow_net(backend, sea_raft).pair_flows
+    flow_net = _flow_net(backend, sea_raft).compute_pair_flows
     if tiny is not None:
         decoder = _tiny_decoder(backend, tiny, samples[0].latents.to(backend.device))
         return MotionObjective(settings, decoder, flow_net)

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..storage.atomic_write import atomic_write
+from ..storage.atomic_write import write_atomically
 from .state import TrainState
 
 log = logging.getLogger("smrabooth")
@@ -40,7 +40,7 @@ class RunFolder:
         self.path = Path(root) / f"{name}-{self.fingerprint[:12]}"
         self._saved: int | None = None
         self.path.mkdir(parents=True, exist_ok=True)
-        with atomic_write(self.path / ABOUT) as draft:
+        with write_atomically(self.path / ABOUT) as draft:
             draft.write_text(text, encoding="utf-8")
 
     @contextmanager
@@ -67,7 +67,7 @@ class RunFolder:
 
     def finish(self, steps: int) -> None:
         """Say that the LoRA of this many steps is written."""
-        with atomic_write(self.path / FINISHED) as draft:
+        with write_atomically(self.path / FINISHED) as draft:
             draft.write_text(str(steps))
 
     def restore(self, state: TrainState) -> None:
@@ -91,9 +91,9 @@ class RunFolder:
             return
         current = self.path / STATE
         if current.is_file():
-            with atomic_write(self.path / PREVIOUS) as draft:
+            with write_atomically(self.path / PREVIOUS) as draft:
                 _link_or_copy(current, draft)
-        with atomic_write(current) as draft:
+        with write_atomically(current) as draft:
             save_file(state.tensors(), draft)
         self._saved = state.step
 
@@ -116,7 +116,7 @@ class RunFolder:
             header, *rows = list(csv.reader(file)) or [[]]
         # A kill can leave the last line cut short.
         whole = [row for row in rows if len(row) == len(header) and row[0].isdigit() and int(row[0]) <= step]
-        with atomic_write(path) as draft, open(draft, "w", newline="", encoding="utf-8") as file:
+        with write_atomically(path) as draft, open(draft, "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([header, *whole])
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..data.subject_set import SubjectImage
 from ..encoders.dinov2 import load_dinov2
-from ..encoders.sam import load_sam, subject_mask
-from ..storage.content_hash import content_hash, weights_fingerprint
+from ..encoders.sam import find_subject_mask, load_sam
+from ..storage.content_hash import fingerprint_weights, hash_content
 from ..storage.on_demand import loaded_on_first_use
 from .backend import Backend
 from .job import TrainedLora, TrainingJob, run_job
@@ -68,7 +68,7 @@ def prepare_subject(
     latents = backend.encode_clips([image.pixels[None] for image in images])
     features = [torch.zeros(0, 1)] * len(images)
     if dinov2 is not None:
-        features = patch_features(backend, [image.pixels for image in images], dinov2)
+        features = extract_patch_features(backend, [image.pixels for image in images], dinov2)
     return [
         SubjectSample(image.name, z, contexts[image.caption], mask, feature)
         for image, z, mask, feature in zip(images, latents, masks, features, strict=True)
@@ -81,16 +81,18 @@ def _mask_of(image: SubjectImage) -> Tensor:
     return mask_to_latent(image.mask_px)
 
 
-def patch_features(backend: Backend, pictures: Sequence[Tensor], dinov2: Path) -> list[Tensor]:
+def extract_patch_features(backend: Backend, pictures: Sequence[Tensor], dinov2: Path) -> list[Tensor]:
     """DINOv2's patch features `N D` of each picture `3 H W` in [0, 1]."""
-    weights = weights_fingerprint(dinov2)
+    weights = fingerprint_weights(dinov2)
     with loaded_on_first_use(lambda: load_dinov2(dinov2, backend.device)) as teacher:
 
         def encode(picture: Tensor) -> Tensor:
             def compute() -> dict[str, Tensor]:
-                return {"features": teacher().patch_features(picture[None].to(backend.device))[0].cpu()}
+                return {
+                    "features": teacher().extract_patch_features(picture[None].to(backend.device))[0].cpu()
+                }
 
-            key = {"dinov2": weights, "picture": content_hash(picture)}
+            key = {"dinov2": weights, "picture": hash_content(picture)}
             return backend.cache.get_or_compute("dinov2", key, compute)["features"]
 
         return [encode(picture) for picture in pictures]
@@ -111,7 +113,7 @@ def find_missing_masks(
             "white on the subject, or give SAM's weights (--sam FILE, or the sam input), which finds the "
             "subject at the center."
         )
-    weights = weights_fingerprint(sam) if missing and sam else ""
+    weights = fingerprint_weights(sam) if missing and sam else ""
     with loaded_on_first_use(lambda: load_sam(sam).to(backend.device)) as model:
 
         def with_mask(image: SubjectImage) -> SubjectImage:
@@ -119,9 +121,9 @@ def find_missing_masks(
                 return image
 
             def compute() -> dict[str, Tensor]:
-                return {"mask": subject_mask(model(), image.pixels.to(backend.device))}
+                return {"mask": find_subject_mask(model(), image.pixels.to(backend.device))}
 
-            key = {"sam": weights, "picture": content_hash(image.pixels)}
+            key = {"sam": weights, "picture": hash_content(image.pixels)}
             mask = backend.cache.get_or_compute("mask", key, compute)["mask"]
             share = 100 * mask.mean().item()
             log.info("%s: SAM found a subject on %.0f %% of the picture.", image.name, share)

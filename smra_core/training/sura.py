@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..lora.plan import SUBJECT, SparsePlan
 from ..wan.flow_matching import add_noise, velocity_target, velocity_weight
 from ..wan.interfaces import Denoiser
-from ..wan.settings import setting
+from ..wan.settings import declare_setting
 from ..wan.spec import SPATIAL_STRIDE
 
 
@@ -24,41 +24,41 @@ from ..wan.spec import SPATIAL_STRIDE
 class SubjectSettings:
     """The paper's values, and the choices it leaves open."""
 
-    plan: SparsePlan = setting(
+    plan: SparsePlan = declare_setting(
         SUBJECT,
         "Layers that get the LoRA: the name of a plan, or roles such as q,k,ffn.0. 'subject' is the "
         "paper's: it leaves room for a motion LoRA.",
     )
-    rank: int = setting(32, "Rank of the LoRA. Higher holds more detail and makes a larger file.")
-    width: int = setting(
+    rank: int = declare_setting(32, "Rank of the LoRA. Higher holds more detail and makes a larger file.")
+    width: int = declare_setting(
         512,
         "Width that pictures are resized and cropped to, a multiple of 16. Higher needs more memory.",
     )
-    height: int = setting(
+    height: int = declare_setting(
         512,
         "Height that pictures are resized and cropped to, a multiple of 16. Higher needs more memory.",
     )
-    sura_weight: float = setting(
+    sura_weight: float = declare_setting(
         0.05,
         "Weight of the DINOv2 alignment loss (SuRA; lambda in the paper). Higher keeps the subject's "
         "identity more strictly; 0 turns it off, and DINOv2 is then not needed.",
     )
-    align_block: int = setting(
+    align_block: int = declare_setting(
         0,
         "Block whose output is aligned with DINOv2. Higher lets more blocks learn from the alignment; the "
         "paper's is 0, the authors' code uses 2.",
     )
-    projector_width: int = setting(
+    projector_width: int = declare_setting(
         2048,
         "Width of the small network between the model and DINOv2, used in training only. Higher makes the "
         "alignment easier and asks less of the LoRA.",
     )
-    weighted_velocity: bool = setting(
+    weighted_velocity: bool = declare_setting(
         True,
         "Weight the velocity loss by noise level, most in the middle, as the authors train. Off, all "
         "levels count the same.",
     )
-    shift: float = setting(
+    shift: float = declare_setting(
         1.0,
         "Shift of the noise levels in training. Higher trains more at high noise, on layout rather than "
         "detail.",

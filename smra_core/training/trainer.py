@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..lora.adapter import Injection, Lora, injected
 from ..wan.flow_matching import sample_training_sigma
 from ..wan.interfaces import Denoiser
-from ..wan.settings import setting
+from ..wan.settings import declare_setting
 from .run_folder import RunFolder
 from .state import TrainState
 
@@ -47,34 +47,36 @@ class Objective(Protocol):
 class TrainSettings:
     """How long and how fast to train."""
 
-    steps: int = setting(
+    steps: int = declare_setting(
         1000,
         "Training steps. More fit the data more closely, in the end too closely; raising it later extends "
         "the run.",
     )
-    batch_size: int = setting(
+    batch_size: int = declare_setting(
         1,
         "Samples that go through the model at once. More give steadier steps and need more memory.",
     )
-    accumulate: int = setting(
+    accumulate: int = declare_setting(
         2,
         "Batches that one step averages over. More give steadier steps and need more time.",
     )
-    learning_rate: float = setting(
+    learning_rate: float = declare_setting(
         1e-4,
         "Size of a step. Higher learns faster, and too high breaks the model; the paper's is 1e-4.",
     )
-    weight_decay: float = setting(
+    weight_decay: float = declare_setting(
         0.01,
         "AdamW's weight decay. Higher values keep the LoRA weaker and forget details.",
     )
-    grad_clip: float = setting(1.0, "Gradient norm above which a step is scaled down. 0 turns clipping off.")
-    seed: int = setting(0, "Random seed. Changing it starts a new run.")
-    save_every: int = setting(
+    grad_clip: float = declare_setting(
+        1.0, "Gradient norm above which a step is scaled down. 0 turns clipping off."
+    )
+    seed: int = declare_setting(0, "Random seed. Changing it starts a new run.")
+    save_every: int = declare_setting(
         50,
         "Steps between two saved states. Raising it writes less often; a hard kill then loses more steps.",
     )
-    save_minutes: float = setting(
+    save_minutes: float = declare_setting(
         5.0,
         "Minutes after which the state is saved in any case. Raising it risks more work on slow cards.",
     )

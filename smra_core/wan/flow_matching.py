@@ -10,14 +10,14 @@ from torch import Tensor
 from .spec import TIMESTEPS
 
 
-def per_sample(sigma: Tensor, like: Tensor) -> Tensor:
+def expand_per_sample(sigma: Tensor, like: Tensor) -> Tensor:
     """Reshape `B` values so that they broadcast over `like` of shape `B ...`, in its dtype."""
     return sigma.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
 
 
 def add_noise(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     """Return the point on the path at noise level sigma: `(1 - sigma) x0 + sigma noise`."""
-    s = per_sample(sigma, x0)
+    s = expand_per_sample(sigma, x0)
     return (1 - s) * x0 + s * noise
 
 
@@ -28,7 +28,7 @@ def velocity_target(x0: Tensor, noise: Tensor) -> Tensor:
 
 def x0_from_velocity(noisy: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
     """Return the clean latents `x_t - sigma v` that a predicted velocity points to, with its gradient."""
-    return noisy - per_sample(sigma, noisy) * velocity
+    return noisy - expand_per_sample(sigma, noisy) * velocity
 
 
 def shift_sigma(sigma: Tensor, shift: float) -> Tensor:

@@ -71,7 +71,7 @@ def to_diffusers_linear(native: str) -> str:
     return f"blocks.{block}.{_LINEARS[path]}"
 
 
-def native_linear(name: str) -> str | None:
+def to_native_linear(name: str) -> str | None:
     """Return the native name of a linear from its diffusers name; None when it is no linear of a block."""
     match = re.match(r"^blocks\.(\d+)\.(.+)$", name)
     if match is None or match[2] not in _NATIVE_LINEARS:
@@ -79,22 +79,22 @@ def native_linear(name: str) -> str | None:
     return f"blocks.{match[1]}.{_NATIVE_LINEARS[match[2]]}"
 
 
-def native_dit_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_native_dit_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the state dict of diffusers' WanTransformer3DModel under native names."""
-    return {native_dit_name(name): tensor for name, tensor in state.items()}
+    return {to_native_dit_name(name): tensor for name, tensor in state.items()}
 
 
-def native_dit_name(name: str) -> str:
+def to_native_dit_name(name: str) -> str:
     """Return the native name of a DiT weight; a native name is returned unchanged."""
     return _rename(name, _DIT)
 
 
-def native_vae_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_native_vae_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the state dict of diffusers' AutoencoderKLWan (of WAN 2.1) under native names."""
-    return {native_vae_name(name): tensor for name, tensor in state.items()}
+    return {to_native_vae_name(name): tensor for name, tensor in state.items()}
 
 
-def native_vae_name(name: str) -> str:
+def to_native_vae_name(name: str) -> str:
     """Return the native name of a VAE weight; a native name is returned unchanged."""
     name = re.sub(r"^decoder\.up_blocks\.(\d+)\.(resnets|upsamplers)\.(\d+)\.", _rename_up_block, name)
     name = _rename(name, _VAE)

@@ -74,7 +74,7 @@ WAN_14B = WanSpec("Wan2.1-T2V-14B", blocks=40, dim=5120, ffn=13824, heads=40)
 SPECS = (WAN_1_3B, WAN_14B)
 
 
-def named_spec(blocks: int, dim: int, ffn: int, heads: int) -> WanSpec:
+def find_spec(blocks: int, dim: int, ffn: int, heads: int) -> WanSpec:
     """Return the published model of these sizes, or a spec named by its sizes."""
     sizes = (blocks, dim, ffn, heads)
     known = {(spec.blocks, spec.dim, spec.ffn, spec.heads): spec for spec in SPECS}

@@ -22,10 +22,10 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
 from smra_core.decoding import flow_gradient as pixel_gradient
 from smra_core.decoding import windows as decode_windows
-from smra_core.decoding.flow_gradient import FlowComparison, streamed_flow_loss
+from smra_core.decoding.flow_gradient import FlowComparison, compute_flow_loss
 from smra_core.decoding.tiny_decoder import TinyDecoder
 from smra_core.decoding.wan_decoder import WanVideoDecoder
-from smra_core.decoding.windows import warm_windows, whole_clip_window
+from smra_core.decoding.windows import take_whole_clip, warm_windows
 from smra_core.encoders.sea_raft import SeaRaft
 from smra_core.encoders.sea_raft_config import SEA_RAFT_M
 from smra_core.lora.adapter import Injection, init_lora, injected
@@ -135,17 +135,17 @@ class Step:
         def mora(x0):
             pixels = self.vae.decode(denormalize(x0).to(self.dtype)).sample
             frames = (pixels[0].transpose(0, 1).float() + 1) * 127.5
-            flow = self.flow_net.pair_flows(frames, pairs_per_chunk=len(frames))
+            flow = self.flow_net.compute_pair_flows(frames, pairs_per_chunk=len(frames))
             return flow_alignment_loss(flow, reference)
 
         return self.motion(mora, checkpoint=False)
 
     def streamed(self, decoder, window=None, at_once=0, shrink=1):
-        objective = FlowComparison(decoder, self.flow_net.pair_flows, flow_alignment_loss, at_once)
+        objective = FlowComparison(decoder, self.flow_net.compute_pair_flows, flow_alignment_loss, at_once)
         reference = self.reference(shrink)
-        window = window or whole_clip_window(self.latents)[0]
+        window = window or take_whole_clip(self.latents)[0]
 
-        return self.motion(lambda x0: streamed_flow_loss(x0, reference, objective, [window]))
+        return self.motion(lambda x0: compute_flow_loss(x0, reference, objective, [window]))
 
     def windowed(self, recompute):
         """The most costly window: one in the middle, with all of its context."""

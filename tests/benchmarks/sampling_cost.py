@@ -30,7 +30,7 @@ tiny_wan.DIM, tiny_wan.FFN = 1536, 8960
 RANKS = {"subject": 32, "motion": 64}
 LAYERS = {"subject": tiny_wan.SUBJECT_LAYERS, "motion": tiny_wan.MOTION_LAYERS}
 BLOCKS_OF_1_3B, SWAPS = 30, 100
-SWITCHED, CONSTANT = Strengths(0.4, 0.8), Strengths.constant(1.0)
+SWITCHED, CONSTANT = Strengths(0.4, 0.8), Strengths.from_value(1.0)
 
 
 def factors(purpose: str, names=None) -> dict:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from smra_core.encoders.dinov2 import DinoV2
 from smra_core.encoders.dinov2_files import HEADS_KEY
-from smra_core.wan.module_names import native_dit_state, native_vae_state
+from smra_core.wan.module_names import to_native_dit_state, to_native_vae_state
 
 WORDS = ("<pad>", "</s>", "<unk>", "a", "A", "picture", "of", "sks", "dog", "person", "is", "vvt", "walking")
 
@@ -55,8 +55,8 @@ def write_random_wan(folder, sizes, layout):
         dit.save_pretrained(folder / "transformer")
         vae.save_pretrained(folder / "vae")
         return ["--model", str(folder)]
-    save_file(native_dit_state(dit.state_dict()), folder / "dit.safetensors")
-    save_file(native_vae_state(vae.state_dict()), folder / "vae.safetensors")
+    save_file(to_native_dit_state(dit.state_dict()), folder / "dit.safetensors")
+    save_file(to_native_vae_state(vae.state_dict()), folder / "vae.safetensors")
     model, vae_file = (str(folder / name) for name in ("dit.safetensors", "vae.safetensors"))
     return ["--model", model, "--vae", vae_file, "--text-encoder", str(folder)]
 

@@ -74,7 +74,11 @@ def texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.value.value
         if isinstance(node, ast.keyword) and node.arg in ("tooltip", "description", "help"):
             yield node.value.lineno, first_text(node.value)
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "setting" and len(node.args) == 2:
+        if (
+            isinstance(node, ast.Call)
+            and getattr(node.func, "id", "") == "declare_setting"
+            and len(node.args) == 2
+        ):
             yield node.lineno, first_text(node.args[1])
 
 

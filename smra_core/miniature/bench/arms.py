@@ -34,7 +34,7 @@ _PLAIN_SUBJECT = replace(SUBJECT, plan=ALL_LAYERS, sura_weight=0.0)
 _PLAIN_MOTION = replace(MOTION, plan=ALL_LAYERS, mora_weight=0.0)
 ARMS = (
     BenchVariant("base, no LoRA", None, None),
-    BenchVariant("plain LoRAs", _PLAIN_SUBJECT, _PLAIN_MOTION, Strengths.constant(SUBJECT_STRENGTHS.late)),
+    BenchVariant("plain LoRAs", _PLAIN_SUBJECT, _PLAIN_MOTION, Strengths.from_value(SUBJECT_STRENGTHS.late)),
     BenchVariant("SMRABooth (T_point 15)"),
     BenchVariant("without SuRA", replace(SUBJECT, sura_weight=0.0)),
     BenchVariant("SuRA at 100 times its weight", replace(SUBJECT, sura_weight=100 * SUBJECT.sura_weight)),

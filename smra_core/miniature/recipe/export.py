@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ...encoders.dinov2_files import HEADS_KEY
 from ...encoders.sea_raft import save_sea_raft
-from ...storage.atomic_write import atomic_write
-from ...wan.module_names import native_dit_state, native_vae_state
+from ...storage.atomic_write import write_atomically
+from ...wan.module_names import to_native_dit_state, to_native_vae_state
 from ..weight_paths import WEIGHTS
 from .train_dit import trained_dit
 from .train_flow import trained_flow
@@ -22,12 +22,12 @@ TITLE = {"format": "pt", "modelspec.title": "SMRABooth miniature"}
 
 def export_vae(build: Path, weights: Path | None = None) -> Path:
     """The VAE of a build folder, with WAN's latent statistics, in float16."""
-    return _write(native_vae_state(trained_vae(build).state_dict()), _file(weights, "wan_miniature_vae"))
+    return _write(to_native_vae_state(trained_vae(build).state_dict()), _file(weights, "wan_miniature_vae"))
 
 
 def export_dit(build: Path, weights: Path | None = None) -> Path:
     """The averaged DiT of a build folder, in float16."""
-    return _write(native_dit_state(trained_dit(build).state_dict()), _file(weights, "wan_miniature_t2v"))
+    return _write(to_native_dit_state(trained_dit(build).state_dict()), _file(weights, "wan_miniature_t2v"))
 
 
 def export_flow(build: Path, weights: Path | None = None) -> Path:
@@ -52,6 +52,6 @@ def _file(weights: Path | None, name: str) -> Path:
 def _write(state: Mapping[str, Tensor], path: Path, about: Mapping[str, str] | None = None) -> Path:
     halves = {name: tensor.to(torch.float16).contiguous() for name, tensor in state.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as draft:
+    with write_atomically(path) as draft:
         save_file(halves, draft, {**TITLE, **(about or {})})
     return path

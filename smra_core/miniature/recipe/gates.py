@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ...encoders.dinov2 import load_dinov2
 from ...encoders.sea_raft import load_sea_raft
-from ...evaluation.contact_sheet import contact_sheet
+from ...evaluation.contact_sheet import write_contact_sheet
 from ...wan.flow_matching import sampling_sigmas
 from ...wan.hashed_text import HashedText
 from ...wan.latents import as_frames, as_video
@@ -144,5 +144,5 @@ def draw_samples(path: Path, count: int = 12) -> Path:
     """Sampled clips beside their prompts, as a contact sheet."""
     prompts = [scene.prompt() for scene in spread_scenes(count, tuple(MOTION_WORDS), seed=5)]
     rows = list(zip(prompts, sampled(prompts), strict=True))
-    contact_sheet(rows, path, list(range(0, FRAMES, 2)), "Sampled from the miniature's prompts")
+    write_contact_sheet(rows, path, list(range(0, FRAMES, 2)), "Sampled from the miniature's prompts")
     return path

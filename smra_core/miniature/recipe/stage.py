@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ...storage.atomic_write import atomic_write
+from ...storage.atomic_write import write_atomically
 
 log = logging.getLogger("smrabooth")
 
@@ -45,7 +45,7 @@ class Stage:
     def keep(self, step: int, parts: dict) -> None:
         """Save the state after every so many steps, and at the end."""
         if step % self.save_every == 0 or step == self.steps:
-            with atomic_write(self.state_path) as draft:
+            with write_atomically(self.state_path) as draft:
                 torch.save({name: part.state_dict() for name, part in parts.items()} | {"step": step}, draft)
 
     def report(self, step: int, **values: float) -> None:

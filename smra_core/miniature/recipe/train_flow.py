@@ -58,7 +58,7 @@ def train_flow(build: Path, seed: int = 0, steps: int = STEPS) -> None:
             group["lr"] = cosine_rate(PEAK_RATE, step, steps)
         chosen = torch.randint(POOL, (BATCH,), generator=generator)
         pairs = spoiled(recolored(drawn_pairs([pool[i] for i in chosen], generator), generator), generator)
-        loss = sequence_loss(net.estimates(pairs.first, pairs.second), pairs)
+        loss = sequence_loss(net.estimate_refinements(pairs.first, pairs.second), pairs)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ...encoders.dinov2 import TOKEN, DinoV2, normalized_patches
+from ...encoders.dinov2 import TOKEN, DinoV2, prepare_pictures
 from ...encoders.dinov2_files import DinoV2Config
 from ..world.random_clips import random_views
 from ..world.sprite import SIZE
@@ -119,7 +119,7 @@ def losses(vit: VisionTransformer, heads: Heads, first: Views, second: Views) ->
 
 def patch_tokens(vit: VisionTransformer, pictures: Tensor) -> Tensor:
     """Features `B N D` with gradient, from the same pixels that DinoV2.patch_features shows its net."""
-    return vit.forward_features(normalized_patches(pictures))[:, vit.num_prefix_tokens :]
+    return vit.forward_features(prepare_pictures(pictures))[:, vit.num_prefix_tokens :]
 
 
 def subject_feature(features: Tensor, coverage: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ def matching(net: DinoV2, sprites: int = 100, seed: int = 5) -> float:
     """How often the subject's features alone find a held-out sprite's other picture among all of them."""
     first, second = views(torch.Generator().manual_seed(seed), sprites)
     units = [
-        F.normalize(subject_feature(net.patch_features(view.pictures), view.coverage), dim=-1)
+        F.normalize(subject_feature(net.extract_patch_features(view.pictures), view.coverage), dim=-1)
         for view in (first, second)
     ]
     found = (units[0] @ units[1].T).argmax(1)

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from smra_core.data.crop import check_target, cover_box, crop_note, fit, to_pixels, to_uint8
+from smra_core.data.crop import check_target, cover_box, describe_crop, fit, to_pixels, to_uint8
 
 
 @pytest.mark.parametrize(
@@ -25,11 +25,11 @@ def test_pixels_twice_as_wide_as_high_count_twice():
 
 
 def test_a_crop_is_told_and_a_fraction_of_a_pixel_is_not():
-    assert crop_note((720, 480), cover_box((720, 480), (576, 320))) == (
+    assert describe_crop((720, 480), cover_box((720, 480), (576, 320))) == (
         "720x480 is cropped to its central 720x400"
     )
-    assert crop_note((781, 781), cover_box((781, 781), (512, 512))) is None
-    assert crop_note((1001, 1000), (0.2, 0, 1000.8, 1000)) is None
+    assert describe_crop((781, 781), cover_box((781, 781), (512, 512))) is None
+    assert describe_crop((1001, 1000), (0.2, 0, 1000.8, 1000)) is None
 
 
 def test_shrinking_averages_instead_of_picking():

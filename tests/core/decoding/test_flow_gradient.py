@@ -7,7 +7,7 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanUpsample
 from torch import nn
 
-from smra_core.decoding.flow_gradient import FlowComparison, flow_loss_and_gradient, streamed_flow_loss
+from smra_core.decoding.flow_gradient import FlowComparison, compute_flow_loss, flow_loss_and_gradient
 from smra_core.decoding.wan_decoder import WanVideoDecoder
 from smra_core.decoding.windows import DecodeWindow
 from smra_core.wan.latents import denormalize
@@ -70,7 +70,7 @@ def test_loss_and_gradient_equal_one_graph_through_the_whole_decoder(vae, object
     latents, reference = clip
     expected, losses = (
         plain_losses(vae, latents, reference),
-        streamed_flow_loss(latents, reference, objective),
+        compute_flow_loss(latents, reference, objective),
     )
     torch.testing.assert_close(losses, expected, atol=1e-12, rtol=1e-9)
     gradient = gradient_of(losses, latents)
@@ -80,10 +80,10 @@ def test_loss_and_gradient_equal_one_graph_through_the_whole_decoder(vae, object
 
 def test_the_gradient_is_the_slope(objective, clip, finite_difference):
     latents, reference = clip
-    (gradient,) = torch.autograd.grad(streamed_flow_loss(latents, reference, objective).sum(), latents)
+    (gradient,) = torch.autograd.grad(compute_flow_loss(latents, reference, objective).sum(), latents)
     direction = torch.randn(SHAPE, dtype=torch.float64)
     slope = finite_difference(
-        lambda: streamed_flow_loss(latents, reference, objective).sum(), latents, direction, 1e-5
+        lambda: compute_flow_loss(latents, reference, objective).sum(), latents, direction, 1e-5
     )
     assert (gradient * direction).sum().item() == pytest.approx(slope, rel=1e-6)
 
@@ -91,8 +91,8 @@ def test_the_gradient_is_the_slope(objective, clip, finite_difference):
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_the_graph_in_pieces_gives_the_same_gradient(objective, clip, at_once):
     latents, reference = clip
-    expected = streamed_flow_loss(latents, reference, objective)
-    losses = streamed_flow_loss(latents, reference, objective._replace(latents_at_once=at_once))
+    expected = compute_flow_loss(latents, reference, objective)
+    losses = compute_flow_loss(latents, reference, objective._replace(latents_at_once=at_once))
     torch.testing.assert_close(losses, expected, atol=1e-12, rtol=1e-9)
     gradient, expected = gradient_of(losses, latents), gradient_of(expected, latents)
     torch.testing.assert_close(gradient, expected, atol=1e-12, rtol=1e-9)
@@ -113,7 +113,7 @@ def test_a_window_compares_its_window_with_the_latents_before_it_held_still(
     still = torch.cat([latents[:, :, :first].detach(), latents[:, :, first:]], 2)
     expected = plain_losses(vae, still, reference, pairs)
     window = DecodeWindow(window, first, state_before(objective.decoder, latents, first), weight=2.0)
-    losses = streamed_flow_loss(latents, reference, objective._replace(latents_at_once=at_once), [window])
+    losses = compute_flow_loss(latents, reference, objective._replace(latents_at_once=at_once), [window])
     torch.testing.assert_close(losses, 2 * expected, atol=1e-12, rtol=1e-9)
     gradient, expected = (torch.autograd.grad(total, latents)[0] for total in (losses, 2 * expected))
     torch.testing.assert_close(gradient, expected, atol=1e-12, rtol=1e-9)
@@ -123,16 +123,16 @@ def test_parameters_before_the_latents_get_the_gradient_of_one_graph(vae, object
     latents, reference = clip
     weight = torch.eye(16, dtype=torch.float64).requires_grad_()
     predicted = torch.einsum("dc,bcfhw->bdfhw", weight, latents.detach())
-    losses = plain_losses(vae, predicted, reference), streamed_flow_loss(predicted, reference, objective)
+    losses = plain_losses(vae, predicted, reference), compute_flow_loss(predicted, reference, objective)
     expected, gradient = (torch.autograd.grad(x.sum(), weight, retain_graph=True)[0] for x in losses)
     assert ((gradient - expected).norm() / expected.norm()).item() < 1e-12
 
 
 def test_samples_do_not_touch_each_other(objective, clip):
     latents, reference = clip
-    together = torch.autograd.grad(streamed_flow_loss(latents, reference, objective)[0], latents)[0]
+    together = torch.autograd.grad(compute_flow_loss(latents, reference, objective)[0], latents)[0]
     alone = latents[:1].detach().requires_grad_()
-    (expected,) = torch.autograd.grad(streamed_flow_loss(alone, reference[:1], objective)[0], alone)
+    (expected,) = torch.autograd.grad(compute_flow_loss(alone, reference[:1], objective)[0], alone)
     assert torch.equal(together[:1], expected) and not together[1:].any()
 
 
@@ -154,7 +154,7 @@ def test_frames_beyond_the_range_still_get_a_gradient():
 def test_a_reference_of_another_length_is_refused(objective, clip):
     latents, reference = clip
     with pytest.raises(ValueError, match="13 frames and 12 pairs.*has 11"):
-        streamed_flow_loss(latents, reference[:, 1:], objective)
+        compute_flow_loss(latents, reference[:, 1:], objective)
 
 
 @pytest.mark.parametrize("window, message", [
@@ -167,4 +167,4 @@ def test_a_reference_of_another_length_is_refused(objective, clip):
 ])  # fmt: skip
 def test_a_window_that_cannot_be_compared_is_refused(objective, clip, window, message):
     with pytest.raises(ValueError, match=message):
-        streamed_flow_loss(*clip, objective, [window] * BATCH)
+        compute_flow_loss(*clip, objective, [window] * BATCH)

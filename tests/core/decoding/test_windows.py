@@ -2,9 +2,9 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
-from smra_core.decoding.flow_gradient import FlowComparison, streamed_flow_loss
+from smra_core.decoding.flow_gradient import FlowComparison, compute_flow_loss
 from smra_core.decoding.wan_decoder import WanVideoDecoder
-from smra_core.decoding.windows import split_into_windows, warm_windows, whole_clip_window
+from smra_core.decoding.windows import split_into_windows, take_whole_clip, warm_windows
 
 LATENTS, PAIRS = 6, 20
 SHAPE = (1, 16, LATENTS, 1, 2)
@@ -48,7 +48,7 @@ def clip():
 
 def mean_over(windows, decoder, predicted, flow):
     objective = FlowComparison(decoder, smooth_flow, squared)
-    losses = [streamed_flow_loss(predicted, flow, objective, [window]) for window in windows]
+    losses = [compute_flow_loss(predicted, flow, objective, [window]) for window in windows]
     loss = torch.stack(losses).mean()
     return loss, torch.autograd.grad(loss, predicted)[0]
 
@@ -56,7 +56,7 @@ def mean_over(windows, decoder, predicted, flow):
 @pytest.mark.parametrize("size", [2, 3])
 def test_windows_with_all_of_the_past_average_to_the_whole_clip(decoder, size):
     reference, predicted, flow = clip()
-    loss, gradient = mean_over(whole_clip_window(LATENTS), decoder, predicted, flow)
+    loss, gradient = mean_over(take_whole_clip(LATENTS), decoder, predicted, flow)
     windows = warm_windows(reference, decoder, size, warmup=LATENTS)
     assert {window.start for window in windows} == {0} and len(windows) == -(-5 // size)
     mean, average = mean_over(windows, decoder, predicted, flow)
@@ -93,7 +93,7 @@ def convs_of(part):
 def test_started_from_the_reference_two_latents_of_context_leave_little_error():
     reference, predicted, flow = clip()
     aligned = time_aligned(small_decoder())
-    _, exact = mean_over(whole_clip_window(LATENTS), aligned, predicted, flow)
+    _, exact = mean_over(take_whole_clip(LATENTS), aligned, predicted, flow)
     warm = warm_windows(reference, aligned, 3, warmup=2)
     strange = warm_windows(0 * reference, aligned, 3, warmup=2)
     strange = [kept._replace(state=other.state) for kept, other in zip(warm, strange, strict=True)]

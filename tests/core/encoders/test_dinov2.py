@@ -47,11 +47,11 @@ def test_three_dialects_give_bit_equal_features(tmp_path, config):
     originals = authors_names(weights, config)
     if config.registers:  # timm's own file holds the sum, taken once in float32
         weights["cls_token"] = originals["cls_token"] + originals["pos_embed"][:, :1]
-    features = load(tmp_path, weights).patch_features(random_pictures())
+    features = load(tmp_path, weights).extract_patch_features(random_pictures())
     assert features.shape == (2, ROWS * COLUMNS, WIDTH) and features.std() > 0.1
     for named in (originals, transformers_names(weights, config, originals)):
         assert named.keys() != weights.keys()
-        assert torch.equal(load(tmp_path, named).patch_features(random_pictures()), features)
+        assert torch.equal(load(tmp_path, named).extract_patch_features(random_pictures()), features)
 
 
 @pytest.mark.parametrize("size, registers", [("S", 0), ("B", 0), ("L", 0), ("g", 0), ("S", 4), ("B", 4)])
@@ -71,7 +71,7 @@ def test_three_dialects_are_bit_equal_at_the_published_widths(size, registers, t
         for named in (weights, originals, transformers_names(weights, config, originals))
     ]
     pictures = random_pictures(1)[..., :16, :32]
-    features = [net.patch_features(pictures) for net in nets]
+    features = [net.extract_patch_features(pictures) for net in nets]
     assert features[0].shape == (1, 2, width) and features[0].std() > 0.01
     assert torch.equal(features[1], features[0]) and torch.equal(features[2], features[0])
     assert nets[0].vit.blocks[0].attn.num_heads == heads
@@ -80,7 +80,7 @@ def test_three_dialects_are_bit_equal_at_the_published_widths(size, registers, t
 @pytest.mark.parametrize("rows, columns", [(1, 1), (2, 7), (20, 36)])
 def test_any_grid_of_16_pixels_is_answered_patch_by_patch(tmp_path, rows, columns):
     net = load(tmp_path, random_weights(PLAIN))
-    features = net.patch_features(torch.rand(1, 3, 16 * rows, 16 * columns))
+    features = net.extract_patch_features(torch.rand(1, 3, 16 * rows, 16 * columns))
     assert features.shape == (1, rows * columns, WIDTH) and features.isfinite().all()
 
 
@@ -129,7 +129,7 @@ def test_features_are_those_of_transformers_own_dinov2(tmp_path, config):
     with torch.no_grad():
         expected = reference.eval()((resized - mean) / std).last_hidden_state[:, 1 + config.registers :]
     torch.testing.assert_close(
-        load(tmp_path, tensors).patch_features(pictures), expected, atol=2e-5, rtol=1e-4
+        load(tmp_path, tensors).extract_patch_features(pictures), expected, atol=2e-5, rtol=1e-4
     )
 
 
@@ -139,7 +139,7 @@ def test_each_patch_sees_its_own_16_pixels_in_y_x_order(tmp_path, y, x):
     gray = torch.full((1, 3, 16 * ROWS, 16 * COLUMNS), 0.5)
     bright = gray.clone()
     bright[..., 16 * y : 16 * (y + 1), 16 * x : 16 * (x + 1)] = 1
-    change = (net.patch_features(bright) - net.patch_features(gray)).norm(dim=-1)[0]
+    change = (net.extract_patch_features(bright) - net.extract_patch_features(gray)).norm(dim=-1)[0]
     assert change.argmax() == y * COLUMNS + x
 
 
@@ -154,8 +154,8 @@ def test_only_the_giant_is_held_in_bfloat16_and_only_off_the_cpu(tmp_path):
     assert dtype_on("cuda", PLAIN) == dtype_on("cpu", GATED) == dtype_on("cpu", PLAIN) == torch.float32
     net = load(tmp_path, random_weights(GATED))
     assert net.vit.norm.weight.dtype == torch.float32
-    features = net.patch_features(random_pictures(1))
-    rounded = net.to(torch.bfloat16).patch_features(random_pictures(1))
+    features = net.extract_patch_features(random_pictures(1))
+    rounded = net.to(torch.bfloat16).extract_patch_features(random_pictures(1))
     assert rounded.dtype == torch.float32
     assert F.cosine_similarity(rounded, features, dim=-1).min() > 0.99
 
@@ -175,7 +175,7 @@ def test_the_teacher_is_frozen_and_leaves_random_numbers_alone(tmp_path):
     net = load(tmp_path, weights).train()
     assert torch.equal(torch.get_rng_state(), before)
     assert not any(module.training for module in net.modules())
-    assert not net.patch_features(random_pictures().requires_grad_()).requires_grad
+    assert not net.extract_patch_features(random_pictures().requires_grad_()).requires_grad
 
 
 def test_a_missing_weight_is_named(tmp_path):
@@ -229,10 +229,10 @@ def test_an_absurd_depth_is_refused_before_anything_is_built(tmp_path):
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 4, 32, 32), (1, 3, 30, 32), (1, 3, 32, 40)])
 def test_pictures_off_the_token_grid_are_refused(shape):
     with pytest.raises(ValueError, match="multiples of 16 px"):
-        DinoV2(PLAIN).patch_features(torch.zeros(shape))
+        DinoV2(PLAIN).extract_patch_features(torch.zeros(shape))
 
 
 @pytest.mark.parametrize("value", [-1.0, 255.0, float("nan")])
 def test_pictures_outside_0_to_1_are_refused(value):
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
-        DinoV2(PLAIN).patch_features(torch.full((1, 3, 32, 32), value))
+        DinoV2(PLAIN).extract_patch_features(torch.full((1, 3, 32, 32), value))

@@ -11,7 +11,7 @@ from segment_anything import SamPredictor, sam_model_registry
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
 import smra_core.encoders.sam as sam_module
-from smra_core.encoders.sam import load_sam, subject_mask
+from smra_core.encoders.sam import find_subject_mask, load_sam
 from smra_core.encoders.sam_automatic import (
     GRID,
     Candidate,
@@ -90,7 +90,7 @@ CENTER = {"point": (WIDTH / 2, HEIGHT / 2)}
 
 
 def test_the_mask_is_zeros_and_ones_on_the_pixel_grid(sam, picture):
-    mask_px = subject_mask(sam, picture, **CENTER)
+    mask_px = find_subject_mask(sam, picture, **CENTER)
     assert mask_px.shape == (1, HEIGHT, WIDTH) and mask_px.dtype == torch.float32
     assert set(mask_px.unique().tolist()) == {0.0, 1.0}
 
@@ -100,7 +100,7 @@ def test_the_mask_with_the_best_predicted_iou_is_chosen(sam, picture, best):
     raise_iou(sam, best)
     masks, _ = three_masks(sam, picture, **point_prompt(WIDTH / 2, HEIGHT / 2))
     assert len({mask.tobytes() for mask in masks}) == 3
-    assert torch.equal(subject_mask(sam, picture, **CENTER)[0], torch.from_numpy(masks[best]).float())
+    assert torch.equal(find_subject_mask(sam, picture, **CENTER)[0], torch.from_numpy(masks[best]).float())
 
 
 @pytest.mark.parametrize(
@@ -114,15 +114,15 @@ def test_the_mask_with_the_best_predicted_iou_is_chosen(sam, picture, best):
 def test_a_point_is_x_y_and_a_box_is_left_top_right_bottom(sam, picture, asked, prompt):
     raise_iou(sam, 1)
     masks, _ = three_masks(sam, picture, **prompt)
-    mask_px = subject_mask(sam, picture, **asked)
+    mask_px = find_subject_mask(sam, picture, **asked)
     assert torch.equal(mask_px[0], torch.from_numpy(masks[1]).float())
-    assert not torch.equal(mask_px, subject_mask(sam, picture, **CENTER))
+    assert not torch.equal(mask_px, find_subject_mask(sam, picture, **CENTER))
 
 
 def test_nothing_found_is_an_error_that_names_the_prompt(sam, picture):
     sam.mask_threshold = float("inf")
     with pytest.raises(ValueError, match=r"found no subject at point \(28\.0, 20\.0\)"):
-        subject_mask(sam, picture, **CENTER)
+        find_subject_mask(sam, picture, **CENTER)
 
 
 def test_every_point_of_the_grid_gives_its_three_masks_in_pixels(sam, picture):
@@ -176,10 +176,10 @@ def test_without_a_prompt_the_likely_subject_is_taken(sam, picture, monkeypatch)
     mask = torch.zeros(HEIGHT, WIDTH, dtype=torch.bool)
     mask[10:30, 20:40] = True
     monkeypatch.setattr(sam_module, "subject_candidates", lambda *_: [Candidate(mask, 0.9, 0.95)])
-    assert torch.equal(subject_mask(sam, picture)[0], mask.float())
+    assert torch.equal(find_subject_mask(sam, picture)[0], mask.float())
     monkeypatch.setattr(sam_module, "subject_candidates", lambda *_: [])
     with pytest.raises(ValueError, match="nothing in the picture that looks like its subject"):
-        subject_mask(sam, picture)
+        find_subject_mask(sam, picture)
 
 
 @pytest.mark.parametrize(
@@ -194,14 +194,14 @@ def test_without_a_prompt_the_likely_subject_is_taken(sam, picture, monkeypatch)
 )
 def test_a_prompt_outside_the_picture_is_refused(sam, picture, prompt):
     with pytest.raises(ValueError, match=f"not inside the picture of {WIDTH}x{HEIGHT} px"):
-        subject_mask(sam, picture, **prompt)
+        find_subject_mask(sam, picture, **prompt)
 
 
 def test_what_is_not_one_picture_in_0_to_1_is_refused(sam, picture):
     with pytest.raises(ValueError, match="one picture `3 H W`"):
-        subject_mask(sam, picture[None])
+        find_subject_mask(sam, picture[None])
     with pytest.raises(ValueError, match=r"in \[0, 1\]"):
-        subject_mask(sam, 2 * picture - 1)
+        find_subject_mask(sam, 2 * picture - 1)
 
 
 @pytest.mark.parametrize("kind", ["vit_b", "vit_l", "vit_h"])

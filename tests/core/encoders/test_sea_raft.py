@@ -109,7 +109,7 @@ def test_frames_below_the_least_size_are_refused_by_name_and_size(miniature):
 def test_flow_is_finite_at_the_least_size(miniature):
     least = SEA_RAFT_MINIATURE.least_side
     frames = clip(2, least, least).requires_grad_()
-    flow = miniature.pair_flows(frames)
+    flow = miniature.compute_pair_flows(frames)
     flow.sum().backward()
     assert flow.isfinite().all() and frames.grad.isfinite().all()
 
@@ -118,14 +118,16 @@ def test_unequal_frames_and_lone_frames_are_refused(miniature):
     with pytest.raises(ValueError, match="two equal batches"):
         miniature.flow(clip(1), clip(2))
     with pytest.raises(ValueError, match="F >= 2"):
-        miniature.pair_flows(clip(1))
+        miniature.compute_pair_flows(clip(1))
 
 
 def test_a_clip_gives_the_flow_of_each_pair_whatever_the_chunk(miniature):
     frames = clip(6)
     pairs = torch.cat([miniature.flow(frames[i : i + 1], frames[i + 1 : i + 2]) for i in range(5)])
     for pairs_per_chunk in (1, 2, 5, 8):
-        torch.testing.assert_close(miniature.pair_flows(frames, pairs_per_chunk), pairs, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            miniature.compute_pair_flows(frames, pairs_per_chunk), pairs, rtol=1e-4, atol=1e-4
+        )
 
 
 def test_chunks_recomputed_in_backward_give_the_gradient_of_one_graph():
@@ -135,7 +137,7 @@ def test_chunks_recomputed_in_backward_give_the_gradient_of_one_graph():
     gradients = []
     for pairs_per_chunk in (1, 3, 4):
         frames = clip(5).double().requires_grad_()
-        (net.pair_flows(frames, pairs_per_chunk) * weight).sum().backward()
+        (net.compute_pair_flows(frames, pairs_per_chunk) * weight).sum().backward()
         gradients.append(frames.grad)
     assert gradients[0].abs().sum() > 0
     torch.testing.assert_close(gradients[0], gradients[2], rtol=1e-9, atol=1e-12)
@@ -146,7 +148,7 @@ def test_features_are_computed_once_per_frame(miniature):
     seen = []
     hook = miniature.fnet.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
     try:
-        miniature.pair_flows(clip(5), pairs_per_chunk=4)
+        miniature.compute_pair_flows(clip(5), pairs_per_chunk=4)
     finally:
         hook.remove()
     assert seen == [5]
@@ -154,7 +156,7 @@ def test_features_are_computed_once_per_frame(miniature):
 
 def test_every_pixel_of_both_frames_gets_a_finite_gradient_and_no_weight_does(miniature):
     frames = clip(2).requires_grad_()
-    miniature.pair_flows(frames).square().sum().backward()
+    miniature.compute_pair_flows(frames).square().sum().backward()
     assert frames.grad.isfinite().all()
     assert (frames.grad != 0).float().mean((1, 2, 3)).min() > 0.99
     assert all(p.grad is None and not p.requires_grad for p in miniature.parameters())
@@ -167,7 +169,7 @@ def test_first_guess_has_the_exact_gradient():
     direction = torch.randn(a.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
     def loss(x):
-        return net.estimates(x, b)[-1].flow.square().mean()
+        return net.estimate_refinements(x, b)[-1].flow.square().mean()
 
     x = a.clone().requires_grad_()
     loss(x).backward()
@@ -194,14 +196,14 @@ def test_refinements_cut_the_gradient_of_accumulated_flow(miniature):
 def test_autocast_does_not_lower_the_precision(miniature):
     frames = clip(2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = miniature.pair_flows(frames)
+        inside = miniature.compute_pair_flows(frames)
     assert inside.dtype == torch.float32
-    assert torch.equal(inside, miniature.pair_flows(frames))
+    assert torch.equal(inside, miniature.compute_pair_flows(frames))
 
 
 def test_half_precision_frames_are_taken_up_to_float32(miniature):
     frames = clip(2).round().bfloat16()
-    assert torch.equal(miniature.pair_flows(frames), miniature.pair_flows(frames.float()))
+    assert torch.equal(miniature.compute_pair_flows(frames), miniature.compute_pair_flows(frames.float()))
 
 
 def test_a_frozen_net_never_trains_and_a_training_net_gives_no_flow():

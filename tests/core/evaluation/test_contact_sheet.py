@@ -13,9 +13,9 @@ from smra_core.evaluation.contact_sheet import (
     SheetRow,
     _wrap_text,
     choose_indices,
-    contact_sheet,
     draw_sheet,
     to_sheet_picture,
+    write_contact_sheet,
 )
 
 
@@ -63,7 +63,7 @@ def test_text_is_wrapped_into_its_room_and_cut():
 
 def test_a_sheet_shows_the_chosen_frames_of_every_clip(tmp_path):
     clip = torch.arange(5).view(5, 1, 1, 1).expand(5, 3, 192, 192) / 5
-    contact_sheet([("gray", clip)], tmp_path / "sheet.png", frames=[4, 1])
+    write_contact_sheet([("gray", clip)], tmp_path / "sheet.png", frames=[4, 1])
     sheet = Image.open(tmp_path / "sheet.png").convert("RGB")
     row, left = sheet.height - MARGIN - 96, MARGIN + LABEL_WIDTH
     assert sheet.getpixel((left + 96, row)) == (204,) * 3  # 4/5 of 255
@@ -72,4 +72,4 @@ def test_a_sheet_shows_the_chosen_frames_of_every_clip(tmp_path):
 
 def test_a_contact_sheet_without_rows_is_refused(tmp_path):
     with pytest.raises(ValueError, match="at least one row"):
-        contact_sheet([], tmp_path / "sheet.png")
+        write_contact_sheet([], tmp_path / "sheet.png")

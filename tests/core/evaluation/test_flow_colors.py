@@ -6,8 +6,8 @@ from smra_core.evaluation.flow_colors import (
     LEAST_SPEED,
     color_flow,
     draw_color_wheel,
-    flow_sheet,
     measure_fastest,
+    write_flow_sheet,
 )
 
 STEP = 1 / 255
@@ -86,7 +86,7 @@ def test_a_sheet_has_one_scale_for_all_rows(tmp_path):
         uniform_flow(4, 0, 96, 96).expand(2, -1, -1, -1),
         uniform_flow(1, 0, 96, 96).expand(2, -1, -1, -1),
     )
-    flow_sheet([("fast", clip, fast), ("slow", clip, slow)], tmp_path / "flow.png", pairs=[1])
+    write_flow_sheet([("fast", clip, fast), ("slow", clip, slow)], tmp_path / "flow.png", pairs=[1])
     colors = set(Image.open(tmp_path / "flow.png").convert("RGB").getdata())
     reds = {color for color in colors if color[0] == 255 and color[1] == color[2] and color[1] in (0, 191)}
     assert reds == {(255, 0, 0), (255, 191, 191)}
@@ -94,4 +94,4 @@ def test_a_sheet_has_one_scale_for_all_rows(tmp_path):
 
 def test_a_sheet_without_rows_is_refused(tmp_path):
     with pytest.raises(ValueError, match="at least one row"):
-        flow_sheet([], tmp_path / "flow.png")
+        write_flow_sheet([], tmp_path / "flow.png")

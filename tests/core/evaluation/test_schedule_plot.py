@@ -6,7 +6,7 @@ from smra_core.evaluation.schedule_plot import (
     SUBJECT_COLOR,
     SWITCH_COLOR,
     choose_axes,
-    schedule_picture,
+    draw_schedule,
 )
 from smra_core.lora.schedule import Strengths, StrengthSchedule, TPoint
 
@@ -28,7 +28,7 @@ def mean_row(image, axes, color, step):
 
 def test_the_picture_steps_up_at_the_switch():
     schedule = StrengthSchedule(0.7, subject=Strengths(0.2, 0.6))
-    image, axes = schedule_picture(schedule, T_POINT, TENTHS), choose_axes(schedule, 10)
+    image, axes = draw_schedule(schedule, T_POINT, TENTHS), choose_axes(schedule, 10)
     assert image.size == SIZE
     for step, strength in ((1.5, 0.2), (4.5, 0.6)):
         row = axes.find_pixel((step, strength))[1]
@@ -36,8 +36,8 @@ def test_the_picture_steps_up_at_the_switch():
 
 
 def test_the_motion_strength_lies_at_its_height_through_the_whole_run():
-    schedule = StrengthSchedule(0.7, subject=Strengths(0.2, 0.6), motion=Strengths.constant(0.8))
-    image, axes = schedule_picture(schedule, T_POINT, TENTHS), choose_axes(schedule, 10)
+    schedule = StrengthSchedule(0.7, subject=Strengths(0.2, 0.6), motion=Strengths.from_value(0.8))
+    image, axes = draw_schedule(schedule, T_POINT, TENTHS), choose_axes(schedule, 10)
     for step in (1.5, 8.5):
         row = axes.find_pixel((step, 0.8))[1]
         assert mean_row(image, axes, MOTION_COLOR, step) == pytest.approx(row, abs=2)
@@ -45,7 +45,7 @@ def test_the_motion_strength_lies_at_its_height_through_the_whole_run():
 
 def test_the_switch_is_a_vertical_line_at_its_step():
     schedule = StrengthSchedule(0.7, subject=Strengths(0.2, 0.6))
-    image, axes = schedule_picture(schedule, T_POINT, TENTHS), choose_axes(schedule, 10)
+    image, axes = draw_schedule(schedule, T_POINT, TENTHS), choose_axes(schedule, 10)
     height = round(axes.find_pixel((0, 0.8))[1])  # above the subject's strengths
     columns = [x for x in range(SIZE[0]) if image.getpixel((x, height)) == rgb_of(SWITCH_COLOR)]
     assert columns and sum(columns) / len(columns) == pytest.approx(axes.find_pixel((3, 0))[0], abs=1.5)

@@ -11,7 +11,7 @@ from smra_core.lora.plan import MOTION, SUBJECT
 from smra_core.lora.reader import load_lora
 from smra_core.lora.writer import convert_lora, save_lora
 from smra_core.standalone.diffusers_wan import DiffusersDenoiser
-from smra_core.wan.module_names import native_linear, to_diffusers_linear
+from smra_core.wan.module_names import to_diffusers_linear, to_native_linear
 
 RANK, TOLERANCE = 4, 1e-6
 
@@ -43,7 +43,7 @@ def changes_in(module):
     for name, layer in module.named_modules():
         if hasattr(layer, "get_delta_weight"):
             (adapter,) = layer.lora_A
-            found[native_linear(name.removeprefix("base_model.model."))] = layer.get_delta_weight(adapter)
+            found[to_native_linear(name.removeprefix("base_model.model."))] = layer.get_delta_weight(adapter)
     return found
 
 

@@ -6,9 +6,9 @@ from smra_core.lora.schedule import (
     Strengths,
     StrengthSchedule,
     TPoint,
+    choose_strength,
+    count_early_steps,
     describe_run,
-    strength_at,
-    switch_step,
 )
 from smra_core.wan.flow_matching import sampling_sigmas
 
@@ -17,7 +17,7 @@ SUBJECT_STRENGTHS = Strengths(0.4, 0.8)
 
 def strengths_over(t_point, sigmas):
     boundary = t_point.boundary(sigmas)
-    return [strength_at(SUBJECT_STRENGTHS, sigma, boundary) for sigma in sigmas[:-1]]
+    return [choose_strength(SUBJECT_STRENGTHS, sigma, boundary) for sigma in sigmas[:-1]]
 
 
 def early_steps(schedule, sigmas):
@@ -32,17 +32,17 @@ TENTHS = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0]
 
 def test_the_papers_run_switches_at_step_15_of_50():
     levels = sampling_sigmas(50).tolist()
-    assert switch_step(T_POINT, levels) == 15
+    assert count_early_steps(T_POINT, levels) == 15
     assert describe_run(T_POINT, levels) == "switch at step 15 of 50, sigma 0.700 (T_point at sigma 0.70)"
 
 
 def test_a_part_of_a_run_on_one_side_says_why_it_does_not_switch():
-    assert switch_step(T_POINT, TENTHS[:4]) == 3
-    assert switch_step(T_POINT, [1.0, 0.95, 0.875]) == 2
+    assert count_early_steps(T_POINT, TENTHS[:4]) == 3
+    assert count_early_steps(T_POINT, [1.0, 0.95, 0.875]) == 2
     assert "early strengths throughout: the end at sigma 0.875 lies above" in describe_run(
         T_POINT, [1.0, 0.95, 0.875]
     )
-    assert switch_step(T_POINT, [0.6, 0.3, 0.0]) == 0
+    assert count_early_steps(T_POINT, [0.6, 0.3, 0.0]) == 0
     assert "late strengths throughout: the start at sigma 0.600" in describe_run(T_POINT, [0.6, 0.3, 0.0])
 
 

@@ -7,7 +7,7 @@ import torch
 
 from smra_core.lora.adapter import LoraPair, init_lora
 from smra_core.lora.plan import MOTION, SUBJECT
-from smra_core.lora.schedule import ScheduledLora, Strengths, TPoint, scheduled, strength_at
+from smra_core.lora.schedule import ScheduledLora, Strengths, TPoint, choose_strength, scheduled
 from smra_core.wan.flow_matching import sampling_sigmas
 from smra_core.wan.interfaces import Prediction
 from smra_core.wan.sampler import sample
@@ -78,7 +78,7 @@ def test_every_evaluation_has_the_strengths_of_its_sigma(steps, shift, sampler, 
 
     def record(sigma):
         seen.append(sigma)
-        strengths.append(strength_at(Strengths(0.4, 0.8), sigma, boundary))
+        strengths.append(choose_strength(Strengths(0.4, 0.8), sigma, boundary))
 
     sample(Field(), start, sigmas, start, start, 1.0, sampler, on_evaluation=record)
     levels, places = exact_levels(steps, shift, denoise), evaluated(steps, sampler)
@@ -120,7 +120,7 @@ def test_the_strengths_given_are_those_the_model_computes_with(toy_denoiser):
     )
     by_hand = noise
     for step, strength in enumerate((0.3, 0.6)):  # T_point 0.7 lies nearest to the second level, 0.5
-        constant = [ScheduledLora(lora, Strengths.constant(strength))]
+        constant = [ScheduledLora(lora, Strengths.from_value(strength))]
         by_hand = sample_with(denoiser, by_hand, sigmas[step : step + 2], *contexts(), loras=constant)
     assert torch.equal(switched, by_hand)
 
@@ -128,7 +128,7 @@ def test_the_strengths_given_are_those_the_model_computes_with(toy_denoiser):
 def test_strengths_zero_give_the_base_bit_for_bit(toy_denoiser):
     denoiser = toy_denoiser()
     noise, sigmas = torch.randn(SHAPE), sampling_sigmas(4)
-    off = [ScheduledLora(loud_lora(denoiser, plan), Strengths.constant(0.0)) for plan in (SUBJECT, MOTION)]
+    off = [ScheduledLora(loud_lora(denoiser, plan), Strengths.from_value(0.0)) for plan in (SUBJECT, MOTION)]
     base = sample(denoiser, noise, sigmas, *contexts())
     assert torch.equal(base, sample_with(denoiser, noise, sigmas, *contexts(), loras=off))
     on = [ScheduledLora(lora, Strengths(0.0, 0.5)) for lora, _ in off]

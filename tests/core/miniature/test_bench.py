@@ -15,8 +15,8 @@ def clip(arm, seed=0, value=0.5, subject="ball"):
 
 
 def test_cases_come_seed_by_seed():
-    first_names = list(cases(BenchSize(("a", "b"), ("m",), seeds=2)))
-    assert first_names == [Case("a", "m", 0), Case("b", "m", 0), Case("a", "m", 1), Case("b", "m", 1)]
+    join_names = list(cases(BenchSize(("a", "b"), ("m",), seeds=2)))
+    assert join_names == [Case("a", "m", 0), Case("b", "m", 0), Case("a", "m", 1), Case("b", "m", 1)]
 
 
 def test_the_full_bench_has_64_clips_an_arm_and_three_seeds():

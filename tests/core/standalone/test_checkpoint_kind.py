@@ -4,10 +4,10 @@ import pytest
 from diffusers import WanTransformer3DModel
 from random_models import CELLS, published_dit, published_vae
 
-from smra_core.standalone.checkpoint_kind import dit_config, prefix_of, text_kind, vae_config
+from smra_core.standalone.checkpoint_kind import build_dit_config, build_vae_config, prefix_of, text_kind
 from smra_core.standalone.checkpoint_weights import check_native
 from smra_core.standalone.model_files import DIT, VAE
-from smra_core.wan.module_names import native_dit_name, native_vae_name
+from smra_core.wan.module_names import to_native_dit_name, to_native_vae_name
 from smra_core.wan.spec import WAN_1_3B, WAN_14B
 
 NAMES_IN_DIT = {WAN_1_3B: 825, WAN_14B: 1095}
@@ -20,9 +20,9 @@ def test_the_full_list_of_a_published_dit_fits_and_no_name_is_spare(spec):
     shapes = published_dit(spec)
     assert len(shapes) == NAMES_IN_DIT[spec]
     model = DIT.empty(shapes, "file")
-    check_native(model, native_dit_name, shapes, "file")
+    check_native(model, to_native_dit_name, shapes, "file")
     assert (model.config.num_layers, model.config.ffn_dim) == (spec.blocks, spec.ffn)
-    assert {native_dit_name(name) for name in model.state_dict()} == shapes.keys()
+    assert {to_native_dit_name(name) for name in model.state_dict()} == shapes.keys()
     assert all(value.is_meta for value in model.state_dict().values())
     assert isinstance(model, WanTransformer3DModel)
 
@@ -31,13 +31,13 @@ def test_the_full_list_of_the_published_vae_fits():
     shapes = published_vae()
     assert len(shapes) == NAMES_IN_VAE
     model = VAE.empty(shapes, "file")
-    check_native(model, native_vae_name, shapes, "file")
-    assert {native_vae_name(name) for name in model.state_dict()} == shapes.keys()
+    check_native(model, to_native_vae_name, shapes, "file")
+    assert {to_native_vae_name(name) for name in model.state_dict()} == shapes.keys()
 
 
 def test_native_names_stay_as_they_are():
-    assert all(native_dit_name(name) == name for name in published_dit(WAN_1_3B, blocks=2))
-    assert all(native_vae_name(name) == name for name in published_vae())
+    assert all(to_native_dit_name(name) == name for name in published_dit(WAN_1_3B, blocks=2))
+    assert all(to_native_vae_name(name) == name for name in published_vae())
 
 
 SMALL = published_dit(WAN_1_3B, blocks=1)
@@ -69,7 +69,7 @@ def test_variants_are_refused_by_their_names(name, kind):
     extra = {"img_emb.proj.0.bias": (8,)} if kind in ("FLF2V", "Fun Camera", "Animate") else {}
     shapes = published_dit(WAN_1_3B, blocks=1, channels=36) | extra | {name: (8,)}
     with pytest.raises(ValueError, match=f"x.safetensors is WAN {kind}.*The method needs WAN 2.1"):
-        dit_config(shapes, "x.safetensors")
+        build_dit_config(shapes, "x.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_other_channels_are_refused_with_what_they_mean(channels, out, kind):
     shapes = published_dit(WAN_1_3B, blocks=1, channels=channels)
     shapes["head.head.weight"] = (CELLS * out, WAN_1_3B.dim)
     with pytest.raises(ValueError, match=f"takes {channels} channels and gives {out}: .*{kind}"):
-        dit_config(shapes, "file")
+        build_dit_config(shapes, "file")
 
 
 @pytest.mark.parametrize(
@@ -97,12 +97,12 @@ def test_other_channels_are_refused_with_what_they_mean(channels, out, kind):
 )
 def test_other_models_are_recognized(names, kind):
     with pytest.raises(ValueError, match=f"is not a WAN DiT: patch_embedding.weight .* looks like {kind}"):
-        dit_config(dict.fromkeys(names, (1,)), "file")
+        build_dit_config(dict.fromkeys(names, (1,)), "file")
 
 
 def test_an_unknown_file_shows_what_it_has():
     with pytest.raises(ValueError, match="it has a, b, c, d. Choose"):
-        dit_config(dict.fromkeys("dcba", (1,)), "file")
+        build_dit_config(dict.fromkeys("dcba", (1,)), "file")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_an_unknown_file_shows_what_it_has():
 )
 def test_absurd_headers_are_refused_before_anything_is_built(change, message):
     with pytest.raises(ValueError, match=message):
-        dit_config(SMALL | change, "file")
+        build_dit_config(SMALL | change, "file")
 
 
 @pytest.mark.parametrize("prefix", ["", "model.", "diffusion_model.", "model.diffusion_model."])
@@ -141,7 +141,7 @@ def test_the_longest_prefix_counts(prefix):
 )
 def test_other_vaes_are_refused(shapes, message):
     with pytest.raises(ValueError, match=message):
-        vae_config(shapes, "file")
+        build_vae_config(shapes, "file")
 
 
 def test_t5_is_not_umt5():

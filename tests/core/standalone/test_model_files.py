@@ -7,8 +7,8 @@ from safetensors.torch import save_file
 
 from smra_core.standalone.diffusers_wan import DiffusersCodec, DiffusersDenoiser
 from smra_core.standalone.model_files import find_wan_files
-from smra_core.storage.content_hash import weights_fingerprint
-from smra_core.wan.module_names import native_dit_state, native_vae_state
+from smra_core.storage.content_hash import fingerprint_weights
+from smra_core.wan.module_names import to_native_dit_state, to_native_vae_state
 
 SIZES = dict(num_attention_heads=1, attention_head_dim=128, ffn_dim=16, num_layers=2, text_dim=8, freq_dim=8)
 CPU = torch.device("cpu")
@@ -23,8 +23,8 @@ def models():
 @pytest.fixture
 def native(models, tmp_path):
     dit, vae = models
-    save_file(native_dit_state(dit.state_dict()), tmp_path / "dit.safetensors")
-    save_file(native_vae_state(vae.state_dict()), tmp_path / "vae.safetensors")
+    save_file(to_native_dit_state(dit.state_dict()), tmp_path / "dit.safetensors")
+    save_file(to_native_vae_state(vae.state_dict()), tmp_path / "vae.safetensors")
     (tmp_path / "umt5").mkdir()
     return tmp_path
 
@@ -46,7 +46,7 @@ def test_native_files_load_as_the_models_they_were(models, native):
 
 @pytest.mark.parametrize("prefix", ["diffusion_model.", "model.diffusion_model."])
 def test_a_prefix_on_every_name_changes_nothing(models, native, prefix):
-    state = {prefix + name: tensor for name, tensor in native_dit_state(models[0].state_dict()).items()}
+    state = {prefix + name: tensor for name, tensor in to_native_dit_state(models[0].state_dict()).items()}
     save_file(state, native / "prefixed.safetensors")
     files = files_of(native, "prefixed.safetensors")
     weights = files.load_denoiser(torch.float32, CPU).dit.state_dict()
@@ -54,7 +54,7 @@ def test_a_prefix_on_every_name_changes_nothing(models, native, prefix):
 
 
 def test_a_pickled_vae_is_read_as_plain_weights(models, native):
-    torch.save(native_vae_state(models[1].state_dict()), native / "vae.pth")
+    torch.save(to_native_vae_state(models[1].state_dict()), native / "vae.pth")
     codec = files_of(native, vae="vae.pth").load_codec(torch.float32, CPU)
     assert torch.equal(codec.vae.post_quant_conv.weight, models[1].post_quant_conv.weight)
 
@@ -71,7 +71,7 @@ def test_a_diffusers_folder_loads(models, tmp_path):
 def test_a_changed_weight_changes_the_fingerprint(models, native):
     files = files_of(native)
     before, vae = files.transformer_fingerprint, files.vae_fingerprint
-    state = native_dit_state(models[0].state_dict())
+    state = to_native_dit_state(models[0].state_dict())
     state["head.head.bias"] = state["head.head.bias"] + 1
     save_file(state, native / "dit.safetensors")
     after = files_of(native)
@@ -84,11 +84,11 @@ def test_large_files_are_told_apart_by_size_and_pieces(tmp_path, monkeypatch):
     (tmp_path / "a").write_bytes(b"x" * 5000)
     (tmp_path / "b").write_bytes(b"x" * 4999 + b"y")
     (tmp_path / "c").write_bytes(b"x" * 5001)
-    assert len({weights_fingerprint(tmp_path / name) for name in "abc"}) == 3
+    assert len({fingerprint_weights(tmp_path / name) for name in "abc"}) == 3
 
 
 def save_changed(models, folder, change):
-    state = native_dit_state(models[0].state_dict())
+    state = to_native_dit_state(models[0].state_dict())
     change(state)
     save_file(state, folder / "dit.safetensors")
 
@@ -147,7 +147,7 @@ def row_scale(weight):
 @pytest.mark.parametrize("scale_name", [".scale_weight", ".weight_scale"])
 @pytest.mark.parametrize("scale_of", [whole_scale, row_scale])
 def test_scaled_fp8_is_brought_back_to_what_it_means(models, native, scale_name, scale_of):
-    stored, meant = quantized(native_dit_state(models[0].state_dict()), scale_name, scale_of)
+    stored, meant = quantized(to_native_dit_state(models[0].state_dict()), scale_name, scale_of)
     if scale_name == ".scale_weight":
         stored["scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
         stored["blocks.0.ffn.0.scale_input"] = torch.ones(())
@@ -155,7 +155,7 @@ def test_scaled_fp8_is_brought_back_to_what_it_means(models, native, scale_name,
         mark = json.dumps({"format": "float8_e4m3fn"}).encode()
         stored["blocks.0.ffn.0.comfy_quant"] = torch.frombuffer(bytearray(mark), dtype=torch.uint8)
     save_file(stored, native / "dit.safetensors")
-    loaded = native_dit_state(files_of(native).load_denoiser(torch.float32, CPU).dit.state_dict())
+    loaded = to_native_dit_state(files_of(native).load_denoiser(torch.float32, CPU).dit.state_dict())
     assert loaded.keys() == meant.keys()
     for name, value in meant.items():
         assert torch.equal(loaded[name], value), name
@@ -165,9 +165,9 @@ def test_scaled_fp8_is_brought_back_to_what_it_means(models, native, scale_name,
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float16])
 def test_plain_small_numbers_are_widened(models, native, dtype):
-    state = {name: value.to(dtype) for name, value in native_dit_state(models[0].state_dict()).items()}
+    state = {name: value.to(dtype) for name, value in to_native_dit_state(models[0].state_dict()).items()}
     save_file(state, native / "dit.safetensors")
-    loaded = native_dit_state(files_of(native).load_denoiser(torch.float32, CPU).dit.state_dict())
+    loaded = to_native_dit_state(files_of(native).load_denoiser(torch.float32, CPU).dit.state_dict())
     assert all(torch.equal(loaded[name], value.float()) for name, value in state.items())
 
 
@@ -235,7 +235,7 @@ def test_a_file_in_diffusers_names_is_the_same_model(models, native):
 
 
 def test_the_folder_of_the_authors_with_a_model_in_parts_loads(models, native):
-    state = native_dit_state(models[0].state_dict())
+    state = to_native_dit_state(models[0].state_dict())
     names, index = list(state), {}
     for part in range(2):
         file = f"diffusion_pytorch_model-0000{part + 1}-of-00002.safetensors"
@@ -243,13 +243,13 @@ def test_the_folder_of_the_authors_with_a_model_in_parts_loads(models, native):
         save_file({name: state[name] for name in names[part::2]}, native / file)
     listing = native / "diffusion_pytorch_model.safetensors.index.json"
     listing.write_text(json.dumps({"weight_map": index}))
-    torch.save(native_vae_state(models[1].state_dict()), native / "Wan2.1_VAE.pth")
+    torch.save(to_native_vae_state(models[1].state_dict()), native / "Wan2.1_VAE.pth")
     files = find_wan_files(str(native), None, str(native / "umt5"))
     weights = files.load_denoiser(torch.float32, CPU).dit.state_dict()
     assert all(torch.equal(weights[name], tensor) for name, tensor in models[0].state_dict().items())
-    before = weights_fingerprint(listing)
+    before = fingerprint_weights(listing)
     save_file({name: state[name] + 1 for name in names[::2]}, native / index[names[0]])
-    assert weights_fingerprint(listing) != before
+    assert fingerprint_weights(listing) != before
     (native / index[names[0]]).unlink()
     with pytest.raises(ValueError, match="lacks diffusion_pytorch_model-00001-of-00002.safetensors of the"):
         find_wan_files(str(native), None, str(native / "umt5"))
@@ -269,7 +269,7 @@ def test_what_is_not_there_is_named(tmp_path):
 
 
 def test_another_vae_is_refused(native):
-    state = native_vae_state(AutoencoderKLWan(base_dim=4, z_dim=4).state_dict())
+    state = to_native_vae_state(AutoencoderKLWan(base_dim=4, z_dim=4).state_dict())
     save_file(state, native / "vae.safetensors")
     with pytest.raises(ValueError, match="has 4 latent channels; WAN 2.1's VAE has 16"):
         files_of(native)

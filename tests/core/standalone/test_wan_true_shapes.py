@@ -8,7 +8,7 @@ from random_models import published_dit
 from safetensors.torch import save_file
 
 from smra_core.standalone.model_files import WanFiles
-from smra_core.wan.module_names import native_dit_state
+from smra_core.wan.module_names import to_native_dit_state
 from smra_core.wan.spec import WAN_1_3B
 
 SHAPES = published_dit(WAN_1_3B, blocks=2)
@@ -45,7 +45,7 @@ def test_two_blocks_load_whole(tmp_path, weights, kind):
     del stored
     files = WanFiles(path, path, None)
     assert (files.spec.dim, files.spec.ffn, files.spec.blocks) == (WAN_1_3B.dim, WAN_1_3B.ffn, 2)
-    loaded = native_dit_state(files.load_denoiser(torch.bfloat16, torch.device("cpu")).dit.state_dict())
+    loaded = to_native_dit_state(files.load_denoiser(torch.bfloat16, torch.device("cpu")).dit.state_dict())
     assert {name: tuple(value.shape) for name, value in loaded.items()} == SHAPES
     for name in ("blocks.1.ffn.0.weight", "blocks.0.cross_attn.q.weight", "head.modulation"):
         factor = SCALE if kind == "fp8_scaled" and is_quantized(name) else 1

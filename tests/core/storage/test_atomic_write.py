@@ -2,13 +2,13 @@ import os
 
 import pytest
 
-from smra_core.storage.atomic_write import atomic_write
+from smra_core.storage.atomic_write import write_atomically
 
 
 def test_the_new_content_takes_the_old_ones_place_when_the_block_ends(tmp_path):
     target = tmp_path / "made" / "file.bin"
     for content in (b"first", b"second"):
-        with atomic_write(target) as draft:
+        with write_atomically(target) as draft:
             draft.write_bytes(content)
             assert not target.exists() or target.read_bytes() == b"first"
         assert target.read_bytes() == content
@@ -19,14 +19,14 @@ def test_the_new_content_takes_the_old_ones_place_when_the_block_ends(tmp_path):
 def test_an_error_leaves_the_old_content_and_nothing_else(tmp_path, error):
     target = tmp_path / "file.bin"
     target.write_bytes(b"old")
-    with pytest.raises(error), atomic_write(target) as draft:
+    with pytest.raises(error), write_atomically(target) as draft:
         draft.write_bytes(b"half")
         raise error
     assert target.read_bytes() == b"old" and os.listdir(tmp_path) == ["file.bin"]
 
 
 def test_two_writers_of_one_file_have_drafts_of_their_own(tmp_path):
-    with atomic_write(tmp_path / "a.mp4") as one, atomic_write(tmp_path / "a.mp4") as two:
+    with write_atomically(tmp_path / "a.mp4") as one, write_atomically(tmp_path / "a.mp4") as two:
         assert one != two and one.suffix == two.suffix == ".mp4"
         one.write_bytes(b"1")
         two.write_bytes(b"2")
@@ -36,7 +36,7 @@ def test_two_writers_of_one_file_have_drafts_of_their_own(tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="Windows has other rights")
 def test_a_written_file_has_the_rights_of_any_other(tmp_path):
     (tmp_path / "plain").write_bytes(b"")
-    with atomic_write(tmp_path / "file") as draft:
+    with write_atomically(tmp_path / "file") as draft:
         draft.write_bytes(b"")
         draft.chmod(0o600)
     assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode

@@ -15,12 +15,12 @@ from smra_core.encoders.dinov2 import load_dinov2
 from smra_core.encoders.dinov2_files import DinoV2Config
 from smra_core.encoders.sea_raft import SeaRaft, load_sea_raft
 from smra_core.encoders.sea_raft_config import SeaRaftConfig
-from smra_core.encoders.sea_raft_files import metadata_of
+from smra_core.encoders.sea_raft_files import to_metadata
 from smra_core.lora.reader import load_lora
 from smra_core.lora.report import describe_lora
 from smra_core.standalone.model_files import WanFiles
 from smra_core.standalone.umt5 import load_umt5
-from smra_core.wan.module_names import native_dit_state, native_vae_state
+from smra_core.wan.module_names import to_native_dit_state, to_native_vae_state
 
 ROUNDS = 4
 """Changes of each file, drawn from a fixed seed."""
@@ -50,12 +50,12 @@ def lora():
 
 def dit():
     sizes = dict(num_attention_heads=1, attention_head_dim=128, ffn_dim=8, num_layers=1)
-    state = native_dit_state(random_tensors(WanTransformer3DModel(**sizes, text_dim=4, freq_dim=4)))
+    state = to_native_dit_state(random_tensors(WanTransformer3DModel(**sizes, text_dim=4, freq_dim=4)))
     return state | {"blocks.0.ffn.0.scale_weight": torch.ones(())}, {}
 
 
 def vae():
-    return native_vae_state(random_tensors(AutoencoderKLWan(base_dim=1, z_dim=16))), {}
+    return to_native_vae_state(random_tensors(AutoencoderKLWan(base_dim=1, z_dim=16))), {}
 
 
 def umt5():
@@ -67,7 +67,7 @@ def umt5():
 
 def sea_raft():
     config = SeaRaftConfig("x", (1, 1, 1), 4, (4, 4, 4), dim=4, levels=1, radius=1)
-    return random_tensors(SeaRaft(config)), metadata_of(config)
+    return random_tensors(SeaRaft(config)), to_metadata(config)
 
 
 def dinov2(dialect):

@@ -3,7 +3,7 @@ import hashlib
 import pytest
 import torch
 
-from smra_core.storage.content_hash import content_hash
+from smra_core.storage.content_hash import hash_content
 from smra_core.storage.tensor_cache import TensorCache
 
 KEY = {"vae": "abc", "size": [64, 64]}
@@ -88,15 +88,15 @@ def test_a_failed_computation_leaves_no_file(tmp_path):
 
 def test_a_tensors_hash_is_its_shape_type_and_values():
     tensor = torch.arange(6.0).reshape(2, 3)
-    assert content_hash(tensor) == content_hash(tensor.T.contiguous().T)
+    assert hash_content(tensor) == hash_content(tensor.T.contiguous().T)
     others = [tensor.T, tensor.reshape(6), tensor.double(), tensor + 1]
-    assert len({content_hash(other) for other in [tensor, *others]}) == 5
-    assert content_hash(torch.tensor(1.0)) != content_hash(torch.tensor([1.0]))
+    assert len({hash_content(other) for other in [tensor, *others]}) == 5
+    assert hash_content(torch.tensor(1.0)) != hash_content(torch.tensor([1.0]))
 
 
 def test_a_file_and_its_bytes_have_sha256s_own_hash(tmp_path):
     content = bytes(range(256)) * 5000  # longer than one piece
     (tmp_path / "file").write_bytes(content)
     expected = hashlib.sha256(content).hexdigest()
-    assert content_hash(tmp_path / "file") == content_hash(str(tmp_path / "file")) == expected
-    assert content_hash(content) == expected
+    assert hash_content(tmp_path / "file") == hash_content(str(tmp_path / "file")) == expected
+    assert hash_content(content) == expected

@@ -2,11 +2,11 @@ import pytest
 
 from smra_core.lora.plan import MOTION, SUBJECT
 from smra_core.training.cost import (
-    activation_bytes,
-    alignment_flops,
-    lora_parameters,
-    optimizer_bytes,
-    step_flops,
+    count_activation_bytes,
+    count_alignment_flops,
+    count_lora_parameters,
+    count_optimizer_bytes,
+    count_step_flops,
 )
 from smra_core.training.mora import MotionSettings
 from smra_core.wan.spec import WAN_1_3B, WAN_14B, WanSpec
@@ -19,21 +19,21 @@ GIB = 2**30
     [(WAN_1_3B, 1024, 0.18), (WAN_1_3B, 9360, 1.59), (WAN_1_3B, 20280, 3.43), (WAN_14B, 9360, 5.6)],
 )
 def test_activations_are_those_counted_on_meta_tensors(spec, tokens, gib):
-    assert activation_bytes(spec, tokens) / GIB == pytest.approx(gib, rel=0.05)
+    assert count_activation_bytes(spec, tokens) / GIB == pytest.approx(gib, rel=0.05)
 
 
 def test_activations_grow_with_batch_and_bytes():
-    one = activation_bytes(WAN_1_3B, 1024)
-    assert activation_bytes(WAN_1_3B, 1024, batch=3) == 3 * one
-    assert activation_bytes(WAN_1_3B, 1024, value_bytes=4) == 2 * one
+    one = count_activation_bytes(WAN_1_3B, 1024)
+    assert count_activation_bytes(WAN_1_3B, 1024, batch=3) == 3 * one
+    assert count_activation_bytes(WAN_1_3B, 1024, value_bytes=4) == 2 * one
 
 
 def test_parameters_of_a_lora_by_hand():
     spec = WanSpec("toy", blocks=1, dim=8, ffn=20, heads=1)
     # Q and K of both attentions: 4 x 2 x (8 + 8); FFN.0: 2 x (8 + 20).
-    assert lora_parameters(spec, SUBJECT.select(spec.linear_names()), 2) == 4 * 32 + 56
-    assert lora_parameters(spec, MOTION.select(spec.linear_names()), 2) == 4 * 32 + 2 * 56
-    assert optimizer_bytes(10) == 160
+    assert count_lora_parameters(spec, SUBJECT.select(spec.linear_names()), 2) == 4 * 32 + 56
+    assert count_lora_parameters(spec, MOTION.select(spec.linear_names()), 2) == 4 * 32 + 2 * 56
+    assert count_optimizer_bytes(10) == 160
 
 
 def test_flops_by_hand():
@@ -42,12 +42,12 @@ def test_flops_by_hand():
     # twice two products of attention, of which backward has five.
     linears = 2 * 5 * (6 * 4 + 2 * 6) + 2 * 512 * 2 * 4
     attention = 2 * 2 * 5 * (5 + 512) * 2
-    assert step_flops(spec, 5) == 3 * linears + 2 * attention + 5 / 2 * attention
+    assert count_step_flops(spec, 5) == 3 * linears + 2 * attention + 5 / 2 * attention
 
 
 @pytest.mark.parametrize(("tokens", "counted"), [(9360, 151.4), (32760, 1163.0)])
 def test_flops_are_those_counted_on_meta_tensors(tokens, counted):
-    assert step_flops(WAN_1_3B, tokens) / 1e12 == pytest.approx(counted, rel=0.03)
+    assert count_step_flops(WAN_1_3B, tokens) / 1e12 == pytest.approx(counted, rel=0.03)
 
 
 TF = 1e12
@@ -55,7 +55,7 @@ TOKENS = 13 * 20 * 36
 
 
 def flops_of_step(decode, recompute=False):
-    return step_flops(WAN_1_3B, TOKENS) + alignment_flops(MotionSettings(), decode, recompute)
+    return count_step_flops(WAN_1_3B, TOKENS) + count_alignment_flops(MotionSettings(), decode, recompute)
 
 
 @pytest.mark.parametrize(
@@ -82,10 +82,12 @@ def test_the_ways_to_decode_are_in_their_order():
 
 def test_a_window_longer_than_the_clip_costs_no_more_than_the_clip():
     long = MotionSettings(window=40, context=4)
-    assert alignment_flops(long, "windowed", False) == alignment_flops(MotionSettings(), "exact", False)
+    assert count_alignment_flops(long, "windowed", False) == count_alignment_flops(
+        MotionSettings(), "exact", False
+    )
 
 
 def test_it_grows_with_pixels_and_is_nothing_without_the_loss():
-    exact = alignment_flops(MotionSettings(), "exact", False)
-    assert alignment_flops(MotionSettings(width=288), "exact", False) == exact / 2
-    assert alignment_flops(MotionSettings(mora_weight=0.0), "exact", False) == 0
+    exact = count_alignment_flops(MotionSettings(), "exact", False)
+    assert count_alignment_flops(MotionSettings(width=288), "exact", False) == exact / 2
+    assert count_alignment_flops(MotionSettings(mora_weight=0.0), "exact", False) == 0

@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from smra_core.decoding.windows import DecodeWindow, whole_clip_window
+from smra_core.decoding.windows import DecodeWindow, take_whole_clip
 from smra_core.lora.adapter import Injection, init_lora, injected
 from smra_core.lora.plan import ALL_LAYERS
 from smra_core.training.mora import (
@@ -167,7 +167,7 @@ def test_mora_is_the_flow_error_of_the_decoded_prediction(toy_denoiser):
 def test_each_sample_sees_a_window_of_its_own_clip_and_all_are_drawn_alike(toy_denoiser):
     denoiser, decoder = toy_denoiser().double(), Decoder()
     windows = {
-        "one": whole_clip_window(3),
+        "one": take_whole_clip(3),
         "two": [DecodeWindow(range(1, 2)), DecodeWindow(range(0, 2), weight=3.0)],
     }
     objective = MotionObjective(MotionSettings(), decoder, smooth_flow, windows)

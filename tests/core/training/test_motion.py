@@ -133,7 +133,7 @@ def test_another_flow_net_is_another_run(backend, clip, sea_raft):
 
 def test_the_reference_flow_is_the_clips_own_and_is_measured_once(backend, clip, sea_raft):
     flow = prepare_motion(backend, clip, sea_raft).reference_flow
-    torch.testing.assert_close(flow, load_sea_raft(sea_raft).pair_flows(clip.frames * 255))
+    torch.testing.assert_close(flow, load_sea_raft(sea_raft).compute_pair_flows(clip.frames * 255))
     misses = backend.cache.misses
     assert torch.equal(prepare_motion(backend, clip, sea_raft).reference_flow, flow)
     assert backend.cache.misses == misses

@@ -17,7 +17,7 @@ from smra_core.standalone.model_files import WanFiles, find_wan_files
 from smra_core.storage.tensor_cache import TensorCache
 from smra_core.training import subject as subject_training
 from smra_core.training.run_folder import STATE
-from smra_core.training.subject import patch_features, train_subject
+from smra_core.training.subject import extract_patch_features, train_subject
 from smra_core.training.sura import SubjectSettings
 from smra_core.training.trainer import TrainSettings
 from smra_core.wan.latents import as_frames, as_video
@@ -223,11 +223,11 @@ def test_missing_teacher_and_missing_mask_are_refused_before_anything_is_encoded
 
 def test_features_are_the_teachers_one_a_token_in_y_x_order(backend, dinov2):
     picture = torch.rand(3, SIDE, 2 * SIDE, generator=torch.Generator().manual_seed(2))
-    (features,) = patch_features(backend, [picture], dinov2)
+    (features,) = extract_patch_features(backend, [picture], dinov2)
     assert features.shape == (2 * 4, DINOV2.width)
     teacher = DinoV2(DINOV2)
     teacher.vit.load_state_dict(load_file(dinov2))
-    torch.testing.assert_close(features, teacher.patch_features(picture[None])[0])
+    torch.testing.assert_close(features, teacher.extract_patch_features(picture[None])[0])
 
 
 def test_contexts_and_latents_are_what_the_encoders_say_and_are_kept(empty_backend, loaded):

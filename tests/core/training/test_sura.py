@@ -4,7 +4,7 @@ import torch
 
 from smra_core.lora.adapter import Injection, init_lora, injected
 from smra_core.lora.plan import ALL_LAYERS
-from smra_core.training.cost import projector_parameters
+from smra_core.training.cost import count_projector_parameters
 from smra_core.training.sura import (
     SubjectObjective,
     SubjectSample,
@@ -90,7 +90,7 @@ def test_an_empty_mask_is_refused():
 
 def test_the_projectors_parameters_are_counted():
     net = projector(8, 5, 7, torch.Generator())
-    assert projector_parameters(8, 5, 7) == sum(parameter.numel() for parameter in net.parameters())
+    assert count_projector_parameters(8, 5, 7) == sum(parameter.numel() for parameter in net.parameters())
 
 
 def test_the_projector_depends_on_its_generator_alone():

@@ -6,7 +6,12 @@ from diffusers.loaders.single_file_utils import (
     convert_wan_vae_to_diffusers,
 )
 
-from smra_core.wan.module_names import native_dit_state, native_linear, native_vae_state, to_diffusers_linear
+from smra_core.wan.module_names import (
+    to_diffusers_linear,
+    to_native_dit_state,
+    to_native_linear,
+    to_native_vae_state,
+)
 from smra_core.wan.spec import WAN_1_3B
 
 
@@ -20,14 +25,14 @@ def test_diffusers_reads_a_dit_under_our_native_names_as_the_one_it_was():
         num_attention_heads=1, attention_head_dim=16, ffn_dim=8, num_layers=2, text_dim=8, freq_dim=8
     )
     state = dit.state_dict()
-    native = native_dit_state(state)
+    native = to_native_dit_state(state)
     assert set(WAN_1_3B.linear_names()[:20]) <= {name.removesuffix(".weight") for name in native}
     same(convert_wan_transformer_to_diffusers(dict(native)), state)
 
 
 def test_diffusers_reads_a_vae_under_our_native_names_as_the_one_it_was():
     state = AutoencoderKLWan(base_dim=4, z_dim=4).state_dict()
-    native = native_vae_state(state)
+    native = to_native_vae_state(state)
     assert {
         "conv1.weight",
         "conv2.weight",
@@ -48,9 +53,9 @@ def test_diffusers_reads_a_vae_under_our_native_names_as_the_one_it_was():
 )
 def test_linears_go_both_ways(native, theirs):
     assert to_diffusers_linear(native) == theirs
-    assert native_linear(theirs) == native
+    assert to_native_linear(theirs) == native
 
 
 def test_what_is_no_linear_has_no_native_name():
-    assert native_linear("blocks.0.norm1") is None
-    assert native_linear("vace_blocks.0.attn1.to_q") is None
+    assert to_native_linear("blocks.0.norm1") is None
+    assert to_native_linear("vace_blocks.0.attn1.to_q") is None

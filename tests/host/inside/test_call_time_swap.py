@@ -16,7 +16,7 @@ SCHEDULE = StrengthSchedule(0.7)
 LATE_BELOW = 0.75
 """At shift 1 and 10 steps the levels are 1, 0.9, … and the switch falls on 0.7."""
 ONE_STEP_LATER, ONE_STEP_EARLIER = 0.65, 0.85
-SUBJECT, MOTION = Strengths(0.4, 0.8), Strengths.constant(1.0)
+SUBJECT, MOTION = Strengths(0.4, 0.8), Strengths.from_value(1.0)
 
 
 def lora(factors):
@@ -58,7 +58,7 @@ def test_a_constant_pair_equals_the_stock_loader(model, loras):
     for name, (a, b) in loras[1].items():
         named[f"diffusion_model.{name}.lora_A.weight"], named[f"diffusion_model.{name}.lora_B.weight"] = a, b
     stock, _ = comfy.sd.load_lora_for_models(model, None, named, 0.5, 0)
-    ours = applied(model, loras[1:], [Strengths.constant(0.5)])
+    ours = applied(model, loras[1:], [Strengths.from_value(0.5)])
     assert torch.equal(sample(ours), sample(stock))
 
 

@@ -10,7 +10,7 @@ from smrabooth_pack.smra_core.lora.schedule import (
     Strengths,
     StrengthSchedule,
     TPoint,
-    switch_step,
+    count_early_steps,
 )
 
 SCHEDULERS = ("simple", "normal", "beta", "sgm_uniform")
@@ -36,7 +36,7 @@ def test_the_simple_scheduler_switches_at_the_step_that_was_asked_for(steps):
     found = {}
     for shift in range(1, 18):
         run = levels(shift, "simple", steps)
-        found[shift] = [switch_step(TPoint.from_step(step, steps, shift), run) for step in asked]
+        found[shift] = [count_early_steps(TPoint.from_step(step, steps, shift), run) for step in asked]
     assert found == dict.fromkeys(range(1, 18), asked)
 
 
@@ -64,12 +64,16 @@ def test_two_real_samplers_cut_anywhere_make_the_latents_of_one(model, loras, cu
         ours, first, steps=FEW, start_step=cut, last_step=FEW, force_full_denoise=True
     )
     assert tiny_wan.difference(one, second) < 2e-4
-    early = apply_loras(model, [ScheduledLora(lora, Strengths.constant(0.4))], StrengthSchedule(0.7)).model
+    early = apply_loras(model, [ScheduledLora(lora, Strengths.from_value(0.4))], StrengthSchedule(0.7)).model
     assert tiny_wan.difference(one, tiny_wan.sample(early, steps=FEW)) > 0.02
 
 
 def test_a_shift_of_the_model_moves_the_step_and_not_the_level():
     """Step 15 of 50 at shift 1; at shift 3 and 8 the same level comes later in the run."""
     t_point = TPoint(0.7)
-    assert [switch_step(t_point, levels(shift, "simple", 50)) for shift in (1.0, 3.0, 8.0)] == [15, 28, 39]
+    assert [count_early_steps(t_point, levels(shift, "simple", 50)) for shift in (1.0, 3.0, 8.0)] == [
+        15,
+        28,
+        39,
+    ]
     assert torch.tensor(levels(3.0, "simple", 50))[28].item() == pytest.approx(0.7, abs=0.01)

@@ -68,7 +68,7 @@ def test_a_flow_loss_reaches_the_latents_as_in_one_graph_through_the_host(net, a
 
     decoder = pack("smra_core.decoding.wan_decoder").WanVideoDecoder.of(net)
     objective = gradients.FlowComparison(decoder, smooth_flow, squared, at_once)
-    loss = gradients.streamed_flow_loss(z, reference, objective)[0]
+    loss = gradients.compute_flow_loss(z, reference, objective)[0]
     frames = (decoded_by_the_host(net, z)[0].transpose(0, 1) + 1) * 127.5
     expected = squared(smooth_flow(frames), reference[0])
     assert loss.item() == pytest.approx(expected.item(), rel=1e-12)

@@ -73,7 +73,7 @@ def test_a_switched_run_on_a_gguf_file(loader, state, loras, tmp_path, monkeypat
     floor = difference(base, sample(plain))
     both = [
         ScheduledLora({name: LoraPair(a, b) for name, (a, b) in factors.items()}, strengths)
-        for factors, strengths in zip(loras, (Strengths(0.4, 0.8), Strengths.constant(1.0)), strict=True)
+        for factors, strengths in zip(loras, (Strengths(0.4, 0.8), Strengths.from_value(1.0)), strict=True)
     ]
     result = apply_loras(packed, both, StrengthSchedule(0.7))
     assert result.merged == (False, False)  # a merge would be rounded to 8 bits again

@@ -57,7 +57,7 @@ def test_memory_follows_batch_precision_and_the_loss(preflight, core):
     adapters = 16 * once.parameters
     assert twice.memory - adapters == pytest.approx(2 * (once.memory - adapters), rel=1e-6)
     assert wide.memory == twice.memory
-    assert plain.memory == core.cost.activation_bytes(core.spec, 9360) + adapters < once.memory
+    assert plain.memory == core.cost.count_activation_bytes(core.spec, 9360) + adapters < once.memory
     assert "decoded" not in plain.samples
 
 

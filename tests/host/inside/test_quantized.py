@@ -11,7 +11,7 @@ from tiny_wan import difference, leftovers, reference, sample
 quant_ops = pytest.importorskip("comfy.quant_ops")
 FORMATS = [kind for kind in ("float8_e4m3fn", "int8_tensorwise") if kind in quant_ops.QUANT_ALGOS]
 SCHEDULE, LATE_BELOW = StrengthSchedule(0.7), 0.75
-SUBJECT, MOTION = Strengths(0.4, 0.8), Strengths.constant(1.0)
+SUBJECT, MOTION = Strengths(0.4, 0.8), Strengths.from_value(1.0)
 
 
 def scheduled(factors, strengths):

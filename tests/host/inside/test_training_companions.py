@@ -69,7 +69,7 @@ def test_colors_share_one_scale():
 def test_masks_come_with_a_picture_to_check_them_by(folders, nodes, monkeypatch):
     module, points = pack("nodes.segment_subject"), []
 
-    def subject_mask(net, picture, point):
+    def find_subject_mask(net, picture, point):
         points.append(point)
         mask = torch.zeros(1, *picture.shape[-2:])
         mask[:, :4] = 1
@@ -80,7 +80,7 @@ def test_masks_come_with_a_picture_to_check_them_by(folders, nodes, monkeypatch)
             return self
 
     monkeypatch.setattr(module, "load_sam", lambda path: Net())
-    monkeypatch.setattr(module, "subject_mask", subject_mask)
+    monkeypatch.setattr(module, "subject_mask", find_subject_mask)
     images = torch.ones(2, 8, 16, 3)
     masks, preview = nodes["SMRASegmentSubject"].execute(images, None, 0.25, 1.0).args
     assert masks.shape == (2, 8, 16) and points == [(4.0, 7)] * 2
@@ -147,7 +147,7 @@ def test_masks_that_the_crop_cuts_are_noted():
 
 
 def test_loss_curves_have_a_panel_each():
-    picture = pack("nodes.training.loss_picture").loss_picture({"region": [3.0, 2.0, 1.0], "sura": [0.5]})
+    picture = pack("nodes.training.loss_picture").draw_loss_image({"region": [3.0, 2.0, 1.0], "sura": [0.5]})
     assert picture.shape == (1, 240, 840, 3) and picture.min() < 0.5
 
 
