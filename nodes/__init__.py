@@ -1,22 +1,30 @@
-"""The nodes of the pack; the only code that knows ComfyUI."""
+"""Nodes of the pack: the only code that knows ComfyUI."""
 
 from .inspect_lora import InspectLoRA
 from .load_data import LoadMotionClip, LoadSubjectFolder
 from .load_encoders import LoadDINOv2, LoadSAM, LoadSEARAFT
 from .load_miniature import LoadMiniature
+from .loader_options import LoaderOptionsNode
+from .loss_options import LossOptionsNode
 from .preview_flow import PreviewOpticalFlow
 from .segment_subject import SegmentSubject
 from .sparse_lora_loader import SparseLoRALoader
+from .strength_options import StrengthOptionsNode
 from .t_point_scheduler import TPointScheduler
 from .train_motion_lora import TrainMotionLoRA
 from .train_subject_lora import TrainSubjectLoRA
+from .training_options import TrainingOptionsNode
 
 # A plain table with final ids: static checkers read it without running anything.
 NODE_CLASS_MAPPINGS = {
     "SMRATrainSubjectLoRA": TrainSubjectLoRA,
     "SMRATrainMotionLoRA": TrainMotionLoRA,
+    "SMRATrainingOptions": TrainingOptionsNode,
+    "SMRALossOptions": LossOptionsNode,
     "SMRASparseLoRALoader": SparseLoRALoader,
     "SMRATPointScheduler": TPointScheduler,
+    "SMRALoaderOptions": LoaderOptionsNode,
+    "SMRAStrengthOptions": StrengthOptionsNode,
     "SMRALoadDINOv2": LoadDINOv2,
     "SMRALoadSEARAFT": LoadSEARAFT,
     "SMRALoadSAM": LoadSAM,

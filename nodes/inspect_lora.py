@@ -1,4 +1,4 @@
-"""The SMRA Inspect LoRA node: what a LoRA file holds, and whether a WAN model can take it."""
+"""The SMRA Inspect LoRA node: show what a LoRA file holds, and whether it fits a WAN model."""
 
 from comfy_api.latest import io, ui
 
@@ -7,6 +7,8 @@ from ..smra_core.lora.report import describe_lora, render_report
 
 
 class InspectLoRA(io.ComfyNode):
+    """Node that shows what a LoRA file holds."""
+
     @classmethod
     def define_schema(cls):
         import folder_paths
@@ -16,16 +18,18 @@ class InspectLoRA(io.ComfyNode):
             display_name="SMRA Inspect LoRA",
             category="SMRABooth",
             description=(
-                "Says what is in a WAN LoRA file of any kind: which layers, how strong in which blocks, its "
-                "rank, what it was trained on. With a MODEL it also says whether the two fit."
+                "Shows what is in a WAN LoRA file of any kind: which layers, how strong in which blocks, its "
+                "rank, what it was trained on. With a MODEL it also checks whether the two fit."
             ),
             inputs=[
                 io.Combo.Input(
-                    "file", options=folder_paths.get_filename_list("loras"), tooltip="A file in models/loras."
+                    "file",
+                    options=folder_paths.get_filename_list("loras"),
+                    tooltip="LoRA file in models/loras.",
                 ),
-                io.Model.Input("model", optional=True, tooltip="The WAN that it is meant for."),
+                io.Model.Input("model", optional=True, tooltip="WAN model that the LoRA is meant for."),
             ],
-            outputs=[io.String.Output(display_name="report")],
+            outputs=[io.String.Output(display_name="report", tooltip="The same text as on the node.")],
             is_output_node=True,
         )
 
@@ -33,9 +37,9 @@ class InspectLoRA(io.ComfyNode):
     def execute(cls, file: str, model=None) -> io.NodeOutput:
         import folder_paths
 
-        from .host.denoiser import spec_of
+        from .host.denoiser import read_spec
 
-        spec = None if model is None else spec_of(model)
+        spec = None if model is None else read_spec(model)
         text = render_report(
             describe_lora(load_lora(folder_paths.get_full_path_or_raise("loras", file), spec))
         )

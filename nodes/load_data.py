@@ -1,4 +1,4 @@
-"""The SMRA Load Subject Folder and Load Motion Clip nodes: the authors' data layout, captions encoded."""
+"""The SMRA Load Subject Folder and Load Motion Clip nodes: read the authors' data layout, encode captions."""
 
 import logging
 from pathlib import Path
@@ -12,7 +12,7 @@ from ..smra_core.training.mora import MotionSettings
 from ..smra_core.training.sura import SubjectSettings
 from ..smra_core.wan.spec import check_size, latent_frames
 from .host.images import as_image
-from .host.widgets import advanced, show_text
+from .host.widgets import show_text
 
 log = logging.getLogger("smrabooth")
 
@@ -20,6 +20,8 @@ SUBJECT, MOTION = SubjectSettings(), MotionSettings()
 
 
 class LoadSubjectFolder(io.ComfyNode):
+    """Node that reads pictures, masks and captions from a folder."""
+
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -27,20 +29,26 @@ class LoadSubjectFolder(io.ComfyNode):
             display_name="SMRA Load Subject Folder",
             category="SMRABooth",
             description=(
-                "Reads a subject's pictures, masks and captions: a folder with a metadata.csv as the authors "
-                "have it, or plain pictures with masks/ and .txt captions beside them."
+                "Reads a subject's pictures, masks and captions from a folder: one with a metadata.csv, as "
+                "the authors have it, or plain pictures with masks/ and .txt captions beside them."
             ),
             inputs=[
                 io.Clip.Input("clip", tooltip="WAN's text encoder, for the captions."),
-                _folder("The folder; a relative one lies in ComfyUI's input folder."),
-                _caption("A picture of sks dog"),
-                *_size_inputs(SUBJECT.width, SUBJECT.height),
+                _make_folder_input("Path of the folder; a relative one starts in ComfyUI's input folder."),
+                _make_caption_input("A picture of sks dog"),
+                *_make_size_inputs(SUBJECT.width, SUBJECT.height),
             ],
             outputs=[
-                io.Image.Output(display_name="images"),
-                io.Mask.Output(display_name="masks", tooltip="Black all over where the folder has none."),
+                io.Image.Output(display_name="images", tooltip="The pictures, cropped to width and height."),
+                io.Mask.Output(
+                    display_name="masks",
+                    tooltip="Masks of the pictures; black all over where the folder has none.",
+                ),
                 io.Conditioning.Output(display_name="positive", tooltip="One prompt for each picture."),
-                io.String.Output(display_name="captions", tooltip="The prompts in words, one a line."),
+                io.String.Output(
+                    display_name="captions",
+                    tooltip="The prompts in words, one a line, for the training node's captions.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -48,19 +56,21 @@ class LoadSubjectFolder(io.ComfyNode):
     @classmethod
     def execute(cls, clip, folder: str, caption: str, width: int, height: int) -> io.NodeOutput:
         check_size(width, height)
-        found = read_subject_set(input_path(folder), (width, height), caption=caption.strip() or None)
-        _tell(cls, f"{len(found.images)} pictures", found.notes)
+        found = read_subject_set(resolve_input(folder), (width, height), caption=caption.strip() or None)
+        _show_notes(cls, f"{len(found.images)} pictures", found.notes)
         pictures = torch.stack([image.pixels for image in found.images])
-        masks = torch.cat([_mask(image) for image in found.images])
+        masks = torch.cat([_fill_mask(image) for image in found.images])
         captions = [image.caption for image in found.images]
-        return io.NodeOutput(as_image(pictures), masks, encoded(clip, captions), "\n".join(captions))
+        return io.NodeOutput(as_image(pictures), masks, encode_captions(clip, captions), "\n".join(captions))
 
     @classmethod
     def fingerprint_inputs(cls, folder: str, **_) -> str:
-        return files_state(folder)
+        return describe_files(folder)
 
 
 class LoadMotionClip(io.ComfyNode):
+    """Node that reads a clip and its caption."""
+
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -73,27 +83,33 @@ class LoadMotionClip(io.ComfyNode):
             ),
             inputs=[
                 io.Clip.Input("clip", tooltip="WAN's text encoder, for the caption."),
-                _folder("The video or its folder; a relative one lies in ComfyUI's input folder."),
-                _caption("a person is vvt walking"),
+                _make_folder_input(
+                    "Path of a video or a folder; a relative one starts in ComfyUI's input folder."
+                ),
+                _make_caption_input("a person is vvt walking"),
                 io.Int.Input(
                     "frame_count", default=MOTION.frames, min=FEWEST_FRAMES, max=257, step=4,
-                    tooltip="Frames to read, 4n+1. Raising it shows more of the motion and takes memory.",
+                    tooltip="Frames to read, 4n+1. Raising it shows more motion and needs more memory.",
                 ),
-                advanced(io.Int.Input(
+                io.Int.Input(
                     "start", default=0, min=0, max=100_000,
-                    tooltip="The first frame's number. Raising it skips the clip's beginning.",
-                )),
-                advanced(io.Int.Input(
+                    tooltip="Number of the first frame. Raising it skips the beginning of the clip.",
+                ),
+                io.Int.Input(
                     "stride", default=1, min=1, max=16,
-                    tooltip="Raising it leaves frames out in between, so that the motion gets faster.",
-                )),
-                *_size_inputs(MOTION.width, MOTION.height),
+                    tooltip="Distance between two frames that are read. Raising it skips frames, so that "
+                    "the motion gets faster.",
+                ),
+                *_make_size_inputs(MOTION.width, MOTION.height),
             ],
             outputs=[
-                io.Image.Output(display_name="frames"),
-                io.Conditioning.Output(display_name="positive"),
-                io.String.Output(display_name="captions", tooltip="The prompt in words."),
-                io.Float.Output(display_name="fps", tooltip="Frames a second, after the stride."),
+                io.Image.Output(display_name="frames", tooltip="The clip, cropped to width and height."),
+                io.Conditioning.Output(display_name="positive", tooltip="The prompt, encoded."),
+                io.String.Output(
+                    display_name="captions",
+                    tooltip="The prompt in words, for the training node's captions.",
+                ),
+                io.Float.Output(display_name="fps", tooltip="Frames per second, after the stride."),
             ],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip
@@ -113,18 +129,18 @@ class LoadMotionClip(io.ComfyNode):
         check_size(width, height)
         latent_frames(frame_count)
         words = caption.strip() or None
-        found = read_motion_clip(input_path(folder), (width, height), frame_count, start, stride, words)
-        _tell(cls, f"{len(found.frames)} frames of {found.name}", found.notes)
-        positive = encoded(clip, [found.caption])
+        found = read_motion_clip(resolve_input(folder), (width, height), frame_count, start, stride, words)
+        _show_notes(cls, f"{len(found.frames)} frames of {found.name}", found.notes)
+        positive = encode_captions(clip, [found.caption])
         return io.NodeOutput(as_image(found.frames), positive, found.caption, found.fps)
 
     @classmethod
     def fingerprint_inputs(cls, folder: str, **_) -> str:
-        return files_state(folder)
+        return describe_files(folder)
 
 
-def input_path(text: str) -> Path:
-    """A path as an artist gives it. ValueError for an empty one."""
+def resolve_input(text: str) -> Path:
+    """Return the path that a text field means. Raises ValueError for an empty one."""
     import folder_paths
 
     cleaned = text.strip().strip('"')
@@ -134,44 +150,53 @@ def input_path(text: str) -> Path:
     return path if path.is_absolute() else Path(folder_paths.get_input_directory()) / path
 
 
-def files_state(folder: str) -> str:
-    """What tells that files changed, so that the host reads them again: names, sizes and times."""
-    path = input_path(folder)
+def describe_files(folder: str) -> str:
+    """Return names, sizes and times of the files, by which ComfyUI sees that they have changed."""
+    path = resolve_input(folder)
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    known = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
-    return repr(known)
+    states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+    return repr(states)
 
 
-def encoded(clip, captions: list[str]) -> list:
-    """CONDITIONING with one entry for each caption."""
+def encode_captions(clip, captions: list[str]) -> list:
+    """Return a CONDITIONING with one entry for each caption; equal captions are encoded once."""
     once = {caption: clip.encode_from_tokens_scheduled(clip.tokenize(caption)) for caption in set(captions)}
     return [entry for caption in captions for entry in once[caption]]
 
 
-def _mask(image: SubjectImage):
+def _fill_mask(image: SubjectImage) -> torch.Tensor:
     return torch.zeros_like(image.pixels[:1]) if image.mask_px is None else image.mask_px
 
 
-def _tell(node: type, what: str, notes: list[str]) -> None:
+def _show_notes(node: type, what: str, notes: list[str]) -> None:
     for note in notes:
         log.info(note)
     show_text(node, "\n".join([what, *notes]))
 
 
-def _folder(about: str):
+def _make_folder_input(about: str):
     return io.String.Input("folder", default="", tooltip=about)
 
 
-def _caption(example: str):
+def _make_caption_input(example: str):
     return io.String.Input(
         "caption",
         default="",
-        tooltip=f"For all, such as '{example}'; empty takes the captions in the folder.",
+        tooltip=f"Caption of everything, such as '{example}'. Empty, the captions in the folder are used.",
     )
 
 
-def _size_inputs(width: int, height: int) -> list:
-    tip = "Pictures are scaled and cropped to it; give the training node the same. Raising it takes memory."
-    widths = io.Int.Input("width", default=width, min=64, max=1280, step=16, tooltip=tip)
-    heights = io.Int.Input("height", default=height, min=64, max=1280, step=16, tooltip="As width.")
-    return [advanced(widths), advanced(heights)]
+def _make_size_inputs(width: int, height: int) -> list:
+    """Return the two widgets of the size."""
+    return [
+        io.Int.Input(
+            side,
+            default=default,
+            min=64,
+            max=1280,
+            step=16,
+            tooltip=f"{side.capitalize()} that everything is scaled and cropped to; give the training node "
+            "the same. Raising it shows finer detail and needs more memory.",
+        )
+        for side, default in (("width", width), ("height", height))
+    ]

@@ -1,4 +1,4 @@
-"""The loaders of DINOv2, SEA-RAFT and SAM: they choose a file, which is read only when it is needed."""
+"""The loader nodes of DINOv2, SEA-RAFT and SAM: they choose a file, which is read only when it is needed."""
 
 from comfy_api.latest import io
 
@@ -6,45 +6,54 @@ from .host.model_folders import DINOV2, SAM, SEA_RAFT, WeightFolder
 from .host.wire_types import DinoV2Type, SamType, SeaRaftType
 
 
-def _schema(kind: WeightFolder, node_id: str, output, about: str) -> io.Schema:
+def _make_schema(kind: WeightFolder, node_id: str, output, about: str) -> io.Schema:
+    name = node_id.removeprefix("SMRALoad").lower()
     return io.Schema(
         node_id=node_id,
         display_name=f"SMRA Load {kind.name}",
         category="SMRABooth",
         description=about,
-        inputs=[io.Combo.Input("file", options=kind.choices(), tooltip=kind.tooltip)],
-        outputs=[output.Output(display_name=node_id.removeprefix("SMRALoad").lower())],
+        inputs=[io.Combo.Input("file", options=kind.list_choices(), tooltip=kind.tooltip)],
+        outputs=[output.Output(display_name=name)],
     )
 
 
 class LoadDINOv2(io.ComfyNode):
+    """Node that chooses DINOv2's weight file."""
+
     @classmethod
     def define_schema(cls):
-        about = "Chooses the net that tells the subject LoRA what the subject looks like, patch by patch."
-        return _schema(DINOV2, "SMRALoadDINOv2", DinoV2Type, about)
+        about = (
+            "Chooses the weights of DINOv2, whose features of each patch the subject LoRA is aligned with."
+        )
+        return _make_schema(DINOV2, "SMRALoadDINOv2", DinoV2Type, about)
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        return io.NodeOutput(DINOV2.path(file))
+        return io.NodeOutput(DINOV2.find(file))
 
 
 class LoadSEARAFT(io.ComfyNode):
+    """Node that chooses SEA-RAFT's weight file."""
+
     @classmethod
     def define_schema(cls):
-        about = "Chooses the net that measures how things move between two frames, for the motion LoRA."
-        return _schema(SEA_RAFT, "SMRALoadSEARAFT", SeaRaftType, about)
+        about = "Chooses the weights of SEA-RAFT, which measures how things move between two frames."
+        return _make_schema(SEA_RAFT, "SMRALoadSEARAFT", SeaRaftType, about)
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        return io.NodeOutput(SEA_RAFT.path(file))
+        return io.NodeOutput(SEA_RAFT.find(file))
 
 
 class LoadSAM(io.ComfyNode):
+    """Node that chooses SAM's weight file."""
+
     @classmethod
     def define_schema(cls):
-        about = "Chooses the net that finds the subject in pictures that come without a mask."
-        return _schema(SAM, "SMRALoadSAM", SamType, about)
+        about = "Chooses the weights of SAM, which finds the subject in pictures that have no mask."
+        return _make_schema(SAM, "SMRALoadSAM", SamType, about)
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        return io.NodeOutput(SAM.path(file))
+        return io.NodeOutput(SAM.find(file))

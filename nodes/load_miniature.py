@@ -10,11 +10,13 @@ from ..smra_core.miniature.weight_paths import DINOV2_FILE, DIT_FILE, SEA_RAFT_F
 from ..smra_core.wan.hashed_text import HashedText
 from ..smra_core.wan.spec import TEXT_DIM
 from .host.images import as_image
-from .host.versions import wan_vae_of_width
+from .host.versions import replaced_vae_width
 from .host.wire_types import DinoV2Type, SeaRaftType
 
 
 class LoadMiniature(io.ComfyNode):
+    """Node that loads the miniature's model, encoders and data."""
+
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -22,10 +24,10 @@ class LoadMiniature(io.ComfyNode):
             display_name="SMRA Load Miniature",
             category="SMRABooth",
             description=(
-                "A WAN small enough to try the method on any computer in minutes: colored shapes that "
-                "move, 64x64 pixels, 17 frames, and a subject and a motion that it has never seen. It shows "
-                "how the nodes work together, never what a real WAN can do. Prompts such as: a red striped "
-                "square moving right on a navy background."
+                "Loads a WAN that is small enough to try the method on any computer in minutes: moving "
+                "colored shapes of 64x64 pixels and 17 frames, and a subject and a motion that it has never "
+                "seen. It shows how the nodes work together, not what a real WAN can do. A prompt that it "
+                "understands: a red striped square moving right on a navy background."
             ),
             outputs=[
                 io.Model.Output(
@@ -36,9 +38,11 @@ class LoadMiniature(io.ComfyNode):
                     tooltip="Its text encoder: every word is a fixed vector, at most 12 words.",
                 ),
                 io.Vae.Output(display_name="vae", tooltip="A WAN 2.1 video VAE of 16 channels."),
-                DinoV2Type.Output(display_name="dinov2", tooltip="A small net for SMRA Train Subject LoRA."),
+                DinoV2Type.Output(
+                    display_name="dinov2", tooltip="A small network for SMRA Train Subject LoRA."
+                ),
                 SeaRaftType.Output(
-                    display_name="sea_raft", tooltip="A small net for SMRA Train Motion LoRA."
+                    display_name="sea_raft", tooltip="A small network for SMRA Train Motion LoRA."
                 ),
                 io.Image.Output(
                     display_name="subject_images",
@@ -47,7 +51,7 @@ class LoadMiniature(io.ComfyNode):
                 io.Mask.Output(display_name="subject_masks", tooltip="Where the ball is in each of them."),
                 io.Image.Output(
                     display_name="motion_frames",
-                    tooltip="A square on a zigzag course, which the miniature has never seen either.",
+                    tooltip="A clip of a square on a zigzag course, new to the miniature, too.",
                 ),
             ],
         )
@@ -66,7 +70,10 @@ class LoadMiniature(io.ComfyNode):
 
 
 def load_miniature(dit: Path, vae: Path):
-    """MODEL, CLIP and VAE of the host, read by its own loaders from files in WAN's native names."""
+    """Return MODEL, CLIP and VAE, read by ComfyUI's own loaders from files in WAN's native names.
+
+    Raises ValueError when a file is missing.
+    """
     import comfy.sd
     import comfy.utils
 
@@ -77,14 +84,14 @@ def load_miniature(dit: Path, vae: Path):
             )
     model = comfy.sd.load_diffusion_model(str(dit))
     weights = comfy.utils.load_torch_file(str(vae))
-    with wan_vae_of_width(len(weights["encoder.conv1.bias"])):
+    with replaced_vae_width(len(weights["encoder.conv1.bias"])):
         decoder = comfy.sd.VAE(sd=weights)
     decoder.throw_exception_if_invalid()
-    return model, hashed_clip(), decoder
+    return model, make_hashed_clip(), decoder
 
 
-def hashed_clip():
-    """The miniature's text encoder as a CLIP of the host, for its text nodes."""
+def make_hashed_clip():
+    """Return the miniature's text encoder as a CLIP, for ComfyUI's text nodes."""
     import comfy.sd
 
     class Target:
@@ -94,7 +101,7 @@ def hashed_clip():
 
 
 class HashedTokenizer:
-    """Hands the text on as it is: the encoder splits it into words."""
+    """Tokenizer that returns the text unchanged; the encoder splits it into words."""
 
     def __init__(self, embedding_directory=None, tokenizer_data=None):
         pass
@@ -107,13 +114,13 @@ class HashedTokenizer:
 
 
 class HashedTextModel(torch.nn.Module):
-    """Word vectors behind the interface of the host's text encoders; it has no weights to load."""
+    """Word vectors with the interface of ComfyUI's text encoders; there are no weights to load."""
 
     def __init__(self, dtype=None, device=None, model_options=None):
         super().__init__()
         self.dtypes = {torch.float32}
-        # The host's memory management wants at least one parameter to place.
-        self.place = torch.nn.Parameter(torch.zeros(1, device=device), requires_grad=False)
+        # ComfyUI's memory management needs at least one parameter, to know the device by.
+        self.device_of_model = torch.nn.Parameter(torch.zeros(1, device=device), requires_grad=False)
 
     def reset_clip_options(self) -> None:
         pass
@@ -122,7 +129,7 @@ class HashedTextModel(torch.nn.Module):
         pass
 
     def encode_token_weights(self, tokens: dict[str, list[str]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Context `1 12 4096` and a pooled vector that WAN does not use."""
+        """Return the context `1 12 4096` and a pooled vector that WAN does not use."""
         context = HashedText().encode(tokens["hashed"])
         return context, torch.zeros(len(context), TEXT_DIM)
 

@@ -1,4 +1,4 @@
-"""The SMRA Segment Subject node: masks of a subject found by SAM, with a picture to check them by."""
+"""The SMRA Segment Subject node: find a subject with SAM, and show the mask on the picture."""
 
 from pathlib import Path
 
@@ -13,10 +13,12 @@ from .host.inference_tensors import as_normal_tensor
 from .host.wire_types import SamType
 
 _DIMMED = 0.25
-"""Brightness of what is not the subject in the picture to check by."""
+"""Brightness of what is not the subject in the preview."""
 
 
 class SegmentSubject(io.ComfyNode):
+    """Node that finds a subject with SAM."""
+
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -29,14 +31,15 @@ class SegmentSubject(io.ComfyNode):
             ),
             inputs=[
                 io.Image.Input("images", tooltip="Pictures of one subject."),
-                SamType.Input("sam", tooltip="From SMRA Load SAM."),
+                SamType.Input("sam", tooltip="SAM, from SMRA Load SAM."),
                 io.Float.Input(
                     "x",
                     default=0.5,
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Where the subject is. Raising it moves the point right; 0.5 is the center.",
+                    tooltip="Point on the subject, as a share of the width. Raising it moves the point "
+                    "right; 0.5 is the center.",
                 ),
                 io.Float.Input(
                     "y",
@@ -44,12 +47,15 @@ class SegmentSubject(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Raising it moves the point down; 0.5 is the center.",
+                    tooltip="Point on the subject, as a share of the height. Raising it moves the point "
+                    "down; 0.5 is the center.",
                 ),
             ],
             outputs=[
                 io.Mask.Output(display_name="masks", tooltip="White on the subject, one for each picture."),
-                io.Image.Output(display_name="preview", tooltip="The subject, all else darkened."),
+                io.Image.Output(
+                    display_name="preview", tooltip="The subject, with everything else darkened."
+                ),
             ],
             is_output_node=True,
         )
@@ -58,18 +64,21 @@ class SegmentSubject(io.ComfyNode):
     def execute(cls, images, sam: Path, x: float, y: float) -> io.NodeOutput:
         with torch.inference_mode(False), torch.no_grad():
             pixels = as_normal_tensor(images)[..., :3].movedim(-1, 1)
-            masks = segmented(pixels, sam, (x, y))
+            masks = segment_pictures(pixels, sam, (x, y))
             preview = as_image(pixels * (_DIMMED + (1 - _DIMMED) * masks))
         return io.NodeOutput(masks[:, 0], preview, ui=ui.PreviewImage(preview))
 
 
-def segmented(pictures: Tensor, sam: Path, place: tuple[float, float]) -> Tensor:
-    """Masks `B 1 H W` of 0 and 1 of pictures `B 3 H W` in [0, 1]; `place` is in shares of the sides."""
+def segment_pictures(pictures: Tensor, sam: Path, position: tuple[float, float]) -> Tensor:
+    """Return masks `B 1 H W` of 0 and 1 of pictures `B 3 H W` in [0, 1].
+
+    `position` is a point (x, y) on the subject, in shares of width and height.
+    """
     import comfy.model_management as management
 
     device = management.get_torch_device()
     height, width = pictures.shape[-2:]
-    point = (min(place[0] * width, width - 1), min(place[1] * height, height - 1))
+    point = (min(position[0] * width, width - 1), min(position[1] * height, height - 1))
     with loaded_on_first_use(lambda: load_sam(sam).to(device)) as model:
         masks = []
         for picture in pictures:

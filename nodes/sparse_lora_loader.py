@@ -3,22 +3,17 @@
 from comfy_api.latest import io
 
 from ..smra_core.lora.schedule import ScheduledLora, Strengths, StrengthSchedule
-from .host.widgets import advanced, show_text
-from .host.wire_types import Schedule
-from .patching.apply_loras import AUTO, CONSTANT_MODES, apply_loras, at_constant_strength
-from .patching.chosen_lora import (
-    LAYER_CHOICES,
-    NONE,
-    PAPER,
-    PAPER_PLANS,
-    ChosenLora,
-    choose_lora,
-    describe_choice,
-    layer_plan,
-)
+from .host.widgets import show_text
+from .host.wire_types import LoaderOptions, LoaderOptionsType, Schedule
+from .patching.apply_loras import AUTO, apply_loras, at_constant_strength
+from .patching.chosen_lora import NONE, PAPER_PLANS, ChosenLora, choose_lora, describe_choice
+
+DEFAULTS = LoaderOptions(*PAPER_PLANS.values(), AUTO)
 
 
 class SparseLoRALoader(io.ComfyNode):
+    """Node that applies a subject and a motion LoRA to a MODEL."""
+
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -26,42 +21,39 @@ class SparseLoRALoader(io.ComfyNode):
             display_name="SMRA Sparse LoRA Loader",
             category="SMRABooth",
             description=(
-                "Puts a subject LoRA and a motion LoRA onto a WAN model, each only into its own layers, so "
+                "Applies a subject LoRA and a motion LoRA to a WAN model, each only to its own layers, so "
                 "that they do not overwrite one another. With a schedule the subject's strength changes at "
-                "T_point. Takes LoRA files of every common kind and says what it used."
+                "T_point. Reads LoRA files of every common kind and reports what it used."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="A WAN model, of any precision, GGUF included."),
-                *_slot_inputs(
-                    "subject", "Larger: more of the subject's looks, in the end at the motion's cost."
+                *_make_lora_inputs(
+                    "subject",
+                    "Raising it comes closer to the subject, in the end at the cost of the motion.",
                 ),
-                *_slot_inputs(
-                    "motion", "Larger: closer to the motion's course, in the end at the subject's cost."
+                *_make_lora_inputs(
+                    "motion",
+                    "Raising it comes closer to the motion, in the end at the cost of the subject.",
                 ),
                 Schedule.Input(
                     "schedule",
                     optional=True,
-                    tooltip="From the T_point Scheduler. Its strengths before and after T_point are "
-                    "multiplied by the strengths here. Without it both strengths hold throughout.",
+                    tooltip="Strengths before and after T_point, from SMRA T_point Scheduler; they are "
+                    "multiplied by the strengths here. Not connected, the strengths here hold throughout.",
                 ),
                 *(
                     io.LoraModel.Input(
                         f"{purpose}_lora_model",
                         optional=True,
-                        tooltip=f"A LoRA straight from a training node; used instead of {purpose}_lora.",
+                        tooltip=f"A LoRA straight from a training node, used in place of {purpose}_lora.",
                     )
                     for purpose in PAPER_PLANS
                 ),
-                advanced(
-                    io.Combo.Input(
-                        "constant_lora",
-                        options=list(CONSTANT_MODES),
-                        default=AUTO,
-                        tooltip="Where a LoRA goes whose strength never changes. 'merge': into the "
-                        "weights, fastest. 'on the fly': added while sampling; nothing is rounded, and "
-                        "changing a strength reloads nothing. 'auto' merges into 16- and 32-bit models "
-                        "only.",
-                    )
+                LoaderOptionsType.Input(
+                    "loader_options",
+                    optional=True,
+                    tooltip="Other layers than the paper's, and how constant LoRAs are applied, from SMRA "
+                    "Loader Options. Not connected, the defaults of that node hold.",
                 ),
             ],
             outputs=[
@@ -80,33 +72,42 @@ class SparseLoRALoader(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, schedule=None, constant_lora=AUTO, **slots) -> io.NodeOutput:
-        chosen = [found for purpose in PAPER_PLANS if (found := _chosen(purpose, slots)) is not None]
+    def execute(
+        cls,
+        model,
+        schedule: StrengthSchedule | None = None,
+        loader_options: LoaderOptions | None = None,
+        **loras,
+    ) -> io.NodeOutput:
+        options = loader_options or DEFAULTS
+        chosen = _choose_loras(loras, options)
         used = schedule or StrengthSchedule(
             subject=Strengths.from_value(1.0), motion=Strengths.from_value(1.0)
         )
-        loras = [ScheduledLora(one.lora, _strengths(one.purpose, slots, used)) for one in chosen]
-        applied = apply_loras(model, loras, used, constant_lora)
+        scheduled = [
+            ScheduledLora(one.lora, _multiply_strengths(loras[f"{one.purpose}_strength"], used, one.purpose))
+            for one in chosen
+        ]
+        applied = apply_loras(model, scheduled, used, options.constant_lora)
         early, late = (
-            apply_loras(model, at_constant_strength(loras, side), used, constant_lora).model
+            apply_loras(model, at_constant_strength(scheduled, side), used, options.constant_lora).model
             for side in ("early", "late")
         )
-        report = _report(chosen, loras, applied.merged, schedule)
+        report = _write_report(chosen, scheduled, applied.merged, schedule)
         show_text(cls, report)
         return io.NodeOutput(applied.model, early, late, report)
 
 
-def _slot_inputs(purpose: str, raised: str) -> list:
+def _make_lora_inputs(purpose: str, raised: str) -> list:
     import folder_paths
 
-    plan = PAPER_PLANS[purpose]
     return [
         io.Combo.Input(
             f"{purpose}_lora",
             options=[NONE, *folder_paths.get_filename_list("loras")],
             default=NONE,
-            tooltip=f"The {purpose} LoRA. ComfyUI, DiffSynth, diffusers, PEFT, kohya and LyCORIS names are "
-            "read.",
+            tooltip=f"File of the {purpose} LoRA. ComfyUI, DiffSynth, diffusers, PEFT, kohya and LyCORIS "
+            "names are read.",
         ),
         io.Float.Input(
             f"{purpose}_strength",
@@ -114,37 +115,27 @@ def _slot_inputs(purpose: str, raised: str) -> list:
             min=-10.0,
             max=10.0,
             step=0.05,
-            tooltip=f"{raised} With a schedule this multiplies its strengths.",
-        ),  # fmt: skip
-        io.Combo.Input(
-            f"{purpose}_layers",
-            options=list(LAYER_CHOICES),
-            default=PAPER,
-            tooltip=f"Which layers of the file are used. 'paper': {plan}. 'all': every one. 'custom': the "
-            "text below.",
-        ),
-        advanced(
-            io.String.Input(
-                f"{purpose}_custom_layers",
-                default=str(plan),
-                tooltip="Used with 'custom': any of q,k,v,o,ffn.0,ffn.2 and, if wanted, a range of blocks, "
-                "such as q,k@0:15 for the blocks 0 to 14.",
-            )
+            tooltip=f"Strength of the {purpose} LoRA; with a schedule, a factor on its strengths. {raised}",
         ),
     ]
 
 
-def _chosen(purpose: str, slots: dict) -> ChosenLora | None:
-    plan = layer_plan(purpose, slots[f"{purpose}_layers"], slots[f"{purpose}_custom_layers"])
-    return choose_lora(purpose, slots[f"{purpose}_lora"], slots.get(f"{purpose}_lora_model"), plan)
+def _choose_loras(loras: dict, options: LoaderOptions) -> list[ChosenLora]:
+    """Return the LoRA of each purpose that is there."""
+    plans = {"subject": options.subject_plan, "motion": options.motion_plan}
+    chosen = (
+        choose_lora(purpose, loras[f"{purpose}_lora"], loras.get(f"{purpose}_lora_model"), plan)
+        for purpose, plan in plans.items()
+    )
+    return [one for one in chosen if one is not None]
 
 
-def _strengths(purpose: str, slots: dict, schedule: StrengthSchedule) -> Strengths:
-    own, scheduled = slots[f"{purpose}_strength"], getattr(schedule, purpose)
-    return Strengths(own * scheduled.early, own * scheduled.late)
+def _multiply_strengths(factor: float, schedule: StrengthSchedule, purpose: str) -> Strengths:
+    scheduled = getattr(schedule, purpose)
+    return Strengths(factor * scheduled.early, factor * scheduled.late)
 
 
-def _report(
+def _write_report(
     chosen: list[ChosenLora],
     loras: list[ScheduledLora],
     merged: tuple[bool, ...],

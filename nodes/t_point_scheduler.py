@@ -1,5 +1,7 @@
 """The SMRA T_point Scheduler: when the LoRAs' strengths switch, and from what to what."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from comfy_api.latest import io, ui
@@ -8,7 +10,6 @@ from ..smra_core.evaluation.schedule_plot import draw_schedule
 from ..smra_core.lora.schedule import (
     MOTION_STRENGTHS,
     STRENGTH_PRESETS,
-    SUBJECT_STRENGTHS,
     Strengths,
     StrengthSchedule,
     TPoint,
@@ -17,11 +18,10 @@ from ..smra_core.lora.schedule import (
 )
 from ..smra_core.wan.flow_matching import sampling_sigmas
 from ..smra_core.wan.sampler import SamplingSettings
-from .host.widgets import advanced, show_text
-from .host.wire_types import Schedule
+from .host.widgets import show_text
+from .host.wire_types import Schedule, StrengthOptions, StrengthOptionsType
 
 STEP, SHARE, SIGMA = "step of a reference run", "share of the steps", "sigma"
-CUSTOM = "custom"
 REFERENCE = SamplingSettings()
 REFERENCE_STEP = round(REFERENCE.steps * (1 - TPoint().sigma))
 """The paper's step 15 of 50, at the shift 1 of the authors' release."""
@@ -29,6 +29,8 @@ _BISECTIONS = 40
 
 
 class TPointScheduler(io.ComfyNode):
+    """Node that gives out a StrengthSchedule, and shows where a run switches."""
+
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -36,17 +38,17 @@ class TPointScheduler(io.ComfyNode):
             display_name="SMRA T_point Scheduler",
             category="SMRABooth",
             description=(
-                "Says at which noise level the LoRAs' strengths switch. Early steps lay out the motion, "
-                "late ones draw the looks: the subject LoRA starts low and is doubled at T_point. One "
+                "Sets the noise level at which the LoRAs' strengths switch. Early steps lay out the motion, "
+                "late steps draw the looks: the subject LoRA starts low and is doubled at T_point. One "
                 "schedule serves any number of Sparse LoRA Loaders, such as the two of a Wan 2.2 pair."
             ),
-            inputs=[*_t_point_inputs(), *_strength_inputs(), *_run_inputs()],
+            inputs=[*_make_t_point_inputs(), *_make_strength_inputs(), *_make_run_inputs()],
             outputs=[
                 Schedule.Output(display_name="schedule", tooltip="For Sparse LoRA Loaders."),
                 io.Int.Output(
                     display_name="switch_step",
-                    tooltip="Steps before the switch in the run that is wired in: end_at_step of a first "
-                    "and start_at_step of a second KSampler (Advanced).",
+                    tooltip="Steps before the switch in the connected run: end_at_step of a first and "
+                    "start_at_step of a second KSampler (Advanced).",
                 ),
                 io.String.Output(display_name="report", tooltip="Where the run switches, as a line of text."),
                 io.HookKeyframes.Output(
@@ -60,17 +62,19 @@ class TPointScheduler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model=None, sigmas=None, **widgets) -> io.NodeOutput:
-        schedule = _schedule(widgets)
+    def execute(
+        cls, model=None, sigmas=None, strengths: StrengthOptions | None = None, **widgets
+    ) -> io.NodeOutput:
+        schedule = _make_schedule(widgets, strengths)
         sampling = model and model.get_model_object("model_sampling")
-        sigma_of_share = sampling.percent_to_sigma if sampling else _reference_table(widgets)
+        sigma_of_share = sampling.percent_to_sigma if sampling else _make_reference_table(widgets)
         t_point = schedule.resolve(sigma_of_share)
-        levels = _levels(sampling, sigmas, widgets)
+        levels = _list_levels(sampling, sigmas, widgets)
         report = describe_run(t_point, levels)
         drawing = draw_schedule(schedule, t_point, levels)
         picture = torch.from_numpy(np.asarray(drawing).copy()).float()[None] / 255
         show_text(cls, report)
-        keyframes = hook_keyframes(schedule.subject, t_point.boundary(levels), sigma_of_share)
+        keyframes = make_hook_keyframes(schedule.subject, t_point.boundary(levels), sigma_of_share)
         return io.NodeOutput(
             schedule,
             count_early_steps(t_point, levels),
@@ -81,114 +85,103 @@ class TPointScheduler(io.ComfyNode):
         )
 
 
-def _t_point_inputs() -> list:
+def _make_t_point_inputs() -> list:
     return [
         io.Combo.Input(
             "t_point",
             options=[STEP, SHARE, SIGMA],
             default=STEP,
-            tooltip="How T_point is given. As a step of a reference run or a sigma it is a noise level, "
+            tooltip="How T_point is given. As a step of a reference run or as a sigma it is a noise level, "
             "which stays the same whatever shift and step count you sample with. As a share of the steps "
             "it moves with the shift.",
         ),
         io.Int.Input(
             "step", default=REFERENCE_STEP, min=0, max=10000,
-            tooltip="Step of the reference run. Larger: later switch, more steps for the motion to settle.",
+            tooltip="Step of the reference run. Raising it switches later and leaves the motion more steps.",
         ),
         io.Int.Input(
             "of_steps", default=REFERENCE.steps, min=1, max=10000,
-            tooltip="Steps of the reference run (the paper's: 50), not of yours. Larger: earlier switch.",
+            tooltip="Steps of the reference run (the paper's: 50), not yours. Raising it switches earlier.",
         ),
-        advanced(io.Float.Input(
+        io.Float.Input(
             "reference_shift", default=REFERENCE.shift, min=0.01, max=100.0, step=0.01,
-            tooltip="Shift of the reference run (the authors': 1). Larger: the same step is a higher noise "
-            "level, so your run switches earlier.",
-        )),
-        advanced(io.Float.Input(
+            tooltip="Shift of the reference run (the authors': 1). Raising it makes the same step a higher "
+            "noise level, so that your run switches earlier.",
+        ),
+        io.Float.Input(
             "share", default=REFERENCE_STEP / REFERENCE.steps, min=0.0, max=1.0, step=0.01,
-            tooltip="Share of the steps before the switch, with 'share of the steps'. Larger: later switch.",
-        )),
-        advanced(io.Float.Input(
+            tooltip="Share of the steps before the switch; used with 'share of the steps'. Raising it "
+            "switches later.",
+        ),
+        io.Float.Input(
             "sigma", default=TPoint().sigma, min=0.0, max=1.0, step=0.005,
-            tooltip="Noise level of the switch, with 'sigma'. 1 is pure noise. Larger: earlier switch.",
-        )),
+            tooltip="Noise level of the switch, 1 being pure noise; used with 'sigma'. Raising it switches "
+            "earlier.",
+        ),
     ]  # fmt: skip
 
 
-def _strength_inputs() -> list:
+def _make_strength_inputs() -> list:
     named = ", ".join(f"{name} {s.early} then {s.late}" for name, s in STRENGTH_PRESETS.items())
-    values = {
-        "subject_before": (SUBJECT_STRENGTHS.early, "subject before T_point. Larger: stiller, less motion."),
-        "subject_after": (SUBJECT_STRENGTHS.late, "subject after T_point. Larger: closer to the subject."),
-        "motion_before": (MOTION_STRENGTHS.early, "motion before T_point. Larger: closer to the motion."),
-        "motion_after": (
-            MOTION_STRENGTHS.late,
-            "motion after T_point. Lower it if looks leak from the clip.",
-        ),
-    }
     return [
         io.Combo.Input(
             "preset",
-            options=[*STRENGTH_PRESETS, CUSTOM],
+            options=list(STRENGTH_PRESETS),
             default=next(iter(STRENGTH_PRESETS)),
-            tooltip=f"Strengths of the subject before and after: {named}; the motion stays at "
-            f"{MOTION_STRENGTHS.early}. 'custom' takes the four numbers below.",
+            tooltip=f"Strengths of the subject before and after T_point: {named}; the motion stays at "
+            f"{MOTION_STRENGTHS.early}. Not used when strengths are connected.",
         ),
-        *(
-            advanced(io.Float.Input(
-                name, default=value, min=-10.0, max=10.0, step=0.05,
-                tooltip=f"With preset 'custom': strength of the {text}",
-            ))
-            for name, (value, text) in values.items()
-        ),
-    ]  # fmt: skip
+    ]
 
 
-def _run_inputs() -> list:
+def _make_run_inputs() -> list:
     from comfy.samplers import SCHEDULER_NAMES
 
     return [
-        advanced(io.Combo.Input(
+        io.Combo.Input(
             "run_scheduler", options=list(SCHEDULER_NAMES), default="simple",
-            tooltip="Scheduler of your sampler; with a MODEL wired in, used for the report and switch_step "
+            tooltip="Scheduler of your sampler. Used with a connected MODEL, for the report and switch_step "
             "only.",
-        )),
-        advanced(io.Int.Input(
+        ),
+        io.Int.Input(
             "run_steps", default=REFERENCE.steps, min=1, max=10000,
-            tooltip="Steps of your sampler; with a MODEL wired in, used for the report and switch_step only.",
-        )),
+            tooltip="Steps of your sampler. Used with a connected MODEL, for the report and switch_step "
+            "only.",
+        ),
         io.Model.Input(
             "model", optional=True,
-            tooltip="The MODEL that you sample with, after its shift node: the report then tells its own "
-            "switch.",
+            tooltip="The MODEL that you sample with, after its shift node: the report is then about your own "
+            "run.",
         ),
         io.Sigmas.Input(
             "sigmas", optional=True,
-            tooltip="The noise levels of your run; the report and switch_step then are exactly of this run.",
+            tooltip="Noise levels of your run: the report and switch_step are then exactly of this run.",
+        ),
+        StrengthOptionsType.Input(
+            "strengths",
+            optional=True,
+            tooltip="Your own four strengths, from SMRA Strength Options, in place of the preset.",
         ),
     ]  # fmt: skip
 
 
-def _schedule(widgets: dict) -> StrengthSchedule:
-    kind, preset = widgets["t_point"], widgets["preset"]
+def _make_schedule(widgets: dict, strengths: StrengthOptions | None) -> StrengthSchedule:
+    kind = widgets["t_point"]
     if kind == STEP:
         t_point = TPoint.from_step(widgets["step"], widgets["of_steps"], widgets["reference_shift"]).sigma
     else:
         t_point = widgets["share"] if kind == SHARE else widgets["sigma"]
-    if preset == CUSTOM:
-        subject = Strengths(widgets["subject_before"], widgets["subject_after"])
-        motion = Strengths(widgets["motion_before"], widgets["motion_after"])
-    else:
-        subject, motion = STRENGTH_PRESETS[preset], MOTION_STRENGTHS
-    return StrengthSchedule(t_point, kind == SHARE, subject, motion)
+    chosen = strengths or StrengthOptions(STRENGTH_PRESETS[widgets["preset"]], MOTION_STRENGTHS)
+    return StrengthSchedule(t_point, kind == SHARE, chosen.subject, chosen.motion)
 
 
-def _reference_table(widgets: dict):
+def _make_reference_table(widgets: dict) -> Callable[[float], float]:
+    """Return the function from a share of the reference run's steps to its noise level."""
     return lambda share: TPoint.from_step(share, 1, widgets["reference_shift"]).sigma
 
 
-def _levels(sampling, sigmas, widgets: dict) -> list[float]:
-    """Noise levels of the wired run; of the reference run where nothing is wired."""
+def _list_levels(sampling, sigmas, widgets: dict) -> list[float]:
+    """Return the noise levels of the connected run; those of the reference run where none is connected."""
     if sigmas is not None and len(sigmas) < 2:
         raise ValueError(
             f"The SIGMAS hold {len(sigmas)} levels; a run needs at least 2. Check its steps and denoise."
@@ -202,21 +195,24 @@ def _levels(sampling, sigmas, widgets: dict) -> list[float]:
     return comfy.samplers.calculate_sigmas(sampling, widgets["run_scheduler"], widgets["run_steps"]).tolist()
 
 
-def hook_keyframes(strengths: Strengths, boundary: float, sigma_of_share):
-    """The host's keyframes that switch at this boundary of noise levels (inf: late throughout; -1: early)."""
+def make_hook_keyframes(strengths: Strengths, boundary: float, sigma_of_share: Callable[[float], float]):
+    """Return ComfyUI's keyframes that switch at this noise level.
+
+    A `boundary` of infinity keeps the late strength throughout, one of -1 the early strength.
+    """
     from comfy.hooks import HookKeyframe, HookKeyframeGroup
 
     group = HookKeyframeGroup()
     if boundary < float("inf"):
         group.add(HookKeyframe(strengths.early, 0.0))
     if boundary >= 0:
-        start = _share_of_sigma(boundary, sigma_of_share) if boundary < float("inf") else 0.0
+        start = _find_share(boundary, sigma_of_share) if boundary < float("inf") else 0.0
         group.add(HookKeyframe(strengths.late, start))
     return group
 
 
-def _share_of_sigma(sigma: float, sigma_of_share) -> float:
-    """The share of the steps after which a run has come down to this sigma, for any falling table."""
+def _find_share(sigma: float, sigma_of_share: Callable[[float], float]) -> float:
+    """Return the share of the steps after which a run has come down to this sigma, for any falling table."""
     low, high = 0.0, 1.0
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2

@@ -1,6 +1,7 @@
-"""The SMRA Train Motion LoRA node: how something moves, learned from one clip of it."""
+"""The SMRA Train Motion LoRA node: learn how something moves from one clip of it."""
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,89 +15,43 @@ from ..smra_core.training.motion import train_motion
 from ..smra_core.training.trainer import TrainSettings
 from ..smra_core.wan.spec import check_size, latent_frames, latent_shape, trim_frames
 from .host.backend import ComfyBackend
-from .host.conditioning import captions_and_contexts
-from .host.denoiser import training_dtype
+from .host.conditioning import match_captions
+from .host.denoiser import choose_training_dtype
 from .host.images import crop_images
 from .host.inference_tensors import as_normal_tensor
-from .host.model_folders import TINY_DECODER
-from .host.versions import trainable_memory
-from .host.widgets import advanced
-from .host.wire_types import SeaRaftType
-from .training.forecast import motion_forecast
+from .host.versions import measure_trainable_memory
+from .host.wire_types import LossOptions, SeaRaftType, TrainingOptions
+from .training.forecast import estimate_motion_run
 from .training.inputs import (
     RANK,
     SIZE,
-    VELOCITY,
-    advanced_inputs,
-    front_inputs,
-    outputs,
-    plans,
-    train_settings,
+    STEPS,
+    make_first_inputs,
+    make_option_inputs,
+    make_outputs,
+    make_preview_input,
 )
-from .training.outputs import Outputs, file_name, shown
-from .training.run import run_training_node, show_forecast
-from .training.settings_widgets import Widget, choices, chosen, widgets
+from .training.outputs import make_file_name, make_node_output, publish_lora
+from .training.progress import GraphProgress, Preview
+from .training.run import run_training, show_forecast
+from .training.settings_widgets import Widget, make_widgets, update_settings
 
 DEFAULTS, TRAIN_DEFAULTS = MotionSettings(), TrainSettings(steps=400)
-REMEDY = (
-    "Choose decode 'tiny' with a tiny decoder's file, or 'windowed' with window 3 or less; or lower "
-    "frame_count, then width and height, or batch_size."
-)
-NO_TINY = "none"
-FRAMES = Widget(
-    "frames",
-    "Frames from the start of the clip, 4n+1. Raising it shows more of the motion and takes memory and time.",
-    dict(min=FEWEST_FRAMES, max=257, step=4),
-    id="frame_count",
+MEMORY_ADVICE = (
+    "Choose decode 'tiny' and the tiny decoder's file in SMRA Loss Options, or decode 'windowed' with window "
+    "3 or less there; or lower frame_count, then width and height, or batch_size in SMRA Training Options."
 )
 ROWS = (
     *SIZE,
-    Widget(
-        "mora_weight",
-        "How strongly the optical flow is held to the clip's. Raising it follows the motion closer; 0 leaves "
-        "it out, and SEA-RAFT and the decoder with it.",
-        dict(min=0.0, max=100.0, step=0.1),
-    ),
-    Widget(
-        "decode",
-        "How a step looks at the video: 'windowed' at a part of it, drawn anew each time; 'exact' at all of "
-        "it, as in the paper, for twice the time and more memory; 'exact-low-memory' the same, slower; "
-        "'tiny' at all of it through a small decoder, for small cards. 'auto' takes 'windowed', or 'tiny' "
-        "where memory asks for it.",
-        options=choices(DECODE_MODES),
-    ),
-    Widget(
-        "window",
-        "Latents (4 frames each) that a 'windowed' step looks at. Raising it from 3 shows longer motions at "
-        "once, and takes memory and time.",
-        dict(min=1, max=64),
-    ),
-    Widget(
-        "context",
-        "Latents decoded before a window, so that the decoder knows what came before. Raising it from 2 "
-        "comes nearer to 'exact', and takes memory and time.",
-        dict(min=1, max=64),
-    ),
-    Widget(
-        "debias",
-        "Take the look that all frames share out of the loss, so that motion is learned, not appearance.",
-    ),
-    Widget(
-        "flow_weight",
-        "'clean' counts the flow less at high noise, where the predicted video is a blur.",
-        options=choices(("none", "clean")),
-    ),
-    *VELOCITY,
-    Widget(
-        "plan",
-        "Which layers learn. 'motion' is the paper's: it leaves room for a subject LoRA.",
-        options=plans(without="subject"),
-        id="layers",
-    ),
+    Widget("frames", dict(min=FEWEST_FRAMES, max=257, step=4), id="frame_count"),
+    Widget("mora_weight", dict(min=0.0, max=100.0, step=0.1)),
+    Widget("decode", options=DECODE_MODES, note="SMRA Loss Options takes the small decoder's file."),
 )
 
 
 class TrainMotionLoRA(io.ComfyNode):
+    """Node that trains a motion LoRA on a clip of the graph."""
+
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -104,8 +59,9 @@ class TrainMotionLoRA(io.ComfyNode):
             display_name="SMRA Train Motion LoRA",
             category="SMRABooth",
             description=(
-                "Trains a LoRA on one clip of a motion, so that WAN can give it to any subject. The flow of "
-                "what the model makes is held to the clip's. A canceled run goes on where it stopped."
+                "Trains a LoRA on one clip of a motion, so that WAN can give it to any subject. The optical "
+                "flow of the video that the model predicts is made to match the clip's. Queue the graph "
+                "again to continue a canceled run."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="Wan2.1-T2V, 1.3B or 14B, of any precision."),
@@ -116,81 +72,130 @@ class TrainMotionLoRA(io.ComfyNode):
                 ),
                 SeaRaftType.Input(
                     "sea_raft", optional=True,
-                    tooltip="The net that measures the motion. Needed unless mora_weight is 0.",
+                    tooltip="SEA-RAFT, the model that measures the optical flow. Needed unless mora_weight "
+                    "is 0.",
                 ),
-                *front_inputs("motion", DEFAULTS, TRAIN_DEFAULTS),
-                *widgets(DEFAULTS, [FRAMES], fold=False),
-                *advanced_inputs(DEFAULTS, ROWS, TRAIN_DEFAULTS),
-                advanced(io.Combo.Input(
-                    "tiny_decoder", options=[NO_TINY, *TINY_DECODER.found()], default=NO_TINY, optional=True,
-                    tooltip=f"For decode 'tiny', which 'auto' may then choose. {TINY_DECODER.tooltip}",
-                )),
+                *make_option_inputs(),
+                *make_first_inputs("motion", DEFAULTS, TRAIN_DEFAULTS),
+                *make_widgets(DEFAULTS, ROWS),
+                make_preview_input(),
             ],
-            outputs=outputs(),
+            outputs=make_outputs(),
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, vae, frames, positive, sea_raft=None, captions="", **values) -> io.NodeOutput:
-        # Whatever takes part in autograd must be made outside of the host's inference mode.
+    def execute(cls, **inputs) -> io.NodeOutput:
+        # Whatever takes part in autograd must be made outside of ComfyUI's inference mode.
         with torch.inference_mode(False), torch.enable_grad():
-            clip = as_normal_tensor(frames)
-            return shown(_trained(cls, model, vae, clip, positive, sea_raft, captions, values))
+            given = parse_inputs(**inputs)
+            backend = ComfyBackend(given.model, given.vae, {given.caption: given.context})
+            clip = make_motion_clip(given.frames, given.settings, given.caption)
+            given = replace(given, settings=replace(given.settings, frames=len(clip.frames)))
+            choice = choose_node_decode(backend, given)
+            show_motion_forecast(cls, backend, given, choice, clip.notes)
+            progress = GraphProgress(cls, make_preview(backend, given))
+            trained = run_training(
+                lambda: train_motion(
+                    backend, clip, given.sea_raft, given.settings, given.train, given.name, progress,
+                    given.tiny_decoder, choice,
+                ),
+                MEMORY_ADVICE,
+            )  # fmt: skip
+            return make_node_output(publish_lora(trained, given.name))
 
 
-def _trained(
-    node, model, vae, frames: Tensor, positive, sea_raft: Path | None, captions: str, values: dict
-) -> Outputs:
-    settings, train = motion_settings(values), train_settings(TRAIN_DEFAULTS, values)
-    name, tiny = file_name(values["name"]), _tiny_file(values)
-    (caption,), contexts = captions_and_contexts(positive, 1, captions)
-    backend = ComfyBackend(model, vae, contexts)
-    clip = motion_clip(frames, settings, caption)
-    settings = replace(settings, frames=len(clip.frames))
-    choice = _choice(backend, settings, tiny)
-    shape = latent_shape(settings.frames, settings.width, settings.height)
-    dtype = training_dtype(backend.device)
-    show_forecast(
-        node, backend, motion_forecast(backend.spec, settings, train, shape, choice, dtype), clip.notes
-    )
+@dataclass(frozen=True)
+class MotionInputs:
+    """Inputs of the node, in the types of the core."""
 
-    def run(name, progress):
-        return train_motion(backend, clip, sea_raft, settings, train, name, progress, tiny, choice)
+    model: object
+    """ComfyUI's MODEL."""
+    vae: object
+    """ComfyUI's VAE."""
+    frames: Tensor
+    """The clip `F H W 3` in [0, 1], a normal tensor."""
+    caption: str
+    context: Tensor
+    """Text context `T 4096` of the caption."""
+    sea_raft: Path | None
+    tiny_decoder: Path | None
+    settings: MotionSettings
+    train: TrainSettings
+    name: str
+    preview_every: int
 
-    return run_training_node(node, backend, values, name, contexts[caption], shape, run, REMEDY)
+
+def parse_inputs(
+    *,
+    model,
+    vae,
+    frames: Tensor,
+    positive,
+    sea_raft: Path | None = None,
+    captions: str = "",
+    training_options: TrainingOptions | None = None,
+    loss_options: LossOptions | None = None,
+    **widgets,
+) -> MotionInputs:
+    """Return the node's inputs in the types of the core. Raises ValueError for values that cannot work.
+
+    Call outside of inference mode.
+    """
+    training, losses = training_options or TrainingOptions(), loss_options or LossOptions()
+    settings = parse_settings(widgets, training, losses)
+    train = update_settings(training.train, [STEPS], widgets)
+    name = make_file_name(widgets["name"])
+    (caption,), contexts = match_captions(positive, 1, captions or "")
+    return MotionInputs(
+        model, vae, as_normal_tensor(frames), caption, contexts[caption], sea_raft, losses.tiny_decoder,
+        settings, train, name, widgets["preview_every"],
+    )  # fmt: skip
 
 
-def motion_settings(values: dict) -> MotionSettings:
-    """Of the node's inputs. ValueError for sizes that WAN does not have."""
-    settings = chosen(DEFAULTS, (RANK, FRAMES, *ROWS), values)
+def parse_settings(widgets: dict, training: TrainingOptions, losses: LossOptions) -> MotionSettings:
+    """Return the settings of the motion loss. Raises ValueError for sizes that WAN does not have."""
+    _, motion_plan = training.plans
+    settings = update_settings(replace(losses.motion, plan=motion_plan), (RANK, *ROWS), widgets)
     check_size(settings.width, settings.height)
     latent_frames(settings.frames)
     return settings
 
 
-def _tiny_file(values: dict) -> Path | None:
-    choice = values.get("tiny_decoder", NO_TINY)
-    return None if choice == NO_TINY else TINY_DECODER.path(choice)
-
-
-def _choice(backend: ComfyBackend, settings: MotionSettings, tiny: Path | None) -> DecodeChoice:
-    if not settings.mora_weight:
-        return DecodeChoice("exact", False, 0.0)  # nothing is decoded
-    # By what the card has, not by what is free now: queued again after another workflow, it is the same run.
-    free = trainable_memory(backend.device)
-    return choose_decode(settings, backend.spec, backend.device, tiny is not None, free)
-
-
-def motion_clip(frames: Tensor, settings: MotionSettings, caption: str) -> MotionClip:
-    """The first frames of an IMAGE batch as a clip of 4n+1. ValueError when they are too few."""
+def make_motion_clip(frames: Tensor, settings: MotionSettings, caption: str) -> MotionClip:
+    """Return the first frames of an IMAGE batch as a clip of 4n+1. Raises ValueError for too few."""
     if len(frames) < FEWEST_FRAMES:
         raise ValueError(
             f"The clip has {len(frames)} frames; a motion needs at least {FEWEST_FRAMES}. Load more of it, "
             "49 is the paper's number."
         )
-    kept = min(settings.frames, trim_frames(len(frames)))
-    pixels, notes = crop_images(frames[:kept], (settings.width, settings.height))
-    if kept < settings.frames:
-        notes.append(f"{settings.frames} frames were asked for, {len(frames)} are there, {kept} are used")
+    used_frames = min(settings.frames, trim_frames(len(frames)))
+    pixels, notes = crop_images(frames[:used_frames], (settings.width, settings.height))
+    if used_frames < settings.frames:
+        notes.append(
+            f"{settings.frames} frames were asked for, {len(frames)} are there, {used_frames} are used"
+        )
     return MotionClip("clip", Path("clip"), pixels, caption, 16.0, notes)
+
+
+def choose_node_decode(backend: ComfyBackend, given: MotionInputs) -> DecodeChoice:
+    """Return how the run decodes."""
+    # By what the card has, not by what is free now: queued again after another workflow, it is the same run.
+    free = measure_trainable_memory(backend.device)
+    return choose_decode(given.settings, backend.spec, backend.device, given.tiny_decoder, free)
+
+
+def show_motion_forecast(
+    node: type, backend: ComfyBackend, given: MotionInputs, choice: DecodeChoice, notes: Sequence[str]
+) -> None:
+    """Show on the node what the run will take."""
+    dtype = choose_training_dtype(backend.device)
+    forecast = estimate_motion_run(backend.spec, given.settings, given.train, choice, dtype)
+    show_forecast(node, backend, forecast, notes)
+
+
+def make_preview(backend: ComfyBackend, given: MotionInputs) -> Preview:
+    """Return what draws pictures of the caption while the run goes on."""
+    shape = latent_shape(given.settings.frames, given.settings.width, given.settings.height)
+    return Preview(backend, given.context, shape, given.preview_every, given.train.seed)

@@ -1,5 +1,7 @@
-"""The SMRA Train Subject LoRA node: what a subject looks like, learned from a few pictures of it."""
+"""The SMRA Train Subject LoRA node: learn what a subject looks like from a few pictures of it."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,59 +14,36 @@ from ..smra_core.training.sura import SubjectSettings
 from ..smra_core.training.trainer import TrainSettings
 from ..smra_core.wan.spec import WanSpec, check_size, latent_shape
 from .host.backend import ComfyBackend
-from .host.conditioning import captions_and_contexts
-from .host.denoiser import training_dtype
+from .host.conditioning import match_captions
+from .host.denoiser import choose_training_dtype
 from .host.images import crop_images, crop_masks
 from .host.inference_tensors import as_normal_tensor
-from .host.wire_types import DinoV2Type, SamType
-from .training.forecast import subject_forecast
+from .host.wire_types import DinoV2Type, LossOptions, SamType, TrainingOptions
+from .training.forecast import estimate_subject_run
 from .training.inputs import (
     RANK,
     SIZE,
-    VELOCITY,
-    advanced_inputs,
-    front_inputs,
-    outputs,
-    plans,
-    train_settings,
+    STEPS,
+    make_first_inputs,
+    make_option_inputs,
+    make_outputs,
+    make_preview_input,
 )
-from .training.outputs import Outputs, file_name, shown
-from .training.run import run_training_node, show_forecast
-from .training.settings_widgets import Widget, chosen
+from .training.outputs import make_file_name, make_node_output, publish_lora
+from .training.progress import GraphProgress, Preview
+from .training.run import run_training, show_forecast
+from .training.settings_widgets import Widget, make_widgets, update_settings
 
 DEFAULTS, TRAIN_DEFAULTS = SubjectSettings(), TrainSettings()
-REMEDY = "Lower batch_size, or width and height, or choose a smaller DINOv2."
-ROWS = (
-    *SIZE,
-    Widget(
-        "sura_weight",
-        "How strongly the look is aligned with DINOv2. Raising it holds identity harder; 0 leaves it out, "
-        "and DINOv2 with it.",
-        dict(min=0.0, max=10.0, step=0.01),
-    ),
-    Widget(
-        "align_block",
-        "The block whose output is aligned. Raising it lets more blocks take part; the paper's is 0, the "
-        "authors' code has 2.",
-        dict(min=0, max=39),
-    ),
-    Widget(
-        "projector_width",
-        "Of the small net between the model and DINOv2, which is thrown away after. Raising it makes the "
-        "alignment easier and asks less of the LoRA.",
-        dict(min=64, max=8192, step=64),
-    ),
-    *VELOCITY,
-    Widget(
-        "plan",
-        "Which layers learn. 'subject' is the paper's: it leaves room for a motion LoRA.",
-        options=plans(without="motion"),
-        id="layers",
-    ),
+MEMORY_ADVICE = (
+    "Lower batch_size in SMRA Training Options, or lower width and height, or choose a smaller DINOv2."
 )
+ROWS = (*SIZE, Widget("sura_weight", dict(min=0.0, max=10.0, step=0.01)))
 
 
 class TrainSubjectLoRA(io.ComfyNode):
+    """Node that trains a subject LoRA on pictures of the graph."""
+
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -73,71 +52,119 @@ class TrainSubjectLoRA(io.ComfyNode):
             category="SMRABooth",
             description=(
                 "Trains a LoRA on 3 to 10 pictures of one subject, so that WAN can put it into any scene. "
-                "It learns only inside the masks. A canceled run goes on where it stopped."
+                "It learns only inside the masks. Queue the graph again to continue a canceled run."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="Wan2.1-T2V, 1.3B or 14B, of any precision."),
                 io.Vae.Input("vae", tooltip="WAN 2.1's VAE."),
-                io.Image.Input("images", tooltip="Pictures of the subject; more views make it surer."),
+                io.Image.Input(
+                    "images", tooltip="Pictures of the subject. More views give a more reliable LoRA."
+                ),
                 io.Conditioning.Input(
                     "positive",
                     tooltip="One prompt for all, such as 'A picture of sks dog', or one for each picture.",
                 ),
                 io.Mask.Input(
                     "masks", optional=True,
-                    tooltip="White where the subject is, one for each picture. Left out, SAM finds them.",
+                    tooltip="White where the subject is, one for each picture. Without them SAM finds the "
+                    "subject.",
                 ),
                 DinoV2Type.Input(
                     "dinov2", optional=True,
-                    tooltip="The net whose view of the subject counts. Needed unless sura_weight is 0.",
+                    tooltip="DINOv2, the model whose features the subject LoRA is aligned with. Needed "
+                    "unless sura_weight is 0.",
                 ),
                 SamType.Input(
                     "sam", optional=True,
-                    tooltip="Finds the subject at the center of pictures without a mask.",
+                    tooltip="SAM, which finds the subject at the center of pictures without a mask.",
                 ),
-                *front_inputs("subject", DEFAULTS, TRAIN_DEFAULTS),
-                *advanced_inputs(DEFAULTS, ROWS, TRAIN_DEFAULTS),
+                *make_option_inputs(),
+                *make_first_inputs("subject", DEFAULTS, TRAIN_DEFAULTS),
+                *make_widgets(DEFAULTS, ROWS),
+                make_preview_input(),
             ],
-            outputs=outputs(),
+            outputs=make_outputs(),
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )  # fmt: skip
 
     @classmethod
-    def execute(
-        cls, model, vae, images, positive, masks=None, dinov2=None, sam=None, captions="", **values
-    ) -> io.NodeOutput:
-        # Whatever takes part in autograd must be made outside of the host's inference mode.
+    def execute(cls, **inputs) -> io.NodeOutput:
+        # Whatever takes part in autograd must be made outside of ComfyUI's inference mode.
         with torch.inference_mode(False), torch.enable_grad():
-            masks = None if masks is None else as_normal_tensor(masks)
-            images = as_normal_tensor(images)
-            made = _trained(cls, model, vae, images, positive, masks, dinov2, sam, captions, values)
-            return shown(made)
+            given = parse_inputs(**inputs)
+            backend = ComfyBackend(given.model, given.vae, given.contexts)
+            check_settings(given.settings, backend.spec)
+            pictures, notes = make_subject_set(given)
+            show_subject_forecast(cls, backend, given, notes)
+            pictures = find_missing_masks(pictures, given.sam, backend)
+            progress = GraphProgress(cls, make_preview(backend, given))
+            trained = run_training(
+                lambda: train_subject(
+                    backend, pictures, given.dinov2, given.settings, given.train, given.name, progress
+                ),
+                MEMORY_ADVICE,
+            )
+            return make_node_output(publish_lora(trained, given.name))
 
 
-def _trained(
-    node, model, vae, images, positive, masks, dinov2: Path | None, sam, captions: str, values: dict
-) -> Outputs:
-    settings, train = chosen(DEFAULTS, (RANK, *ROWS), values), train_settings(TRAIN_DEFAULTS, values)
-    name = file_name(values["name"])
-    names, contexts = captions_and_contexts(positive, len(images), captions)
-    backend = ComfyBackend(model, vae, contexts)
-    check_settings(settings, backend.spec)
-    pictures, notes = subject_images(images, masks, names, (settings.width, settings.height))
-    shape = latent_shape(1, settings.width, settings.height)
-    dtype = training_dtype(backend.device)
-    forecast = subject_forecast(backend.spec, settings, train, shape, len(pictures), dtype)
-    show_forecast(node, backend, forecast, notes)
-    pictures = find_missing_masks(pictures, sam, backend)
+@dataclass(frozen=True)
+class SubjectInputs:
+    """Inputs of the node, in the types of the core."""
 
-    def run(name, progress):
-        return train_subject(backend, pictures, dinov2, settings, train, name, progress)
+    model: object
+    """ComfyUI's MODEL."""
+    vae: object
+    """ComfyUI's VAE."""
+    images: Tensor
+    """Pictures `B H W 3` in [0, 1], a normal tensor."""
+    masks: Tensor | None
+    """Masks `B H W` in [0, 1], a normal tensor, or None."""
+    captions: list[str]
+    """Caption of each picture."""
+    contexts: dict[str, Tensor]
+    """Text context `T 4096` of each caption."""
+    dinov2: Path | None
+    sam: Path | None
+    settings: SubjectSettings
+    train: TrainSettings
+    name: str
+    preview_every: int
 
-    return run_training_node(node, backend, values, name, contexts[names[0]], shape, run, REMEDY)
+
+def parse_inputs(
+    *,
+    model,
+    vae,
+    images: Tensor,
+    positive,
+    masks: Tensor | None = None,
+    dinov2: Path | None = None,
+    sam: Path | None = None,
+    captions: str = "",
+    training_options: TrainingOptions | None = None,
+    loss_options: LossOptions | None = None,
+    **widgets,
+) -> SubjectInputs:
+    """Return the node's inputs in the types of the core. Raises ValueError for values that cannot work.
+
+    Call outside of inference mode.
+    """
+    training, losses = training_options or TrainingOptions(), loss_options or LossOptions()
+    subject_plan, _ = training.plans
+    settings = replace(losses.subject, plan=subject_plan)
+    settings = update_settings(settings, (RANK, *ROWS), widgets)
+    train = update_settings(training.train, [STEPS], widgets)
+    name = make_file_name(widgets["name"])
+    names, contexts = match_captions(positive, len(images), captions or "")
+    return SubjectInputs(
+        model, vae, as_normal_tensor(images), None if masks is None else as_normal_tensor(masks), names,
+        contexts, dinov2, sam, settings, train, name, widgets["preview_every"],
+    )  # fmt: skip
 
 
 def check_settings(settings: SubjectSettings, spec: WanSpec) -> None:
-    """ValueError for a size or block that this model does not have."""
+    """Raise ValueError for a size or block that this model does not have."""
     check_size(settings.width, settings.height)
     if settings.sura_weight and settings.align_block >= spec.blocks:
         raise ValueError(
@@ -146,17 +173,31 @@ def check_settings(settings: SubjectSettings, spec: WanSpec) -> None:
         )
 
 
-def subject_images(
-    images: Tensor, masks: Tensor | None, captions: list[str], size: tuple[int, int]
-) -> tuple[list[SubjectImage], list[str]]:
-    """The graph's pictures `B h w 3` and masks `B h w` as a subject set, and what the crop did."""
-    pixels, notes = crop_images(images, size)
-    made: list[Tensor | None] = [None] * len(images)
-    if masks is not None:
-        made, mask_notes = crop_masks(masks, images, size)
+def make_subject_set(given: SubjectInputs) -> tuple[list[SubjectImage], list[str]]:
+    """Return the pictures with their masks at the training size, and notes on what the crop cut off."""
+    size = given.settings.width, given.settings.height
+    pixels, notes = crop_images(given.images, size)
+    masks: list[Tensor | None] = [None] * len(given.images)
+    if given.masks is not None:
+        masks, mask_notes = crop_masks(given.masks, given.images, size)
         notes += mask_notes
-    parts = zip(pixels, made, captions, strict=True)
     return [
         SubjectImage(f"picture {i}", Path(f"picture {i}"), picture, mask, caption)
-        for i, (picture, mask, caption) in enumerate(parts, 1)
+        for i, (picture, mask, caption) in enumerate(zip(pixels, masks, given.captions, strict=True), 1)
     ], notes
+
+
+def show_subject_forecast(
+    node: type, backend: ComfyBackend, given: SubjectInputs, notes: Sequence[str]
+) -> None:
+    """Show on the node what the run will take."""
+    dtype = choose_training_dtype(backend.device)
+    forecast = estimate_subject_run(backend.spec, given.settings, given.train, len(given.images), dtype)
+    show_forecast(node, backend, forecast, notes)
+
+
+def make_preview(backend: ComfyBackend, given: SubjectInputs) -> Preview:
+    """Return what draws pictures of the first caption while the run goes on."""
+    shape = latent_shape(1, given.settings.width, given.settings.height)
+    context = given.contexts[given.captions[0]]
+    return Preview(backend, context, shape, given.preview_every, given.train.seed)

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,7 +37,6 @@ from .training.subject import find_missing_masks, train_subject
 from .training.sura import SubjectSettings
 from .training.trainer import TrainSettings
 from .wan.sampler import SamplingSettings
-from .wan.settings import collect_help
 
 log = logging.getLogger("smrabooth")
 
@@ -45,8 +44,10 @@ Settings = TypeVar("Settings")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; 0 on success, 1 with one line on bad input, 130 when interrupted (what was trained is
-    kept).
+    """Run one command and return its exit code.
+
+    It is 0 on success, 1 for bad input, of which one line says what is wrong, and 130 when interrupted; steps
+    that were trained and saved are kept.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     args = build_parser().parse_args(argv)
@@ -56,63 +57,96 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last step", file=sys.stderr)
+        print("Interrupted. Run the command again to continue from the last saved step.", file=sys.stderr)
         return 130
     return 0
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of all commands; each sets `run` to the function that runs it."""
     parser = argparse.ArgumentParser(prog="python -m smra_core", description=__doc__)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="command")
-    for add in (_train_subject, _train_motion, _sample, _demo, _inspect, _convert, _window_error):
+    for add in (
+        _add_train_subject, _add_train_motion, _add_sample, _add_demo, _add_inspect, _add_convert,
+        _add_window_error,
+    ):  # fmt: skip
         add(commands)
     return parser
 
 
-def add_options(parser: argparse.ArgumentParser, settings: type) -> None:
-    """Add an option for each field of a settings dataclass, with its default and its explanation."""
+def _add_command(commands: Any, name: str, text: str, run: Callable[[argparse.Namespace], None]) -> Any:
+    """Add a command that calls `run` with the parsed options; return its parser."""
+    parser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_option(
+    parser: argparse.ArgumentParser, name: str, text: str, default: Any = None, shown: str = "", **arguments
+) -> None:
+    """Add an option whose help is `text` with the default behind it.
+
+    `shown` is said in place of the default, for one that is not a constant or not a plain value.
+    """
+    if default is not None or shown:
+        text = f"{text} (default: {shown or default})"
+    parser.add_argument(name, default=default, help=text.replace("%", "%%"), **arguments)
+
+
+def add_settings(parser: argparse.ArgumentParser, settings: type, names: Sequence[str] = ()) -> None:
+    """Add an option for each field of a settings dataclass, or for those named, with default and help."""
     for field in dataclasses.fields(settings):
-        default: Any = field.default
-        arguments: dict[str, Any] = {"default": default, "help": _help_text(field)}
+        if names and field.name not in names:
+            continue
+        option, text, default = "--" + field.name.replace("_", "-"), field.metadata["help"], field.default
         if isinstance(default, bool):
-            arguments["action"] = argparse.BooleanOptionalAction
+            text = f"{text} (default: {'on' if default else 'off'})".replace("%", "%%")
+            parser.add_argument(option, action=argparse.BooleanOptionalAction, help=text)
+            # Python 3.10 would write the default behind the help once more, were it given above.
+            parser.set_defaults(**{field.name: default})
         else:
-            arguments["type"] = SparsePlan.parse if isinstance(default, SparsePlan) else type(default)
-        parser.add_argument("--" + field.name.replace("_", "-"), **arguments)
+            value_type = _parse_plan if isinstance(default, SparsePlan) else type(default)
+            _add_option(parser, option, text, default, type=value_type)
 
 
-def _help_text(field: dataclasses.Field) -> str:
-    text = field.metadata["help"].replace("%", "%%")
-    return text if isinstance(field.default, bool) else f"{text} (default: {field.default})"
-
-
-def settings_from(args: argparse.Namespace, settings: type[Settings]) -> Settings:
-    """Build a settings dataclass from the options that `add_options` added."""
+def read_settings(args: argparse.Namespace, settings: type[Settings]) -> Settings:
+    """Build a settings dataclass from the options that `add_settings` added; ValueError for bad values."""
     return settings(**{field.name: getattr(args, field.name) for field in dataclasses.fields(settings)})
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add(
+    """Add the options that choose the model, device, precision and folders."""
+    _add_option(
+        parser,
         "--model",
-        default=MINIATURE,
-        help="WAN 2.1: a diffusers folder or a native DiT file (default: miniature)",
+        "WAN 2.1: a diffusers folder, a native DiT file, or the word miniature.",
+        MINIATURE,
     )
-    add("--vae", help="native VAE file, when --model is a file")
-    add("--text-encoder", help="UMT5: a file, or a folder with it and its tokenizer; when --model is a file")
-    add("--device", default="auto", help="cpu, cuda, cuda:1 … (default: the GPU where there is one)")
-    add("--dtype", default="auto", choices=["auto", *DTYPES], help="precision of the frozen model")
-    add(
-        "--out",
-        type=Path,
-        default=Path("smra_runs"),
-        help="folder for runs and the cache (default: smra_runs)",
+    _add_option(parser, "--vae", "Native VAE file. Needed if --model is a file.")
+    _add_option(
+        parser,
+        "--text-encoder",
+        "UMT5: a file, or a folder with the model and its tokenizer. Needed if --model is a file.",
     )
-    add("--cache", type=Path, help="folder of encoded inputs, shared by all runs (default: OUT/cache)")
+    _add_option(
+        parser, "--device", "Device to compute on: cpu, cuda, cuda:1 …", "auto", "auto, a GPU if there is one"
+    )
+    _add_option(
+        parser,
+        "--dtype",
+        "Precision of the frozen model.",
+        "auto",
+        "auto, float32 on a CPU, else bfloat16 or float16",
+        choices=["auto", *DTYPES],
+    )
+    _add_option(parser, "--out", "Folder for runs and the cache.", Path("smra_runs"), type=Path)
+    _add_option(
+        parser, "--cache", "Folder of encoded inputs, shared by all runs.", shown="OUT/cache", type=Path
+    )
 
 
-def backend_from(args: argparse.Namespace) -> StandaloneBackend:
+def open_backend(args: argparse.Namespace) -> StandaloneBackend:
     """Find the model that the options name, and choose device, precision and folders."""
     miniature = args.model == MINIATURE
     files = MINIATURE_FILES if miniature else find_wan_files(args.model, args.vae, args.text_encoder)
@@ -121,10 +155,10 @@ def backend_from(args: argparse.Namespace) -> StandaloneBackend:
     return StandaloneBackend(files, args.out / "runs", cache, device, choose_dtype(args.dtype, device))
 
 
-def encoder_file(name: str, option: str, given: Path | None, model: str, miniature_file: Path) -> Path:
-    """Return the given weight file, or the miniature's where that is trained on.
+def choose_encoder_file(name: str, option: str, given: Path | None, model: str, miniature_file: Path) -> Path:
+    """Return the weight file given with `option`, or the miniature's own if the model is the miniature.
 
-    ValueError when none was given for another model, or it is not there.
+    Raises ValueError when another model is trained and no file is given, or when the file does not exist.
     """
     if given is None and model == MINIATURE:
         return miniature_file
@@ -137,97 +171,122 @@ def encoder_file(name: str, option: str, given: Path | None, model: str, miniatu
     return given
 
 
-def _train_subject(commands) -> None:
-    parser = commands.add_parser("train-subject", help="train a subject LoRA on a folder of images")
-    parser.add_argument("folder", type=Path, help="images with masks/ and metadata.csv or .txt captions")
+def _add_train_subject(commands: Any) -> None:
+    text = "Train a subject LoRA on a folder of images."
+    parser = _add_command(commands, "train-subject", text, run_train_subject)
     parser.add_argument(
-        "--dinov2", type=Path, help="DINOv2 weights: timm, the original .pth, or transformers'"
+        "folder", type=Path, help="Folder of images, with masks/ and metadata.csv or .txt captions."
     )
-    parser.add_argument("--sam", type=Path, help="SAM weights, to find the subject where a mask is missing")
-    parser.add_argument("--caption", help="caption of images that have none, e.g. 'A picture of sks dog'")
-    parser.add_argument("--name", help="name of the run (default: the folder's)")
-    add_options(parser, SubjectSettings)
-    add_options(parser, TrainSettings)
+    _add_option(
+        parser, "--dinov2", "DINOv2 weights: timm's, the original .pth, or transformers'.",
+        shown="the miniature's, for the miniature", type=Path,
+    )  # fmt: skip
+    _add_option(parser, "--sam", "SAM weights, to segment the subject in images without a mask.", type=Path)
+    _add_option(parser, "--caption", "Caption of images that have none, such as 'A picture of sks dog'.")
+    _add_option(parser, "--name", "Name of the run.", shown="the folder's name")
+    add_settings(parser, SubjectSettings)
+    add_settings(parser, TrainSettings)
     _add_model(parser)
-    parser.set_defaults(run=run_train_subject)
 
 
 def run_train_subject(args: argparse.Namespace) -> None:
-    settings = settings_from(args, SubjectSettings)
-    backend = backend_from(args)
+    """Train a subject LoRA, and print the path of its file."""
+    settings = read_settings(args, SubjectSettings)
+    backend = open_backend(args)
     dinov2 = (
-        encoder_file("DINOv2", "--dinov2", args.dinov2, args.model, DINOV2_FILE)
+        choose_encoder_file("DINOv2", "--dinov2", args.dinov2, args.model, DINOV2_FILE)
         if settings.sura_weight
         else None
     )
     subject = read_subject_set(args.folder, (settings.width, settings.height), caption=args.caption)
-    _tell(subject.notes)
+    _log_notes(subject.notes)
     images = find_missing_masks(subject.images, args.sam, backend)
-    train = settings_from(args, TrainSettings)
+    train = read_settings(args, TrainSettings)
     with TrainingBar("subject LoRA") as report:
         name = args.name or args.folder.name
         trained = train_subject(backend, images, dinov2, settings, train, name, report)
     print(trained.path)
 
 
-def _train_motion(commands) -> None:
-    parser = commands.add_parser("train-motion", help="train a motion LoRA on a clip")
-    parser.add_argument("clip", type=Path, help="a video file, or a folder with one and its metadata.csv")
-    parser.add_argument("--sea-raft", type=Path, help="SEA-RAFT weights (spring-M, or S for small cards)")
-    parser.add_argument("--tiny-decoder", type=Path, help="lighttaew2_1 or taew2_1, for small cards")
-    parser.add_argument("--caption", help="caption of the clip, e.g. 'a person is vvt walking'")
-    parser.add_argument("--start", type=int, default=0, help="first frame that is used (default: 0)")
-    parser.add_argument("--stride", type=int, default=1, help="use every n-th frame (default: 1)")
-    parser.add_argument("--name", help="name of the run (default: the clip's)")
-    add_options(parser, MotionSettings)
-    add_options(parser, TrainSettings)
+def _add_train_motion(commands: Any) -> None:
+    parser = _add_command(commands, "train-motion", "Train a motion LoRA on a clip.", run_train_motion)
+    parser.add_argument("clip", type=Path, help="Video file, or a folder with one and its metadata.csv.")
+    _add_option(
+        parser, "--sea-raft", "SEA-RAFT weights: spring-M, or S for small cards.",
+        shown="the miniature's, for the miniature", type=Path,
+    )  # fmt: skip
+    _add_option(
+        parser, "--tiny-decoder", "Weights of a small decoder for small cards: lighttaew2_1 or taew2_1.",
+        type=Path,
+    )  # fmt: skip
+    _add_option(parser, "--caption", "Caption of the clip, such as 'a person is vvt walking'.")
+    _add_option(parser, "--start", "First frame that is used.", 0, type=int)
+    _add_option(parser, "--stride", "Use every n-th frame.", 1, type=int)
+    _add_option(parser, "--name", "Name of the run.", shown="the clip's name")
+    add_settings(parser, MotionSettings)
+    add_settings(parser, TrainSettings)
     _add_model(parser)
-    parser.set_defaults(run=run_train_motion)
 
 
 def run_train_motion(args: argparse.Namespace) -> None:
-    settings = settings_from(args, MotionSettings)
-    backend = backend_from(args)
+    """Train a motion LoRA, and print the path of its file."""
+    settings = read_settings(args, MotionSettings)
+    backend = open_backend(args)
     sea_raft = (
-        encoder_file("SEA-RAFT", "--sea-raft", args.sea_raft, args.model, SEA_RAFT_FILE)
+        choose_encoder_file("SEA-RAFT", "--sea-raft", args.sea_raft, args.model, SEA_RAFT_FILE)
         if settings.mora_weight
         else None
     )
     clip = read_motion_clip(
         args.clip, (settings.width, settings.height), settings.frames, args.start, args.stride, args.caption
     )
-    _tell(clip.notes)
-    train = settings_from(args, TrainSettings)
+    _log_notes(clip.notes)
+    train = read_settings(args, TrainSettings)
     with TrainingBar("motion LoRA") as report:
         name = args.name or args.clip.stem
         trained = train_motion(backend, clip, sea_raft, settings, train, name, report, args.tiny_decoder)
     print(trained.path)
 
 
-def _sample(commands) -> None:
-    parser = commands.add_parser("sample", help="make a video with a subject and a motion LoRA")
-    parser.add_argument("prompt", help="e.g. 'a sks dog is vvt walking on the moon'")
-    parser.add_argument("--negative", default="", help="what the video should not show")
-    parser.add_argument("--subject", type=Path, help="subject LoRA")
-    parser.add_argument("--motion", type=Path, help="motion LoRA")
-    parser.add_argument("--preset", choices=STRENGTH_PRESETS, default="paper", help="(default: paper)")
-    parser.add_argument("--subject-strength", type=_strengths, help="early,late; overrides the preset")
-    parser.add_argument("--motion-strength", type=_strengths, default=MOTION_STRENGTHS, help="early,late")
-    parser.add_argument("--subject-plan", type=SparsePlan.parse, help="keep only these linears of the LoRA")
-    parser.add_argument("--motion-plan", type=SparsePlan.parse, help="keep only these linears of the LoRA")
-    parser.add_argument(
-        "--t-point", type=_t_point, default=TPoint(),
-        help="where strengths switch: a sigma (0.7), or a step of a run (15/50, or 15/50@5 at shift 5)",
+def _add_sample(commands: Any) -> None:
+    parser = _add_command(commands, "sample", "Make a video with a subject and a motion LoRA.", run_sample)
+    parser.add_argument("prompt", help="Prompt, such as 'a sks dog is vvt walking on the moon'.")
+    _add_option(parser, "--negative", "What the video should not show.", "", "nothing")
+    _add_option(parser, "--subject", "Subject LoRA file.", type=Path)
+    _add_option(parser, "--motion", "Motion LoRA file.", type=Path)
+    _add_option(
+        parser, "--preset", "Strengths of the subject LoRA before and after T_point.", "paper",
+        choices=STRENGTH_PRESETS,
     )  # fmt: skip
-    parser.add_argument("--video", type=Path, default=Path("video.mp4"), help="(default: video.mp4)")
-    add_options(parser, SamplingSettings)
+    _add_option(
+        parser, "--subject-strength",
+        "Strengths of the subject LoRA, early,late or one number for both. They replace the preset's.",
+        type=_parse_strengths,
+    )  # fmt: skip
+    _add_option(
+        parser, "--motion-strength", "Strengths of the motion LoRA, early,late or one number for both.",
+        MOTION_STRENGTHS, f"{MOTION_STRENGTHS.early},{MOTION_STRENGTHS.late}", type=_parse_strengths,
+    )  # fmt: skip
+    for purpose in ("subject", "motion"):
+        _add_option(
+            parser, f"--{purpose}-plan", f"Plan of the {purpose} LoRA's layers to use, such as q,k,ffn.0.",
+            shown="all that the file has", type=_parse_plan,
+        )  # fmt: skip
+    _add_option(
+        parser, "--t-point",
+        "Noise level at which the strengths switch: a sigma (0.7), or a step of a run (15/50, or 15/50@5 at "
+        "shift 5).",
+        TPoint(), str(TPoint().sigma), type=_parse_t_point,
+    )  # fmt: skip
+    _add_option(parser, "--video", "Video file to write.", Path("video.mp4"), type=Path)
+    add_settings(parser, SamplingSettings)
     _add_model(parser)
-    parser.set_defaults(run=run_sample)
 
 
 def run_sample(args: argparse.Namespace) -> None:
-    settings = settings_from(args, SamplingSettings)
-    backend = backend_from(args)
+    """Sample a video, write it and print its path."""
+    settings = read_settings(args, SamplingSettings)
+    backend = open_backend(args)
     subject_strengths = args.subject_strength or STRENGTH_PRESETS[args.preset]
     chosen = [
         (args.subject, args.subject_plan, subject_strengths),
@@ -246,84 +305,102 @@ def run_sample(args: argparse.Namespace) -> None:
     print(args.video)
 
 
-def _strengths(text: str) -> Strengths:
-    values = [float(part) for part in text.split(",")]
+def _parse_plan(text: str) -> SparsePlan:
+    try:
+        return SparsePlan.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _parse_strengths(text: str) -> Strengths:
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
     if len(values) not in (1, 2):
-        raise ValueError("strength takes one number or early,late")
+        raise argparse.ArgumentTypeError(f"{text!r} is no strength. Give one number, or two as early,late.")
     return Strengths(values[0], values[-1])
 
 
-def _t_point(text: str) -> TPoint:
+def _parse_t_point(text: str) -> TPoint:
     run, _, shift = text.partition("@")
-    step, of, steps = run.partition("/")
-    if not of:
-        return TPoint(float(run))
-    return TPoint.from_step(int(step), int(steps), float(shift or 1))
+    step, is_step, steps = run.partition("/")
+    try:
+        if not is_step:
+            return TPoint(float(run))
+        return TPoint.from_step(int(step), int(steps), float(shift or 1))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no noise level ({error}). Give a sigma such as 0.7, a step such as 15/50, or "
+            "15/50@5 for shift 5."
+        ) from error
 
 
-def _demo(commands) -> None:
-    parser = commands.add_parser("demo", help="the whole method on the miniature, in minutes, with a report")
-    parser.add_argument("--out", type=Path, default=Path("smra_demo"), help="(default: smra_demo)")
-    parser.add_argument("--subject", type=Path, help="your own subject folder")
-    parser.add_argument("--motion", type=Path, help="your own clip or its folder")
-    parser.add_argument("--prompt", help="what to sample (default: made of the two captions)")
-    parser.set_defaults(run=run_demo_command)
+def _add_demo(commands: Any) -> None:
+    text = "Run the whole method on the miniature, in minutes, and write a report."
+    parser = _add_command(commands, "demo", text, run_demo_command)
+    _add_option(parser, "--out", "Folder for LoRAs, videos and the report.", Path("smra_demo"), type=Path)
+    _add_option(
+        parser, "--subject", "Folder of your own subject, as for train-subject.", shown="a ball", type=Path
+    )
+    _add_option(
+        parser, "--motion", "Your own clip or its folder, as for train-motion.", shown="a zigzag", type=Path
+    )
+    _add_option(parser, "--prompt", "Prompt to sample.", shown="made of the two captions")
 
 
 def run_demo_command(args: argparse.Namespace) -> None:
+    """Run the demo, and print the path of its report."""
     print(run_demo(args.out, args.subject, args.motion, args.prompt))
 
 
-def _tell(notes: Sequence[str]) -> None:
+def _log_notes(notes: Sequence[str]) -> None:
     for note in notes:
         log.info("note: %s", note)
 
 
-def _inspect(commands) -> None:
-    parser = commands.add_parser("inspect", help="say what is in a LoRA file")
-    parser.add_argument("file", type=Path)
-    parser.set_defaults(run=run_inspect)
+def _add_inspect(commands: Any) -> None:
+    parser = _add_command(commands, "inspect", "Show what a LoRA file contains.", run_inspect)
+    parser.add_argument("file", type=Path, help="LoRA file in any dialect, or PEFT's adapter folder.")
 
 
 def run_inspect(args: argparse.Namespace) -> None:
+    """Print a report on a LoRA file."""
     print(render_report(describe_lora(load_lora(args.file))))
 
 
-def _convert(commands) -> None:
-    parser = commands.add_parser("convert", help="write a LoRA under another program's names")
-    parser.add_argument("source", type=Path, help="a LoRA in any dialect, or PEFT's adapter folder")
-    parser.add_argument("target", type=Path, help="a .safetensors file; with --to peft, a folder")
-    parser.add_argument(
-        "--to",
-        choices=DIALECTS_OUT,
-        default="comfyui",
-        help="whose names: ComfyUI's, diffusers', kohya's, or PEFT's adapter folder (default: comfyui)",
-    )
-    parser.set_defaults(run=lambda args: convert_lora(args.source, args.target, args.to))
-
-
-def _window_error(commands) -> None:
-    parser = commands.add_parser(
-        "window-error",
-        help="measure how far decoded windows of a clip are from the whole clip, by --context",
-    )
-    parser.add_argument("clip", type=Path, help="the clip that a motion LoRA is to learn")
-    parser.add_argument(
-        "--noise", type=float, nargs="+", default=[0.1, 0.3],
-        help="how far the model's prediction is off, in deviations of the latents (default: 0.1 0.3)",
+def _add_convert(commands: Any) -> None:
+    text = "Write a LoRA under the names that another program reads."
+    parser = _add_command(commands, "convert", text, run_convert)
+    parser.add_argument("source", type=Path, help="LoRA in any dialect, or PEFT's adapter folder.")
+    parser.add_argument("target", type=Path, help="File to write, .safetensors; with --to peft, a folder.")
+    _add_option(
+        parser, "--to", "Program whose names are written: comfyui, diffusers, kohya, or peft (a folder).",
+        "comfyui", choices=DIALECTS_OUT,
     )  # fmt: skip
-    texts, defaults = collect_help(MotionSettings), MotionSettings()
-    for name in ("width", "height", "frames", "window"):
-        default = getattr(defaults, name)
-        parser.add_argument(
-            f"--{name}", type=int, default=default, help=f"{texts[name]} (default: {default})"
-        )
+
+
+def run_convert(args: argparse.Namespace) -> None:
+    """Write a LoRA in another dialect."""
+    convert_lora(args.source, args.target, args.to)
+
+
+def _add_window_error(commands: Any) -> None:
+    text = "Measure how far decoded windows of a clip are from the whole clip, for each --context."
+    parser = _add_command(commands, "window-error", text, run_window_error)
+    parser.add_argument("clip", type=Path, help="The clip that a motion LoRA is to be trained on.")
+    _add_option(
+        parser, "--noise",
+        "Standard deviations of the noise that makes a prediction of the clip's latents, in units of theirs.",
+        [0.1, 0.3], "0.1 0.3", type=float, nargs="+",
+    )  # fmt: skip
+    add_settings(parser, MotionSettings, ("width", "height", "frames", "window"))
     _add_model(parser)
-    parser.set_defaults(run=run_window_error)
 
 
 def run_window_error(args: argparse.Namespace) -> None:
-    backend = backend_from(args)
+    """Print the errors of windows, a table for each noise level."""
+    backend = open_backend(args)
     clip = read_motion_clip(args.clip, (args.width, args.height), args.frames)
     (latents,) = backend.encode_clips([clip.frames])
     latents = latents.to(backend.device)
@@ -331,5 +408,5 @@ def run_window_error(args: argparse.Namespace) -> None:
     for level in args.noise:
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(latents)
         errors = measure_window_errors(decoder, latents, latents + level * noise, args.window)
-        print(f"prediction off by {level} deviations, windows of {args.window} latents")
+        print(f"Noise of {level} standard deviations, windows of {args.window} latents:")
         print(render_errors(errors))

@@ -1,1 +1,1 @@
-"""Everything that knows ComfyUI's internals: MODEL, VAE, CONDITIONING, IMAGE, folders and versions."""
+"""Code that knows ComfyUI's internals: MODEL, VAE, CONDITIONING, IMAGE, folders and versions."""

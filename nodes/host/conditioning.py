@@ -1,4 +1,4 @@
-"""The graph's CONDITIONING as text contexts, one for each picture or one for all."""
+"""Read text contexts from a CONDITIONING: one for each picture, or one for all."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,20 +7,22 @@ from ...smra_core.wan.spec import TEXT_DIM
 from .inference_tensors import as_normal_tensor
 
 
-def captions_and_contexts(positive, count: int, captions: str = "") -> tuple[list[str], dict[str, Tensor]]:
-    """The caption of each of `count` samples, and the context `T 4096` of each caption.
+def match_captions(positive, count: int, captions: str = "") -> tuple[list[str], dict[str, Tensor]]:
+    """Return the caption of each of `count` samples, and the context `T 4096` of each caption.
 
-    A conditioning is one prompt or as many as there are samples, in their order. `captions` names them, one
-    a line. ValueError when the numbers disagree or the text is not WAN's.
+    A conditioning holds one prompt, or as many as there are samples, in their order. `captions` names them,
+    one a line. Raises ValueError when the numbers disagree or when the text encoder was not WAN's.
     """
-    prompts = _of_one_length([_context(row) for tensor, *_ in positive for row in as_normal_tensor(tensor)])
+    prompts = _pad_to_one_length(
+        [_read_context(row) for tensor, *_ in positive for row in as_normal_tensor(tensor)]
+    )
     if len(prompts) not in (1, count):
         raise ValueError(
             f"The conditioning holds {len(prompts)} prompts for {count} pictures. Give one for all, or "
             "one for each picture (SMRA Load Subject Folder makes them)."
         )
     lines = [line.strip() for line in captions.splitlines() if line.strip()]
-    names = [_name(lines, index) for index in range(len(prompts))]
+    names = [_choose_name(lines, index) for index in range(len(prompts))]
     contexts: dict[str, Tensor] = {}
     for index, prompt in enumerate(prompts):
         if not contexts.setdefault(names[index], prompt).equal(prompt):
@@ -29,14 +31,14 @@ def captions_and_contexts(positive, count: int, captions: str = "") -> tuple[lis
     return names * (count if len(names) == 1 else 1), contexts
 
 
-def _name(lines: list[str], index: int) -> str:
+def _choose_name(lines: list[str], index: int) -> str:
     if index < len(lines):
         return lines[index]
     return lines[0] if len(lines) == 1 else f"prompt {index + 1}"
 
 
-def _context(row: Tensor) -> Tensor:
-    """`T 4096` as the sampler would take it: WAN's own encoder has made it 512 long already."""
+def _read_context(row: Tensor) -> Tensor:
+    """Return a context `T 4096` as a sampler would take it; WAN's own encoder has padded it to 512 tokens."""
     if row.ndim != 2 or row.shape[1] != TEXT_DIM:
         raise ValueError(
             f"This conditioning is {tuple(row.shape)} for one prompt; WAN needs (T, {TEXT_DIM}). Encode the "
@@ -45,7 +47,7 @@ def _context(row: Tensor) -> Tensor:
     return row.float().cpu()
 
 
-def _of_one_length(prompts: list[Tensor]) -> list[Tensor]:
-    """Zeros after the shorter ones, so that a batch can hold them."""
+def _pad_to_one_length(prompts: list[Tensor]) -> list[Tensor]:
+    """Pad the shorter contexts with zeros at the end, so that one batch can hold all."""
     longest = max(map(len, prompts), default=0)
     return [F.pad(prompt, (0, 0, 0, longest - len(prompt))) for prompt in prompts]

@@ -1,7 +1,7 @@
-"""The graph's MODEL as a frozen WAN DiT that LoRAs can be trained on (protocol: wan.interfaces.Denoiser).
+"""A MODEL of the graph as a frozen WAN DiT that LoRAs can be trained on (protocol: wan.interfaces.Denoiser).
 
 Nothing is copied. LoRAs and frozen layers replace `forward` on instances, so that the names in the state
-dict, other people's patches and the weights stay as they are, and everything is taken back at the end.
+dict, the patches of other nodes and the weights stay as they are. Every replacement is undone at the end.
 """
 
 import logging
@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from ...smra_core.lora.adapter import replaced_forwards
 from ...smra_core.wan.interfaces import Prediction
 from ...smra_core.wan.spec import LATENT_CHANNELS, WanSpec, find_spec
-from .frozen_linear import frozen_forward
+from .frozen_linear import freeze_forward
 from .inference_tensors import make_normal
 from .versions import compute_dtype_of, is_dynamic, training_mode
 
@@ -24,8 +24,11 @@ log = logging.getLogger("smrabooth")
 _SIZES = ("num_layers", "dim", "ffn_dim", "num_heads")
 
 
-def spec_of(model) -> WanSpec:
-    """Sizes of a MODEL. ValueError when it is not WAN 2.1's text-to-video DiT, with what to load instead."""
+def read_spec(model) -> WanSpec:
+    """Return the sizes of a MODEL.
+
+    Raises ValueError, with what to load instead, unless it is WAN 2.1's text-to-video DiT.
+    """
     dit = model.model.diffusion_model
     kind = type(dit).__name__
     if not all(hasattr(dit, name) for name in (*_SIZES, "patch_embedding", "blocks")):
@@ -40,7 +43,7 @@ def spec_of(model) -> WanSpec:
 
 
 class HostDenoiser:
-    """A loaded MODEL inside `training_denoiser`."""
+    """A MODEL that is loaded for training, inside `training_denoiser`."""
 
     def __init__(self, patcher, spec: WanSpec, dtype: torch.dtype, memory_required: int = 0):
         self.patcher, self.spec, self.dtype = patcher, spec, dtype
@@ -50,58 +53,61 @@ class HostDenoiser:
 
     @property
     def dit(self) -> nn.Module:
+        """ComfyUI's module of the DiT."""
         return self.patcher.model.diffusion_model
 
     def linears(self) -> dict[str, nn.Module]:
+        """Return the linears that can carry a LoRA, by native name."""
         return {name: self.dit.get_submodule(name) for name in self.spec.linear_names()}
 
     def velocity(
         self, noisy_latents: Tensor, sigma: Tensor, context: Tensor, token_block: int | None = None
     ) -> Prediction:
-        """See wan.interfaces.Denoiser; the velocity comes back in the dtype of `noisy_latents`."""
+        """Return the predicted velocity, in the dtype of `noisy_latents` (see wan.interfaces.Denoiser)."""
         if token_block is not None and not 0 <= token_block < self.spec.blocks:
             raise ValueError(
                 f"There is no block {token_block} to align; this model has 0 to {self.spec.blocks - 1}."
             )
-        self._stay_loaded()
+        self._reload_if_needed()
         timestep = self.patcher.get_model_object("model_sampling").timestep(sigma).float()
         self._token_block, self._tokens = token_block, None
-        # Options of our own: the model's could bring kernels without a backward, or step-skipping wrappers.
+        # Not the model's own options, which could bring kernels without a backward, or skip steps.
         velocity = self.dit(
             noisy_latents.to(self.dtype),
             timestep,
             context=context.to(self.dtype),
-            transformer_options={"optimized_attention_override": _differentiable_attention},
+            transformer_options={"optimized_attention_override": _compute_attention},
         )
         tokens, self._tokens = self._tokens, None
         return Prediction(velocity.to(noisy_latents.dtype), tokens)
 
-    def forwards(self) -> dict[nn.Module, Callable]:
-        """What each module of the DiT does while training."""
+    def make_forwards(self) -> dict[nn.Module, Callable]:
+        """Return the forwards of frozen linears and checkpointed blocks, which the DiT has in training."""
         frozen = {
-            module: frozen_forward(module)
+            module: freeze_forward(module)
             for part in (*self.dit.blocks, self.dit.head)
             for module in part.modules()
             if hasattr(module, "comfy_cast_weights") and getattr(module, "weight", None) is not None
         }
-        return frozen | {block: self._block(index, block) for index, block in enumerate(self.dit.blocks)}
+        return frozen | {block: self._wrap_block(index, block) for index, block in enumerate(self.dit.blocks)}
 
-    def _block(self, index: int, block: nn.Module) -> Callable[..., Tensor]:
+    def _wrap_block(self, index: int, block: nn.Module) -> Callable[..., Tensor]:
         forward = block.forward
 
-        def checkpointed(x: Tensor, *args, **kwargs) -> Tensor:
+        def run_checkpointed(x: Tensor, *args, **kwargs) -> Tensor:
             if torch.is_grad_enabled():
                 x = checkpoint(forward, x, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
             else:
                 x = forward(x, *args, **kwargs)
-            if index == self._token_block:  # out here, as inside it would be taken twice and lose its graph
+            # Outside of the checkpoint, inside of which it would be taken twice and lose its graph.
+            if index == self._token_block:
                 self._tokens = x
             return x
 
-        return checkpointed
+        return run_checkpointed
 
-    def _stay_loaded(self) -> None:
-        """Another node or the host's own cleaning may have unloaded the model since the last step."""
+    def _reload_if_needed(self) -> None:
+        """Load the model again if another node or ComfyUI itself has unloaded it since the last step."""
         import comfy.model_management as management
 
         if not any(loaded.model is self.patcher for loaded in management.current_loaded_models):
@@ -110,56 +116,56 @@ class HostDenoiser:
 
 @contextmanager
 def training_denoiser(model, memory_required: int = 0) -> Iterator[HostDenoiser]:
-    """Load a MODEL for training; at the end, whatever happens, it is unloaded and as it was.
+    """Load a MODEL for training; at the end, whatever happens, it is unloaded and unchanged.
 
-    Call outside of inference mode. `memory_required` is what activations need, in bytes: the host keeps as
-    much free, and leaves weights in RAM if it must.
+    Call outside of inference mode. `memory_required` is the number of bytes that activations need: ComfyUI
+    keeps as much free, and leaves weights in RAM if it must.
     """
     import comfy.model_management as management
 
-    spec = spec_of(model)
-    patcher = trainable_clone(model)
+    spec = read_spec(model)
+    patcher = prepare_clone(model)
     make_normal(patcher.model)
-    dtype = training_dtype(patcher.load_device)
+    dtype = choose_training_dtype(patcher.load_device)
     if compute_dtype_of(patcher.model) != dtype:
         patcher.set_model_compute_dtype(dtype)
     management.unload_all_models()
     try:
         load(patcher, memory_required)
         denoiser = HostDenoiser(patcher, spec, dtype, memory_required)
-        with training_mode(), replaced_forwards(denoiser.forwards().items()):
+        with training_mode(), replaced_forwards(denoiser.make_forwards().items()):
             yield denoiser
     finally:
         management.unload_all_models()
 
 
-def trainable_clone(model):
-    """A patcher over the same weights, or, where those may vanish from the card at any time, over a plain
-    copy of them read from the file.
+def prepare_clone(model):
+    """Return a patcher over the same weights or, where those may vanish from the card at any time, over a
+    plain copy of them, read from the file. Raises ValueError when the loader cannot read the file again.
     """
     if not is_dynamic(model):
         return model.clone()
     if getattr(model, "cached_patcher_init", None) is None:
         raise ValueError(
             "This MODEL's weights are streamed and its loader cannot load them again. Load the file with the "
-            "host's own Load Diffusion Model, or start ComfyUI with --disable-dynamic-vram."
+            "ComfyUI's own Load Diffusion Model, or start ComfyUI with --disable-dynamic-vram."
         )
     return model.clone(disable_dynamic=True)
 
 
 def load(patcher, memory_required: int = 0) -> None:
-    """Bring the weights onto the device, clean of other clones' patches, as normal tensors."""
+    """Load the weights onto the device as normal tensors, without the patches of other clones."""
     import comfy.model_management as management
 
     management.load_models_gpu([patcher], memory_required=memory_required)
-    # Again, as loading may have put back weights that were kept aside in inference mode.
+    # A second time, because loading may have restored weights that were saved in inference mode.
     make_normal(patcher.model)
 
 
-def training_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the card multiplies it, else float32.
+def choose_training_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype to train in: bfloat16 where the card computes in it, else float32.
 
-    Not float16, which the host itself prefers: small gradients vanish in it.
+    ComfyUI itself prefers float16, in which small gradients vanish.
     """
     import comfy.model_management as management
 
@@ -167,8 +173,10 @@ def training_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if on_card else torch.float32
 
 
-def _differentiable_attention(chosen: Callable, *args, **kwargs) -> Tensor:
-    """torch's own attention instead of the one that the host was started with (sage, flash, INT8)."""
+def _compute_attention(chosen: Callable, *args, **kwargs) -> Tensor:
+    """Compute attention with torch's own kernel, which has a backward, instead of the one that ComfyUI was
+    started with (sage, flash, INT8).
+    """
     from comfy.ldm.modules.attention import attention_pytorch
 
     return attention_pytorch(*args, **kwargs)

@@ -1,8 +1,8 @@
-"""Ordinary tensors over the memory of inference tensors.
+"""Normal tensors over the memory of inference tensors.
 
-The host runs every prompt in inference mode, and what it makes there (weights, latents, conditioning) can
+ComfyUI runs every prompt in inference mode, and what it makes there (weights, latents, conditioning) can
 never take part in autograd, not even after the mode is left. A new tensor over the same storage can, and
-costs nothing; a copy of a model would cost its size again.
+costs no memory; a copy of a model would cost its size again.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def as_normal_tensor(tensor: Tensor) -> Tensor:
-    """The tensor itself, or one over its memory that autograd accepts. Call outside of inference mode."""
+    """Return the tensor, or one over its memory that autograd accepts. Call outside of inference mode."""
     if not tensor.is_inference():
         return tensor
     alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
@@ -18,9 +18,9 @@ def as_normal_tensor(tensor: Tensor) -> Tensor:
 
 
 def make_normal(module: nn.Module) -> int:
-    """Exchange all inference parameters and buffers of a module for normal ones; how many there were.
+    """Replace all inference parameters and buffers of a module by normal ones, and return their number.
 
-    They stay in the module afterwards: sampling, patching and unloading work with them as with the others.
+    They stay in the module afterwards: sampling, patching and unloading work with them as before.
     """
     exchanged = 0
     for part in module.modules():

@@ -1,5 +1,5 @@
-"""Where the teachers' weights lie: our own model folders, those that the host and other packs use already,
-and the miniature's, which come with the pack.
+"""Where weight files of the encoders lie: the pack's own model folders, those that ComfyUI and other packs
+use already, and the miniature's files, which come with the pack.
 """
 
 from dataclasses import dataclass
@@ -14,29 +14,29 @@ NOTHING = "no file found: see the tooltip"
 
 @dataclass(frozen=True)
 class WeightFolder:
-    """One of the nets that training asks for advice."""
+    """A kind of weight file that our loader nodes offer."""
 
     name: str
     folders: tuple[str, ...]
-    """The host's names of model folders, the preferred one first."""
+    """ComfyUI's names of model folders, the preferred one first."""
     words: tuple[str, ...]
-    """What a file's name holds, in lower case, where a folder is shared with other models."""
+    """Words, in lower case, one of which a file's name holds; the folder may be shared with other models."""
     download: str
-    """A published file, and where it is found."""
+    """A published file, and where to find it."""
     miniature: str = ""
-    """File among the miniature's weights."""
+    """Name of the file among the miniature's weights; empty where it has none."""
 
-    def found(self) -> list[str]:
-        """Files that are there, with the folder's name before each."""
-        return [f"{folder}/{file}" for folder in self.folders for file in _files(folder, self.words)]
+    def list_files(self) -> list[str]:
+        """Return the files that are there, with the folder's name before each."""
+        return [f"{folder}/{file}" for folder in self.folders for file in _list_files(folder, self.words)]
 
-    def choices(self) -> list[str]:
-        """What a loader offers; never empty, as the host cannot show an empty list."""
+    def list_choices(self) -> list[str]:
+        """Return what a loader offers; never empty, because ComfyUI cannot show an empty list."""
         own = [MINIATURE] if self.miniature and (WEIGHTS / self.miniature).is_file() else []
-        return self.found() + own or [NOTHING]
+        return self.list_files() + own or [NOTHING]
 
-    def path(self, choice: str) -> Path:
-        """The file of a choice. ValueError, with what to download, when it is not there."""
+    def find(self, choice: str) -> Path:
+        """Return the path of a choice. Raises ValueError, with what to download, when it is not there."""
         import folder_paths
 
         if choice == MINIATURE and self.miniature:
@@ -52,6 +52,7 @@ class WeightFolder:
 
     @property
     def tooltip(self) -> str:
+        """Sentence that says which file is meant, and where it goes."""
         return f"Weights of {self.name}: {self.download}, in models/{self.folders[0]}."
 
 
@@ -83,7 +84,7 @@ TINY_DECODER = WeightFolder(
 )
 
 
-def _files(folder: str, words: tuple[str, ...]) -> list[str]:
+def _list_files(folder: str, words: tuple[str, ...]) -> list[str]:
     import folder_paths
 
     _register(folder_paths, folder)
@@ -96,6 +97,6 @@ def _files(folder: str, words: tuple[str, ...]) -> list[str]:
 
 
 def _register(folder_paths, folder: str) -> None:
-    """Make a folder known that this version of the host lacks; one that it or another pack has stays."""
+    """Register a folder that this version of ComfyUI lacks; one that it or another pack has stays."""
     if folder not in folder_paths.folder_names_and_paths:
         folder_paths.add_model_folder_path(folder, str(Path(folder_paths.models_dir) / folder))

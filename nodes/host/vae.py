@@ -1,7 +1,7 @@
-"""The graph's VAE: latents in the model's space, and a private decoder that gradients can pass through.
+"""A VAE of the graph: latents in the model's space, and a private decoder that gradients can pass through.
 
 The decoder is a copy (147 MB in bfloat16): the graph's own weights may be streamed or moved while a backward
-pass still needs them, and the host's VAE.decode clamps in place.
+pass still needs them, and ComfyUI's VAE.decode clamps in place.
 """
 
 import torch
@@ -12,7 +12,7 @@ from ...smra_core.wan.spec import LATENT_CHANNELS
 
 
 def check_vae(vae) -> None:
-    """ValueError unless this is WAN 2.1's VAE."""
+    """Raise ValueError unless this is WAN 2.1's VAE."""
     net = vae.first_stage_model
     channels = getattr(net, "z_dim", None)
     if type(net).__name__ != "WanVAE" or channels != LATENT_CHANNELS:
@@ -24,18 +24,18 @@ def check_vae(vae) -> None:
 
 @torch.no_grad()
 def encode(vae, model, frames: Tensor) -> Tensor:
-    """Latents `16 f h w` in the model's space, on the CPU, of frames `F 3 H W` in [0, 1], F = 4n+1."""
+    """Return latents `16 f h w` in the model's space, on the CPU, of frames `F 3 H W` in [0, 1], F = 4n+1."""
     latents = vae.encode(frames.movedim(1, -1))
     return model.model.process_latent_in(latents)[0].float().cpu()
 
 
 def load_decoder(vae, device: torch.device, recompute: bool = False) -> WanVideoDecoder:
-    """A private decoder with the weights of the graph's VAE."""
-    return WanVideoDecoder.of(private_vae(vae, device), recompute)
+    """Return a private decoder with the weights of the graph's VAE; `recompute` saves memory."""
+    return WanVideoDecoder.of(copy_vae(vae, device), recompute)
 
 
-def private_vae(vae, device: torch.device) -> nn.Module:
-    """A frozen copy of the decoder and of the pointwise convolution before it; the encoder has no weights."""
+def copy_vae(vae, device: torch.device) -> nn.Module:
+    """Return a frozen copy of the decoder and of the pointwise convolution before it, without an encoder."""
     from comfy.ldm.wan.vae import WanVAE
 
     source = vae.first_stage_model

@@ -1,4 +1,4 @@
-"""What differs between the host's versions, from 0.3.48 on: the one place that asks."""
+"""Differences between ComfyUI's versions from 0.3.48 on; no other file asks for them."""
 
 import inspect
 from collections.abc import Iterator
@@ -9,19 +9,20 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def base_weight(module: nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Weight and bias of one of the host's linears, on the device and in the dtype of `like`, dequantized.
+def loaded_weight(module: nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Load weight and bias of one of ComfyUI's linears, on the device and in the dtype of `like`,
+    dequantized.
 
-    They may live in a buffer that the next layer's cast overwrites: nothing may keep them after the block.
+    They may lie in a buffer that the next layer's cast overwrites, so nothing may keep them after the block.
     """
     import comfy.ops
 
-    weight, bias, held = _cast(comfy.ops, module, like)
+    weight, bias, stream = _cast(comfy.ops, module, like)
     try:
         yield (weight.dequantize() if is_quantized(weight) else weight).to(like.dtype), bias
     finally:
-        if held is not None:
-            comfy.ops.uncast_bias_weight(module, weight, bias, held)
+        if stream is not None:
+            comfy.ops.uncast_bias_weight(module, weight, bias, stream)
 
 
 def _cast(ops, module: nn.Module, like: Tensor) -> tuple:
@@ -32,7 +33,7 @@ def _cast(ops, module: nn.Module, like: Tensor) -> tuple:
 
 
 def is_quantized(weight: Tensor) -> bool:
-    """Whether this is one of the host's own quantized tensors."""
+    """Whether this is one of ComfyUI's own quantized tensors."""
     import comfy.ops
 
     quantized = getattr(comfy.ops, "QuantizedTensor", None)
@@ -41,11 +42,11 @@ def is_quantized(weight: Tensor) -> bool:
 
 @contextmanager
 def training_mode() -> Iterator[None]:
-    """The host's own flag that its fused kernels, which have no backward, must not be used."""
+    """Set ComfyUI's own flag that its fused kernels, which have no backward, must not be used."""
     import comfy.model_management
 
     if not hasattr(comfy.model_management, "in_training"):
-        yield  # older hosts have no such kernels
+        yield  # older versions have no such kernels
         return
     before = comfy.model_management.in_training
     comfy.model_management.in_training = True
@@ -56,8 +57,8 @@ def training_mode() -> Iterator[None]:
 
 
 @contextmanager
-def wan_vae_of_width(width: int) -> Iterator[None]:
-    """Older hosts build WAN's VAE 96 channels wide, whatever the file holds."""
+def replaced_vae_width(width: int) -> Iterator[None]:
+    """Build WAN's VAE with this many channels; older versions build it 96 channels wide for any file."""
     import comfy.ldm.wan.vae as module
 
     original = module.WanVAE
@@ -74,14 +75,14 @@ def is_dynamic(patcher) -> bool:
 
 
 def compute_dtype_of(model) -> torch.dtype:
-    """What a host model computes in."""
+    """Return the dtype that a model of ComfyUI computes in."""
     if hasattr(model, "get_dtype_inference"):
         return model.get_dtype_inference()
     return model.manual_cast_dtype or model.get_dtype()
 
 
-def trainable_memory(device: torch.device) -> float | None:
-    """Bytes of a card's memory that a job may use once the host has unloaded everything; None on a CPU."""
+def measure_trainable_memory(device: torch.device) -> float | None:
+    """Return the bytes of a card that a job may use once ComfyUI has unloaded everything; None on a CPU."""
     import comfy.model_management as management
 
     if device.type == "cpu":
@@ -89,15 +90,15 @@ def trainable_memory(device: torch.device) -> float | None:
     return management.get_total_memory(device) - management.extra_reserved_memory()
 
 
-def source_file(patcher) -> str | None:
-    """The file that a MODEL or VAE was loaded from, where the host remembers it."""
+def find_source_file(patcher) -> str | None:
+    """Return the file that a MODEL or VAE was loaded from, or None where ComfyUI does not remember it."""
     remembered = getattr(patcher, "cached_patcher_init", None)
     first = remembered[1][0] if remembered and remembered[1] else None
     return first if isinstance(first, str) else None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the host, too, would call this out of memory."""
+    """Whether ComfyUI would call this out of memory, too."""
     import comfy.model_management as management
 
     if isinstance(error, torch.OutOfMemoryError):

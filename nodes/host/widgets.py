@@ -1,12 +1,6 @@
-"""What a node shows beside its inputs: a line of text after it ran, and which widgets are folded away."""
+"""Text that a node shows in the graph while it runs and after."""
 
 import sys
-
-
-def advanced(widget):
-    """Mark an input as rarely touched: the graph folds it away. Older hosts take no argument for that."""
-    widget.extra_dict = {**widget.extra_dict, "advanced": True}
-    return widget
 
 
 def show_text(node: type, text: str) -> None:

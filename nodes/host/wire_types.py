@@ -1,15 +1,64 @@
-"""The pack's own wire types: what travels between its nodes."""
+"""The pack's own wire types, and the options that travel on them, with the defaults of unwired inputs."""
+
+from dataclasses import dataclass
+from pathlib import Path
 
 from comfy_api.latest import io
 
+from ...smra_core.lora.plan import SparsePlan
+from ...smra_core.lora.schedule import Strengths
+from ...smra_core.training.mora import MotionSettings
+from ...smra_core.training.sura import SubjectSettings
+from ...smra_core.training.trainer import TrainSettings
+
+# These three carry the path of a weight file: a finished run must not load a network, and none stays in
+# memory.
 DinoV2Type = io.Custom("SMRA_DINOV2")
-
-
 SeaRaftType = io.Custom("SMRA_SEA_RAFT")
-
-
 SamType = io.Custom("SMRA_SAM")
-"""Each is the path of a weight file: a finished run must not load a net, and none stays in memory."""
-
 
 Schedule = io.Custom("SMRA_SCHEDULE")
+"""Carries a StrengthSchedule."""
+
+TrainingOptionsType = io.Custom("SMRA_TRAINING_OPTIONS")
+LossOptionsType = io.Custom("SMRA_LOSS_OPTIONS")
+StrengthOptionsType = io.Custom("SMRA_STRENGTH_OPTIONS")
+LoaderOptionsType = io.Custom("SMRA_LOADER_OPTIONS")
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Optimizer, batch, seed, saving and layers of a training run."""
+
+    train: TrainSettings = TrainSettings()
+    """Everything but `steps`, which the training node sets."""
+    plans: tuple[SparsePlan, SparsePlan] = (SubjectSettings().plan, MotionSettings().plan)
+    """Layers that get the LoRA: those of a subject and those of a motion."""
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """Rarely changed settings of both losses; a training node takes those of its own kind."""
+
+    subject: SubjectSettings = SubjectSettings()
+    motion: MotionSettings = MotionSettings()
+    tiny_decoder: Path | None = None
+    """Weight file of a tiny decoder, or None."""
+
+
+@dataclass(frozen=True)
+class StrengthOptions:
+    """Strengths before and after T_point, in place of a preset."""
+
+    subject: Strengths
+    motion: Strengths
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
+    """What a Sparse LoRA Loader uses of its two files, and where constant LoRAs go."""
+
+    subject_plan: SparsePlan
+    motion_plan: SparsePlan
+    constant_lora: str
+    """One of apply_loras.CONSTANT_MODES."""

@@ -1,1 +1,1 @@
-"""LoRAs on a MODEL while it samples."""
+"""Apply LoRAs to a MODEL while it samples."""

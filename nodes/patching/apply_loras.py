@@ -1,4 +1,6 @@
-"""Putting LoRAs with a schedule onto a MODEL: what stays the same is merged, what changes is swapped in."""
+"""Apply LoRAs with a schedule to a MODEL: constant strengths are merged, changing ones are added while
+sampling.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,22 +19,24 @@ _MERGEABLE = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Applied(NamedTuple):
+    """A MODEL with LoRAs, and how they were applied."""
+
     model: object
-    """A clone of the MODEL that was given."""
+    """Clone of the MODEL that was given."""
     merged: tuple[bool, ...]
-    """Whether each LoRA went into the weights; otherwise it is added while sampling."""
+    """Whether each LoRA was merged into the weights; otherwise it is added while sampling."""
 
 
 def apply_loras(
     model, loras: Sequence[ScheduledLora], schedule: StrengthSchedule, constant: str = AUTO
 ) -> Applied:
-    """A clone of a MODEL with these LoRAs; the given one stays as it is.
+    """Return a clone of a MODEL with these LoRAs; the given one stays unchanged.
 
-    A LoRA of the same strength on both sides of T_point is merged as the stock loader does; on checkpoints of
-    less than 16 bits `auto` leaves it out of the weights, for they would be rounded again. ValueError when a
-    LoRA does not fit the model.
+    A LoRA of the same strength on both sides of T_point is merged as ComfyUI's own loader does; on
+    checkpoints of less than 16 bits `auto` adds it while sampling, because merging would round the weights
+    again. Raises ValueError when a LoRA does not fit the model.
     """
-    shapes = _linear_shapes(model)
+    shapes = _read_linear_shapes(model)
     for lora, _ in loras:
         check_fit(shapes, lora, model="this model")
     merged = tuple(_is_merged(model, lora, strengths, constant) for lora, strengths in loras)
@@ -48,23 +52,23 @@ def apply_loras(
 
 
 def at_constant_strength(loras: Sequence[ScheduledLora], side: str) -> list[ScheduledLora]:
-    """The same LoRAs with their `early` or `late` strength throughout."""
+    """Return the same LoRAs with their `early` or `late` strength throughout."""
     return [ScheduledLora(lora, Strengths.from_value(getattr(strengths, side))) for lora, strengths in loras]
 
 
-def _linear_shapes(model) -> dict[str, tuple[int, int]]:
+def _read_linear_shapes(model) -> dict[str, tuple[int, int]]:
     """Return (out, in) features of the linears of a MODEL that can carry a LoRA, by native name."""
     blocks = getattr(model.model.diffusion_model, "blocks", ())
     shapes = {}
     for index, block in enumerate(blocks):
         for path in (path for role in Role for path in role.paths):
-            linear = _submodule(block, path)
+            linear = _find_submodule(block, path)
             if linear is not None:
                 shapes[f"blocks.{index}.{path}"] = linear.out_features, linear.in_features
     return shapes
 
 
-def _submodule(block, path: str):
+def _find_submodule(block, path: str):
     try:
         return block.get_submodule(path)
     except AttributeError:
@@ -86,6 +90,7 @@ def _holds_plain_numbers(linear) -> bool:
 
 
 def _merge(model, lora: Lora, strength: float) -> None:
+    """Add a LoRA to the model's weight patches, as ComfyUI's own loader does."""
     import comfy.lora
 
     named = {}
@@ -93,11 +98,11 @@ def _merge(model, lora: Lora, strength: float) -> None:
         named[f"{PREFIX}{name}.lora_A.weight"] = pair.a.detach()
         named[f"{PREFIX}{name}.lora_B.weight"] = pair.scale * pair.b.detach()
     patches = comfy.lora.load_lora(named, comfy.lora.model_lora_keys_unet(model.model, {}))
-    taken = model.add_patches(patches, strength)
-    if len(taken) != len(lora):
+    merged = model.add_patches(patches, strength)
+    if len(merged) != len(lora):
         raise ValueError(
-            f"ComfyUI merged {len(taken)} of the LoRA's {len(lora)} layers into this checkpoint. Set "
-            f"constant_lora to '{ON_THE_FLY}'."
+            f"ComfyUI merged {len(merged)} of the LoRA's {len(lora)} layers into this checkpoint. Set "
+            f"constant_lora to '{ON_THE_FLY}' in SMRA Loader Options."
         )
 
 
@@ -105,9 +110,9 @@ def _add_swap(model, loras: Sequence[ScheduledLora], schedule: StrengthSchedule)
     from comfy.patcher_extension import CallbacksMP, WrappersMP
 
     swap = CallTimeSwap(loras, lambda base: schedule.resolve(base.model_sampling.percent_to_sigma))
-    # A key of its own, for two loaders in a row must not replace one another; and the same one in every run,
-    # for a compiled model has it in its guards and would compile anew for each loader.
-    kept = model.wrappers.get(WrappersMP.APPLY_MODEL, {})
-    key = f"{_KEY}{sum(1 for name in kept if str(name).startswith(_KEY))}"
+    # A key of its own, because two loaders in a row must not replace one another; and the same one in every
+    # run, because a compiled model has it in its guards and would be compiled again for each loader.
+    present = model.wrappers.get(WrappersMP.APPLY_MODEL, {})
+    key = f"{_KEY}{sum(1 for name in present if str(name).startswith(_KEY))}"
     model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, swap)
     model.add_callback_with_key(CallbacksMP.ON_CLEANUP, key, swap.release)

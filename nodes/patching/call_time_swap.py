@@ -1,9 +1,9 @@
-"""LoRAs whose strength follows the noise level: added to the outputs of the model's linears, for the duration
-of one evaluation.
+"""LoRAs whose strength follows the noise level, added to the outputs of the model's linears while it is
+evaluated.
 
-One wrapper around the model's evaluation sets the strengths from sigma, replaces `forward` on the linears,
-calls on and puts everything back. No weight is touched, so quantized, offloaded and compiled models work as
-they are, and nothing is left in a model that other parts of the graph share.
+A wrapper around each evaluation of the model sets the strengths from sigma, replaces `forward` on the
+linears, evaluates the model, and restores every `forward`. No weight is changed, so that quantized, offloaded
+and compiled models work, and nothing is left in a model that other parts of the graph share.
 """
 
 import logging
@@ -27,28 +27,30 @@ _FUSED_ACTIVATION = "gelu_tanh"
 
 
 class CallTimeSwap:
-    """An APPLY_MODEL wrapper; one object serves every copy of the model that a run uses."""
+    """Wrapper of ComfyUI's APPLY_MODEL; one object serves every copy of the model that a run uses."""
 
     def __init__(self, loras: Sequence[ScheduledLora], t_point_of: Callable[[Any], TPoint]):
-        """`t_point_of` gets the host's BaseModel, whose table of noise levels a share of steps needs."""
+        """Prepare the LoRAs; `t_point_of` takes ComfyUI's BaseModel, whose table of noise levels a share of
+        the steps needs.
+        """
         self._loras, self._t_point_of = list(loras), t_point_of
         self._states: weakref.WeakKeyDictionary[Any, _ModelState] = weakref.WeakKeyDictionary()
-        # One thread per graphics card calls this at once.
+        # With several graphics cards, one thread for each calls this at the same time.
         self._lock = threading.Lock()
 
     def __call__(self, executor, x: Tensor, t: Tensor, *args, **kwargs):
-        """`t` holds the sigma of each sample, not the timestep."""
+        """Evaluate the model with the LoRAs; `t` holds the sigma of each sample, not the timestep."""
         model = executor.class_obj
-        state = self._state(model)
-        levels = _run_levels(args, kwargs)
+        state = self._get_state(model)
+        levels = _read_levels(args, kwargs)
         state.prepare(x.device, compute_dtype_of(model))
         state.set_strengths(self._t_point_of(model), float(t.max()), levels)
-        with replaced_forwards(state.replacements(model)):
+        with replaced_forwards(state.make_replacements(model)):
             result = executor(x, t, *args, **kwargs)
         state.check_reached()
         return result
 
-    def _state(self, model) -> "_ModelState":
+    def _get_state(self, model) -> "_ModelState":
         with self._lock:
             state = self._states.get(model)
             if state is None:
@@ -56,13 +58,13 @@ class CallTimeSwap:
             return state
 
     def release(self, *_) -> None:
-        """Drop the factors on the device; the next run puts them there again."""
+        """Free the factors on the device; the next run loads them again."""
         for state in list(self._states.values()):
             state.release()
 
 
-def _run_levels(args: tuple, kwargs: dict) -> list[float]:
-    """Noise levels of the run, empty where a sampler of another pack does not tell them."""
+def _read_levels(args: tuple, kwargs: dict) -> list[float]:
+    """Return the noise levels of the run; none where a sampler of another pack does not give them."""
     options = kwargs.get("transformer_options") or next(
         (a for a in reversed(args) if isinstance(a, dict)), {}
     )
@@ -71,7 +73,7 @@ def _run_levels(args: tuple, kwargs: dict) -> list[float]:
 
 
 class _Addition:
-    """What a loader's LoRAs add to the output of one linear."""
+    """What the LoRAs of a loader add to the output of one linear."""
 
     def __init__(self, name: str, pairs: list):
         self.name, self.pairs = name, pairs
@@ -79,6 +81,7 @@ class _Addition:
         self.reached = False
 
     def load(self, strengths: list[Tensor], device: torch.device, dtype: torch.dtype) -> None:
+        """Copy the factors to a device; `strengths` holds a tensor `()` for each LoRA of the loader."""
         self.factors = [
             (
                 pair.a.detach().to(device, dtype, copy=True),
@@ -89,21 +92,24 @@ class _Addition:
         ]
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        # Written, never read here: a compiled graph keeps the mark without depending on it.
+        """Return the output `... out` of the linear with the LoRAs; `x` is its input `... in`, `y` its output
+        without them.
+        """
+        # Written and never read here, so that a compiled graph keeps the mark without depending on it.
         self.reached = True
         rows, out = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
         for down, up, strength in self.factors:
             hidden = (F.linear(rows, down.to(rows.dtype)) * strength).to(out.dtype)
             up = up.to(out.dtype).mT
-            # In place, since at ffn.0 a second output is hundreds of megabytes; a compiler plans that itself.
+            # In place, as a second output of ffn.0 is hundreds of megabytes; a compiler plans that itself.
             out = torch.addmm(out, hidden, up) if torch.compiler.is_compiling() else out.addmm_(hidden, up)
         return out.reshape(y.shape)
 
 
 class _ModelState:
-    """Everything that belongs to one copy of the model: strengths and factors on its device, and forwards.
+    """State of one copy of the model: strengths and factors on its device, and the forwards.
 
-    The forwards are kept between evaluations because a compiler guards on their identity.
+    The forwards are kept between evaluations, because a compiler guards on their identity.
     """
 
     def __init__(self, loras: Sequence[ScheduledLora]):
@@ -114,28 +120,32 @@ class _ModelState:
             for name in names
         }
         self.strengths: list[Tensor] = []
-        self.place: tuple | None = None
+        self.loaded_for: tuple | None = None
+        """Device and dtype that the factors are loaded for, or None."""
         self.forwards: dict[str, tuple[tuple, Callable]] = {}
         self.levels: list[float] = []
         self.checked = False
 
     def prepare(self, device: torch.device, dtype: torch.dtype) -> None:
-        if self.place == (device, dtype):
+        """Load the factors for this device and dtype, unless they are there."""
+        if self.loaded_for == (device, dtype):
             return
-        # A tensor born in inference mode could not be filled outside it, nor the other way round.
+        # A tensor made in inference mode could not be filled outside of it, nor the other way round.
         with torch.inference_mode(False), torch.no_grad():
             if not self.strengths or self.strengths[0].device != device:
                 self.strengths = [torch.zeros((), device=device) for _ in self.loras]
             for addition in self.additions.values():
                 addition.load(self.strengths, device, dtype)
-        self.place = (device, dtype)
+        self.loaded_for = (device, dtype)
 
     def release(self) -> None:
-        self.place = None
+        """Free the factors."""
+        self.loaded_for = None
         for addition in self.additions.values():
             addition.factors = []
 
     def set_strengths(self, t_point: TPoint, sigma: float, levels: list[float]) -> None:
+        """Set the strengths for an evaluation at `sigma`, in a run over these noise levels."""
         if levels and levels != self.levels:
             log.info("Sparse LoRA: %s", describe_run(t_point, levels))
         self.levels = levels
@@ -143,36 +153,38 @@ class _ModelState:
         for tensor, (_, strengths) in zip(self.strengths, self.loras, strict=True):
             tensor.fill_(choose_strength(strengths, sigma, boundary))
 
-    def replacements(self, model) -> Iterator[tuple[nn.Module, Callable]]:
+    def make_replacements(self, model) -> Iterator[tuple[nn.Module, Callable]]:
         """Yield the modules to change and their forwards with this loader's additions."""
         for name, addition in self.additions.items():
-            yield self._target(model, name, addition)
+            yield self._make_replacement(model, name, addition)
 
-    def _target(self, model, name: str, addition: _Addition) -> tuple[nn.Module, Callable]:
-        """The module to replace `forward` on, and the replacement."""
+    def _make_replacement(self, model, name: str, addition: _Addition) -> tuple[nn.Module, Callable]:
+        """Return the module to replace `forward` on, and the replacement."""
         linear = model.get_submodule(PREFIX + name)
         if name.endswith("ffn.2"):
             feed_forward = model.get_submodule(PREFIX + name.removesuffix(".2"))
-            if _skips_down_projection(feed_forward, linear):
+            if _is_fused(feed_forward, linear):
                 additions = (*getattr(feed_forward.forward, "additions", ()), addition)
-                return feed_forward, self._kept(
-                    name, (feed_forward, additions), lambda: _fused(feed_forward, additions)
+                return feed_forward, self._remember(
+                    name, (feed_forward, additions), lambda: _make_fused_forward(feed_forward, additions)
                 )
         original = linear.forward
         function = getattr(original, "__func__", original)
-        return linear, self._kept(name, (linear, function), lambda: _added(original, addition))
+        return linear, self._remember(name, (linear, function), lambda: _make_forward(original, addition))
 
-    def _kept(self, name: str, key: tuple, make: Callable[[], Callable]) -> Callable:
+    def _remember(self, name: str, key: tuple, make: Callable[[], Callable]) -> Callable:
+        """Return the forward that was made for this key before, else make it."""
         known = self.forwards.get(name)
         if known is None or known[0] != key:
             known = self.forwards[name] = (key, make())
         return known[1]
 
     def check_reached(self) -> None:
-        """RuntimeError when an evaluation went past a linear, which would silently lose a part of the LoRA.
+        """Raise RuntimeError when an evaluation did not call a linear, which would silently lose a part of
+        the LoRA.
 
-        A block of which nothing ran was skipped on purpose (skip-layer guidance) and is looked at again at
-        the next evaluation.
+        A block of which nothing ran was skipped on purpose (skip-layer guidance) and is checked again at the
+        next evaluation.
         """
         if self.checked:
             return
@@ -183,23 +195,24 @@ class _ModelState:
             raise RuntimeError(
                 f"{len(lost)} of {len(self.additions)} layers of the LoRA cannot be reached on this model, "
                 f"first {lost[0]}: another node or this checkpoint's format computes them without calling "
-                "them. Set constant_lora to 'merge' on the Sparse LoRA Loader and use its model_early and "
-                "model_late outputs with two KSampler (Advanced) nodes."
+                "them. Set constant_lora to 'merge' in SMRA Loader Options, connect it to the Sparse LoRA "
+                "Loader, and use the loader's model_early and model_late outputs with two KSampler "
+                "(Advanced) nodes."
             )
         self.checked = not missed
 
 
-def _added(original: Callable, addition: _Addition) -> Callable:
+def _make_forward(original: Callable, addition: _Addition) -> Callable:
+    """Return a linear's forward with what the LoRAs add."""
+
     def forward(x, *args, **kwargs):
         return addition(x, original(x, *args, **kwargs))
 
     return forward
 
 
-def _skips_down_projection(feed_forward: nn.Module, linear: nn.Module) -> bool:
-    """Whether the host computes ffn.2 from its weight alone: it does for INT8, with the activation folded
-    in.
-    """
+def _is_fused(feed_forward: nn.Module, linear: nn.Module) -> bool:
+    """Whether ComfyUI computes ffn.2 fused with the activation, without calling the module (INT8)."""
     import comfy.ops
 
     layout = getattr(getattr(linear, "weight", None), "_layout_cls", None)
@@ -211,9 +224,9 @@ def _skips_down_projection(feed_forward: nn.Module, linear: nn.Module) -> bool:
     )
 
 
-def _fused(feed_forward: nn.Module, additions: tuple[_Addition, ...]) -> Callable:
-    """Forward of a feed-forward net whose second linear is never called, with what several loaders add to
-    it.
+def _make_fused_forward(feed_forward: nn.Module, additions: tuple[_Addition, ...]) -> Callable:
+    """Return the forward of a feed-forward net whose second linear is never called, with the additions of
+    several loaders.
     """
     from comfy.ops import linear_input_act
 

@@ -1,4 +1,4 @@
-"""What a job will take, said before it starts; the metrics are the core's."""
+"""Forecast of memory and time, shown before training starts; smra_core.training.cost counts them."""
 
 import logging
 import time
@@ -18,40 +18,42 @@ from ...smra_core.training.decode_choice import DecodeChoice
 from ...smra_core.training.mora import MotionSettings
 from ...smra_core.training.sura import SubjectSettings
 from ...smra_core.training.trainer import TrainSettings
-from ...smra_core.wan.spec import WanSpec, token_grid
+from ...smra_core.wan.spec import WanSpec, count_tokens
 from .progress import format_duration
 
 log = logging.getLogger("smrabooth")
 
 _HALF = 2
-"""Bytes of a value in the decode budget's metrics."""
+"""Bytes of a value in the estimates of decode_choice."""
 _WIDEST_FEATURES = 1536
-"""Of DINOv2's ViT-g; the file is not read before it is needed."""
+"""Width of the features of DINOv2's ViT-g, assumed because the file is not read before it is needed."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Of one job on one model."""
+    """Memory and time forecast of one training job."""
 
     samples: str
-    """What is trained on, in words."""
+    """Description of what is trained on, in words."""
     train: TrainSettings
     tokens: int
-    """Of a sample."""
+    """Number of tokens of a sample."""
     modules: int
+    """Number of linears that get the LoRA."""
     parameters: int
-    """Of the LoRA."""
+    """Number of parameters of the LoRA."""
     memory: int
-    """Bytes beside the model's weights: activations, and the trained parameters with their optimizer."""
+    """Bytes in addition to the model's weights: activations, and the trained parameters with their optimizer
+    state."""
     flops: float
-    """Of one sample in one step."""
+    """Floating-point operations per sample and step."""
 
-    def seconds(self, speed: float) -> float:
-        """Of all steps, at `speed` floating-point operations per second."""
+    def estimate_seconds(self, speed: float) -> float:
+        """Return the seconds of all steps, at `speed` floating-point operations per second."""
         return self.train.steps * self.train.batch_size * self.train.accumulate * self.flops / speed
 
-    def line(self, weights: int, seconds: float) -> str:
-        """One line for the node and the log; `weights` are the model's, in bytes."""
+    def describe(self, weights: int, seconds: float) -> str:
+        """Return and log one line for the node; `weights` are the bytes of the model's weights."""
         text = (
             f"Training on {self.samples}, {self.tokens} tokens each: {self.modules} modules, "
             f"{self.parameters / 1e6:.1f} M parameters, {self.train.steps} steps. Up to "
@@ -62,16 +64,15 @@ class Forecast:
         return text
 
 
-def subject_forecast(
-    spec: WanSpec,
-    settings: SubjectSettings,
-    train: TrainSettings,
-    latents: tuple[int, ...],
-    count: int,
-    dtype: torch.dtype,
+def estimate_subject_run(
+    spec: WanSpec, settings: SubjectSettings, train: TrainSettings, count: int, dtype: torch.dtype
 ) -> Forecast:
-    """`latents` is a picture's shape `16 1 h w`; DINOv2 is freed before training starts."""
-    modules, parameters, tokens = _trained(spec, settings, latents)
+    """Return the forecast for `count` pictures; DINOv2 is freed before training starts.
+
+    Raises ValueError where the blocks of the plan do not exist.
+    """
+    modules, parameters = _count_lora(spec, settings)
+    tokens = count_tokens(1, settings.width, settings.height)
     projector = 0
     if settings.sura_weight:
         projector = count_projector_parameters(spec.dim, _WIDEST_FEATURES, settings.projector_width)
@@ -82,19 +83,18 @@ def subject_forecast(
     )  # fmt: skip
 
 
-def motion_forecast(
-    spec: WanSpec,
-    settings: MotionSettings,
-    train: TrainSettings,
-    latents: tuple[int, ...],
-    choice: DecodeChoice,
-    dtype: torch.dtype,
+def estimate_motion_run(
+    spec: WanSpec, settings: MotionSettings, train: TrainSettings, choice: DecodeChoice, dtype: torch.dtype
 ) -> Forecast:
-    """`latents` is the clip's shape `16 f h w`; `choice` tells how its pixels are looked at."""
-    modules, parameters, tokens = _trained(spec, settings, latents)
+    """Return the forecast for a clip of `settings.frames`; `choice` says how it is decoded.
+
+    Raises ValueError where the blocks of the plan do not exist.
+    """
+    modules, parameters = _count_lora(spec, settings)
+    tokens = count_tokens(settings.frames, settings.width, settings.height)
     activations = count_activation_bytes(spec, tokens, train.batch_size, dtype.itemsize)
     if settings.mora_weight:
-        # The budget is for one sample in half precision, and for blocks that keep more than the host's.
+        # The estimate is for one sample in half precision, and for blocks that keep more than ComfyUI's.
         activations = round(choice.bytes * train.batch_size * dtype.itemsize / _HALF)
     how = f", decoded {choice.decode}" if settings.mora_weight else ""
     return Forecast(
@@ -104,17 +104,14 @@ def motion_forecast(
     )  # fmt: skip
 
 
-def _trained(
-    spec: WanSpec, settings: SubjectSettings | MotionSettings, latents: tuple[int, ...]
-) -> tuple[int, int, int]:
-    """Modules, parameters, and tokens of a sample. ValueError where the plan's blocks are not there."""
+def _count_lora(spec: WanSpec, settings: SubjectSettings | MotionSettings) -> tuple[int, int]:
+    """Return the number of linears that get the LoRA, and of the LoRA's parameters."""
     names = settings.plan.select(spec.linear_names())
-    frames, rows, columns = token_grid(latents)
-    return len(names), count_lora_parameters(spec, names, settings.rank), frames * rows * columns
+    return len(names), count_lora_parameters(spec, names, settings.rank)
 
 
-def measured_flops(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
-    """Floating-point operations per second of a square product."""
+def measure_flops(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
+    """Return the floating-point operations per second of a product of two square matrices."""
     size = size if device.type == "cpu" else 4 * size
     a, b = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
     (a @ b)[0, 0].item()

@@ -1,4 +1,4 @@
-"""Running a job inside the graph, and handing out what it trained in the host's own types."""
+"""Outputs of a training node: copy the LoRA to the loras folder, return ComfyUI's LORA_MODEL and LOSS_MAP."""
 
 import logging
 import os
@@ -19,19 +19,20 @@ log = logging.getLogger("smrabooth")
 
 
 class Outputs(NamedTuple):
-    """Of a training node."""
+    """Outputs of a training node, in their order."""
 
     lora: dict[str, Tensor]
-    """LORA_MODEL: names as ComfyUI's LoRA files have them, tensors on the CPU."""
+    """LORA_MODEL: tensors on the CPU by the names of ComfyUI's LoRA files."""
     loss_map: dict[str, list[float]]
-    """LOSS_MAP: `loss` is the total of each step, beside it every named loss."""
+    """LOSS_MAP: the total of each step as `loss`, and every named loss."""
     steps: int
+    """Number of trained steps."""
     file: str
-    """As the host's LoRA loaders list it."""
+    """Name of the file, as ComfyUI's LoRA loaders list it."""
 
 
 def publish_lora(trained: TrainedLora, name: str) -> Outputs:
-    """Copy a finished run's file to where the host looks for LoRAs, and read the graph's outputs."""
+    """Copy a finished run's file to where ComfyUI looks for LoRAs, and return the node's outputs."""
     import folder_paths
 
     folder = Path(folder_paths.get_output_directory()) / "loras"
@@ -41,34 +42,34 @@ def publish_lora(trained: TrainedLora, name: str) -> Outputs:
     if not target.is_file() or target.stat().st_size != trained.path.stat().st_size:
         with write_atomically(target) as draft:
             shutil.copyfile(trained.path, draft)
-    _make_visible(folder_paths, folder)
+    _register_folder(folder_paths, folder)
     losses = read_losses(trained.losses)
-    loss_map = {"loss": _with_spread(losses["total"])}
+    loss_map = {"loss": _spread_totals(losses["total"])}
     loss_map |= {key: values for key, values in losses.items() if key not in ("step", "total")}
     return Outputs(read_weight_file(trained.path).tensors, loss_map, trained.steps, target.name)
 
 
-def _make_visible(folder_paths, folder: Path) -> None:
-    """The host's main program lists output/loras among the LoRA folders; other ways to start it do not."""
+def _register_folder(folder_paths, folder: Path) -> None:
+    """Make output/loras a LoRA folder: ComfyUI's main program does so, other ways to start it do not."""
     known = [os.path.normpath(path) for path in folder_paths.get_folder_paths("loras")]
     if os.path.normpath(folder) not in known:
         folder_paths.add_model_folder_path("loras", str(folder))
 
 
-def _with_spread(totals: list[float]) -> list[float]:
-    # The host's plot divides by the range; a curve of one step has none.
+def _spread_totals(totals: list[float]) -> list[float]:
+    # ComfyUI's plot divides by the range; a curve of one step has none.
     return totals if len(set(totals)) > 1 else [*totals, totals[-1] * (1 + 1e-6) + 1e-12]
 
 
-def shown(outputs: Outputs) -> io.NodeOutput:
-    """The node's outputs, with the loss curves drawn on it."""
+def make_node_output(outputs: Outputs) -> io.NodeOutput:
+    """Return the node's outputs, with the loss curves drawn on it."""
     curves = {name: values for name, values in outputs.loss_map.items() if name != "loss"}
     return io.NodeOutput(*outputs, ui=ui.PreviewImage(draw_loss_image(curves)))
 
 
-def file_name(text: str) -> str:
-    """A name that is safe in a path. ValueError when nothing of it is left."""
-    kept = "".join(c if c.isalnum() or c in "-_" else "_" for c in text.strip())
-    if not kept.strip("_"):
+def make_file_name(text: str) -> str:
+    """Return a name that is safe in a path. Raises ValueError when nothing of it is left."""
+    cleaned = "".join(c if c.isalnum() or c in "-_" else "_" for c in text.strip())
+    if not cleaned.strip("_"):
         raise ValueError(f"The name {text!r} has no letter or digit. Give one, such as my_dog.")
-    return kept[:64]
+    return cleaned[:64]

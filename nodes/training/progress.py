@@ -1,4 +1,4 @@
-"""What an artist sees of a running job: the progress bar, a line on the node, and now and then a picture."""
+"""What a node shows while it trains: the progress bar, a line of text, and pictures in between."""
 
 import logging
 import time
@@ -15,12 +15,15 @@ from ..host.widgets import show_text
 log = logging.getLogger("smrabooth")
 
 PREVIEW_STEPS = 12
-"""Evaluations of one preview: enough to see a subject or a motion, few enough not to hold up training."""
+"""Number of sampling steps of a preview: enough to see a subject or a motion, few enough not to hold up
+training.
+"""
 _LARGEST_SIDE = 512
+"""Largest width or height of a preview, in pixels."""
 
 
 class GraphProgress:
-    """Called after every step (trainer's `on_step`); the host raises here when the user cancels."""
+    """Report of every finished step (trainer's `on_step`); ComfyUI raises here when the user cancels."""
 
     def __init__(self, node: type, preview: "Preview | None" = None):
         self.node, self.preview = node, preview
@@ -33,20 +36,21 @@ class GraphProgress:
         if self._bar is None:
             self._bar = comfy.utils.ProgressBar(info.steps)
         self._seconds.append(info.seconds)
-        show_text(self.node, self.line(info))
+        show_text(self.node, self.describe(info))
         picture = self.preview(info.step) if self.preview is not None else None
         self._bar.update_absolute(info.step, info.steps, picture and ("JPEG", picture, _LARGEST_SIDE))
 
-    def line(self, info: StepInfo) -> str:
+    def describe(self, info: StepInfo) -> str:
+        """Return the line for the node: step, losses and the time left."""
         losses = "  ".join(f"{name} {value:.4f}" for name, value in info.losses.items())
-        # The first step also warms kernels up, so it does not count once there are others.
+        # The first step also warms up kernels, so it does not count once there are others.
         counted = self._seconds[1:][-20:] or self._seconds
         left = (info.steps - info.step) * sum(counted) / len(counted)
         return f"step {info.step}/{info.steps}  {losses}  {format_duration(left)} left"
 
 
 def format_duration(seconds: float) -> str:
-    """A duration in at most two units."""
+    """Return a duration in seconds as text of at most two units."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -54,11 +58,12 @@ def format_duration(seconds: float) -> str:
 
 
 class Preview:
-    """A picture of what the model makes now, with its own shift and the training prompt."""
+    """Picture of what the model makes at a step, sampled with its own shift and the training prompt."""
 
     def __init__(self, backend: ComfyBackend, context: Tensor, shape: tuple[int, ...], every: int, seed: int):
-        """`context` is `T 4096`, `shape` that of a sample's latents `16 f h w`; `every` counts steps, 0 is
-        never.
+        """Prepare pictures after every `every` steps; 0 draws none.
+
+        `context` is the prompt's text context `T 4096`, `shape` the latent shape `16 f h w` of a sample.
         """
         self.backend, self.context, self.shape = backend, context, shape
         self.every, self.seed = every, seed
@@ -72,6 +77,7 @@ class Preview:
         return picture
 
     def draw(self) -> Image.Image:
+        """Sample the model, and return frames of the latents as a picture."""
         import comfy.samplers
 
         device = self.backend.device
@@ -80,20 +86,20 @@ class Preview:
         noise = torch.randn(self.shape, generator=torch.Generator().manual_seed(self.seed))[None].to(device)
         context = self.context[None].to(device)
         latents = sample(
-            self.backend.denoiser, noise, sigmas, context, context, guidance=1.0, on_step=_may_be_canceled
+            self.backend.denoiser, noise, sigmas, context, context, guidance=1.0, on_step=_check_canceled
         )
-        return strip(latents[0].float().cpu(), self.backend.model.model.latent_format)
+        return draw_strip(latents[0].float().cpu(), self.backend.model.model.latent_format)
 
 
-def _may_be_canceled(step: int, steps: int) -> None:
+def _check_canceled(step: int, steps: int) -> None:
     import comfy.model_management
 
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
-def strip(latents: Tensor, latent_format) -> Image.Image:
-    """First, middle and last frame of latents `16 f h w` side by side, in the rough colors that the host's
-    own previews have.
+def draw_strip(latents: Tensor, latent_format) -> Image.Image:
+    """Return the first, middle and last frame of latents `16 f h w` side by side, in the rough colors of
+    ComfyUI's own previews.
     """
     frames = sorted({0, latents.shape[1] // 2, latents.shape[1] - 1})
     chosen = latents[:, frames].permute(2, 1, 3, 0).flatten(1, 2)  # c f h w -> h (f w) c

@@ -1,50 +1,25 @@
-"""One training run inside the graph: told beforehand, shown while it runs, handed out at the end."""
+"""Run a training job from a node: show the forecast first, then train, and explain out of memory."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
-from torch import Tensor
+from collections.abc import Callable, Sequence
 
 from ...smra_core.training.job import TrainedLora
 from ..host.backend import ComfyBackend
-from ..host.denoiser import training_dtype
+from ..host.denoiser import choose_training_dtype
 from ..host.versions import is_out_of_memory
 from ..host.widgets import show_text
-from .forecast import Forecast, measured_flops
-from .outputs import Outputs, log, publish_lora
-from .progress import GraphProgress, Preview
-
-Train = Callable[[str, GraphProgress], TrainedLora]
-"""Called with the LoRA's name and what to report to."""
+from .forecast import Forecast, measure_flops
+from .outputs import log
 
 
 def show_forecast(node: type, backend: ComfyBackend, forecast: Forecast, notes: Sequence[str]) -> None:
-    """Show what the job will take, and have the host keep the memory free."""
+    """Show what the run will take, and let ComfyUI keep that much memory free."""
     backend.memory_required = forecast.memory
-    seconds = forecast.seconds(measured_flops(backend.device, training_dtype(backend.device)))
-    show_text(node, "\n".join([forecast.line(backend.model.model_size(), seconds), *notes]))
+    seconds = forecast.estimate_seconds(measure_flops(backend.device, choose_training_dtype(backend.device)))
+    show_text(node, "\n".join([forecast.describe(backend.model.model_size(), seconds), *notes]))
 
 
-def run_training_node(
-    node: type,
-    backend: ComfyBackend,
-    values: Mapping[str, Any],
-    name: str,
-    context: Tensor,
-    shape: tuple[int, ...],
-    train: Train,
-    remedy: str,
-) -> Outputs:
-    """Run a job to its end. `context` `T 4096` and `shape` `16 f h w` are what previews are made of; `remedy`
-    says what to lower when memory does not suffice.
-    """
-    preview = Preview(backend, context, shape, values["preview_every"], values["training_seed"])
-    progress = GraphProgress(node, preview)
-    return publish_lora(run_training(lambda: train(name, progress), remedy), name)
-
-
-def run_training(train: Callable[[], TrainedLora], remedy: str) -> TrainedLora:
-    """Train; out of memory becomes an error in our words, raised when the failed step's memory is free."""
+def run_training(train: Callable[[], TrainedLora], memory_advice: str) -> TrainedLora:
+    """Train. Out of memory raises RuntimeError with the advice, when the failed step's memory is free."""
     import comfy.model_management as management
 
     try:
@@ -54,4 +29,4 @@ def run_training(train: Callable[[], TrainedLora], remedy: str) -> TrainedLora:
             raise
         log.warning("Out of memory: %s", error)
     management.soft_empty_cache()
-    raise RuntimeError(f"Out of memory while training; all finished steps are kept. {remedy}")
+    raise RuntimeError(f"Out of memory while training; all finished steps are kept. {memory_advice}")

@@ -1,4 +1,4 @@
-"""Widgets of a settings dataclass: one row each; type and default are the dataclass's own."""
+"""Widgets of a settings dataclass, one for each field: type, default and text are the dataclass's own."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from comfy_api.latest import io
 
-from ..host.widgets import advanced
+from ...smra_core.wan.settings import collect_help
 
 Settings = TypeVar("Settings")
 
@@ -15,41 +15,34 @@ class Widget(NamedTuple):
     """One field of a settings dataclass as a widget."""
 
     field: str
-    tooltip: str
     limits: Mapping[str, Any] = {}
-    """`min`, `max` and `step` of a number, as the host's inputs take them."""
-    options: Mapping[str, Any] = {}
-    """What a list offers, and the field's value for each."""
+    """`min`, `max` and `step` of a number, as ComfyUI's inputs take them."""
+    options: Sequence[str] = ()
+    """Values that a list offers."""
     id: str | None = None
-    """Of the widget, where the field's name would not do."""
+    """Id of the widget, where the field's name cannot serve as one."""
+    note: str = ""
+    """What the field's own text cannot know: where the value has an effect in the graph."""
 
     @property
     def name(self) -> str:
         return self.id or self.field
 
 
-def choices(values: Sequence[str]) -> dict[str, str]:
-    """Options that stand for themselves."""
-    return {value: value for value in values}
+def make_widgets(defaults: Any, rows: Sequence[Widget]) -> list:
+    """Return the inputs for a node's schema, each with the field's default and explanation."""
+    texts = collect_help(type(defaults))
+    return [_make_widget(row, getattr(defaults, row.field), texts[row.field]) for row in rows]
 
 
-def widgets(defaults: Any, rows: Sequence[Widget], fold: bool = True) -> list:
-    """Inputs for a node's schema; folded away unless they belong on its front."""
-    made = [_widget(row, getattr(defaults, row.field)) for row in rows]
-    return [advanced(widget) for widget in made] if fold else made
-
-
-def _widget(row: Widget, default: Any):
+def _make_widget(row: Widget, default: Any, text: str):
+    tooltip = f"{text} {row.note}".rstrip()
     if row.options:
-        shown = next(name for name, value in row.options.items() if value == default)
-        return io.Combo.Input(row.name, options=list(row.options), default=shown, tooltip=row.tooltip)
+        return io.Combo.Input(row.name, options=list(row.options), default=default, tooltip=tooltip)
     kinds: Mapping[type, Callable] = {bool: io.Boolean.Input, int: io.Int.Input, float: io.Float.Input}
-    return kinds[type(default)](row.name, default=default, tooltip=row.tooltip, **row.limits)
+    return kinds[type(default)](row.name, default=default, tooltip=tooltip, **row.limits)
 
 
-def chosen(defaults: Settings, rows: Sequence[Widget], values: Mapping[str, Any]) -> Settings:
-    """The settings with a node's values. ValueError as the dataclass raises."""
-    given = {row.field: values[row.name] for row in rows}
-    return replace(
-        defaults, **{row.field: row.options.get(given[row.field], given[row.field]) for row in rows}
-    )
+def update_settings(defaults: Settings, rows: Sequence[Widget], values: Mapping[str, Any]) -> Settings:
+    """Return the settings with a node's values in these fields. Raises ValueError as the dataclass does."""
+    return replace(defaults, **{row.field: values[row.name] for row in rows})

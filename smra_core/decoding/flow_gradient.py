@@ -2,8 +2,8 @@
 memory.
 
 Decoder and flow net have far larger activations than the DiT, and both are frozen. So the loss and its
-gradient with respect to the latents are computed at once, the flow a few frame pairs at a time, and only that
-gradient is kept for the DiT's backward pass. It is exact for the part of the clip that is decoded.
+gradient with respect to the latents are computed together, the flow a few frame pairs at a time, and only
+that gradient is kept for the DiT's backward pass. It is exact for the part of the clip that is decoded.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,9 +17,6 @@ from torch.autograd.function import once_differentiable
 from ..wan.spec import frames_of_latent, pixel_frames
 from .state import DecoderState, StreamingDecoder, offload, reload_with_grad
 from .windows import DecodeWindow
-
-PAIRS_AT_ONCE = 4
-"""Frame pairs whose flow activations are alive together: 0.84 GB each with SEA-RAFT-M on 576x320 pixels."""
 
 PairFlows = Callable[[Tensor], Tensor]
 """Frames `F 3 H W` in 0..255 to the flow of adjacent pairs `F-1 2 H W`, differentiable."""
@@ -40,6 +37,8 @@ class FlowComparison(NamedTuple):
     pass: the gradient is then passed from chunk to chunk, through the states in between, which wait in host
     memory.
     """
+    pairs_per_chunk: int = 0
+    """Number of frame pairs whose flow is computed in one graph; 0 is all. Fewer need less memory."""
 
 
 def compute_flow_loss(
@@ -95,7 +94,7 @@ class _StreamedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, latents, reference, comparison, windows):
         expand_per_sample = [
-            loss_and_gradient(sample[None].detach(), flow, comparison, window)
+            compute_loss_and_gradient(sample[None].detach(), flow, comparison, window)
             for sample, flow, window in zip(latents, reference, windows, strict=True)
         ]
         losses, gradients = zip(*expand_per_sample, strict=True)
@@ -109,7 +108,7 @@ class _StreamedLoss(torch.autograd.Function):
         return grad_output.to(gradient.dtype).view(-1, 1, 1, 1, 1) * gradient, None, None, None
 
 
-def loss_and_gradient(
+def compute_loss_and_gradient(
     latents: Tensor, reference: Tensor, comparison: FlowComparison, window: DecodeWindow
 ) -> tuple[Tensor, Tensor]:
     """Return the loss of one sample `1 16 f h w` against a flow `F-1 2 H W`, and its gradient."""
@@ -120,7 +119,7 @@ def loss_and_gradient(
 
     def compare(pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Compare all decoded pixels; frames before the first pair get no gradient."""
-        loss, grad_pixels = flow_loss_and_gradient(pixels[:, :, skipped:], pairs, comparison)
+        loss, grad_pixels = compute_flow_loss_and_gradient(pixels[:, :, skipped:], pairs, comparison)
         return loss, torch.nn.functional.pad(grad_pixels, (0, 0, 0, 0, skipped, 0))
 
     decode = _decode_in_chunks if comparison.latents_at_once else _decode_in_one_graph
@@ -136,7 +135,7 @@ def _decode_in_one_graph(
     inputs = latents.detach().requires_grad_()
     depth = (window.small_stages_only,) if window.small_stages_only else ()
     with torch.enable_grad():
-        pixels = comparison.decoder.end(inputs, window.state, *depth)
+        pixels = comparison.decoder.finish(inputs, window.state, *depth)
     loss, grad_pixels = compare(pixels.detach())
     return loss, torch.autograd.grad(pixels, inputs, grad_pixels)[0]
 
@@ -164,22 +163,23 @@ def decode_chunks(
         states.append(offload(state))
         part, state = decoder.step(chunk, state)
         pixels.append(part)
-    return [*pixels, decoder.end(chunks[-1], state)], [*states, offload(state)]
+    return [*pixels, decoder.finish(chunks[-1], state)], [*states, offload(state)]
 
 
-def flow_loss_and_gradient(
+def compute_flow_loss_and_gradient(
     pixels: Tensor, reference: Tensor, comparison: FlowComparison
 ) -> tuple[Tensor, Tensor]:
     """Return the mean loss over all pairs of `1 3 F H W` in [-1, 1], and its gradient.
 
-    Works through a few pairs at a time.
+    Processes `comparison.pairs_per_chunk` pairs at a time.
     """
     frames = rearrange(pixels, "1 c f h w -> f c h w")
     # In half precision 0..255 would round to whole gray levels and more.
     frames = frames.to(torch.promote_types(frames.dtype, torch.float32))
     loss, gradient = frames.new_zeros(()), torch.zeros_like(frames)
-    for start in range(0, len(reference), PAIRS_AT_ONCE):
-        pairs = slice(start, min(start + PAIRS_AT_ONCE, len(reference)))
+    pairs_per_chunk = comparison.pairs_per_chunk or len(reference)
+    for start in range(0, len(reference), pairs_per_chunk):
+        pairs = slice(start, min(start + pairs_per_chunk, len(reference)))
         chunk = frames[start : pairs.stop + 1].detach().requires_grad_()
         with torch.enable_grad():
             flow = comparison.compute_pair_flows(
@@ -225,7 +225,7 @@ def _backpropagate_chunk(
     before = tuple(inputs[1:]) or None
     with torch.enable_grad():
         pixels, after = (
-            decoder.step(inputs[0], before) if grad_state else (decoder.end(inputs[0], before), ())
+            decoder.step(inputs[0], before) if grad_state else (decoder.finish(inputs[0], before), ())
         )
     # The first latent's state starts with zero padding, which needs no gradient.
     ends = [

@@ -1,9 +1,9 @@
 """Layers with frozen weights whose backward pass needs almost nothing saved.
 
-A convolution's gradient with respect to its input does not depend on that input, yet torch keeps it for the
-gradient of the weights; norm and activation keep several tensors where one is enough. Here a layer keeps the
-tensor that enters its norm, or nothing. Volumes are `B C T H W`; a causal convolution of three time taps also
-sees the two frames before, its past `B C 2 H W`, already normed and activated.
+A convolution's gradient with respect to its input does not depend on that input, yet torch saves the input
+for the gradient of the weights; norm and activation save several tensors where one is enough. Here a layer
+saves the tensor that enters its norm, or nothing. Volumes are `B C T H W`. A causal convolution of kernel
+size 3 in time also sees the two frames before: its state `B C 2 H W`, after norm and activation.
 """
 
 from typing import NamedTuple
@@ -13,19 +13,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .fast_conv3d import channel_length, conv3d, is_slow_as_conv3d
+from .fast_conv3d import compute_channel_length, convolve_3d, is_slow_as_conv3d
 from .state import to_device_of
 
 LOOK_BACK = 2
-"""Frames before its own that a causal convolution of three time taps sees."""
+"""Number of frames before its own that a causal convolution of kernel size 3 in time sees."""
 SMALLEST_LENGTH = 1e-12
-"""Below this a vector over channels counts as zero, as in torch's normalize."""
+"""Length below which a vector over channels counts as zero, as in torch's normalize."""
 
 
-def frozen_conv(x: Tensor, conv: nn.Module) -> Tensor:
-    """Convolution of stride 1 that keeps height and width and does not pad time; nothing is saved.
+def convolve_frozen(x: Tensor, conv: nn.Module) -> Tensor:
+    """Apply a convolution of stride 1 that keeps height and width and does not pad time; save nothing for
+    backward.
 
-    `conv` holds `weight` and `bias`, for images `N C H W` or volumes, and gets no gradient.
+    `conv` has `weight` and `bias`, for images `N C H W` or volumes, and gets no gradient.
     """
     return _FrozenConv.apply(x, conv.weight, conv.bias)
 
@@ -33,43 +34,47 @@ def frozen_conv(x: Tensor, conv: nn.Module) -> Tensor:
 class _FrozenConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias):
-        # Not save_for_backward: weights loaded in inference mode could not be saved.
+        # Not by save_for_backward, because weights loaded in inference mode could not be saved.
         ctx.weight, ctx.shape = weight, x.shape
         return convolve(x, weight, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient):
-        return input_gradient(gradient, ctx.weight, ctx.shape), None, None
+    def backward(ctx, grad_output):
+        return backpropagate_conv(grad_output, ctx.weight, ctx.shape), None, None
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Apply a convolution of stride 1 that keeps height and width and does not pad time."""
     if weight.ndim == 4:
-        return F.conv2d(x, weight, bias, padding=_borders(weight))
-    return conv3d(x, weight, bias, _borders(weight))
+        return F.conv2d(x, weight, bias, padding=_compute_padding(weight))
+    return convolve_3d(x, weight, bias, _compute_padding(weight))
 
 
-def input_gradient(gradient: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
-    """Of `convolve`, with respect to its input of the given shape."""
-    borders, dims = _borders(weight), weight.ndim - 2
-    if dims == 3 and is_slow_as_conv3d(gradient, weight):
-        taps = weight.shape[2]
+def backpropagate_conv(grad_output: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+    """Return the gradient of `convolve` with respect to its input of the given shape."""
+    borders, dims = _compute_padding(weight), weight.ndim - 2
+    if dims == 3 and is_slow_as_conv3d(grad_output, weight):
+        overlap = weight.shape[2] - 1
         mirrored = weight.transpose(0, 1).flip(2, 3, 4)
-        return conv3d(F.pad(gradient, (0, 0, 0, 0, taps - 1, taps - 1)), mirrored, None, borders)
+        return convolve_3d(F.pad(grad_output, (0, 0, 0, 0, overlap, overlap)), mirrored, None, borders)
     padding = list(borders) if dims == 2 else [0, *borders]
-    stand_in = gradient.new_empty(1).expand(shape)  # of the input only the shape is read
+    stand_in = grad_output.new_empty(1).expand(shape)  # only the shape of the input is read
     return torch.ops.aten.convolution_backward(
-        gradient, stand_in, weight, None, [1] * dims, padding, [1] * dims, False, [0] * dims, 1,
+        grad_output, stand_in, weight, None, [1] * dims, padding, [1] * dims, False, [0] * dims, 1,
         (True, False, False),
     )[0]  # fmt: skip
 
 
-def _borders(weight: Tensor) -> tuple[int, int]:
+def _compute_padding(weight: Tensor) -> tuple[int, int]:
     return weight.shape[-2] // 2, weight.shape[-1] // 2
 
 
-def frozen_norm(x: Tensor, norm: nn.Module, activate: bool = False) -> Tensor:
-    """RMS norm over the channels of `B C ...`, then SiLU if asked; saves x alone. `norm` holds `gamma`."""
+def normalize_frozen(x: Tensor, norm: nn.Module, activate: bool = False) -> Tensor:
+    """Apply an RMS norm over the channels of `B C ...`, then SiLU if `activate`; save only x for backward.
+
+    `norm` has `gamma`, which gets no gradient.
+    """
     return _FrozenNorm.apply(x, norm.gamma, activate)
 
 
@@ -83,67 +88,73 @@ class _FrozenNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient):
+    def backward(ctx, grad_output):
         (x,) = ctx.saved_tensors
-        return norm_gradient(gradient, x, ctx.gamma, ctx.activate), None, None
+        return backpropagate_norm(grad_output, x, ctx.gamma, ctx.activate), None, None
 
 
 def normalize_rms(x: Tensor, gamma: Tensor, out: Tensor | None = None) -> Tensor:
-    """RMS norm over channels times gamma, into `out` if given."""
-    y = torch.mul(x, _inverse_rms(x), out=out)
-    return y.mul_(_per_channel(gamma, x))
+    """Normalize by the root mean square over channels and multiply by gamma; write into `out` if given."""
+    y = torch.mul(x, _compute_inverse_rms(x), out=out)
+    return y.mul_(_reshape_per_channel(gamma, x))
 
 
-def norm_gradient(gradient: Tensor, x: Tensor, gamma: Tensor, activated: bool) -> Tensor:
-    """Of norm, and SiLU if activated, with respect to x."""
-    inverse = _inverse_rms(x)
-    scale = _per_channel(gamma, x)
+def backpropagate_norm(grad_output: Tensor, x: Tensor, gamma: Tensor, activated: bool) -> Tensor:
+    """Return the gradient of the norm, and of SiLU if `activated`, with respect to x."""
+    inverse = _compute_inverse_rms(x)
+    scale = _reshape_per_channel(gamma, x)
     if activated:
-        gradient = torch.ops.aten.silu_backward(gradient, torch.mul(x, inverse).mul_(scale))
-        grad_input = gradient.mul_(scale)
+        grad_norm = torch.ops.aten.silu_backward(grad_output, torch.mul(x, inverse).mul_(scale))
+        grad_input = grad_norm.mul_(scale)
     else:
-        grad_input = gradient * scale
-    # The norm's output does not change along x itself, so that part of the gradient is taken out.
+        grad_input = grad_output * scale
+    # The norm's output does not change when x is scaled, so the part of the gradient along x is removed.
     along = (grad_input * x).sum(1, keepdim=True) * (inverse.square() / x.shape[1])
     return grad_input.addcmul_(x, along, value=-1).mul_(inverse)
 
 
-def _inverse_rms(x: Tensor) -> Tensor:
-    """One over the root mean square over channels, `B 1 ...`; computed in float32 at least."""
-    length = channel_length(x).clamp_(min=SMALLEST_LENGTH)
+def _compute_inverse_rms(x: Tensor) -> Tensor:
+    """Return one over the root mean square over channels, `B 1 ...`; off the CPU computed in float32 at
+    least.
+    """
+    length = compute_channel_length(x).clamp_(min=SMALLEST_LENGTH)
     return (x.shape[1] ** 0.5 / length).to(x.dtype)
 
 
-def _per_channel(gamma: Tensor, x: Tensor) -> Tensor:
+def _reshape_per_channel(gamma: Tensor, x: Tensor) -> Tensor:
     return gamma.to(x).view(-1, *[1] * (x.ndim - 2))
 
 
 class NormedConv(NamedTuple):
-    """Norm, SiLU and causal convolution, applied to some frames at a time."""
+    """Norm, SiLU and causal convolution, applied to a few frames at a time."""
 
     norm: nn.Module
     conv: nn.Module
 
     def forward(self, x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Its output, and the past that it leaves (a view); past None is black before a clip."""
-        seen = x.new_empty(*x.shape[:2], LOOK_BACK + x.shape[2], *x.shape[3:])
+        """Return the output and the new state, which is a view. State None stands for zeros."""
+        padded = x.new_empty(*x.shape[:2], LOOK_BACK + x.shape[2], *x.shape[3:])
         if state is None:
-            seen[:, :, :LOOK_BACK] = 0
+            padded[:, :, :LOOK_BACK] = 0
         else:
-            seen[:, :, :LOOK_BACK] = to_device_of(state, x)
-        # Written where the convolution reads it, not joined to the past by a copy.
-        F.silu(normalize_rms(x, self.norm.gamma, out=seen[:, :, LOOK_BACK:]), inplace=True)
-        return convolve(seen, self.conv.weight, self.conv.bias), seen[:, :, -LOOK_BACK:]
+            padded[:, :, :LOOK_BACK] = to_device_of(state, x)
+        # Written to where the convolution reads it, which saves a copy that joins it to the state.
+        F.silu(normalize_rms(x, self.norm.gamma, out=padded[:, :, LOOK_BACK:]), inplace=True)
+        return convolve(padded, self.conv.weight, self.conv.bias), padded[:, :, -LOOK_BACK:]
 
-    def state_of(self, x: Tensor) -> Tensor:
-        """What frames `B C 2 H W` before x leave to the convolution."""
+    def compute_state(self, x: Tensor) -> Tensor:
+        """Return the state after frames `B C 2 H W`: these frames after norm and activation."""
         return F.silu(normalize_rms(x, self.norm.gamma), inplace=True)
 
-    def backward(self, gradient: Tensor, x: Tensor, next_state: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Gradients of x and of its past, from those of its output and of the past that it left."""
+    def backward(
+        self, grad_output: Tensor, x: Tensor, grad_new_state: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the gradients of x and of the state before it, from those of the output and of the new
+        state.
+        """
         shape = torch.Size((*x.shape[:2], LOOK_BACK + x.shape[2], *x.shape[3:]))
-        seen = input_gradient(gradient, self.conv.weight, shape)
-        if next_state is not None:
-            seen[:, :, -LOOK_BACK:] += next_state
-        grad_x = norm_gradient(seen[:, :, LOOK_BACK:], x, self.norm.gamma, activated=True)
-        return grad_x, seen[:, :, :LOOK_BACK]
+        grad_padded = backpropagate_conv(grad_output, self.conv.weight, shape)
+        if grad_new_state is not None:
+            grad_padded[:, :, -LOOK_BACK:] += grad_new_state
+        grad_x = backpropagate_norm(grad_padded[:, :, LOOK_BACK:], x, self.norm.gamma, activated=True)
+        return grad_x, grad_padded[:, :, :LOOK_BACK]

@@ -1,4 +1,4 @@
-"""What a streaming decoder remembers between two steps, and how it moves to host memory and back."""
+"""State of a streaming decoder, and its way to host memory and back."""
 
 from typing import Protocol
 
@@ -19,8 +19,8 @@ class StreamingDecoder(Protocol):
         """
         ...
 
-    def end(self, latents: Tensor, state: DecoderState | None, /) -> Tensor:
-        """Return the pixels of `step` alone, for latents that nothing comes after."""
+    def finish(self, latents: Tensor, state: DecoderState | None, /) -> Tensor:
+        """Return the pixels of `step` alone, for the last latents of a clip."""
         ...
 
 

@@ -1,8 +1,8 @@
-"""WAN's video decoder in pieces, differentiable, with everything it remembers as plain values.
+"""WAN's video decoder in steps, differentiable, with its state as plain values.
 
-diffusers and ComfyUI keep the frames that the causal convolutions look back on in lists that they overwrite.
-Here a step takes what the past left and returns what it leaves, so that a gradient can be followed across
-steps, cut, or computed step by step.
+diffusers and ComfyUI keep the frames that causal convolutions look back on (the feature cache) in lists that
+they overwrite. Here a step takes the decoder state as an argument and returns the new state, so that
+gradients can flow across steps, be cut, or be computed step by step.
 """
 
 from collections.abc import Iterator
@@ -15,28 +15,29 @@ from torch import Tensor, nn
 from ..wan.latents import denormalize
 from ..wan.spec import TEMPORAL_STRIDE
 from .decoder_blocks import Block, Upsample3d
-from .decoder_layouts import decoder_blocks, decoder_dtype
+from .decoder_layouts import get_decoder_dtype, list_decoder_blocks
 from .state import DecoderState
 
 
 @dataclass(frozen=True)
 class WanVideoDecoder:
-    """The decoder of a WAN 2.1 VAE; its weights get no gradient, its latents do."""
+    """Decoder of a WAN 2.1 VAE; its weights get no gradient, its latents do."""
 
     blocks: list[Block]
     dtype: torch.dtype
     recompute: bool = False
-    """In backward, compute half of each residual block again instead of keeping it."""
+    """Whether half of each residual block is recomputed in the backward pass instead of saved."""
 
     @classmethod
     def of(cls, vae: nn.Module, recompute: bool = False) -> "WanVideoDecoder":
-        """The decoder of diffusers' `AutoencoderKLWan`, or of a VAE in the native layout, such as ComfyUI's
-        `WanVAE`; the VAE's encoder may be freed. ValueError for WAN 2.2's, which is built differently.
+        """Build the decoder from diffusers' `AutoencoderKLWan`, or from a VAE in the native layout, such as
+        ComfyUI's `WanVAE`; the VAE's encoder may be freed. ValueError for the VAE of WAN 2.2, whose
+        architecture is another.
         """
-        return cls(decoder_blocks(vae), decoder_dtype(vae), recompute)
+        return cls(list_decoder_blocks(vae), get_decoder_dtype(vae), recompute)
 
     def stream(self, latents: Tensor) -> Iterator[Tensor]:
-        """Pixels `B 3 n H W` of one latent after the other, not clamped, nominally in [-1, 1].
+        """Yield the pixels `B 3 n H W` of one latent after the other, not clamped, nominally in [-1, 1].
 
         `latents` is `B 16 f h w` in model space; latent k gives the frames wan.frames_of_latent(k).
         """
@@ -48,40 +49,43 @@ class WanVideoDecoder:
     def step(
         self, latents: Tensor, state: DecoderState | None = None, small_stages_only: int = 0
     ) -> tuple[Tensor, DecoderState]:
-        """Pixels `B 3 n H W` of some latents `B 16 k h w`, and what they leave; past None starts a clip.
+        """Decode latents `B 16 k h w` to pixels `B 3 n H W`; return them and the new state.
 
-        Of the first `small_stages_only` latents only the small stages are decoded, and they show no pixels;
-        `state` is then the one of `join_states`. It may be in host memory.
+        State None starts a clip; a state may be in host memory. The first `small_stages_only` latents run
+        through the small stages only and give no pixels; `state` is then the one of `join_states`.
         """
         return self._decode(latents, state, small_stages_only, keep_state=True)
 
-    def end(self, latents: Tensor, state: DecoderState | None = None, small_stages_only: int = 0) -> Tensor:
-        """The pixels of `step` for latents that nothing comes after: what they would leave is not made."""
+    def finish(
+        self, latents: Tensor, state: DecoderState | None = None, small_stages_only: int = 0
+    ) -> Tensor:
+        """Return the pixels of `step` alone, for a clip's last latents; no new state is made."""
         return self._decode(latents, state, small_stages_only, keep_state=False)[0]
 
     def _decode(
         self, latents: Tensor, state: DecoderState | None, small_stages_only: int, keep_state: bool
     ) -> tuple[Tensor, DecoderState]:
         x = denormalize(latents).to(self.dtype)
-        after: list[Tensor] = []
-        waiting = iter(state or ())
+        new_state: list[Tensor] = []
+        block_states = iter(state or ())
         for index, block in enumerate(self.blocks):
             if small_stages_only and index == self._large_from:
                 x = x[:, :, TEMPORAL_STRIDE * small_stages_only :]
-            x, next_state = block(x, tuple(islice(waiting, block.num_states)), self.recompute, keep_state)
-            after += next_state
-        return x, tuple(after)
+            before = tuple(islice(block_states, block.num_states))
+            x, after = block(x, before, self.recompute, keep_state)
+            new_state += after
+        return x, tuple(new_state)
 
     def join_states(self, small: DecoderState, large: DecoderState) -> DecoderState:
-        """For a step with small_stages_only latents: what was left before them, to the small stages, and
-        after them, to the large ones.
+        """Join two states for a step with small_stages_only latents: that before them, for the small stages,
+        and that after them, for the large stages.
         """
         num_states = sum(block.num_states for block in self.blocks[: self._large_from])
         return (*small[:num_states], *large[num_states:])
 
     @property
     def _large_from(self) -> int:
-        """The block where all frames are there, at half of the size."""
+        """Index of the first block that works on all frames, at half of the frame's size."""
         doubling = [index for index, block in enumerate(self.blocks) if _doubles_time(block)]
         return doubling[-1] + 1
 

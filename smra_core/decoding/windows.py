@@ -1,10 +1,10 @@
-"""Windows of a clip, and how decoding starts in the middle of it.
+"""Windows of a clip, and the decoder state from which decoding starts in the middle of it.
 
-A step that looks at a window needs the decoder only there. WAN's decoder is causal and remembers about two
-latents, so it starts a few latents before the window, with the state that the reference clip itself leaves
-there: the predicted clip is close to the reference, and much closer to it than to a clip that begins there.
-The reference's states are known for every latent and every stage, so the large stages start later than the
-small ones.
+A step that compares a window needs to decode only there. WAN's decoder is causal and its state reaches back
+about two latents, so decoding starts a few latents before the window, with the decoder state of the reference
+clip at that latent: the predicted clip is close to the reference, much closer than to a clip that begins
+there. The reference's states are known for every latent and every stage, so the large stages start later
+than the small ones.
 """
 
 from typing import NamedTuple
@@ -55,7 +55,7 @@ def warm_windows(reference: Tensor, decoder: WanVideoDecoder, size: int, warmup:
     """Return the windows of a clip, each with `warmup` latents decoded before it.
 
     Half of the warm-up, rounded down, is decoded at the small stages only. `reference` are the clip's own
-    latents `16 f h w`; the states that they leave where a window's decoding starts are kept in host memory.
+    latents `16 f h w`; their decoder states where a window's decoding starts are kept in host memory.
     The windows' losses, drawn with equal chances, estimate the whole clip's without bias if the warm-up
     reaches back to its start.
     """

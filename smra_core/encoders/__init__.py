@@ -1,1 +1,1 @@
-"""Frozen networks that look at pictures: DINOv2 features, SEA-RAFT flow, SAM masks."""
+"""Frozen networks that encode pictures: DINOv2 features, SEA-RAFT flow, SAM masks."""

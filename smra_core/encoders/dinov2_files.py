@@ -1,7 +1,8 @@
-"""DINOv2 weights from the files people have, brought to timm's names, and the sizes of the net in them.
+"""Convert DINOv2 weights to timm's names, and find the sizes of the net from their shapes.
 
-Read: timm's safetensors, the authors' .pth (`mask_token`, `mlp.w12`), and the files of transformers
-(`embeddings.*`, `encoder.layer.N.*`) that ComfyUI keeps in clip_vision; each with or without registers.
+Three kinds of files are read, each with or without registers: timm's safetensors, the authors' .pth
+(`mask_token`, `mlp.w12`), and the files of transformers (`embeddings.*`, `encoder.layer.N.*`) that ComfyUI
+keeps in clip_vision.
 """
 
 import re
@@ -15,10 +16,11 @@ from ..storage.weight_check import join_names, rename_keys
 from ..storage.weight_file import WeightFile
 
 HEADS_KEY = "heads"
-"""Metadata entry with the attention heads of a net whose width is not a published one."""
+"""Metadata entry with the number of attention heads of a net whose width was not published."""
 PATCH = 14
+"""Width and height of a patch in pixels."""
 _HEADS = {384: 6, 768: 12, 1024: 16, 1536: 24}
-"""By width: ViT-S, B, L and g, whose heads are all 64 wide. No tensor's shape tells the number of heads."""
+"""Number of attention heads by width, for ViT-S, B, L and g; each head has 64 channels. No shape tells it."""
 _PATCH_WEIGHT = "patch_embed.proj.weight"
 _BLOCK = re.compile(r"^blocks\.(\d+)\.")
 _MOST_BLOCKS, _WIDEST, _LARGEST_GRID, _MOST_REGISTERS = 64, 4096, 128, 64
@@ -48,26 +50,26 @@ _QUERY = re.compile(r"^encoder\.layer\.(\d+)\.attention\.attention\.(query|key|v
 
 @dataclass(frozen=True)
 class DinoV2Config:
-    """Sizes of one DINOv2: a vision transformer on 14 px patches."""
+    """Sizes of a DINOv2 net, a vision transformer on 14 px patches."""
 
     width: int
     depth: int
     heads: int
     hidden: int
-    """Outputs of a feed-forward net's first linear: of both halves together where it is gated (SwiGLU)."""
+    """Outputs of a feed-forward net's first linear, both halves together if it is gated (SwiGLU)."""
     gated: bool
     grid: int
-    """Patches along a side of the square that the position embeddings were learned on."""
+    """Patches along each side of the square that the position embeddings were trained on."""
     registers: int
 
 
 def with_timm_names(file: WeightFile) -> dict[str, Tensor]:
-    """All tensors under timm's names; the mask token, which only pre-training uses, is left out.
+    """Return all tensors under timm's names, without the mask token, which only pre-training uses.
 
-    ValueError if the file is in none of the three dialects, or a query, key or value lacks its companions.
+    ValueError if the file has none of the three naming schemes, or only some of query, key and value.
     """
-    tensors = _from_transformers(file) if _is_of_transformers(file) else file.tensors
-    tensors = rename_keys(tensors, lambda name: _renamed(name, _AUTHORS), str(file.path))
+    tensors = _from_transformers(file) if _has_transformers_names(file) else file.tensors
+    tensors = rename_keys(tensors, lambda name: _rename_by_rules(name, _AUTHORS), str(file.path))
     tensors.pop("mask_token", None)
     if _PATCH_WEIGHT not in tensors:
         raise ValueError(
@@ -75,16 +77,17 @@ def with_timm_names(file: WeightFile) -> dict[str, Tensor]:
             f"{join_names(sorted(file.tensors))}. Choose dinov2_vitg14_pretrain.pth of "
             "facebookresearch/dinov2, facebook/dinov2-giant, or timm/vit_giant_patch14_dinov2.lvd142m."
         )
-    return _with_class_position_folded(tensors, file) if "register_tokens" in tensors else tensors
+    return _fold_class_position(tensors, file) if "register_tokens" in tensors else tensors
 
 
-def config_of(tensors: dict[str, Tensor], file: WeightFile) -> DinoV2Config:
-    """Sizes of the net whose tensors, in timm's names, these are; `heads` for other widths from metadata.
+def find_config(tensors: dict[str, Tensor], file: WeightFile) -> DinoV2Config:
+    """Find the sizes of a net from its tensors in timm's names.
 
-    ValueError where shapes contradict DINOv2, or where the number of heads is unknown.
+    The number of heads comes from the file's metadata if the width was not published. ValueError if the
+    shapes are not those of DINOv2, or if the number of heads is unknown.
     """
     patch, position, mlp_in, mlp_out = (
-        _needed(tensors, name, dims, file)
+        _require_tensor(tensors, name, dims, file)
         for name, dims in (
             (_PATCH_WEIGHT, 4),
             ("pos_embed", 3),
@@ -98,11 +101,11 @@ def config_of(tensors: dict[str, Tensor], file: WeightFile) -> DinoV2Config:
             f"{file.path} cuts {channels} channels into patches of {patch_size} px; DINOv2 cuts RGB into "
             f"{PATCH} px patches. Choose a file with patch14 or vit*14 in its name."
         )
-    registers = _needed(tensors, "reg_token", 3, file).shape[1] if "reg_token" in tensors else 0
+    registers = _require_tensor(tensors, "reg_token", 3, file).shape[1] if "reg_token" in tensors else 0
     config = DinoV2Config(
         width=width,
         depth=len({match[1] for name in tensors if (match := _BLOCK.match(name))}),
-        heads=_heads(width, file),
+        heads=_find_heads(width, file),
         hidden=mlp_in.shape[0],
         gated=mlp_out.shape[1] * 2 == mlp_in.shape[0],
         grid=isqrt(max(0, position.shape[1] - (0 if registers else 1))),
@@ -112,8 +115,8 @@ def config_of(tensors: dict[str, Tensor], file: WeightFile) -> DinoV2Config:
     return config
 
 
-def expected_shapes(config: DinoV2Config) -> dict[str, tuple[int, ...]]:
-    """All names of a net of these sizes, in timm's dialect, with their shapes."""
+def list_expected_shapes(config: DinoV2Config) -> dict[str, tuple[int, ...]]:
+    """Return timm's names of all tensors in a net of these sizes, with their shapes."""
     width, positions = config.width, config.grid**2 + (0 if config.registers else 1)
     shapes = {"cls_token": (1, 1, width), "pos_embed": (1, positions, width)}
     if config.registers:
@@ -133,23 +136,23 @@ def expected_shapes(config: DinoV2Config) -> dict[str, tuple[int, ...]]:
     return shapes | {"norm.weight": (width,), "norm.bias": (width,)}
 
 
-def _is_of_transformers(file: WeightFile) -> bool:
+def _has_transformers_names(file: WeightFile) -> bool:
     return "embeddings.patch_embeddings.projection.weight" in file.tensors
 
 
 def _from_transformers(file: WeightFile) -> dict[str, Tensor]:
     rest = {name: value for name, value in file.tensors.items() if not _QUERY.match(name)}
-    named = rename_keys(rest, lambda name: _renamed(name, _TRANSFORMERS), str(file.path))
+    named = rename_keys(rest, lambda name: _rename_by_rules(name, _TRANSFORMERS), str(file.path))
     for block, kind in sorted({(m[1], m[3]) for n in file.tensors if (m := _QUERY.match(n))}):
         prefix = f"encoder.layer.{block}.attention.attention"
         parts = [f"{prefix}.{role}.{kind}" for role in ("query", "key", "value")]
         if lacking := [name for name in parts if name not in file.tensors]:
             raise ValueError(f"{file.path} lacks {join_names(lacking)}. Download the file again.")
-        named[f"blocks.{block}.attn.qkv.{kind}"] = _joined(parts, file)
+        named[f"blocks.{block}.attn.qkv.{kind}"] = _join_query_key_value(parts, file)
     return named
 
 
-def _joined(names: list[str], file: WeightFile) -> Tensor:
+def _join_query_key_value(names: list[str], file: WeightFile) -> Tensor:
     parts = [file.tensors[name] for name in names]
     if parts[0].ndim == 0 or len({(part.shape, part.dtype) for part in parts}) > 1:
         seen = ", ".join(f"{tuple(part.shape)} {part.dtype}" for part in parts)
@@ -159,18 +162,20 @@ def _joined(names: list[str], file: WeightFile) -> Tensor:
     return torch.cat(parts)
 
 
-def _renamed(name: str, rules: list[tuple[re.Pattern, str]]) -> str:
+def _rename_by_rules(name: str, rules: list[tuple[re.Pattern, str]]) -> str:
     for pattern, replacement in rules:
         if pattern.match(name):
             return pattern.sub(replacement, name)
     return name
 
 
-def _with_class_position_folded(tensors: dict[str, Tensor], file: WeightFile) -> dict[str, Tensor]:
-    """timm gives nets with registers positions of patches only: that of the class token joins the token."""
+def _fold_class_position(tensors: dict[str, Tensor], file: WeightFile) -> dict[str, Tensor]:
+    """Add the class token's position embedding to the token, because timm keeps only those of patches for
+    nets with registers.
+    """
     folded = dict(tensors)
     folded["reg_token"] = folded.pop("register_tokens")
-    token, positions = (_needed(tensors, name, 3, file) for name in ("cls_token", "pos_embed"))
+    token, positions = (_require_tensor(tensors, name, 3, file) for name in ("cls_token", "pos_embed"))
     if token.shape != positions[:, :1].shape:
         raise ValueError(
             f"{file.path}: cls_token is {tuple(token.shape)} and pos_embed {tuple(positions.shape)}; `1 1 D` "
@@ -181,7 +186,7 @@ def _with_class_position_folded(tensors: dict[str, Tensor], file: WeightFile) ->
     return folded
 
 
-def _needed(tensors: dict[str, Tensor], name: str, dims: int, file: WeightFile) -> Tensor:
+def _require_tensor(tensors: dict[str, Tensor], name: str, dims: int, file: WeightFile) -> Tensor:
     if name not in tensors or tensors[name].ndim != dims:
         seen = f"of shape {tuple(tensors[name].shape)}" if name in tensors else "missing"
         raise ValueError(
@@ -191,7 +196,7 @@ def _needed(tensors: dict[str, Tensor], name: str, dims: int, file: WeightFile) 
     return tensors[name]
 
 
-def _heads(width: int, file: WeightFile) -> int:
+def _find_heads(width: int, file: WeightFile) -> int:
     text = file.metadata.get(HEADS_KEY, str(_HEADS.get(width, "")))
     if not text:
         raise ValueError(
@@ -207,7 +212,7 @@ def _heads(width: int, file: WeightFile) -> int:
 
 
 def _check_sizes(config: DinoV2Config, file: WeightFile) -> None:
-    """Refuse sizes that only a hostile file would ask for, before anything is built."""
+    """Reject implausible sizes before the model is built."""
     limits = {
         "width": _WIDEST,
         "depth": _MOST_BLOCKS,

@@ -1,7 +1,8 @@
-"""SEA-RAFT weights from the files people have: which net they are, and every name in them accounted for.
+"""Find the SEA-RAFT net that a weight file holds, and complete the names in it.
 
-Read: the authors' raw .pth, the hub's .safetensors (which lack one of the two names of a shared norm),
-ptlflow's Lightning .ckpt, `module.` prefixes, and our own miniature (its sizes are in the metadata).
+Files that are read: the authors' raw .pth, the hub's .safetensors (which lack one of the two names of a
+shared norm), ptlflow's Lightning .ckpt, names with the prefix `module.`, and our own miniature (its sizes are
+in the metadata).
 """
 
 import json
@@ -16,7 +17,7 @@ from ..storage.weight_file import WeightFile
 from .sea_raft_config import SEA_RAFT_M, SEA_RAFT_S, SeaRaftConfig
 
 CONFIG_KEY = "sea_raft_config"
-"""Metadata entry with the sizes, as JSON, of a net that is not a published one."""
+"""Metadata entry with the sizes, as JSON, of a net that was not published."""
 _FIRST_WEIGHT = "flow_head.0.weight"
 _ONLY_IN_M = "fnet.layer3.5.conv1.weight"
 _SHARED_NORM = re.compile(r"^(.+)\.(bn3|downsample\.1)\.(.+)$")
@@ -25,9 +26,9 @@ _LARGEST |= {"iterations": 64}
 
 
 def with_both_norm_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Fill in the name that is lacking of every norm shared by `bn3` and `downsample.1`, and batch counters.
+    """Add the missing name of every norm shared by `bn3` and `downsample.1`, and missing batch counters.
 
-    ValueError when both names are there and disagree.
+    ValueError if both names are there and their values differ.
     """
     complete = dict(tensors)
     for name, value in tensors.items():
@@ -35,7 +36,7 @@ def with_both_norm_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             twin = f"{match[1]}.{'bn3' if match[2] != 'bn3' else 'downsample.1'}.{match[3]}"
             if not torch.equal(complete.setdefault(twin, value), value):
                 raise ValueError(f"{name} and {twin} are one norm in SEA-RAFT, but differ in this file.")
-    # The count of batches seen has no part in evaluation, and some writers drop it.
+    # The number of batches seen is not used in evaluation, and some writers drop it.
     counters = [
         n.removesuffix("running_var") + "num_batches_tracked" for n in complete if n.endswith("running_var")
     ]
@@ -43,11 +44,15 @@ def with_both_norm_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_metadata(config: SeaRaftConfig) -> dict[str, str]:
+    """Return the metadata of a file of this net: its sizes as JSON."""
     return {CONFIG_KEY: json.dumps(asdict(config))}
 
 
-def config_of(file: WeightFile) -> SeaRaftConfig:
-    """Which net a file holds: S or M by its names, others by metadata. ValueError if it is not SEA-RAFT."""
+def find_config(file: WeightFile) -> SeaRaftConfig:
+    """Find the net that a file holds: S or M by its names, others by metadata.
+
+    ValueError if the file is not SEA-RAFT.
+    """
     if _FIRST_WEIGHT not in file.tensors:
         raise ValueError(
             f"{file.path} is not SEA-RAFT: it has no {_FIRST_WEIGHT}, but for example "
@@ -55,11 +60,11 @@ def config_of(file: WeightFile) -> SeaRaftConfig:
             "princeton-vl/SEA-RAFT."
         )
     if CONFIG_KEY in file.metadata:
-        return _config_from_json(file.metadata[CONFIG_KEY], file.path)
+        return _parse_config(file.metadata[CONFIG_KEY], file.path)
     return SEA_RAFT_M if _ONLY_IN_M in file.tensors else SEA_RAFT_S
 
 
-def _config_from_json(text: str, path: Path) -> SeaRaftConfig:
+def _parse_config(text: str, path: Path) -> SeaRaftConfig:
     try:
         values = json.loads(text)
         lists = {name: tuple(int(n) for n in values[name]) for name in ("blocks", "widths")}
@@ -71,7 +76,7 @@ def _config_from_json(text: str, path: Path) -> SeaRaftConfig:
 
 
 def _check_sizes(config: SeaRaftConfig) -> None:
-    """Refuse sizes that only a hostile file would ask for, before anything is built."""
+    """Reject implausible sizes before the model is built."""
     for name, most in _LARGEST.items():
         value = getattr(config, name)
         numbers = value if isinstance(value, tuple) else (value,)

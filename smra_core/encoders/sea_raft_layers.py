@@ -1,4 +1,4 @@
-"""The parts SEA-RAFT is made of, under the names that published weights give them.
+"""Layers of SEA-RAFT, under the names that the published weights have.
 
 Written from the description of the architecture: Wang, Lipson, Deng, "SEA-RAFT: Simple, Efficient, Accurate
 RAFT for Optical Flow", ECCV 2024, and the weights of github:princeton-vl/SEA-RAFT. Feature maps are `B C h w`
@@ -14,8 +14,11 @@ CELL = 8
 """Pixels along a side of one feature cell."""
 
 
-def conv_bn(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    """Convolution, then batch norm. On running statistics both are one convolution: half the saved memory."""
+def convolve_and_normalize(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """Apply a convolution, then batch norm.
+
+    With running statistics, both are computed as one convolution, which saves half as much for backward.
+    """
     if norm.training:
         return norm(conv(x))
     assert norm.running_var is not None and norm.running_mean is not None and conv.bias is not None
@@ -25,7 +28,9 @@ def conv_bn(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions; a strided or widening block projects its input with a 1x1 convolution."""
+    """Two 3x3 convolutions with a shortcut; a block with stride, or that changes the width, projects its
+    input with a 1x1 convolution.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
@@ -38,20 +43,22 @@ class ResidualBlock(nn.Module):
             self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride), self.bn3)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(conv_bn(self.conv1, self.bn1, x))
-        y = F.relu(conv_bn(self.conv2, self.bn2, y))  # also before the sum, unlike the usual residual net
-        return F.relu(y + self._shortcut(x))
+        y = F.relu(convolve_and_normalize(self.conv1, self.bn1, x))
+        y = F.relu(
+            convolve_and_normalize(self.conv2, self.bn2, y)
+        )  # also before the sum, unlike the usual residual net
+        return F.relu(y + self._apply_shortcut(x))
 
-    def _shortcut(self, x: Tensor) -> Tensor:
+    def _apply_shortcut(self, x: Tensor) -> Tensor:
         if self.downsample is None:
             return x
         projection = self.downsample[0]
         assert isinstance(projection, nn.Conv2d)
-        return conv_bn(projection, self.bn3, x)
+        return convolve_and_normalize(projection, self.bn3, x)
 
 
 class FeatureEncoder(nn.Module):
-    """Images `B inputs H W` to features `B outputs H/8 W/8`: three ResNet stages and a 1x1 convolution."""
+    """Three ResNet stages and a 1x1 convolution: images `B inputs H W` to features `B outputs H/8 W/8`."""
 
     def __init__(
         self, inputs: int, outputs: int, stem: int, widths: tuple[int, ...], blocks: tuple[int, ...]
@@ -61,22 +68,22 @@ class FeatureEncoder(nn.Module):
         self.bn1 = nn.BatchNorm2d(stem)
         before = (stem, *widths[:-1])
         self.layer1, self.layer2, self.layer3 = (
-            _stage(before[i], widths[i], blocks[i], stride=1 if i == 0 else 2) for i in range(3)
+            _make_stage(before[i], widths[i], blocks[i], stride=1 if i == 0 else 2) for i in range(3)
         )
         self.final_conv = nn.Conv2d(widths[-1], outputs, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = F.relu(conv_bn(self.conv1, self.bn1, images))
+        x = F.relu(convolve_and_normalize(self.conv1, self.bn1, images))
         return self.final_conv(self.layer3(self.layer2(self.layer1(x))))
 
 
-def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
+def _make_stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
     first = ResidualBlock(inputs, outputs, stride)
     return nn.Sequential(first, *(ResidualBlock(outputs, outputs, 1) for _ in range(blocks - 1)))
 
 
 class MotionEncoder(nn.Module):
-    """What the correlation around the current match and the current flow say about motion: `B dim h w`."""
+    """Motion features `B dim h w` from the correlation around the current match and the current flow."""
 
     def __init__(self, correlations: int, dim: int):
         super().__init__()
@@ -134,47 +141,53 @@ class CorrelationPyramid:
         for level in range(levels):
             if level:
                 features_b = F.interpolate(features_b, scale_factor=0.5, mode="bilinear", align_corners=False)
-            self.levels.append(_similarity(features_a, features_b))
+            self.levels.append(_compute_similarity(features_a, features_b))
 
-    def lookup(self, coordinates: Tensor) -> Tensor:
-        """Similarities around `coordinates` (`B 2 h w`, x and y in cells): `B levels*(2r+1)^2 h w`."""
+    def look_up(self, coordinates: Tensor) -> Tensor:
+        """Return the similarities `B levels*(2r+1)^2 h w` around `coordinates` (`B 2 h w`, x and y in
+        cells).
+        """
         batch, _, h, w = coordinates.shape
         centers = rearrange(coordinates, "b xy h w -> (b h w) 1 1 xy")
         windows = [
-            _sample(volume, centers / 2**level + self._window(centers))
+            _sample(volume, centers / 2**level + self._make_window(centers))
             for level, volume in enumerate(self.levels)
         ]
         return rearrange(torch.cat(windows, 1), "(b h w) c -> b c h w", b=batch, h=h, w=w)
 
-    def _window(self, like: Tensor) -> Tensor:
-        """Offsets `(2r+1) (2r+1) 2`. The FIRST index moves x: the published weights are ordered that way."""
+    def _make_window(self, like: Tensor) -> Tensor:
+        """Return the offsets `(2r+1) (2r+1) 2`. The FIRST index moves x, because the published weights are
+        ordered that way.
+        """
         steps = torch.arange(-self.radius, self.radius + 1, device=like.device, dtype=like.dtype)
         return torch.stack(torch.meshgrid(steps, steps, indexing="ij"), -1)
 
 
-def _similarity(a: Tensor, b: Tensor) -> Tensor:
-    """Dot products over sqrt(channels): `(B h w) 1 h' w'`."""
+def _compute_similarity(a: Tensor, b: Tensor) -> Tensor:
+    """Return dot products over sqrt(channels), `(B h w) 1 h' w'`."""
     products = torch.einsum("bcn,bcm->bnm", a.flatten(2), b.flatten(2)) / a.shape[1] ** 0.5
     return rearrange(products, "b n (h w) -> (b n) 1 h w", h=b.shape[2])
 
 
 def _sample(volume: Tensor, coordinates: Tensor) -> Tensor:
-    """Bilinear values of `N 1 h w` at `N u v 2` (x and y in cells; 0 outside): `N u*v`."""
+    """Return bilinear values `N u*v` of `N 1 h w` at `N u v 2` (x and y in cells; 0 outside)."""
     last_cell = torch.tensor([volume.shape[3] - 1, volume.shape[2] - 1]).to(coordinates)
     grid = 2 * coordinates / last_cell - 1
     return F.grid_sample(volume, grid, align_corners=True).flatten(1)
 
 
 def upsample_convex(flow: Tensor, logits: Tensor, gain: float) -> Tensor:
-    """`B c h w` to `B c 8h 8w`, times gain: each pixel mixes the 3x3 cells around, by softmax."""
+    """Upsample `B c h w` to `B c 8h 8w`, times gain: each pixel is a softmax-weighted sum of the 3x3 cells
+    around it.
+    """
     weights = rearrange(logits, "b (k v u) h w -> b 1 k v u h w", k=9, v=CELL, u=CELL).softmax(2)
     cells = F.unfold(gain * flow, 3, padding=1)
     cells = rearrange(cells, "b (c k) (h w) -> b c k 1 1 h w", k=9, h=flow.shape[2])
     return rearrange((weights * cells).sum(2), "b c v u h w -> b c (h v) (w u)")
 
 
-def cell_grid(like: Tensor) -> Tensor:
-    """Coordinates (x, y) of every cell, `1 2 h w`."""
+def make_cell_grid(like: Tensor) -> Tensor:
+    """Return the coordinates (x, y) of every cell, `1 2 h w`."""
     h, w = like.shape[-2:]
     y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
     return torch.stack([x, y])[None].to(like)

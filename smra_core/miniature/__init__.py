@@ -1,3 +1,3 @@
-"""A tiny WAN that ships with the pack, trained from scratch on rendered sprites, on which the method can be
-seen.
+"""A tiny WAN that ships with the pack, trained from scratch on rendered sprites, to show how the method
+works.
 """

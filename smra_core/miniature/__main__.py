@@ -1,4 +1,4 @@
-"""Making the miniature anew and judging it: `python -m smra_core.miniature COMMAND`."""
+"""Training of the miniature from scratch, and its checks: `python -m smra_core.miniature COMMAND`."""
 
 import argparse
 import logging
@@ -8,6 +8,7 @@ from pathlib import Path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit code 0."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     args = build_parser().parse_args(argv)
     args.run(args)
@@ -15,32 +16,54 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of all commands; each sets `run` to the function that runs it."""
     parser = argparse.ArgumentParser(prog="python -m smra_core.miniature", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
     for name, text, run in (
-        ("vae", "train the video VAE and write its weights", _vae),
-        ("dit", "train the DiT on the VAE's latents and write its weights", _dit),
-        ("flow", "train the tiny SEA-RAFT and write its weights", _flow),
-        ("patches", "train the tiny DINOv2 and write its weights", _patches),
+        ("vae", "Train the video VAE and write its weights.", run_vae),
+        ("dit", "Train the DiT on the VAE's latents and write its weights.", run_dit),
+        ("flow", "Train the tiny SEA-RAFT and write its weights.", run_flow),
+        ("patches", "Train the tiny DINOv2 and write its weights.", run_patches),
     ):
-        stage = commands.add_parser(name, help=text)
-        stage.add_argument("--build", type=Path, default=Path("smra_build"), help="(default: smra_build)")
-        stage.add_argument("--weights", type=Path, help="folder to write to (default: the package's own)")
-        stage.add_argument("--processes", type=int, default=2, help="for vae and dit (default: 2)")
-        stage.add_argument("--seed", type=int, default=0)
+        stage = commands.add_parser(name, help=text, description=text)
+        add = stage.add_argument
+        add(
+            "--build",
+            type=Path,
+            default=Path("smra_build"),
+            help="Folder that the state of the training is kept in. (default: smra_build)",
+        )
+        add(
+            "--weights",
+            type=Path,
+            help="Folder that the weights are written to. (default: the package's own)",
+        )
+        add("--processes", type=int, default=2, help="Number of processes, for vae and dit. (default: 2)")
+        add("--seed", type=int, default=0, help="Random seed. (default: 0)")
         stage.set_defaults(run=run)
-    gates = commands.add_parser("gates", help="does the miniature show what it is asked for")
-    gates.add_argument("--clips", type=int, default=140, help="for each of VAE and DiT (default: 140)")
-    gates.add_argument("--sheet", type=Path, help="also draw sampled clips to this PNG")
-    gates.set_defaults(run=_gates)
-    bench = commands.add_parser("bench", help="compare the method's parts on held-out subjects and motions")
-    bench.add_argument("--out", type=Path, default=Path("smra_bench"), help="(default: smra_bench)")
-    bench.add_argument("--quick", action="store_true", help="one case, one seed: a direction, no evidence")
-    bench.set_defaults(run=_bench)
+    text = "Check that the miniature shows what it is asked for."
+    gates = commands.add_parser("gates", help=text, description=text)
+    gates.add_argument(
+        "--clips", type=int, default=140, help="Number of clips for each of VAE and DiT. (default: 140)"
+    )
+    gates.add_argument("--sheet", type=Path, help="PNG file that sampled clips are drawn to. (default: none)")
+    gates.set_defaults(run=run_gates)
+    text = "Compare variants of the method on held-out subjects and motions."
+    bench = commands.add_parser("bench", help=text, description=text)
+    bench.add_argument(
+        "--out",
+        type=Path,
+        default=Path("smra_bench"),
+        help="Folder for LoRAs and measured clips. (default: smra_bench)",
+    )
+    bench.add_argument(
+        "--quick", action="store_true", help="Measure one case with one seed: a direction, no evidence."
+    )
+    bench.set_defaults(run=run_bench_command)
     return parser
 
 
-def _vae(args: argparse.Namespace) -> None:
+def run_vae(args: argparse.Namespace) -> None:
     from .recipe.export import export_vae
     from .recipe.train_vae import train_vae
 
@@ -48,7 +71,7 @@ def _vae(args: argparse.Namespace) -> None:
     print(export_vae(args.build, args.weights))
 
 
-def _dit(args: argparse.Namespace) -> None:
+def run_dit(args: argparse.Namespace) -> None:
     from .recipe.export import export_dit
     from .recipe.train_dit import train_dit
 
@@ -56,7 +79,7 @@ def _dit(args: argparse.Namespace) -> None:
     print(export_dit(args.build, args.weights))
 
 
-def _flow(args: argparse.Namespace) -> None:
+def run_flow(args: argparse.Namespace) -> None:
     from .recipe.export import export_flow
     from .recipe.train_flow import train_flow
 
@@ -64,7 +87,7 @@ def _flow(args: argparse.Namespace) -> None:
     print(export_flow(args.build, args.weights))
 
 
-def _patches(args: argparse.Namespace) -> None:
+def run_patches(args: argparse.Namespace) -> None:
     from .recipe.export import export_patches
     from .recipe.train_patches import train_patches
 
@@ -72,21 +95,21 @@ def _patches(args: argparse.Namespace) -> None:
     print(export_patches(args.build, args.weights))
 
 
-def _gates(args: argparse.Namespace) -> None:
-    from .recipe.gates import NEEDED_DIT, NEEDED_VAE, draw_samples, gate_dit, gate_teachers, gate_vae
+def run_gates(args: argparse.Namespace) -> None:
+    from .recipe.gates import NEEDED_DIT, NEEDED_VAE, check_dit, check_encoders, check_vae, draw_samples
 
-    print("VAE reconstructions", gate_vae(args.clips).table(NEEDED_VAE), sep="\n")
-    print("DiT samples", gate_dit(args.clips).table(NEEDED_DIT), sep="\n")
-    print("teachers", gate_teachers(), sep="\n")
+    print("VAE reconstructions", check_vae(args.clips).render_table(NEEDED_VAE), sep="\n")
+    print("DiT samples", check_dit(args.clips).render_table(NEEDED_DIT), sep="\n")
+    print("encoders", check_encoders(), sep="\n")
     if args.sheet:
         print(draw_samples(args.sheet))
 
 
-def _bench(args: argparse.Namespace) -> None:
+def run_bench_command(args: argparse.Namespace) -> None:
     from .bench.run import FULL, QUICK, run_bench
-    from .bench.table import read_clips, table
+    from .bench.table import read_clips, render_table
 
-    print(table(read_clips(run_bench(args.out, QUICK if args.quick else FULL))))
+    print(render_table(read_clips(run_bench(args.out, QUICK if args.quick else FULL))))
 
 
 if __name__ == "__main__":

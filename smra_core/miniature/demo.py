@@ -1,7 +1,7 @@
-"""The whole method in one run on the miniature, from files to a report.
+"""Demo of the whole method in one run on the miniature, from files to a report.
 
-Nothing here is special: the readers, the trainer, the sampler and the files are those of a real run, only the
-model is small. It shows that the method works, and none of its metrics is the paper's.
+Readers, trainer, sampler and files are those of a real run; only the model is small. It shows how the method
+works; its metrics are not comparable with the paper's.
 """
 
 import json
@@ -46,12 +46,21 @@ log = logging.getLogger("smrabooth")
 
 SIZE = (SAMPLING.width, SAMPLING.height)
 BACKGROUNDS = ("navy", "maroon", "black", "gray")
-"""The demo's prompts put the subject before each of these."""
+"""Backgrounds of the demo's prompts, one for each."""
 VIDEOS = len(BACKGROUNDS)
+"""Number of videos of each variant."""
+SHEET_FRAMES = range(0, SAMPLING.frames, 2)
+"""Frames on the contact sheet, of which a shorter clip shows those that it has."""
+METRICS_FILE = "metrics.json"
+PICTURES = [
+    Picture("Contact sheet", "contact_sheet.png", "The same frames of every variant, from the same noise."),
+    Picture("Optical flow", "flow.png", "What the motion LoRA is trained to reproduce: SEA-RAFT's flow."),
+    Picture("Losses", "losses.png", "Faint: every step. Strong: smoothed."),
+]
 
 
 class Materials(NamedTuple):
-    """What the demo learns from, and what it asks for."""
+    """Subject and motion that the demo trains on, and the prompts that it samples."""
 
     subject: SubjectSet
     motion: MotionClip
@@ -71,9 +80,10 @@ class Loras:
 def run_demo(
     out: Path, subject: Path | None = None, motion: Path | None = None, prompt: str | None = None
 ) -> Path:
-    """Train both LoRAs, sample the four arms, measure and report; the path of report.html.
+    """Train the LoRAs, sample the four variants, and write their metrics and a report; return its path.
 
-    Run again with the same inputs, it goes on where it stopped; finished parts are not repeated.
+    `subject` and `motion` are a user's own folder or clip, and `prompt` is what to sample; without them the
+    demo's own are used. Called again with the same inputs, it continues where it stopped and repeats nothing.
     """
     out.mkdir(parents=True, exist_ok=True)
     backend = StandaloneBackend(
@@ -81,14 +91,14 @@ def run_demo(
     )
     materials = read_materials(out, subject, motion, prompt)
     loras = train_all(backend, materials)
-    chosen = arms(backend, loras)
-    with tqdm(total=SAMPLING.steps * len(chosen), desc="sampling", unit="step") as bar:
-        videos = generate(backend, materials.prompts, chosen, SAMPLING, on_step=lambda *_: bar.update())
-    return write_results(out, materials, loras, chosen, videos)
+    variants = build_variants(backend, loras)
+    with tqdm(total=SAMPLING.steps * len(variants), desc="sampling", unit="step") as bar:
+        videos = generate(backend, materials.prompts, variants, SAMPLING, on_step=lambda *_: bar.update())
+    return write_results(out, materials, loras, variants, videos)
 
 
 def read_materials(out: Path, subject: Path | None, motion: Path | None, prompt: str | None) -> Materials:
-    """Read the user's files, or write the demo's own to disk first and read those."""
+    """Read the user's files; write the demo's own to disk first where the user gives none."""
     own = subject is None and motion is None
     folder = subject or write_subject(out / "data" / "subject")
     pictures = read_subject_set(folder, SIZE, require_masks=True)
@@ -98,15 +108,15 @@ def read_materials(out: Path, subject: Path | None, motion: Path | None, prompt:
     if prompt is None and own:
         prompts = [f"a sks ball vvt moving on a {name} background" for name in BACKGROUNDS]
     else:
-        prompts = [prompt or combined_prompt(pictures.images[0].caption, clip.caption)] * VIDEOS
+        prompts = [prompt or combine_captions(pictures.images[0].caption, clip.caption)] * VIDEOS
     return Materials(pictures, clip, prompts)
 
 
-def combined_prompt(subject_caption: str, motion_caption: str) -> str:
-    """`A picture of sks dog` and `a person is vvt walking` make `a sks dog is vvt walking`.
+def combine_captions(subject_caption: str, motion_caption: str) -> str:
+    """Combine `A picture of sks dog` and `a person is vvt walking` to `a sks dog is vvt walking`.
 
-    The subject is what follows "of", the motion what begins with the verb before `vvt`; captions of another
-    form are put one after the other.
+    The subject is the text after "of"; the motion begins with "is" before `vvt`, or else with `vvt`. Captions
+    of another form are joined with a comma.
     """
     _, of, subject = subject_caption.partition(" of ")
     before, marker, after = motion_caption.partition("vvt ")
@@ -118,34 +128,36 @@ def combined_prompt(subject_caption: str, motion_caption: str) -> str:
 
 
 def train_all(backend: StandaloneBackend, materials: Materials) -> Loras:
-    """The method's LoRAs first, then those of the comparison."""
+    """Train the method's two LoRAs, then the two on all layers for comparison."""
 
-    def subject(label: str, settings: SubjectSettings) -> TrainedLora:
+    def train_on_subject(label: str, settings: SubjectSettings) -> TrainedLora:
         with TrainingBar(f"subject LoRA, {label}") as report:
             return train_subject(
                 backend, materials.subject.images, DINOV2_FILE, settings, SUBJECT_TRAINING, label, report
             )
 
-    def motion(label: str, settings: MotionSettings) -> TrainedLora:
+    def train_on_motion(label: str, settings: MotionSettings) -> TrainedLora:
         with TrainingBar(f"motion LoRA, {label}") as report:
             return train_motion(
                 backend, materials.motion, SEA_RAFT_FILE, settings, MOTION_TRAINING, label, report
             )
 
     return Loras(
-        subject("sparse", SUBJECT),
-        motion("sparse", MOTION),
-        subject("all-layers", replace(SUBJECT, plan=ALL_LAYERS)),
-        motion("all-layers", replace(MOTION, plan=ALL_LAYERS)),
+        train_on_subject("sparse", SUBJECT),
+        train_on_motion("sparse", MOTION),
+        train_on_subject("all-layers", replace(SUBJECT, plan=ALL_LAYERS)),
+        train_on_motion("all-layers", replace(MOTION, plan=ALL_LAYERS)),
     )
 
 
-def arms(backend: StandaloneBackend, loras: Loras) -> list[Variant]:
-    """The four ways to put the two LoRAs together that the demo compares."""
+def build_variants(backend: StandaloneBackend, loras: Loras) -> list[Variant]:
+    """Return the four variants that the demo compares: no LoRA, and three combinations of two LoRAs."""
     spec = backend.spec
     constant = Strengths.from_value
 
-    def pair(subject: TrainedLora, motion: TrainedLora, strengths: Strengths) -> tuple[ScheduledLora, ...]:
+    def schedule_pair(
+        subject: TrainedLora, motion: TrainedLora, strengths: Strengths
+    ) -> tuple[ScheduledLora, ...]:
         def load(trained: TrainedLora) -> Lora:
             return load_lora(trained.path, spec).lora
 
@@ -158,99 +170,106 @@ def arms(backend: StandaloneBackend, loras: Loras) -> list[Variant]:
     return [
         Variant("base", "no LoRA"),
         Variant("all layers", "both LoRAs on every linear, constant strength",
-            pair(loras.plain_subject, loras.plain_motion, constant(late))),
+            schedule_pair(loras.plain_subject, loras.plain_motion, constant(late))),
         Variant("sparse", "each LoRA on its own linears, constant strength",
-            pair(loras.subject, loras.motion, constant(late))),
+            schedule_pair(loras.subject, loras.motion, constant(late))),
         Variant("SMRABooth", f"sparse, subject {SUBJECT_STRENGTHS.early} before T_point and {late} after",
-            pair(loras.subject, loras.motion, SUBJECT_STRENGTHS), TPoint()),
+            schedule_pair(loras.subject, loras.motion, SUBJECT_STRENGTHS), TPoint()),
     ]  # fmt: skip
 
 
 def write_results(
-    out: Path, materials: Materials, loras: Loras, chosen: list[Variant], videos: Mapping[str, Tensor]
+    out: Path, materials: Materials, loras: Loras, variants: list[Variant], videos: Mapping[str, Tensor]
 ) -> Path:
-    """Videos, pictures, metrics and the page that shows them."""
-    judge = VideoScorer(DINOV2_FILE, SEA_RAFT_FILE)
-    judge.set_references(materials.subject.images, materials.motion.frames)
-    files = _save_loras(out, loras)
-    shown = []
-    for arm in chosen:
-        name = f"{arm.name.replace(' ', '_')}.mp4"
-        write_video(out / name, side_by_side(videos[arm.name]), SAMPLING.fps)
-        shown.append(Video(arm.name, name, arm.description))
-    metrics = {arm.name: judge.score(videos[arm.name]) for arm in chosen}
-    _draw(out, materials, loras, chosen, videos, judge)
-    about = {"prompts": materials.prompts, "sampling": asdict(SAMPLING), "arms": metrics}
-    with write_atomically(out / "metrics.json") as draft:
+    """Write videos, LoRAs, pictures, metrics.json and the page that shows them; return the page's path.
+
+    `videos` are `B F 3 H W` in [0, 1], by the variant's name.
+    """
+    scorer = VideoScorer(DINOV2_FILE, SEA_RAFT_FILE)
+    scorer.set_references(materials.subject.images, materials.motion.frames)
+    metrics = {variant.name: scorer.score(videos[variant.name]) for variant in variants}
+    shown = _write_videos(out, variants, videos)
+    links = _copy_loras(out, loras)
+    _draw_pictures(out, materials, loras, variants, videos, scorer)
+    about = {"prompts": materials.prompts, "sampling": asdict(SAMPLING), "variants": metrics}
+    with write_atomically(out / METRICS_FILE) as draft:
         draft.write_text(json.dumps(about, indent=1), encoding="utf-8")
+    links["metrics"] = METRICS_FILE
     page = out / "report.html"
     write_report(
-        page, "SMRABooth on the miniature", _introduction(materials), shown, metrics, METRIC_HELP,
-        _pictures(), files,
+        page, "SMRABooth on the miniature", _write_introduction(materials), shown, metrics, METRIC_HELP,
+        PICTURES, links,
     )  # fmt: skip
     return page
 
 
-def side_by_side(videos: Tensor) -> Tensor:
-    """`B F 3 H W` to one clip `F 3 H B*W`."""
+def _write_videos(out: Path, variants: list[Variant], videos: Mapping[str, Tensor]) -> list[Video]:
+    """Write an MP4 of each variant, its videos side by side; return what the page shows of them."""
+    shown = []
+    for variant in variants:
+        name = f"{variant.name.replace(' ', '_')}.mp4"
+        write_video(out / name, join_side_by_side(videos[variant.name]), SAMPLING.fps)
+        shown.append(Video(variant.name, name, variant.description))
+    return shown
+
+
+def join_side_by_side(videos: Tensor) -> Tensor:
+    """Join videos `B F 3 H W` side by side to one clip `F 3 H B*W`."""
     return torch.cat(list(videos), -1)
 
 
-def _save_loras(out: Path, loras: Loras) -> dict[str, str]:
-    names = {"subject": loras.subject, "motion": loras.motion}
-    names |= {"subject_all_layers": loras.plain_subject, "motion_all_layers": loras.plain_motion}
-    for name, trained in names.items():
-        for source, target in (
-            (trained.path, f"{name}_lora.safetensors"),
-            (trained.losses, f"{name}_losses.csv"),
-        ):
-            with write_atomically(out / target) as draft:
+def _copy_loras(out: Path, loras: Loras) -> dict[str, str]:
+    """Copy each LoRA and its table of losses to the demo's folder; return label -> file name."""
+    trained = {
+        "subject": loras.subject,
+        "motion": loras.motion,
+        "subject all layers": loras.plain_subject,
+        "motion all layers": loras.plain_motion,
+    }
+    stems = {label: label.replace(" ", "_") for label in trained}
+    lora_links = {f"{label} LoRA": f"{stem}_lora.safetensors" for label, stem in stems.items()}
+    loss_links = {f"{label} losses": f"{stem}_losses.csv" for label, stem in stems.items()}
+    for links, sources in (
+        (lora_links, [each.path for each in trained.values()]),
+        (loss_links, [each.losses for each in trained.values()]),
+    ):
+        for name, source in zip(links.values(), sources, strict=True):
+            with write_atomically(out / name) as draft:
                 draft.write_bytes(source.read_bytes())
-    labels = {f"{name.replace('_', ' ')} LoRA": f"{name}_lora.safetensors" for name in names}
-    return (
-        labels
-        | {f"{n.replace('_', ' ')} losses": f"{n}_losses.csv" for n in names}
-        | {"metrics": "metrics.json"}
-    )
+    return lora_links | loss_links
 
 
-def _draw(
+def _draw_pictures(
     out: Path,
     materials: Materials,
     loras: Loras,
-    chosen: list[Variant],
+    variants: list[Variant],
     videos: Mapping[str, Tensor],
-    judge: "VideoScorer",
+    scorer: VideoScorer,
 ) -> None:
+    """Draw the contact sheet, the optical flow and the losses: the files that PICTURES names.
+
+    The first video of each variant is shown, below the reference motion.
+    """
+    sheet, flow, losses = (out / picture.file for picture in PICTURES)
     reference = materials.motion.frames
+    firsts = [(variant, videos[variant.name][0]) for variant in variants]
     rows = [("reference motion\n" + materials.motion.caption, reference)]
-    rows += [(f"{arm.name}\n{arm.description}", videos[arm.name][0]) for arm in chosen]
-    frames = [0, 2, 4, 6, 8, 10, 12, 14, 16]
-    write_contact_sheet(
-        rows, out / "contact_sheet.png", [f for f in frames if f < len(reference)], materials.prompts[0]
-    )
-    flow_rows = [("reference", reference, judge.flow(reference))]
-    flow_rows += [(arm.name, videos[arm.name][0], judge.flow(videos[arm.name][0])) for arm in chosen]
-    write_flow_sheet(flow_rows, out / "flow.png", caption="Optical flow of the first video of each arm")
-    curves = {"subject LoRA": loras.subject.losses, "motion LoRA": loras.motion.losses}
-    draw_losses(curves, out / "losses.png")
+    rows += [(f"{variant.name}\n{variant.description}", video) for variant, video in firsts]
+    shown = [index for index in SHEET_FRAMES if index < len(reference)]
+    write_contact_sheet(rows, sheet, shown, materials.prompts[0])
+    flow_rows = [("reference", reference, scorer.flow(reference))]
+    flow_rows += [(variant.name, video, scorer.flow(video)) for variant, video in firsts]
+    write_flow_sheet(flow_rows, flow, caption="Optical flow of the first video of each variant")
+    draw_losses({"subject LoRA": loras.subject.losses, "motion LoRA": loras.motion.losses}, losses)
 
 
-def _introduction(materials: Materials) -> list[str]:
+def _write_introduction(materials: Materials) -> list[str]:
+    """Return the paragraphs that the page begins with."""
     captions = f"“{materials.subject.images[0].caption}” and “{materials.motion.caption}”"
     return [
         "A subject LoRA and a motion LoRA were trained on a tiny WAN, from the captions "
-        f"{captions}, and put together in four ways. Every video is sampled from the same noise.",
-        "This is a small world of painted shapes. It shows how the method works; its metrics are not the "
-        "paper's, and four videos an arm show a direction, not evidence.",
-    ]
-
-
-def _pictures() -> list[Picture]:
-    return [
-        Picture("Contact sheet", "contact_sheet.png", "The same frames of every arm, from the same noise."),
-        Picture(
-            "Optical flow", "flow.png", "What the motion LoRA is trained to bring back: SEA-RAFT's flow."
-        ),
-        Picture("Losses", "losses.png", "Faint: every step. Strong: smoothed."),
+        f"{captions}, and combined in four ways. Every video is sampled from the same noise.",
+        "This is a small world of painted shapes. It shows how the method works; its metrics are not "
+        "comparable with the paper's, and four videos of a variant show a direction, not evidence.",
     ]

@@ -1,4 +1,4 @@
-"""Held-out subjects and motions as files, in the layout that the authors' data has."""
+"""Held-out subjects and motions as files, in the layout of the authors' data."""
 
 import csv
 from pathlib import Path
@@ -13,51 +13,53 @@ from .world.sprite import Painted
 
 FPS = 8
 SUBJECT, MOTION = "ball", "zigzag"
-"""What the demo is about."""
+"""The subject and the motion of the demo."""
 REFERENCES = {
     "zigzag": Scene("square", "red", "plain", "navy", "zigzag"),
     "hook": Scene("triangle", "cyan", "plain", "black", "hook"),
 }
-"""The clip whose motion is learned: another shape in other colors than any held-out subject."""
+"""The clip that each motion is learned from. Its sprite differs from every held-out subject in shape and
+color.
+"""
 SUBJECT_PLACES = (("black", (22.0, 40.0)), ("gray", (40.0, 24.0)), ("navy", (32.0, 32.0)))
 """Background and center of each reference picture."""
 
 
 def render_subject(subject: str = SUBJECT) -> list[tuple[Scene, Painted]]:
-    """A held-out subject at every one of its places, one frame each."""
+    """Render a held-out subject at each of its places, one frame each; return scenes and pictures."""
     places = [Scene(subject=subject, background=name, center=center) for name, center in SUBJECT_PLACES]
     return [(scene, render(scene, frames=1)) for scene in places]
 
 
 def render_motion(motion: str = MOTION) -> Tensor:
-    """`F 3 H W` in [0, 1] of the clip that shows a held-out motion."""
+    """Render the clip `F 3 H W` in [0, 1] that shows a held-out motion."""
     return render(REFERENCES[motion]).frames
 
 
 def write_subject(folder: Path, subject: str = SUBJECT) -> Path:
-    """Pictures, masks and metadata.csv of a held-out subject."""
+    """Write pictures, masks and metadata.csv of a held-out subject to a folder; return it."""
     rows = []
     for number, (scene, painted) in enumerate(render_subject(subject)):
         names = [f"{kind}/{number:02}.png" for kind in ("images", "masks")]
         for name, content in zip(names, (painted.frames[0], painted.mask_px), strict=True):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            _png(content).save(folder / name)
-        rows.append([*names, scene.picture_prompt()])
+            _convert_to_image(content).save(folder / name)
+        rows.append([*names, scene.picture_prompt])
     _write_table(folder / "metadata.csv", ["video", "mask", "prompt"], rows)
     return folder
 
 
 def write_motion(folder: Path, motion: str = MOTION) -> Path:
-    """A clip of a held-out motion and metadata.csv."""
+    """Write the clip of a held-out motion and its metadata.csv to a folder; return it."""
     folder.mkdir(parents=True, exist_ok=True)
     write_video(folder / "00.mp4", render_motion(motion), FPS)
-    caption = REFERENCES[motion].prompt()
+    caption = REFERENCES[motion].prompt
     _write_table(folder / "metadata.csv", ["video", "prompt"], [[f"{folder.name}/00.mp4", caption]])
     return folder
 
 
-def _png(content: Tensor) -> Image.Image:
-    """`3 H W` or `1 H W` in [0, 1]."""
+def _convert_to_image(content: Tensor) -> Image.Image:
+    """Convert pixels `3 H W` or `1 H W` in [0, 1] to an 8-bit picture."""
     values = to_uint8(content).permute(1, 2, 0).numpy()
     return Image.fromarray(values if values.shape[-1] == 3 else values[..., 0])
 

@@ -1,4 +1,4 @@
-"""The miniature as a WAN model on disk, and the word that names it on the command line."""
+"""The miniature's files as a WAN model, and its name on the command line."""
 
 from ..standalone.model_files import WanFiles
 from .weight_paths import DIT_FILE, VAE_FILE

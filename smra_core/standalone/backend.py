@@ -18,8 +18,8 @@ from ..wan.latents import as_video
 from ..wan.spec import WanSpec
 from .model_files import WanFiles
 
-_SMALL = 512
-"""Width of a DiT up to which a CPU trains without checkpoints."""
+_SMALL_DIM = 512
+"""Width of a DiT up to which blocks are not checkpointed on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -34,31 +34,34 @@ class StandaloneBackend:
 
     @property
     def spec(self) -> WanSpec:
+        """Sizes of the DiT."""
         return self.files.spec
 
     @property
     def base_fingerprint(self) -> dict[str, str]:
+        """Hash of the frozen DiT's weights, and the precision it computes in."""
         return {"base": self.files.transformer_fingerprint, "dtype": str(self.dtype)}
 
     @property
     def vae_fingerprint(self) -> str:
+        """Hash of the VAE's weights."""
         return self.files.vae_fingerprint
 
     @property
     def codec_dtype(self) -> torch.dtype:
-        """Precision of the video VAE: float32 on a CPU, else the model's."""
+        """Precision of the video VAE: float32 on a CPU, that of the DiT on other devices."""
         return torch.float32 if self.device.type == "cpu" else self.dtype
 
     def encode_captions(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """See Backend; the text encoder is loaded only for captions that are not in the cache."""
-        weights = self.files.text_fingerprint
+        fingerprint = self.files.text_fingerprint
         with loaded_on_first_use(partial(self.files.load_text, self.dtype, self.device)) as text:
 
             def encode(caption: str) -> Tensor:
                 def compute() -> dict[str, Tensor]:
                     return {"context": text().encode([caption])[0].float().cpu()}
 
-                key = {"text encoder": weights, "caption": caption}
+                key = {"text encoder": fingerprint, "caption": caption}
                 return self.cache.get_or_compute("context", key, compute)["context"]
 
             return {caption: encode(caption) for caption in dict.fromkeys(captions)}
@@ -79,8 +82,8 @@ class StandaloneBackend:
     @contextmanager
     def denoiser_for_training(self) -> Iterator[Denoiser]:
         """See Backend."""
-        # Checkpointing a tiny model on the CPU only costs time; on a GPU memory is what is short.
-        checkpoint = self.device.type != "cpu" or self.spec.dim > _SMALL
+        # Checkpointing a tiny model on a CPU only costs time; on a GPU memory is scarce.
+        checkpoint = self.device.type != "cpu" or self.spec.dim > _SMALL_DIM
         load = partial(self.files.load_denoiser, self.dtype, self.device, checkpoint)
         with loaded_on_first_use(load) as denoiser:
             yield denoiser()

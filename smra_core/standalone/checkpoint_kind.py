@@ -1,5 +1,5 @@
-"""What a checkpoint is, told from the names and shapes in it: a WAN text-to-video DiT and its VAE are served,
-everything else is refused by its name.
+"""Recognition of checkpoints by the names and shapes in them: a WAN 2.1 text-to-video DiT and its VAE are
+accepted, every other model is refused, and the message says what it is.
 """
 
 import re
@@ -13,7 +13,7 @@ HEAD_DIM = 128
 """Width of an attention head in every WAN."""
 _BLOCK = re.compile(r"^blocks\.([0-9]{1,3})\.")
 _MOST_BLOCKS, _WIDEST = 100, 1 << 15
-"""Far above any WAN; a header is believed up to here only."""
+"""Limits far above the sizes of any WAN; a header that claims more is refused."""
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.")
 _CELLS = PATCH[0] * PATCH[1] * PATCH[2]
 
@@ -35,8 +35,8 @@ _VARIANTS = (
     ("ref_conv.", "Fun Control (reference image)"),
     ("img_emb.", "I2V (image to video)"),
 )
-"""First names that only a variant of WAN has; the first that is found counts."""
-_STRANGERS = (
+"""Beginnings of names that only a variant of WAN has. Where several fit, the first in this list counts."""
+_OTHER_MODELS = (
     ("encoder.block.0.layer.0.selfattention.", "a T5 text encoder"),
     ("token_embedding.weight", "a T5 text encoder"),
     ("decoder.middle.0.residual.0.gamma", "a WAN VAE"),
@@ -56,22 +56,22 @@ _STRANGERS = (
     ("fnet.", "SEA-RAFT"),
     ("image_encoder.", "SAM"),
 )
-"""What people pick by mistake, by names in lower case."""
+"""Models that people pick by mistake, by parts of their names in lower case."""
 
 
-def prefix_of(names: Any) -> str:
-    """What stands before every native name in a file, such as `model.diffusion_model.`; often nothing."""
+def find_prefix(names: Any) -> str:
+    """Return the prefix of the native names in a file, such as `model.diffusion_model.`; or an empty text."""
     return next((p for p in _PREFIXES if any(name.startswith(p) for name in names)), "")
 
 
 def build_dit_config(shapes: Shapes, source: str) -> dict[str, Any]:
-    """Arguments of diffusers' WanTransformer3DModel for a DiT with these native names.
+    """Return the arguments of diffusers' WanTransformer3DModel for a DiT with these native names and shapes.
 
-    ValueError that says what the file is when it is no text-to-video DiT of WAN 2.1's kind, and for sizes
-    that only a hostile file would have.
+    Raises ValueError when the file is no text-to-video DiT of WAN 2.1 (the message says what it is instead),
+    and when its sizes are such as only a hostile file would have. `source` is the file's name in messages.
     """
     weights = without_quantization(shapes)
-    _refuse_strangers(weights, source)
+    _refuse_other_models(weights, source)
     _refuse_variants(weights, source)
     dim, channels = weights["patch_embedding.weight"][:2]
     _refuse_channels(channels, weights["head.head.weight"][0] // _CELLS, dim, source)
@@ -81,7 +81,7 @@ def build_dit_config(shapes: Shapes, source: str) -> dict[str, Any]:
         "in_channels": channels,
         "out_channels": LATENT_CHANNELS,
         "ffn_dim": weights["blocks.0.ffn.0.weight"][0],
-        "num_layers": _blocks(weights, source),
+        "num_layers": _count_blocks(weights, source),
         "text_dim": weights["text_embedding.0.weight"][1],
         "freq_dim": weights["time_embedding.0.weight"][1],
         "cross_attn_norm": True,
@@ -98,25 +98,26 @@ _NEEDED = {
     "text_embedding.0.weight": 2,
     "time_embedding.0.weight": 2,
 }
-"""Weights whose shapes give the sizes, with their numbers of dimensions."""
+"""Weights whose shapes give the sizes of the DiT, with their numbers of dimensions."""
 
 
-def _refuse_strangers(shapes: Shapes, source: str) -> None:
-    lacking = [name for name, dims in _NEEDED.items() if len(shapes.get(name, ())) != dims]
-    if lacking:
-        kind = _stranger(shapes)
+def _refuse_other_models(shapes: Shapes, source: str) -> None:
+    missing = [name for name, dims in _NEEDED.items() if len(shapes.get(name, ())) != dims]
+    if missing:
+        kind = _guess_kind(shapes)
         raise ValueError(
-            f"{source} is not a WAN DiT: {lacking[0]} is missing or misshapen; it "
+            f"{source} is not a WAN DiT: {missing[0]} is missing or misshapen; it "
             + (f"looks like {kind}. " if kind else f"has {join_names(sorted(shapes))}. ")
             + "Choose wan2.1_t2v_1.3B or _14B, a file of ComfyUI's diffusion_models folder."
         )
 
 
-def _stranger(shapes: Shapes) -> str:
+def _guess_kind(shapes: Shapes) -> str:
+    """Return what kind of model a file with these names looks like; empty when unknown."""
     names = [name.lower() for name in shapes]
     if any(re.search(r"\.lora_(a|b|down|up)\b", name) for name in names):
         return "a LoRA"
-    return next((kind for mark, kind in _STRANGERS if any(mark in name for name in names)), "")
+    return next((kind for mark, kind in _OTHER_MODELS if any(mark in name for name in names)), "")
 
 
 def _refuse_variants(shapes: Shapes, source: str) -> None:
@@ -142,12 +143,12 @@ def _refuse_channels(channels: int, out: int, dim: int, source: str) -> None:
     )
 
 
-def _blocks(shapes: Shapes, source: str) -> int:
+def _count_blocks(shapes: Shapes, source: str) -> int:
     numbers = {int(match[1]) for name in shapes if (match := _BLOCK.match(name))}
     if numbers != set(range(len(numbers))):
-        lacking = min(set(range(len(numbers))) - numbers)
+        missing = min(set(range(len(numbers))) - numbers)
         raise ValueError(
-            f"{source} has {len(numbers)} blocks, but no block {lacking}. It is a damaged file, or one of "
+            f"{source} has {len(numbers)} blocks, but no block {missing}. It is a damaged file, or one of "
             "several parts: give the folder, or the file in one piece."
         )
     return len(numbers)
@@ -158,18 +159,24 @@ def _refuse_sizes(config: dict[str, Any], source: str) -> None:
     limits["num_attention_heads"] = _WIDEST // HEAD_DIM
     for name, most in limits.items():
         if not 1 <= config[name] <= most:
-            raise ValueError(f"{source}: its {name} is {config[name]}; WAN's is 1 to {most}. Refused.")
+            raise ValueError(
+                f"{source}: its {name} is {config[name]}; WAN's is 1 to {most}. The file is "
+                "damaged, or not a WAN DiT: download the model again."
+            )
 
 
 def build_vae_config(shapes: Shapes, source: str) -> dict[str, Any]:
-    """Arguments of diffusers' AutoencoderKLWan for a VAE with these native names; ValueError as above."""
+    """Return the arguments of diffusers' AutoencoderKLWan for a VAE with these native names and shapes.
+
+    Raises ValueError when the file is not WAN 2.1's VAE, as `build_dit_config` does.
+    """
     if "decoder.upsamples.0.upsamples.0.residual.2.weight" in shapes:
         raise ValueError(
             f"{source} is the VAE of WAN 2.2 5B (48 channels). WAN 2.1's is needed: wan_2.1_vae.safetensors."
         )
     gamma, latent = shapes.get("decoder.head.0.gamma", ()), shapes.get("conv2.weight", ())
     if not gamma or len(latent) != 5:
-        kind = _stranger(shapes)
+        kind = _guess_kind(shapes)
         raise ValueError(
             f"{source} is not a WAN VAE: it "
             + (f"looks like {kind}. " if kind else f"has {join_names(sorted(shapes))}. ")
@@ -181,12 +188,15 @@ def build_vae_config(shapes: Shapes, source: str) -> dict[str, Any]:
             "that came with Wan2.1-T2V."
         )
     if not 1 <= gamma[0] <= 1024:
-        raise ValueError(f"{source}: its width is {gamma[0]}; WAN 2.1's VAE has 96. Refused.")
+        raise ValueError(
+            f"{source}: its width is {gamma[0]}; WAN 2.1's VAE has 96, and at most 1024 is read. "
+            "Choose wan_2.1_vae.safetensors or Wan2.1_VAE.pth."
+        )
     return {"base_dim": gamma[0], "z_dim": LATENT_CHANNELS}
 
 
-def text_kind(shapes: Shapes) -> str:
-    """What a file that should be UMT5 looks like; empty when unknown."""
+def guess_text_kind(shapes: Shapes) -> str:
+    """Return what a file that should be UMT5 looks like instead; empty when unknown."""
     if "shared.weight" in shapes and "encoder.block.0.layer.0.SelfAttention.q.weight" in shapes:
         return f"T5 of width {shapes['shared.weight'][-1]}, not UMT5 of width {TEXT_DIM}"
-    return _stranger(shapes)
+    return _guess_kind(shapes)

@@ -1,8 +1,10 @@
-"""Native checkpoints into models of diffusers and transformers: every name accounted for, fp8 undone.
+"""Loading native checkpoints into models of diffusers and transformers: every name is checked, and fp8
+weights are multiplied by their scales.
 
-The model is built without memory and takes the file's tensors one by one, so that loading needs the model in
-its own precision and one weight more. What fp8 files hold is the weight divided by a scale that lies beside
-it: `scale_weight` in the older files of ComfyUI and kijai, `weight_scale` in newer ones.
+The model is built on the meta device and takes the file's tensors one by one, so that loading needs the
+memory of the model in its own precision and of one weight more. An fp8 file holds each weight divided by a
+scale, and the scale beside it: as `scale_weight` in the older files of ComfyUI and kijai, as `weight_scale`
+in newer ones.
 """
 
 import json
@@ -18,8 +20,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 _FLOAT8 = {torch.float8_e4m3fn, torch.float8_e5m2}
 _FLOAT8_FORMATS = ("float8_e4m3fn", "float8_e5m2")
 _SCALES = (".scale_weight", ".weight_scale")
-_ASIDE = (".comfy_quant", ".scale_input", ".input_scale", *_SCALES)
-"""What quantized files put beside a weight; the scales of inputs have no part in the weight's value."""
+_EXTRAS = (".comfy_quant", ".scale_input", ".input_scale", *_SCALES)
+"""Endings of the extra entries of a weight in quantized files. Scales of inputs do not change the weight."""
 _MARKER = "scaled_fp8"
 _OTHER_QUANTS = {
     ".weight_scale_2": "NVFP4",
@@ -32,16 +34,16 @@ _OTHER_QUANTS = {
 
 
 def without_quantization(shapes: Shapes) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights alone, without the marks and scales of fp8 files."""
-    return {name: shape for name, shape in shapes.items() if not _is_aside(name)}
+    """Return the names and shapes of the weights alone, without the markers and scales of fp8 files."""
+    return {name: shape for name, shape in shapes.items() if not _is_extra(name)}
 
 
-def _is_aside(name: str) -> bool:
-    return name.endswith(_ASIDE) or name == _MARKER
+def _is_extra(name: str) -> bool:
+    return name.endswith(_EXTRAS) or name == _MARKER
 
 
 def refuse_other_quants(shapes: Shapes, source: str) -> None:
-    """ValueError for files quantized in ways whose weights cannot be read back here."""
+    """Raise ValueError when a file is quantized in a way whose weights cannot be read here."""
     for ending, kind in _OTHER_QUANTS.items():
         found = next((name for name in shapes if name.endswith(ending)), None)
         if found:
@@ -52,9 +54,10 @@ def refuse_other_quants(shapes: Shapes, source: str) -> None:
 
 
 def check_native(model: nn.Module, native_name: Callable[[str], str], shapes: Shapes, source: str) -> None:
-    """ValueError unless a file with these shapes fills the model, no weight left over or lacking.
+    """Raise ValueError unless a file with these shapes fills the model, with no weight left over or missing.
 
-    `native_name` gives the file's name of a weight of the model; `shapes` may hold scales of fp8.
+    `native_name` gives the file's name of a weight of the model; `shapes` may contain the scales of fp8
+    weights.
     """
     refuse_other_quants(shapes, source)
     expected = {native_name(name): tuple(value.shape) for name, value in model.state_dict().items()}
@@ -69,24 +72,25 @@ def fill_native(
     source: str,
     precise: tuple[str, ...] = (),
 ) -> None:
-    """Give a model on the meta device the file's weights in `dtype`, those inside `precise` parts in float32.
+    """Load a file's weights in `dtype` into a model on the meta device.
 
-    ValueError as for `check_native`, for scales that do not fit, and for weights that are not finite.
+    Weights inside a module that is named in `precise` are kept in float32. Raises ValueError as
+    `check_native` does, for scales that do not fit their weights, and for weights that are not finite.
     """
     check_native(model, native_name, {name: tuple(t.shape) for name, t in tensors.items()}, source)
     filled: dict[str, Tensor] = {}
-    done: dict[str, Tensor] = {}
+    restored: dict[str, Tensor] = {}
     for name in model.state_dict():
         native = native_name(name)
-        if native not in done:  # tied weights are one tensor under two names
-            kept = torch.float32 if any(part in name.split(".") for part in precise) else dtype
-            done[native] = plain_weight(native, tensors, kept, source)
-        filled[name] = done[native]
+        if native not in restored:  # tied weights are one tensor under two names
+            precision = torch.float32 if any(part in name.split(".") for part in precise) else dtype
+            restored[native] = restore_weight(native, tensors, precision, source)
+        filled[name] = restored[native]
     model.load_state_dict(filled, assign=True)
 
 
-def plain_weight(name: str, tensors: Mapping[str, Tensor], dtype: torch.dtype, source: str) -> Tensor:
-    """One weight of a file in `dtype`, its fp8 undone."""
+def restore_weight(name: str, tensors: Mapping[str, Tensor], dtype: torch.dtype, source: str) -> Tensor:
+    """Return one weight of a file in `dtype`, an fp8 weight multiplied by its scale."""
     stored = tensors[name]
     module = name.rpartition(".")[0]
     scales = [tensors[module + ending] for ending in _SCALES if module + ending in tensors]
@@ -97,7 +101,7 @@ def plain_weight(name: str, tensors: Mapping[str, Tensor], dtype: torch.dtype, s
     if stored.dtype not in READABLE_FLOATS:
         raise ValueError(f"{source}: {name} is stored as {stored.dtype}; a floating-point weight is needed.")
     # In place, as a float32 copy of the 14B's widest weight takes 280 MB; fp8, checked above, is copied.
-    weight = stored.float().mul_(_scale(name, stored, scales[0], source)) if scales else stored
+    weight = stored.float().mul_(_read_scale(name, stored, scales[0], source)) if scales else stored
     weight = weight.to(dtype)
     # Checked last: what overflows the wanted precision is as unusable as what was broken before.
     check_finite({name: weight}, source)
@@ -107,7 +111,7 @@ def plain_weight(name: str, tensors: Mapping[str, Tensor], dtype: torch.dtype, s
 def _check_format(module: str, tensors: Mapping[str, Tensor], source: str) -> None:
     stored = tensors[f"{module}.weight"]
     config = tensors.get(f"{module}.comfy_quant")
-    kind = _format(config) if config is not None else str(stored.dtype).removeprefix("torch.")
+    kind = _read_format(config) if config is not None else str(stored.dtype).removeprefix("torch.")
     if kind not in _FLOAT8_FORMATS or stored.dtype not in _FLOAT8:
         raise ValueError(
             f"{source}: {module} is quantized as {kind} ({stored.dtype}); only {_FLOAT8_FORMATS} can be read "
@@ -115,7 +119,8 @@ def _check_format(module: str, tensors: Mapping[str, Tensor], source: str) -> No
         )
 
 
-def _format(config: Tensor) -> str:
+def _read_format(config: Tensor) -> str:
+    """Return the number format that a `comfy_quant` entry, JSON as bytes, names."""
     try:
         content = json.loads(config.to(torch.uint8).numpy().tobytes()[:4096])
         return str(content.get("format"))[:40]
@@ -123,8 +128,8 @@ def _format(config: Tensor) -> str:
         return "something unreadable"
 
 
-def _scale(name: str, stored: Tensor, scale: Tensor, source: str) -> Tensor:
-    """One number for the whole weight, or one for each output."""
+def _read_scale(name: str, stored: Tensor, scale: Tensor, source: str) -> Tensor:
+    """Return a scale in float32, shaped to multiply its weight: one number, or one for each output."""
     if scale.dtype not in READABLE_FLOATS:
         raise ValueError(
             f"{source}: the scale of {name} is stored as {scale.dtype}; a floating-point number is needed. "
@@ -143,16 +148,17 @@ def _scale(name: str, stored: Tensor, scale: Tensor, source: str) -> Tensor:
 def rename_to_native(
     values: Mapping[str, Value], rename: Callable[[str], str], source: str, prefix: str = ""
 ) -> dict[str, Value]:
-    """Tensors or shapes of a file under native names, whatever it called them, and whatever stood before.
+    """Return the tensors or shapes of a file under native names, without the file's prefix.
 
-    Scales go with their weights. ValueError when two names are of one weight.
+    `rename` gives the native name of a weight that the file calls otherwise. Scales are renamed with their
+    weights. Raises ValueError when two names in the file stand for one weight.
     """
 
-    def native(name: str) -> str:
+    def rename_to_native(name: str) -> str:
         name = name.removeprefix(prefix)
-        ending = next((ending for ending in _ASIDE if name.endswith(ending)), "")
+        ending = next((ending for ending in _EXTRAS if name.endswith(ending)), "")
         bare = name.removesuffix(ending)
         # Names are known by their `.weight`, which the scales lack.
         return rename(f"{bare}.weight").removesuffix(".weight") + ending if ending else rename(name)
 
-    return rename_keys(values, native, source)
+    return rename_keys(values, rename_to_native, source)

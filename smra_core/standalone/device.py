@@ -1,4 +1,4 @@
-"""Which device and precision a job runs on."""
+"""Choice of the device and the precision that a job runs with."""
 
 import torch
 
@@ -6,7 +6,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def choose_device(text: str = "auto") -> torch.device:
-    """`auto` is the GPU where there is one; ValueError for a device that is not there."""
+    """Return the device of that name, for `auto` a GPU if there is one; ValueError when it cannot be used."""
     if text == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -16,13 +16,17 @@ def choose_device(text: str = "auto") -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
-            f"Device {text!r} cannot be used ({error}). Give cpu, or one that is there."
+            f"Device {text!r} cannot be used ({error}). Give auto, cpu, or a device of this computer such as "
+            "cuda or cuda:1."
         ) from error
     return device
 
 
 def choose_dtype(text: str, device: torch.device) -> torch.dtype:
-    """Precision of the frozen model: `auto` is bfloat16 where the GPU has it, float32 on a CPU."""
+    """Return the precision of the frozen model.
+
+    `auto` is float32 on a CPU, and on a GPU bfloat16 if it supports that, else float16.
+    """
     if text != "auto":
         return DTYPES[text]
     if device.type == "cuda":

@@ -1,7 +1,8 @@
-"""WAN 2.1 on its own, without ComfyUI: diffusers' transformer and video VAE, transformers' UMT5."""
+"""WAN's denoiser and video codec without ComfyUI, implemented with diffusers' transformer and video VAE."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
@@ -9,29 +10,33 @@ from torch import Tensor, nn
 
 from ..decoding.fast_conv3d import with_fast_layers
 from ..wan.interfaces import Prediction
+from ..wan.latents import denormalize, normalize
 from ..wan.module_names import to_native_linear
-from ..wan.spec import LATENT_MEAN, LATENT_STD, TIMESTEPS, WanSpec, find_spec
+from ..wan.spec import TIMESTEPS, WanSpec, find_spec
 
 
 class DiffusersDenoiser:
     """A frozen `WanTransformer3DModel` (protocol: wan.interfaces.Denoiser)."""
 
     def __init__(self, dit: WanTransformer3DModel, checkpoint: bool = False):
-        """With `checkpoint`, blocks keep only their inputs for the backward pass and compute again."""
+        """With `checkpoint`, blocks keep only their inputs and are recomputed in the backward pass."""
         self.dit = dit.eval().requires_grad_(False)
-        self.spec = spec_of(dit)
+        self.spec = read_spec(dit.config)
         if checkpoint:
             dit.enable_gradient_checkpointing()
 
     def linears(self) -> dict[str, nn.Module]:
-        """Linears of all blocks by native name."""
+        """Return the linears of all blocks by native name."""
         named = ((to_native_linear(name), module) for name, module in self.dit.named_modules())
         return {name: module for name, module in named if name is not None}
 
     def velocity(
         self, noisy_latents: Tensor, sigma: Tensor, context: Tensor, token_block: int | None = None
     ) -> Prediction:
-        """See wan.interfaces.Denoiser; the velocity comes back in the dtype of `noisy_latents`."""
+        """See wan.interfaces.Denoiser. The velocity is returned in the dtype of `noisy_latents`.
+
+        Raises ValueError for a `token_block` that the model does not have.
+        """
         dtype = self.dit.patch_embedding.weight.dtype
         with self._collect_tokens(token_block) as tokens:
             velocity = self.dit(
@@ -41,14 +46,15 @@ class DiffusersDenoiser:
 
     @contextmanager
     def _collect_tokens(self, token_block: int | None) -> Iterator[list[Tensor]]:
-        """Collect the tokens that leave a block where they enter what follows: outside of its checkpoint."""
+        """Collect the tokens that leave a block, at the input of the next module: outside its checkpoint."""
         tokens: list[Tensor] = []
         if token_block is None:
             yield tokens
             return
         if not 0 <= token_block < self.spec.blocks:
             raise ValueError(
-                f"There is no block {token_block} to tap; this model has 0 to {self.spec.blocks - 1}."
+                f"There is no block {token_block} to take tokens from; this model has blocks 0 to "
+                f"{self.spec.blocks - 1}. Choose one of these."
             )
         last = token_block + 1 == self.spec.blocks
         follower = self.dit.norm_out if last else self.dit.blocks[token_block + 1]
@@ -64,10 +70,10 @@ class DiffusersDenoiser:
             handle.remove()
 
 
-def spec_of(dit: WanTransformer3DModel) -> WanSpec:
-    config = dit.config
-    dim = config.num_attention_heads * config.attention_head_dim
-    return find_spec(config.num_layers, dim, config.ffn_dim, config.num_attention_heads)
+def read_spec(config: Mapping[str, Any]) -> WanSpec:
+    """Return the sizes of a DiT, given the arguments of diffusers' WanTransformer3DModel."""
+    heads = config["num_attention_heads"]
+    return find_spec(config["num_layers"], heads * config["attention_head_dim"], config["ffn_dim"], heads)
 
 
 class DiffusersCodec:
@@ -75,17 +81,17 @@ class DiffusersCodec:
 
     def __init__(self, vae: AutoencoderKLWan):
         self.vae = with_fast_layers(vae.eval().requires_grad_(False))
-        weight = vae.post_quant_conv.weight
-        self.mean = torch.tensor(LATENT_MEAN, dtype=weight.dtype, device=weight.device).view(1, -1, 1, 1, 1)
-        self.std = torch.tensor(LATENT_STD, dtype=weight.dtype, device=weight.device).view(1, -1, 1, 1, 1)
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """See wan.interfaces.VideoCodec."""
-        posterior = self.vae.encode(pixels.to(self.mean)).latent_dist
-        return (posterior.mean - self.mean) / self.std
+        return normalize(self.vae.encode(self._as_weights(pixels)).latent_dist.mean)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """See wan.interfaces.VideoCodec."""
-        return self.vae.decode(latents.to(self.mean) * self.std + self.mean).sample
+        return self.vae.decode(denormalize(self._as_weights(latents))).sample
+
+    def _as_weights(self, tensor: Tensor) -> Tensor:
+        """Return a tensor on the device and in the dtype of the VAE's weights."""
+        return tensor.to(self.vae.post_quant_conv.weight)

@@ -1,4 +1,4 @@
-"""From prompts and LoRAs to videos: text, noise, denoising, decoding, each model loaded once."""
+"""Generation of videos from prompts and LoRAs. Text encoder, DiT and VAE are loaded once, in turn."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from torch import Tensor
 from ..lora.schedule import ScheduledLora, TPoint, scheduled
 from ..storage.on_demand import loaded_on_first_use
 from ..wan.flow_matching import sampling_sigmas
+from ..wan.interfaces import VideoCodec
 from ..wan.latents import as_frames
 from ..wan.sampler import SamplingSettings, initial_noise, sample
 from .backend import StandaloneBackend
@@ -33,9 +34,10 @@ def generate(
     negative: str = "",
     on_step: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Tensor]:
-    """Return videos `B F 3 H W` in [0, 1] of every variant, all from the same noise and the same prompts.
+    """Generate videos `B F 3 H W` in [0, 1] for every variant, all from the same noise and the same prompts.
 
-    `on_step` gets the variant's name, the step and the number of steps.
+    Returns them by the variant's name. `negative` is the prompt of the unguided prediction. `on_step` is
+    called after every step with the variant's name, the step and the number of steps.
     """
     contexts = backend.encode_captions([*prompts, negative])
     context = torch.stack([contexts[prompt] for prompt in prompts]).to(backend.device)
@@ -60,6 +62,9 @@ def generate(
         return {name: decode_each(codec(), batch, backend.device) for name, batch in latents.items()}
 
 
-def decode_each(codec, latents: Tensor, device: torch.device) -> Tensor:
-    """Decode one video at a time: a decoder's activations are the largest thing in memory."""
+def decode_each(codec: VideoCodec, latents: Tensor, device: torch.device) -> Tensor:
+    """Decode latents `B 16 f h w` to videos `B F 3 H W` in [0, 1], one at a time.
+
+    A decoder's activations are the largest tensors in memory.
+    """
     return torch.stack([as_frames(codec.decode(z[None].to(device))[0].float().cpu()) for z in latents])

@@ -1,7 +1,6 @@
-"""Where a WAN 2.1 model lies on disk, what it is, and how to load its parts; nothing is ever downloaded."""
+"""The files of a WAN 2.1 model on disk: find them, check them, and load its parts. Nothing is downloaded."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,21 +9,23 @@ from typing import Any
 import torch
 
 from ..storage.content_hash import fingerprint_weights
-from ..storage.weight_file import INDEX, read_shapes, read_weight_file
+from ..storage.weight_file import INDEX, read_shapes
 from ..wan.interfaces import TextEncoder
-from ..wan.module_names import to_native_dit_name, to_native_vae_name
-from ..wan.spec import LATENT_CHANNELS, WanSpec, find_spec
-from .checkpoint_kind import build_dit_config, build_vae_config, prefix_of
-from .checkpoint_weights import Shapes, check_native, fill_native, rename_to_native
-from .diffusers_wan import DiffusersCodec, DiffusersDenoiser
-from .umt5 import TOKENIZER_KEY, Umt5Text, check_umt5, load_umt5, tokenizer_folder
+from ..wan.spec import LATENT_CHANNELS, WanSpec
+from .checkpoint_weights import Shapes
+from .diffusers_wan import DiffusersCodec, DiffusersDenoiser, read_spec
+from .native_part import DIT, VAE
+from .umt5 import TOKENIZER_KEY, Umt5Text, check_umt5, find_tokenizer_folder, load_umt5
 
 _AUTHORS_VAE, _AUTHORS_TEXT = "Wan2.1_VAE.pth", "models_t5_umt5-xxl-enc-bf16.pth"
 
 
 @dataclass(frozen=True)
 class WanFiles:
-    """The three parts of a WAN model: files in native names, or folders in diffusers' layout."""
+    """The three parts of a WAN model: files in native names, or folders in diffusers' layout.
+
+    Headers, configurations and fingerprints are read when first asked for, and only once.
+    """
 
     transformer: Path
     vae: Path
@@ -33,48 +34,91 @@ class WanFiles:
 
     @cached_property
     def spec(self) -> WanSpec:
-        """Sizes, read from the file's header or the folder's config alone."""
-        config = _dit_config(self.transformer)
-        heads = config["num_attention_heads"]
-        return find_spec(config["num_layers"], heads * config["attention_head_dim"], config["ffn_dim"], heads)
+        """Sizes of the DiT, read from the file's header or the folder's config.json alone."""
+        return read_spec(self.transformer_arguments)
+
+    @cached_property
+    def transformer_shapes(self) -> Shapes:
+        """Shapes in the DiT's file by native name; ValueError when the file is unreadable."""
+        return DIT.read_shapes(self.transformer)
+
+    @cached_property
+    def vae_shapes(self) -> Shapes:
+        """Shapes in the VAE's file by native name; ValueError when the file is unreadable."""
+        return VAE.read_shapes(self.vae)
+
+    @cached_property
+    def transformer_arguments(self) -> dict[str, Any]:
+        """Arguments of WanTransformer3DModel; ValueError unless this is a WAN text-to-video DiT."""
+        if self.transformer.is_file():
+            return DIT.config(self.transformer_shapes, self.transformer.name)
+        return _read_dit_config(self.transformer)
+
+    @cached_property
+    def vae_arguments(self) -> dict[str, Any]:
+        """Arguments of AutoencoderKLWan; ValueError unless this is WAN 2.1's VAE."""
+        if self.vae.is_file():
+            return VAE.config(self.vae_shapes, self.vae.name)
+        return _read_vae_config(self.vae)
 
     @cached_property
     def transformer_fingerprint(self) -> str:
-        """Hash of the DiT's weights, wherever they lie."""
+        """Hash of the DiT's weights; it does not depend on where the file lies."""
         return fingerprint_weights(self.transformer)
 
     @cached_property
     def vae_fingerprint(self) -> str:
-        """Hash of the VAE's weights, wherever they lie."""
+        """Hash of the VAE's weights; it does not depend on where the file lies."""
         return fingerprint_weights(self.vae)
 
     @cached_property
     def text_fingerprint(self) -> str:
-        """Hash of the text encoder's weights, wherever they lie."""
+        """Hash of the text encoder's weights; it does not depend on where the file lies."""
         return "hashed words" if self.text_encoder is None else fingerprint_weights(self.text_encoder)
+
+    def check(self) -> None:
+        """Raise ValueError unless every name and shape in headers and configurations is as it must be.
+
+        A text encoder that is a file without a tokenizer inside needs one beside it.
+        """
+        _ = self.transformer_arguments, self.vae_arguments
+        if self.transformer.is_file():
+            DIT.check_shapes(self.transformer_shapes, self.transformer.name)
+        if self.vae.is_file():
+            VAE.check_shapes(self.vae_shapes, self.vae.name)
+        if self.text_encoder is not None and self.text_encoder.is_file():
+            shapes = read_shapes(self.text_encoder)
+            check_umt5(shapes, self.text_encoder.name)
+            if TOKENIZER_KEY not in shapes:
+                find_tokenizer_folder(self.text_encoder)
 
     def load_denoiser(
         self, dtype: torch.dtype, device: torch.device, checkpoint: bool = False
     ) -> DiffusersDenoiser:
-        """The DiT in `dtype`; fp8 weights are brought back to it."""
+        """Load the DiT in `dtype`, fp8 weights too.
+
+        With `checkpoint`, its blocks are recomputed in the backward pass, which saves memory.
+        """
         if self.transformer.is_dir():
             from diffusers import WanTransformer3DModel
 
-            dit = _from_folder(WanTransformer3DModel, self.transformer, dtype)
+            dit = _load_folder(WanTransformer3DModel, self.transformer, dtype)
         else:
-            dit = _from_file(DIT, self.transformer, dtype)
+            dit = DIT.load(self.transformer, dtype)
         return DiffusersDenoiser(dit.to(device), checkpoint)
 
     def load_codec(self, dtype: torch.dtype, device: torch.device) -> DiffusersCodec:
+        """Load the video VAE in `dtype`."""
         if self.vae.is_dir():
             from diffusers import AutoencoderKLWan
 
-            vae = _from_folder(AutoencoderKLWan, self.vae, dtype)
+            vae = _load_folder(AutoencoderKLWan, self.vae, dtype)
         else:
-            vae = _from_file(VAE, self.vae, dtype)
+            vae = VAE.load(self.vae, dtype)
         return DiffusersCodec(vae.to(device))
 
     def load_text(self, dtype: torch.dtype, device: torch.device) -> TextEncoder:
+        """Load the text encoder in `dtype`, with its tokenizer."""
         if self.text_encoder is None:
             from ..wan.hashed_text import HashedText
 
@@ -83,34 +127,36 @@ class WanFiles:
             return load_umt5(self.text_encoder, dtype, device)
         from transformers import AutoTokenizer, UMT5EncoderModel
 
-        inner, tokens = (_inside(self.text_encoder, part) for part in ("text_encoder", "tokenizer"))
+        inner, tokens = (_choose_subfolder(self.text_encoder, part) for part in ("text_encoder", "tokenizer"))
         tokenizer = AutoTokenizer.from_pretrained(tokens, local_files_only=True)
         encoder = UMT5EncoderModel.from_pretrained(inner, torch_dtype=dtype, local_files_only=True)
         return Umt5Text(encoder.to(device), tokenizer)
 
 
 def find_wan_files(model: str, vae: str | None = None, text_encoder: str | None = None) -> WanFiles:
-    """Find the parts of a folder of diffusers or of WAN's authors, or of a native DiT file with its VAE and
-    UMT5.
+    """Find and check the parts of a WAN 2.1 model.
 
-    Only headers are read, but each name and shape in them is accounted for. ValueError for what is missing,
-    for damaged files, and for models that the method cannot train, which are named.
+    `model` is a folder of diffusers or of WAN's authors, whose parts `vae` and `text_encoder` may replace, or
+    a native DiT file, which needs both. Only headers are read, and every name and shape in them is checked.
+    Raises ValueError when a part is missing or damaged, and when the method cannot train the model; the
+    message says which model it is.
     """
     if Path(model).is_dir():
-        files = _in_folder(Path(model), vae, text_encoder)
+        files = _find_in_folder(Path(model), vae, text_encoder)
     else:
-        files = _native_files(Path(model), vae, text_encoder)
+        files = _find_native_files(Path(model), vae, text_encoder)
     for part in (files.transformer, files.vae, *([files.text_encoder] if files.text_encoder else [])):
         if not part.exists():
             raise ValueError(
-                f"{part} does not exist. Give a diffusers folder, or a native file with its parts."
+                f"{part} does not exist. Give a diffusers folder, or a native file with --vae and "
+                "--text-encoder."
             )
-    _check(files)
+    files.check()
     return files
 
 
-def _in_folder(folder: Path, vae: str | None, text_encoder: str | None) -> WanFiles:
-    """The parts in diffusers' layout, or in that of the repositories of WAN's authors."""
+def _find_in_folder(folder: Path, vae: str | None, text_encoder: str | None) -> WanFiles:
+    """Return the parts of a folder in diffusers' layout, or in that of the repositories of WAN's authors."""
     dit, own_vae, own_text = folder / "transformer", folder / "vae", folder
     authors = [folder / f"diffusion_pytorch_model{ending}" for ending in (".safetensors", INDEX)]
     if not dit.exists() and (found := [path for path in authors if path.is_file()]):
@@ -118,27 +164,13 @@ def _in_folder(folder: Path, vae: str | None, text_encoder: str | None) -> WanFi
     return WanFiles(dit, Path(vae) if vae else own_vae, Path(text_encoder) if text_encoder else own_text)
 
 
-def _check(files: WanFiles) -> None:
-    _dit_config(files.transformer)
-    _vae_config(files.vae)
-    for part, path in ((DIT, files.transformer), (VAE, files.vae)):
-        if path.is_file():
-            shapes = _native(part, read_shapes(path), path.name)
-            check_native(part.empty(shapes, path.name), part.name, shapes, path.name)
-    if files.text_encoder is not None and files.text_encoder.is_file():
-        shapes = read_shapes(files.text_encoder)
-        check_umt5(shapes, files.text_encoder.name)
-        if TOKENIZER_KEY not in shapes:
-            tokenizer_folder(files.text_encoder)
-
-
-def _native_files(model: Path, vae: str | None, text_encoder: str | None) -> WanFiles:
+def _find_native_files(model: Path, vae: str | None, text_encoder: str | None) -> WanFiles:
     if not model.is_file():
         raise ValueError(
             f"{model} does not exist. Give 'miniature', a diffusers folder, or a .safetensors file."
         )
     if vae is None or text_encoder is None:
-        build_dit_config(_native(DIT, read_shapes(model), model.name), model.name)
+        DIT.config(DIT.read_shapes(model), model.name)  # a file that is no DiT is refused as what it is
         raise ValueError(
             f"{model.name} holds the DiT alone. Give its VAE file with --vae (wan_2.1_vae.safetensors) and "
             "UMT5 with --text-encoder (umt5_xxl_fp16.safetensors, or a folder with its tokenizer)."
@@ -146,55 +178,17 @@ def _native_files(model: Path, vae: str | None, text_encoder: str | None) -> Wan
     return WanFiles(model, Path(vae), Path(text_encoder))
 
 
-def _inside(folder: Path, part: str) -> Path:
+def _choose_subfolder(folder: Path, part: str) -> Path:
+    """Return the subfolder named after a part, or the folder itself where there is none."""
     return folder / part if (folder / part).is_dir() else folder
 
 
-def _from_folder(kind: Any, path: Path, dtype: torch.dtype) -> Any:
+def _load_folder(kind: Any, path: Path, dtype: torch.dtype) -> Any:
     return kind.from_pretrained(path, torch_dtype=dtype, local_files_only=True)
 
 
-@dataclass(frozen=True)
-class NativePart:
-    """How one part of WAN is made from a single file."""
-
-    diffusers_class: str
-    name: Callable[[str], str]
-    """Native name of a weight that diffusers, or a file in its names, calls so."""
-    config: Callable[[Shapes, str], dict[str, Any]]
-    """Arguments of the class, from shapes by native name and the file's name."""
-
-    def empty(self, shapes: Shapes, source: str) -> Any:
-        """The model of these shapes on the meta device; what it computes by itself is there."""
-        import diffusers
-        from accelerate import init_empty_weights
-
-        with init_empty_weights(include_buffers=False):
-            return getattr(diffusers, self.diffusers_class)(**self.config(shapes, source))
-
-
-DIT = NativePart("WanTransformer3DModel", to_native_dit_name, build_dit_config)
-VAE = NativePart("AutoencoderKLWan", to_native_vae_name, build_vae_config)
-
-
-def _native(part: NativePart, values: dict[str, Any], source: str) -> dict[str, Any]:
-    """Tensors or shapes of a file under native names, whatever stood before them."""
-    return rename_to_native(values, part.name, source, prefix_of(values))
-
-
-def _from_file(part: NativePart, path: Path, dtype: torch.dtype) -> Any:
-    tensors = _native(part, read_weight_file(path).tensors, path.name)
-    model = part.empty({name: tuple(value.shape) for name, value in tensors.items()}, path.name)
-    # diffusers computes time, norms and modulations in float32, as WAN's authors do.
-    precise = tuple(model._keep_in_fp32_modules or ())
-    fill_native(model, part.name, tensors, dtype, path.name, precise)
-    return model
-
-
-def _dit_config(path: Path) -> dict[str, Any]:
-    """Arguments of WanTransformer3DModel; ValueError when this is not a plain WAN text-to-video DiT."""
-    if path.is_file():
-        return build_dit_config(_native(DIT, read_shapes(path), path.name), path.name)
+def _read_dit_config(path: Path) -> dict[str, Any]:
+    """Read the config.json of a folder; ValueError unless it is that of a WAN text-to-video DiT."""
     config = _read_config(path)
     kind = config.get("_class_name", DIT.diffusers_class)
     if kind != DIT.diffusers_class:
@@ -210,10 +204,8 @@ def _dit_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _vae_config(path: Path) -> dict[str, Any]:
-    """Arguments of AutoencoderKLWan; ValueError when this is not WAN 2.1's VAE."""
-    if path.is_file():
-        return build_vae_config(_native(VAE, read_shapes(path), path.name), path.name)
+def _read_vae_config(path: Path) -> dict[str, Any]:
+    """Read the config.json of a folder; ValueError unless it is that of WAN 2.1's VAE."""
     config = _read_config(path)
     if config.get("z_dim") != LATENT_CHANNELS:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""A training run as a bar on the terminal."""
+"""Progress bar of a training run in the terminal."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,10 @@ from ..training.trainer import StepInfo
 
 
 class TrainingBar:
-    """A bar with rate, time left and the last step's losses."""
+    """A progress bar with rate, time left and the losses of the last step.
+
+    As a context manager it gives the function to call after every step, and closes the bar at the end.
+    """
 
     def __init__(self, label: str):
         self.bar = tqdm(desc=label, unit="step")
@@ -17,6 +20,7 @@ class TrainingBar:
         return self.update
 
     def update(self, info: StepInfo) -> None:
+        """Advance the bar by a step; the first call of a resumed run starts it at the steps done before."""
         if self.bar.total is None:
             self.bar.total = info.steps
             self.bar.n = self.bar.initial = info.step - 1

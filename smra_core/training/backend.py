@@ -1,6 +1,4 @@
-"""What training needs from whoever holds the WAN model: files on disk, or the MODEL and VAE of a ComfyUI
-graph.
-"""
+"""Interface to the WAN model that is trained: loaded from files, or the MODEL and VAE of a ComfyUI graph."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -42,7 +40,7 @@ class Backend(Protocol):
 
     @property
     def base_fingerprint(self) -> dict[str, str]:
-        """What identifies the frozen DiT and how it computes, as JSON values."""
+        """JSON values that identify the frozen DiT and how it computes."""
         ...
 
     @property
@@ -74,11 +72,11 @@ def encode_clips_once(
 ) -> list[Tensor]:
     """Return the latents of each clip `F 3 H W`, from the cache or from `encode`."""
 
-    def latents_of(clip: Tensor) -> Tensor:
+    def encode_once(clip: Tensor) -> Tensor:
         def compute() -> dict[str, Tensor]:
             return {"latents": encode(clip)}
 
         key = {"vae": vae_fingerprint, "frames": hash_content(clip)}
         return cache.get_or_compute("latents", key, compute)["latents"]
 
-    return [latents_of(clip) for clip in clips]
+    return [encode_once(clip) for clip in clips]

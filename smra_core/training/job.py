@@ -1,4 +1,4 @@
-"""One training run on disk: its folder, its LoRA file, and what the file says about itself."""
+"""Run a training job: find its folder, train or resume, and write the LoRA file with its metadata."""
 
 import dataclasses
 import logging
@@ -25,44 +25,56 @@ from .trainer import Objective, StepInfo, TrainSettings, train_lora
 log = logging.getLogger("smrabooth")
 
 LORA_FILE = "lora.safetensors"
-FREE_TO_CHANGE = ("steps", "save_every", "save_minutes")
-"""Settings that do not change what is learned up to a given step: another value goes on with the same run."""
+NOT_IN_FINGERPRINT = ("steps", "save_every", "save_minutes")
+"""Settings that do not change what is learned up to a given step: with another value the same run is
+resumed.
+"""
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What to train: an objective over samples, under settings."""
+    """Description of a training run: an objective, its samples, and the settings."""
 
     purpose: str
-    """`subject` or `motion`."""
+    """Purpose of the LoRA: `subject` or `motion`."""
     name: str
     settings: SubjectSettings | MotionSettings
     train: TrainSettings
     samples: Sequence[SubjectSample] | Sequence[MotionSample]
     captions: Sequence[str]
     load_objective: Callable[[], Objective]
-    """Called only when there is something left to train, as it may load models."""
-    teachers: tuple[str, ...] = ()
-    """Content hashes of nets that take part in training itself."""
+    """Function that returns the objective. It is called only if steps remain to be trained, because it may
+    load models.
+    """
+    encoders: tuple[str, ...] = ()
+    """Content hashes of the frozen nets that take part in training itself."""
 
 
 class TrainedLora(NamedTuple):
+    """Files of a finished run."""
+
     path: Path
+    """File of the LoRA."""
     losses: Path
+    """Table of the losses (see run_folder.read_losses)."""
     steps: int
+    """Number of trained steps."""
 
 
 def run_job(
     backend: Backend, job: TrainingJob, on_step: Callable[[StepInfo], None] | None = None
 ) -> TrainedLora:
-    """Train, resume or extend a run; a finished one is returned without loading any model."""
+    """Train, resume or extend a run; a finished run is returned without loading any model.
+
+    ValueError if another process trains the same run.
+    """
     run = RunFolder(backend.runs, f"{job.purpose}-{job.name}", run_fingerprint(backend, job))
     with run.locked():
         path = run.path / LORA_FILE
-        done = run.finished_steps()
-        if done >= job.train.steps and path.is_file():
-            log.info("%s is trained already (%d steps): %s", job.name, done, path)
-            return TrainedLora(path, run.path / LOSSES, done)
+        finished_steps = run.read_finished_steps()
+        if finished_steps >= job.train.steps and path.is_file():
+            log.info("%s is trained already (%d steps): %s", job.name, finished_steps, path)
+            return TrainedLora(path, run.path / LOSSES, finished_steps)
         state = _train(backend, job, run, path, on_step)
         run.finish(state.step)
         return TrainedLora(path, run.path / LOSSES, state.step)
@@ -75,6 +87,7 @@ def _train(
     path: Path,
     on_step: Callable[[StepInfo], None] | None,
 ) -> TrainState:
+    """Train the run's remaining steps and write the LoRA file."""
     settings = job.settings
     generator = torch.Generator().manual_seed(job.train.seed)
     lora = init_lora(backend.spec, settings.plan, settings.rank, generator)
@@ -83,29 +96,30 @@ def _train(
     objective = job.load_objective()
     with backend.denoiser_for_training() as denoiser:
         state = train_lora(denoiser, lora, objective, job.samples, job.train, run, on_step)
-    save_lora(path, lora, _metadata(backend, job, state.step))
+    save_lora(path, lora, _make_metadata(backend, job, state.step))
     return state
 
 
 def run_fingerprint(backend: Backend, job: TrainingJob) -> dict[str, Any]:
-    """All that a run depends on, as JSON values."""
+    """Return all that a run depends on, as JSON values; the run folder's name is their hash."""
+    # The keys "role" and "teachers" are older than the words of the code. Another key would be another run.
     train = dataclasses.asdict(job.train)
     return {
         "role": job.purpose,
         "settings": {**dataclasses.asdict(job.settings), "plan": str(job.settings.plan)},
-        "train": {name: value for name, value in train.items() if name not in FREE_TO_CHANGE},
-        "samples": [_sample_hash(sample) for sample in job.samples],
+        "train": {name: value for name, value in train.items() if name not in NOT_IN_FINGERPRINT},
+        "samples": [_hash_sample(sample) for sample in job.samples],
         **backend.base_fingerprint,
-        "teachers": list(job.teachers),
+        "teachers": list(job.encoders),
     }
 
 
-def _sample_hash(sample: SubjectSample | MotionSample) -> str:
-    parts = [hash_content(part) for part in sample if isinstance(part, Tensor)]
-    return hash_content("\n".join(parts).encode())
+def _hash_sample(sample: SubjectSample | MotionSample) -> str:
+    hashes = [hash_content(value) for value in sample if isinstance(value, Tensor)]
+    return hash_content("\n".join(hashes).encode())
 
 
-def _metadata(backend: Backend, job: TrainingJob, steps: int) -> LoraMetadata:
+def _make_metadata(backend: Backend, job: TrainingJob, steps: int) -> LoraMetadata:
     return LoraMetadata(
         purpose=job.purpose,
         plan=str(job.settings.plan),

@@ -1,7 +1,7 @@
-"""Motion representation alignment (paper section "MoRA"): what the motion LoRA is trained for.
+"""Motion representation alignment (paper section "MoRA"): the loss of the motion LoRA.
 
-`L = L_temporal + alpha L_MoRA`. The clean video that the model predicts is decoded to pixels, and its optical
-flow between adjacent frames is pulled to the reference video's.
+`L = L_temporal + alpha L_MoRA`. The clean video that the model predicts is decoded to pixels, and the optical
+flow between its adjacent frames is compared with that of the reference video.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,32 +14,29 @@ from torch import Tensor, nn
 from ..decoding.flow_gradient import FlowComparison, PairFlows, compute_flow_loss
 from ..decoding.state import StreamingDecoder
 from ..decoding.windows import DecodeWindow, take_whole_clip
+from ..encoders.sea_raft import PAIRS_PER_CHUNK
 from ..lora.plan import MOTION, SparsePlan
 from ..wan.flow_matching import add_noise, velocity_target, velocity_weight, x0_from_velocity
 from ..wan.interfaces import Denoiser
 from ..wan.settings import declare_setting
 
 ANCHOR_SCALE = 2**0.5
-"""a of MotionDirector's debiasing; b is 1, so that a^2 - b^2 = 1 keeps the motion part's size."""
+"""Factor a of MotionDirector's debiasing; b is 1, so that a^2 - b^2 = 1 keeps the size of the motion part."""
 
 LATENTS_AT_ONCE = 1
-"""Whose decoding is one graph in the low-memory mode; two halve the copying and need 2.5 GB more."""
-DECODE_MODES = ("auto", "exact", "exact-low-memory", "windowed", "tiny")
-"""`exact` decodes the whole clip in every step (paper), `exact-low-memory` too with its graph in pieces,
-`windowed` a window of it, `tiny` the whole clip with a small decoder.
+"""Number of latents decoded in one autograd graph in `exact-low-memory` mode. With 2, half as much is copied,
+for 2.5 GB more.
 """
-_SMALLER = "lower batch_size, the frames, or the width and height"
-MEMORY_ADVICE = {
-    "exact": "Change decode to 'exact-low-memory', which has the same gradient, or to 'windowed'",
-    "exact-low-memory": "Change decode to 'tiny', with the file of a tiny decoder",
-    "windowed": "Lower window or context, or change decode to 'tiny', with the file of a tiny decoder",
-}
-"""What needs less memory than each way to decode."""
+DECODE_MODES = ("auto", "exact", "exact-low-memory", "windowed", "tiny")
+"""Ways to decode. `exact` decodes the whole clip in every step (paper); `exact-low-memory` does so too, with
+the autograd graph of one chunk at a time; `windowed` decodes a window of the clip; `tiny` decodes the whole
+clip with a small decoder; `auto` leaves the choice to decode_choice.
+"""
 
 
 @dataclass(frozen=True)
 class MotionSettings:
-    """The paper's values, and the choices it leaves open."""
+    """Settings of the motion LoRA: the paper's values, and our choices where the paper is silent."""
 
     plan: SparsePlan = declare_setting(
         MOTION,
@@ -119,55 +116,55 @@ class MotionSettings:
 
 
 class MotionSample(NamedTuple):
-    """One reference clip, ready to train on."""
+    """Encoded reference clip, or a batch of them with the axis `B` first."""
 
     name: str
     latents: Tensor
-    """`16 f h w`, model space."""
+    """Latents `16 f h w` in model space."""
     context: Tensor
-    """`T 4096`."""
+    """Text context `T 4096`."""
     reference_flow: Tensor
-    """`F-1 2 H W`, pixels, between adjacent frames of the clip itself."""
+    """Optical flow `F-1 2 H W` in pixels between adjacent frames of the clip itself."""
 
 
 def flow_alignment_loss(flow: Tensor, reference: Tensor) -> Tensor:
-    """L_MoRA: L1 of the flow, x in widths and y in heights, summed over both and averaged over pixels and
-    pairs.
+    """Return L_MoRA: the L1 difference of the flows, x in widths and y in heights, summed over both and
+    averaged over pixels and pairs.
 
-    `... P 2 H W` in pixels twice; the result has the leading shape. One pixel sideways everywhere gives 1 /
-    W.
+    Both flows are `... P 2 H W` in pixels; the result has the leading shape. A flow that is off by one pixel
+    in x everywhere gives 1 / W.
     """
     height, width = flow.shape[-2:]
     size = flow.new_tensor([width, height]).view(2, 1, 1)
     return ((flow - reference).abs() / size).sum(-3).mean((-1, -2, -3))
 
 
-def debiased(velocity: Tensor, anchor: Tensor) -> Tensor:
-    """Velocity with the appearance that all frames share taken out (MotionDirector, "appearance-debiased
+def debias(velocity: Tensor, anchor: Tensor) -> Tensor:
+    """Remove the appearance that all frames share from a velocity (MotionDirector, "appearance-debiased
     loss").
 
-    `B C f h w`; `anchor` `B` picks each sample's anchor latent frame. Returns sqrt(2) v - v[anchor].
+    Takes `B C f h w` and the index `B` of each sample's anchor latent frame; returns sqrt(2) v - v[anchor].
     """
     index = anchor.view(-1, 1, 1, 1, 1).expand(-1, velocity.shape[1], 1, *velocity.shape[3:])
     return ANCHOR_SCALE * velocity - velocity.gather(2, index)
 
 
 def temporal_loss(velocity: Tensor, target: Tensor, anchor: Tensor | None = None) -> Tensor:
-    """L_temporal: mean squared velocity error, plus that of the debiased velocities when an anchor is given.
-    `B`.
+    """Return L_temporal `B`: the mean squared velocity error, plus that of the debiased velocities if an
+    anchor is given.
     """
     error = ((velocity - target) ** 2).flatten(1).mean(1)
     if anchor is None:
         return error
-    return error + ((debiased(velocity, anchor) - debiased(target, anchor)) ** 2).flatten(1).mean(1)
+    return error + ((debias(velocity, anchor) - debias(target, anchor)) ** 2).flatten(1).mean(1)
 
 
 def flow_weight(sigma: Tensor, kind: str) -> Tensor:
-    """Weight of L_MoRA by noise level, `B`: 1 (`none`, paper), or 2 (1 - sigma) below 0.9 and 0 above
-    (`clean`).
+    """Return the weight `B` of L_MoRA at each noise level: 1 (`none`, paper), or 2 (1 - sigma) up to 0.9 and
+    0 above (`clean`).
 
-    Near sigma 1 the predicted video is a blur whose flow says little; `clean` has mean 0.99 over uniform
-    sigmas.
+    Near sigma 1 the predicted video is a blur whose flow says little. The mean of `clean` over uniform sigmas
+    is 0.99.
     """
     if kind == "none":
         return torch.ones_like(sigma)
@@ -175,7 +172,7 @@ def flow_weight(sigma: Tensor, kind: str) -> Tensor:
 
 
 class MotionObjective:
-    """Temporal loss and MoRA; nothing is trained beside the LoRA."""
+    """Objective of temporal loss and MoRA; no parameters are trained besides the LoRA."""
 
     def __init__(
         self,
@@ -183,40 +180,51 @@ class MotionObjective:
         decoder: StreamingDecoder | None,
         flow_net: PairFlows | None,
         windows_by_clip: Mapping[str, Sequence[DecodeWindow]] | None = None,
+        memory_advice: str = "Lower batch_size, the frames, or the width and height.",
     ):
-        """Decoder and flow net may be None when mora_weight is 0, and only then. `windows_by_clip` are what a
-        step may look at, by clip name, all equally likely; without them it is the whole clip.
+        """Build the objective; decoder and flow net may be None if mora_weight is 0 (ValueError otherwise).
+
+        `windows_by_clip` are the windows that a step may draw, by clip name, all equally likely; without them
+        a step compares the whole clip.
         """
         self.settings, self.shift, self.windows_by_clip = settings, settings.shift, windows_by_clip
         self.weights: Mapping[str, float] = {"temporal": 1.0, "mora": settings.mora_weight}
-        self.flow, change = None, MEMORY_ADVICE.get(settings.decode) if settings.mora_weight else None
-        self.memory_advice = f"{change}; or {_SMALLER}." if change else f"{_SMALLER.capitalize()}."
+        self.flow, self.memory_advice = None, memory_advice
         if settings.mora_weight:
             if decoder is None or flow_net is None:
                 raise ValueError(
-                    f"MoRA at weight {settings.mora_weight} needs WAN's decoder and a net for optical flow. "
-                    "Load both, or set mora_weight to 0 to train on the temporal loss alone."
+                    f"MoRA at mora_weight {settings.mora_weight} needs WAN's decoder and a net for optical "
+                    "flow. Load both, or set mora_weight to 0 to train on the temporal loss alone."
                 )
             at_once = LATENTS_AT_ONCE if settings.decode == "exact-low-memory" else 0
-            self.flow = FlowComparison(decoder, flow_net, flow_alignment_loss, at_once)
+            self.flow = FlowComparison(decoder, flow_net, flow_alignment_loss, at_once, PAIRS_PER_CHUNK)
 
     def trainables(self) -> dict[str, nn.Parameter]:
+        """Return no parameters."""
         return {}
 
     def losses(
-        self, denoiser: Denoiser, batch, sigma: Tensor, noise: Tensor, generator: torch.Generator
+        self,
+        denoiser: Denoiser,
+        batch: MotionSample,
+        sigma: Tensor,
+        noise: Tensor,
+        generator: torch.Generator,
     ) -> dict[str, Tensor]:
-        """Per-sample losses of a collated batch of MotionSample."""
+        """Return the losses `temporal` and `mora`, each `B`, of a collated batch; `mora` if its weight is not
+        0.
+        """
         noisy = add_noise(batch.latents, noise, sigma)
         velocity = denoiser.velocity(noisy, sigma, batch.context).velocity
-        temporal = self._temporal(velocity, velocity_target(batch.latents, noise), sigma, generator)
+        temporal = self._compute_temporal_loss(
+            velocity, velocity_target(batch.latents, noise), sigma, generator
+        )
         if self.flow is None:
             return {"temporal": temporal}
         x0 = x0_from_velocity(noisy, velocity, sigma)
-        mora = self._mora(self.flow, x0, batch, sigma, generator)
-        return {"temporal": temporal, "mora": mora}
+        return {"temporal": temporal, "mora": self._compute_mora_loss(self.flow, x0, batch, sigma, generator)}
 
-    def _temporal(
+    def _compute_temporal_loss(
         self, velocity: Tensor, target: Tensor, sigma: Tensor, generator: torch.Generator
     ) -> Tensor:
         batch, _, frames = velocity.shape[:3]
@@ -228,24 +236,38 @@ class MotionObjective:
             loss = loss * velocity_weight(sigma, self.settings.shift)
         return loss
 
-    def _mora(
-        self, flow: FlowComparison, x0: Tensor, batch, sigma: Tensor, generator: torch.Generator
+    def _compute_mora_loss(
+        self,
+        flow: FlowComparison,
+        x0: Tensor,
+        batch: MotionSample,
+        sigma: Tensor,
+        generator: torch.Generator,
     ) -> Tensor:
-        """Flow loss times its weight; samples that weigh nothing are not decoded."""
+        """Return the flow loss `B` times its weight; samples of weight 0 are not decoded.
+
+        x0 are the predicted clean latents `B 16 f h w`.
+        """
         windows = self._draw_windows(batch.name, x0.shape[2], generator)
         weight = flow_weight(sigma, self.settings.flow_weight).to(x0.dtype)
-        counted = weight.nonzero()[:, 0]
-        if not len(counted):
+        weighted = weight.nonzero()[:, 0]
+        if not len(weighted):
             return torch.zeros_like(weight)
-        chosen = [windows[index] for index in counted.tolist()]
-        loss = compute_flow_loss(x0[counted], batch.reference_flow[counted], flow, chosen)
-        return torch.zeros_like(weight).index_put((counted,), weight[counted] * loss.to(weight))
+        weighted_windows = [windows[index] for index in weighted.tolist()]
+        loss = compute_flow_loss(x0[weighted], batch.reference_flow[weighted], flow, weighted_windows)
+        return torch.zeros_like(weight).index_put((weighted,), weight[weighted] * loss.to(weight))
 
     def _draw_windows(
         self, names: Sequence[str], latents: int, generator: torch.Generator
     ) -> list[DecodeWindow]:
-        """Draw one of its clip's windows for each sample, all equally likely."""
+        """Draw for each sample one of its clip's windows, all equally likely; `latents` is the clip's length.
+
+        Without windows it is the whole clip.
+        """
         by_clip = self.windows_by_clip or {}
-        choices = [by_clip.get(name) or take_whole_clip(latents) for name in names]
+        windows_by_sample = [by_clip.get(name) or take_whole_clip(latents) for name in names]
         drawn = torch.rand(len(names), generator=generator).tolist()
-        return [some[int(place * len(some))] for some, place in zip(choices, drawn, strict=True)]
+        return [
+            windows[int(share * len(windows))]
+            for windows, share in zip(windows_by_sample, drawn, strict=True)
+        ]

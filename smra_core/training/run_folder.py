@@ -1,4 +1,4 @@
-"""The state of a training run on disk: nothing that was trained is ever lost or half-written."""
+"""State of a training run on disk, written so that no trained step is ever lost or half-written."""
 
 import csv
 import hashlib
@@ -6,12 +6,12 @@ import json
 import logging
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -21,20 +21,22 @@ from .state import TrainState
 log = logging.getLogger("smrabooth")
 
 STATE, PREVIOUS = "state.safetensors", "state.previous.safetensors"
-LOSSES, ABOUT, LOCK, FINISHED = "losses.csv", "run.json", "lock", "finished"
-_LOCKED_BYTE = 1024
-"""Windows lets nobody read what is locked: a byte behind the number of the process."""
+LOSSES, ABOUT, FINISHED = "losses.csv", "run.json", "finished"
+LOCK, OWNER = "lock", "process"
+"""The locked file, and the number of the process that holds the lock. Two files, because Windows lets nobody
+read a locked file, and because some versions of filelock empty the locked file when a lock is refused.
+"""
 
 
 class RunFolder:
     """Folder of one run, named after everything that the run depends on.
 
-    The same data, settings and base model come back to the same folder and go on there; a change of any of
-    them is another run.
+    With the same data, settings and base model a run comes back to its folder and is resumed there; a change
+    of any of them makes another run.
     """
 
     def __init__(self, root: Path, name: str, parts: Mapping[str, Any]):
-        """`parts` is made of JSON values: settings and content hashes."""
+        """Create the folder below `root`; `parts` is made of JSON values: settings and content hashes."""
         text = json.dumps(parts, sort_keys=True, indent=1, allow_nan=False)
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
         self.path = Path(root) / f"{name}-{self.fingerprint[:12]}"
@@ -45,40 +47,48 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep everybody else out; ValueError when somebody is at work here.
+        """Lock the folder for the duration of a with block; ValueError if another process trains here.
 
-        The system drops the lock with the process, however that ends, so that a kill leaves none behind.
+        The operating system drops the lock with the process, however that ends, so that a kill leaves no lock
+        behind. Where the file system has no locks, a warning is logged and the run starts without one.
         """
-        with open(self.path / LOCK, "a+", encoding="utf-8") as lock:
-            if not _try_lock(lock):
-                owner = _number(self.path / LOCK)
-                raise ValueError(
-                    f"Process {owner} is training in {self.path}. Wait for it, or stop it; its steps are "
-                    "kept."
-                )
-            lock.truncate(0)
-            lock.write(str(os.getpid()))
-            lock.flush()
+        lock = FileLock(self.path / LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            owner = _read_number(self.path / OWNER)
+            raise ValueError(
+                f"Process {owner} is training in {self.path}. Wait for it, or stop it; its steps are kept."
+            ) from None
+        except (OSError, NotImplementedError) as error:
+            log.warning("%s cannot be locked (%s); start no second run of the same.", lock.lock_file, error)
+        try:
+            (self.path / OWNER).write_text(str(os.getpid()))
             yield
+        finally:
+            lock.release()
 
-    def finished_steps(self) -> int:
-        """Steps of the run that was last finished here, LoRA file and all; 0 when none was."""
-        return _number(self.path / FINISHED) or 0
+    def read_finished_steps(self) -> int:
+        """Return the steps of the run whose LoRA file was last written here; 0 if there is none."""
+        return _read_number(self.path / FINISHED) or 0
 
     def finish(self, steps: int) -> None:
-        """Say that the LoRA of this many steps is written."""
+        """Record that the LoRA file of this many steps is written."""
         with write_atomically(self.path / FINISHED) as draft:
             draft.write_text(str(steps))
 
     def restore(self, state: TrainState) -> None:
-        """Bring a state to where this run stopped; untouched when the run is new."""
+        """Load the last saved state of this run into `state`; leave `state` alone if the run is new.
+
+        Falls back to the state before, with a warning, if the last one cannot be read.
+        """
         for name in (STATE, PREVIOUS):
             try:
                 tensors = load_file(self.path / name)
             except FileNotFoundError:
                 continue
             except SafetensorError as error:
-                log.warning("%s cannot be read (%s); going back to the one before.", name, error)
+                log.warning("%s cannot be read (%s); going back to the state before it.", name, error)
                 continue
             state.load(tensors)
             self._saved = state.step if name == STATE else None
@@ -86,7 +96,7 @@ class RunFolder:
             return
 
     def save(self, state: TrainState) -> None:
-        """Write the state, unless this step is written already; the one before stays beside it."""
+        """Write the state, unless this step is written already, and keep the previous state as well."""
         if state.step == self._saved:
             return
         current = self.path / STATE
@@ -94,11 +104,11 @@ class RunFolder:
             with write_atomically(self.path / PREVIOUS) as draft:
                 _link_or_copy(current, draft)
         with write_atomically(current) as draft:
-            save_file(state.tensors(), draft)
+            save_file(state.copy_tensors(), draft)
         self._saved = state.step
 
     def log_losses(self, step: int, losses: Mapping[str, float]) -> None:
-        """Add a line to losses.csv, whose columns are `step` and the losses' names."""
+        """Append a line to losses.csv, whose columns are `step` and the losses' names."""
         path = self.path / LOSSES
         new = not path.is_file()
         with open(path, "a", newline="", encoding="utf-8") as file:
@@ -108,16 +118,18 @@ class RunFolder:
             writer.writerow([step, *(f"{value:.6g}" for value in losses.values())])
 
     def _forget_losses_after(self, step: int) -> None:
-        """Steps past the restored state will be done, and logged, again."""
+        """Remove the lines of later steps, because these will be trained, and logged, again."""
         path = self.path / LOSSES
         if not path.is_file():
             return
         with open(path, newline="", encoding="utf-8") as file:
             header, *rows = list(csv.reader(file)) or [[]]
-        # A kill can leave the last line cut short.
-        whole = [row for row in rows if len(row) == len(header) and row[0].isdigit() and int(row[0]) <= step]
+        # A kill can leave the last line truncated.
+        kept_rows = [
+            row for row in rows if len(row) == len(header) and row[0].isdigit() and int(row[0]) <= step
+        ]
         with write_atomically(path) as draft, open(draft, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([header, *whole])
+            csv.writer(file).writerows([header, *kept_rows])
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
@@ -127,34 +139,15 @@ def _link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _number(file: Path) -> int | None:
+def _read_number(file: Path) -> int | None:
     try:
         return int(file.read_text())
     except (FileNotFoundError, ValueError):
         return None
 
 
-def _try_lock(file: TextIO) -> bool:
-    """Whether the open file is now this one's alone; also where the file system has no locks."""
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            file.seek(_LOCKED_BYTE)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError as error:
-        log.warning("%s cannot be locked (%s); start no second run of the same.", file.name, error)
-    return True
-
-
 def read_losses(path: str | Path) -> dict[str, list[float]]:
-    """Columns of a run's losses.csv: `step`, `total` and each named loss."""
+    """Return the columns of a run's losses.csv: `step`, `total` and each named loss."""
     with open(path, newline="", encoding="utf-8") as file:
         header, *rows = list(csv.reader(file))
     return {name: [float(row[i]) for row in rows] for i, name in enumerate(header)}

@@ -1,4 +1,4 @@
-"""Everything that a training run changes, as named tensors: adapters, projector, the optimizer's memory."""
+"""State of a training run as named tensors: LoRA, projector, optimizer state."""
 
 from collections.abc import Mapping
 
@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from ..lora.adapter import Lora
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-"""What AdamW remembers of each parameter."""
+"""Tensors that AdamW keeps of each parameter."""
 
 
 class TrainState:
-    """Parameters by name, their optimizer, and the number of steps done."""
+    """Trained parameters by name, their optimizer, and the number of finished steps."""
 
     def __init__(
         self,
@@ -29,19 +29,19 @@ class TrainState:
         )
         self.step = 0
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Copies on the CPU, enough to go on bit for bit."""
-        kept = {name: parameter.detach() for name, parameter in self.parameters.items()}
+    def copy_tensors(self) -> dict[str, Tensor]:
+        """Return copies on the CPU of all that is needed to resume bit for bit."""
+        tensors = {name: parameter.detach() for name, parameter in self.parameters.items()}
         for name, parameter in self.parameters.items():
-            memory = self.optimizer.state.get(parameter, {})
-            kept |= {f"adam.{name}.{moment}": memory[moment] for moment in MOMENTS if moment in memory}
-        return {name: tensor.to("cpu", copy=True) for name, tensor in kept.items()} | {
+            moments = self.optimizer.state.get(parameter, {})
+            tensors |= {f"adam.{name}.{moment}": moments[moment] for moment in MOMENTS if moment in moments}
+        return {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()} | {
             "step": torch.tensor(self.step)
         }
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what `tensors` gave; ValueError when the names or shapes are another run's."""
+        """Copy the tensors of `copy_tensors` into this state; ValueError if names or shapes do not fit."""
         self._check(tensors)
         for name, parameter in self.parameters.items():
             parameter.copy_(tensors[name])
@@ -56,9 +56,9 @@ class TrainState:
 
     def _check(self, tensors: Mapping[str, Tensor]) -> None:
         for name, parameter in self.parameters.items():
-            seen = tuple(tensors[name].shape) if name in tensors else "nothing"
-            if seen != tuple(parameter.shape):
+            saved_shape = tuple(tensors[name].shape) if name in tensors else "nothing"
+            if saved_shape != tuple(parameter.shape):
                 raise ValueError(
-                    f"The saved state has {seen} for {name}, this run needs {tuple(parameter.shape)}. "
+                    f"The saved state has {saved_shape} for {name}, this run needs {tuple(parameter.shape)}. "
                     "It belongs to another run; give this one another name or folder."
                 )

@@ -1,4 +1,4 @@
-"""From a subject folder to a subject LoRA: encode once, free the encoders, train, save."""
+"""Train a subject LoRA from pictures: encode them once, free the encoders, train, save."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -31,24 +31,24 @@ def train_subject(
 ) -> TrainedLora:
     """Train, resume or extend the subject LoRA of these images; a finished run is returned at once.
 
-    `dinov2` is the file of the teacher's weights; it may be None when sura_weight is 0 (ValueError
-    otherwise), and is not read then.
+    `dinov2` is the file of DINOv2's weights. It may be None if sura_weight is 0 (ValueError otherwise), and
+    is not read then. Every image needs a mask (see `find_missing_masks`).
     """
     if settings.sura_weight and dinov2 is None:
         raise ValueError(
-            f"SuRA at weight {settings.sura_weight} needs DINOv2's weights. Give their file, or set "
+            f"SuRA at sura_weight {settings.sura_weight} needs DINOv2's weights. Give their file, or set "
             "sura_weight to 0 to train on the region loss alone."
         )
     dinov2 = dinov2 if settings.sura_weight else None
     samples = prepare_subject(backend, images, dinov2)
     job = TrainingJob(
         "subject", name, settings, train, samples, [image.caption for image in images],
-        load_objective=lambda: _objective(backend, samples[0], settings, train.seed),
+        load_objective=lambda: _load_objective(backend, samples[0], settings, train.seed),
     )  # fmt: skip
     return run_job(backend, job, on_step)
 
 
-def _objective(
+def _load_objective(
     backend: Backend, sample: SubjectSample, settings: SubjectSettings, seed: int
 ) -> SubjectObjective:
     objective = SubjectObjective(settings, backend.spec.dim, sample.features.shape[-1], seed)
@@ -59,11 +59,12 @@ def _objective(
 def prepare_subject(
     backend: Backend, images: Sequence[SubjectImage], dinov2: Path | None
 ) -> list[SubjectSample]:
-    """All that training needs of the images, each encoder loaded at most once and freed before the next.
+    """Encode all that training needs of the images; each encoder is loaded at most once and freed before the
+    next.
 
-    Without a teacher the features are empty.
+    Without DINOv2's file the features are empty. ValueError if an image has no mask.
     """
-    masks = [_mask_of(image) for image in images]  # first, as a missing mask is refused
+    masks = [_take_mask(image) for image in images]  # first, because a missing mask raises an error
     contexts = backend.encode_captions([image.caption for image in images])
     latents = backend.encode_clips([image.pixels[None] for image in images])
     features = [torch.zeros(0, 1)] * len(images)
@@ -75,21 +76,23 @@ def prepare_subject(
     ]
 
 
-def _mask_of(image: SubjectImage) -> Tensor:
+def _take_mask(image: SubjectImage) -> Tensor:
     if image.mask_px is None:
         raise ValueError(f"{image.name} has no mask. Add one to masks/, or let SAM find it with --sam FILE.")
     return mask_to_latent(image.mask_px)
 
 
 def extract_patch_features(backend: Backend, pictures: Sequence[Tensor], dinov2: Path) -> list[Tensor]:
-    """DINOv2's patch features `N D` of each picture `3 H W` in [0, 1]."""
+    """Return DINOv2's patch features `N D` of each picture `3 H W` in [0, 1], from the cache where they are
+    in it.
+    """
     weights = fingerprint_weights(dinov2)
-    with loaded_on_first_use(lambda: load_dinov2(dinov2, backend.device)) as teacher:
+    with loaded_on_first_use(lambda: load_dinov2(dinov2, backend.device)) as encoder:
 
         def encode(picture: Tensor) -> Tensor:
             def compute() -> dict[str, Tensor]:
                 return {
-                    "features": teacher().extract_patch_features(picture[None].to(backend.device))[0].cpu()
+                    "features": encoder().extract_patch_features(picture[None].to(backend.device))[0].cpu()
                 }
 
             key = {"dinov2": weights, "picture": hash_content(picture)}

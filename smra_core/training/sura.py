@@ -1,7 +1,8 @@
-"""Subject representation alignment (paper section "SuRA"): what the subject LoRA is trained for.
+"""Subject representation alignment (paper section "SuRA"): the loss of the subject LoRA.
 
-`L = L_region + lambda L_SuRA`. The DiT's tokens after its first block, through a trainable MLP, are pulled to
-DINOv2's patch features of the reference image; the velocity loss counts only inside the subject's mask.
+`L = L_region + lambda L_SuRA`. The DiT's tokens after its first block go through a trainable MLP and are
+aligned with DINOv2's patch features of the reference image; the velocity loss is taken only inside the
+subject's mask.
 """
 
 import math
@@ -22,7 +23,7 @@ from ..wan.spec import SPATIAL_STRIDE
 
 @dataclass(frozen=True)
 class SubjectSettings:
-    """The paper's values, and the choices it leaves open."""
+    """Settings of the subject LoRA: the paper's values, and our choices where the paper is silent."""
 
     plan: SparsePlan = declare_setting(
         SUBJECT,
@@ -66,27 +67,27 @@ class SubjectSettings:
 
 
 class SubjectSample(NamedTuple):
-    """One reference image, ready to train on."""
+    """Encoded reference image, or a batch of them with the axis `B` first."""
 
     name: str
     latents: Tensor
-    """`16 1 h w`, model space."""
+    """Latents `16 1 h w` in model space."""
     context: Tensor
-    """`T 4096`."""
+    """Text context `T 4096`."""
     mask_latent: Tensor
-    """`1 1 h w`, 0 or 1."""
+    """Subject mask `1 1 h w` on the latent grid, 0 or 1."""
     features: Tensor
-    """`N D`: DINOv2's patch features, one per DiT token, in y,x order."""
+    """DINOv2's patch features `N D`, one per DiT token, in y,x order."""
 
 
 def mask_to_latent(mask_px: Tensor) -> Tensor:
-    """Subject mask `1 H W` on the latent grid, `1 1 h w` of 0 and 1: every cell that the subject touches
-    counts.
+    """Bring a subject mask `1 H W` to the latent grid: `1 1 h w`, 1 in every cell that the subject touches,
+    else 0.
 
-    ValueError when nothing is left: a region loss over no pixel would teach nothing.
+    ValueError if the mask is empty, because a region loss over no pixel would teach nothing.
     """
     height, width = mask_px.shape[-2] // SPATIAL_STRIDE, mask_px.shape[-1] // SPATIAL_STRIDE
-    # Area pooling sees every pixel, where a bilinear sample would step over a thin limb.
+    # Average pooling covers every pixel, where a bilinear sample would miss a thin limb.
     cells = F.adaptive_avg_pool2d(mask_px[None].float(), (height, width))
     mask_latent = (cells > 0).float()
     if not mask_latent.any():
@@ -97,16 +98,14 @@ def mask_to_latent(mask_px: Tensor) -> Tensor:
 
 
 def region_loss(velocity: Tensor, target: Tensor, mask_latent: Tensor) -> Tensor:
-    """L_region: squared velocity error averaged inside the mask. `B C f h w`, mask `B 1 f h w`, result
-    `B`.
-    """
+    """Return L_region `B`: the squared velocity error `B C f h w`, averaged inside the mask `B 1 f h w`."""
     error = ((velocity - target) ** 2 * mask_latent).flatten(1).sum(1)
     return error / (mask_latent.flatten(1).sum(1) * velocity.shape[1])
 
 
 def sura_loss(projected: Tensor, features: Tensor) -> Tensor:
-    """L_SuRA: mean over all tokens of minus the cosine to the teacher's feature. `B L D` twice, result `B` in
-    [-1, 1].
+    """Return L_SuRA `B` in [-1, 1]: minus the cosine of each projected token to the encoder's feature,
+    averaged over all tokens. Both are `B L D`; ValueError if their shapes differ.
     """
     if projected.shape != features.shape:
         raise ValueError(
@@ -117,9 +116,9 @@ def sura_loss(projected: Tensor, features: Tensor) -> Tensor:
     return -F.cosine_similarity(projected, features, dim=-1).mean(1)
 
 
-def projector(dim: int, feature_dim: int, width: int, generator: torch.Generator) -> nn.Sequential:
-    """The trainable MLP h_phi: three linears with SiLU between (as REPA's), float32, drawn from the generator
-    alone.
+def make_projector(dim: int, feature_dim: int, width: int, generator: torch.Generator) -> nn.Sequential:
+    """Make the trainable MLP h_phi: three linears with SiLU between them (like REPA's), float32; its weights
+    are drawn from the generator alone.
     """
     sizes = [dim, width, width, feature_dim]
     layers: list[nn.Module] = []
@@ -132,23 +131,34 @@ def projector(dim: int, feature_dim: int, width: int, generator: torch.Generator
 
 
 class SubjectObjective:
-    """Region loss and SuRA; the projector is trained beside the LoRA and thrown away after."""
+    """Objective of region loss and SuRA; the projector is trained along with the LoRA, whose file does not
+    hold it.
+    """
 
     memory_advice = "Lower batch_size, or the width and height."
 
     def __init__(self, settings: SubjectSettings, dim: int, feature_dim: int, seed: int = 0):
+        """Build the objective for tokens of width `dim` and features of width `feature_dim`."""
         self.settings, self.shift = settings, settings.shift
         self.weights: Mapping[str, float] = {"region": 1.0, "sura": settings.sura_weight}
         generator = torch.Generator().manual_seed(seed)
-        self.projector = projector(dim, feature_dim, settings.projector_width, generator)
+        self.projector = make_projector(dim, feature_dim, settings.projector_width, generator)
 
     def trainables(self) -> dict[str, nn.Parameter]:
+        """Return the projector's parameters by name; none if sura_weight is 0."""
         return dict(self.projector.named_parameters()) if self.settings.sura_weight else {}
 
     def losses(
-        self, denoiser: Denoiser, batch, sigma: Tensor, noise: Tensor, generator: torch.Generator
+        self,
+        denoiser: Denoiser,
+        batch: SubjectSample,
+        sigma: Tensor,
+        noise: Tensor,
+        generator: torch.Generator,
     ) -> dict[str, Tensor]:
-        """Per-sample losses of a collated batch of SubjectSample."""
+        """Return the losses `region` and `sura`, each `B`, of a collated batch; `sura` if its weight is not
+        0.
+        """
         aligned = self.settings.sura_weight != 0
         token_block = self.settings.align_block if aligned else None
         noisy = add_noise(batch.latents, noise, sigma)
@@ -158,4 +168,5 @@ class SubjectObjective:
             region = region * velocity_weight(sigma, self.settings.shift)
         if not aligned:
             return {"region": region}
+        assert tokens is not None  # because a block was asked for
         return {"region": region, "sura": sura_loss(self.projector(tokens.to(noise.dtype)), batch.features)}

@@ -1,4 +1,4 @@
-"""One visible training loop, for any objective."""
+"""The training loop, one for all objectives."""
 
 import hashlib
 import logging
@@ -23,29 +23,29 @@ Sample = TypeVar("Sample", bound=NamedTuple)
 
 
 class Objective(Protocol):
-    """What is trained for; the trainer knows no objective by name."""
+    """Losses and parameters of a training run; the loop knows no objective by name."""
 
     weights: Mapping[str, float]
-    """Of each named loss in the total."""
+    """Weight of each named loss in the total."""
     shift: float
-    """Of the training noise levels; 1 is uniform."""
+    """Shift of the training noise levels; 1 is uniform."""
     memory_advice: str
-    """What to change when memory runs out, as a sentence."""
+    """Advice for the user when memory runs out (one sentence)."""
 
     def trainables(self) -> dict[str, nn.Parameter]:
-        """Parameters trained beside the LoRA, by name."""
+        """Return the parameters that are trained besides the LoRA, by name."""
         ...
 
     def losses(
         self, denoiser: Denoiser, batch: Any, sigma: Tensor, noise: Tensor, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Named losses, each `B`, of collated samples at noise levels `B`."""
+        """Return the named losses, each `B`, of collated samples at noise levels sigma `B`."""
         ...
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How long and how fast to train."""
+    """Settings of the training loop."""
 
     steps: int = declare_setting(
         1000,
@@ -92,25 +92,28 @@ class TrainSettings:
 
 
 class StepInfo(NamedTuple):
-    """One finished step."""
+    """Report of a finished step."""
 
     step: int
-    """From 1."""
+    """Number of the step, from 1."""
     steps: int
+    """Number of steps of the whole run."""
     losses: dict[str, float]
-    """Unweighted, averaged over the step's samples."""
+    """Losses by name, unweighted, averaged over the step's samples."""
     total: float
+    """Weighted sum of the losses."""
     grad_norm: float
-    """Before clipping."""
+    """Norm of the gradient before clipping."""
     seconds: float
+    """Time that the step took."""
 
 
 class NonFiniteLoss(ValueError):
-    """A loss or gradient was not a number; nothing of that step was applied."""
+    """Error for a loss or gradient that is infinite or not a number; its step was not applied."""
 
 
 class NoGradient(ValueError):
-    """Adapters that the losses do not reach, so that they would stay as they are."""
+    """Error for adapters without a gradient, which would never be trained."""
 
 
 def train_lora(
@@ -122,17 +125,17 @@ def train_lora(
     run: RunFolder | None = None,
     on_step: Callable[[StepInfo], None] | None = None,
 ) -> TrainState:
-    """Train the LoRA in place; with a run folder, go on from its state and keep it up to date.
+    """Train the LoRA in place; with a run folder, resume from its state and keep the state up to date.
 
     Whatever ends the loop (the last step, an exception from `on_step`, an interrupt, out of memory), the
-    model is left as found and the last finished step is saved. All randomness of a step comes from the seed
-    and the step's number, so that a resumed run repeats an uninterrupted one. Raises NonFiniteLoss,
-    NoGradient.
+    model is restored and the last finished step is saved. All randomness of a step comes from the seed and
+    the step's number, so that a resumed run repeats an uninterrupted one. Raises NonFiniteLoss, NoGradient,
+    and torch.OutOfMemoryError with the objective's advice.
     """
     state = TrainState(lora, objective.trainables(), settings.learning_rate, settings.weight_decay)
     if run is not None:
         run.restore(state)
-    applying, saved_at = False, time.monotonic()
+    is_updating, saved_at = False, time.monotonic()
     try:
         with injected(denoiser.linears(), Injection(lora)):
             while state.step < settings.steps:
@@ -140,17 +143,19 @@ def train_lora(
                 step = state.step + 1
                 state.optimizer.zero_grad(set_to_none=True)
                 losses = _accumulate(denoiser, lora, objective, samples, settings, step)
-                grad_norm = _checked_norm(state, settings, step)
+                grad_norm = _clip_gradient(state, settings, step)
                 if step == 1:
-                    _check_reached(lora)
-                applying = True
+                    _check_gradients(lora)
+                is_updating = True
                 state.optimizer.step()
-                state.step, applying = step, False
-                info = _info(settings, objective, losses, grad_norm, step, time.monotonic() - started)
+                state.step, is_updating = step, False
+                info = _make_step_info(
+                    settings, objective, losses, grad_norm, step, time.monotonic() - started
+                )
                 if run is not None:
                     run.log_losses(step, {"total": info.total, **info.losses})
-                    waited = time.monotonic() - saved_at
-                    if step % settings.save_every == 0 or waited >= 60 * settings.save_minutes:
+                    unsaved = time.monotonic() - saved_at
+                    if step % settings.save_every == 0 or unsaved >= 60 * settings.save_minutes:
                         run.save(state)
                         saved_at = time.monotonic()
                 if on_step is not None:
@@ -160,7 +165,8 @@ def train_lora(
             f"Out of memory in step {state.step + 1}; the steps before are kept. {objective.memory_advice}"
         ) from error
     finally:
-        if run is not None and state.step and not applying:
+        # A step interrupted inside of the optimizer leaves a half-updated state, which must not be saved.
+        if run is not None and state.step and not is_updating:
             run.save(state)
     return state
 
@@ -173,34 +179,34 @@ def _accumulate(
     settings: TrainSettings,
     step: int,
 ) -> list[dict[str, Tensor]]:
-    """Add up the gradients of a step's batches; their losses, detached."""
+    """Accumulate the gradients of a step's micro-batches; return their losses, detached."""
     device = next(iter(lora.values())).a.device
-    seen = []
-    for part in range(settings.accumulate):
-        chosen = [samples[i] for i in sample_order(len(samples), settings, step, part)]
-        batch = moved(collate(chosen), device)
-        generator = step_generator(settings.seed, step, part)
-        sigma = sample_training_sigma(len(chosen), generator, objective.shift)
+    step_losses = []
+    for micro_batch in range(settings.accumulate):
+        batch_samples = [samples[i] for i in order_samples(len(samples), settings, step, micro_batch)]
+        batch = move_to_device(collate(batch_samples), device)
+        generator = make_generator(settings.seed, step, micro_batch)
+        sigma = sample_training_sigma(len(batch_samples), generator, objective.shift)
         noise = torch.randn(batch.latents.shape, generator=generator)
         losses = objective.losses(denoiser, batch, sigma.to(device), noise.to(device), generator)
         total = sum(objective.weights[name] * value for name, value in losses.items())
-        _check_finite(total, losses, chosen, step)
+        _check_finite(total, losses, batch_samples, step)
         (total.mean() / settings.accumulate).backward()
-        seen.append({name: value.detach() for name, value in losses.items()})
-    return seen
+        step_losses.append({name: value.detach() for name, value in losses.items()})
+    return step_losses
 
 
-def sample_order(count: int, settings: TrainSettings, step: int, part: int) -> Iterator[int]:
-    """Indices of one batch: every sample once in random order, then all again in another one."""
-    first = ((step - 1) * settings.accumulate + part) * settings.batch_size
-    for place in range(first, first + settings.batch_size):
-        epoch, within = divmod(place, count)
-        order = torch.randperm(count, generator=step_generator(settings.seed, "epoch", epoch))
-        yield int(order[within])
+def order_samples(count: int, settings: TrainSettings, step: int, micro_batch: int) -> Iterator[int]:
+    """Yield the sample indices of a micro-batch: in each epoch every sample once, in a new random order."""
+    first = ((step - 1) * settings.accumulate + micro_batch) * settings.batch_size
+    for position in range(first, first + settings.batch_size):
+        epoch, index = divmod(position, count)
+        order = torch.randperm(count, generator=make_generator(settings.seed, "epoch", epoch))
+        yield int(order[index])
 
 
-def step_generator(*parts: int | str) -> torch.Generator:
-    """A generator that depends on these numbers alone."""
+def make_generator(*parts: int | str) -> torch.Generator:
+    """Make a generator whose seed depends on these numbers and words alone."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
@@ -212,21 +218,24 @@ def collate(samples: Sequence[Sample]) -> Sample:
     return type(samples[0])(*stacked)
 
 
-def moved(batch: Sample, device: torch.device) -> Sample:
+def move_to_device(batch: Sample, device: torch.device) -> Sample:
+    """Return the batch with its tensors on a device."""
     return type(batch)(*(part.to(device) if isinstance(part, Tensor) else part for part in batch))
 
 
-def _check_finite(total: Tensor, losses: Mapping[str, Tensor], chosen: Sequence[Sample], step: int) -> None:
-    for place, value in enumerate(total.tolist()):
+def _check_finite(total: Tensor, losses: Mapping[str, Tensor], samples: Sequence[Sample], step: int) -> None:
+    """Raise NonFiniteLoss if a sample's total loss is not finite. `total` and all losses are `B`."""
+    for index, value in enumerate(total.tolist()):
         if not math.isfinite(value):
-            parts = {name: round(loss[place].item(), 4) for name, loss in losses.items()}
+            sample_losses = {name: round(loss[index].item(), 4) for name, loss in losses.items()}
             raise NonFiniteLoss(
-                f"The loss of {chosen[place].name} is {value} in step {step} ({parts}); the steps before are "
-                "kept. Look at that file, or lower the learning rate."
+                f"The loss of {samples[index].name} is {value} in step {step} ({sample_losses}); the steps "
+                "before are kept. Look at that file, or lower the learning rate."
             )
 
 
-def _checked_norm(state: TrainState, settings: TrainSettings, step: int) -> float:
+def _clip_gradient(state: TrainState, settings: TrainSettings, step: int) -> float:
+    """Clip the gradient and return its norm before that; NonFiniteLoss if the norm is not finite."""
     norm = torch.nn.utils.clip_grad_norm_(state.parameters.values(), settings.grad_clip or math.inf).item()
     if math.isfinite(norm):
         return norm
@@ -241,17 +250,19 @@ def _checked_norm(state: TrainState, settings: TrainSettings, step: int) -> floa
     )
 
 
-def _check_reached(lora: Lora) -> None:
+def _check_gradients(lora: Lora) -> None:
+    """Raise NoGradient if an adapter has no gradient after the first step."""
     # B starts at zero, so that only B has a gradient in the first step.
     dead = [name for name, pair in lora.items() if pair.b.grad is None or not pair.b.grad.any()]
     if dead:
         raise NoGradient(
-            f"{len(dead)} of {len(lora)} adapters have no gradient after step 1, first {dead[0]}. The losses "
-            "do not reach them: the model's patches or loader take those linears out of the graph."
+            f"{len(dead)} of {len(lora)} adapters have no gradient after step 1, first {dead[0]}: a patch of "
+            "the model, or its loader, takes those linears out of the autograd graph. Load the model without "
+            "patches, or by another loader."
         )
 
 
-def _info(
+def _make_step_info(
     settings: TrainSettings,
     objective: Objective,
     losses: Sequence[Mapping[str, Tensor]],
@@ -259,6 +270,7 @@ def _info(
     step: int,
     seconds: float,
 ) -> StepInfo:
-    means = {name: torch.stack([part[name].mean() for part in losses]).mean().item() for name in losses[0]}
+    """Average the losses of a step's micro-batches into its report."""
+    means = {name: torch.stack([each[name].mean() for each in losses]).mean().item() for name in losses[0]}
     total = sum(objective.weights[name] * value for name, value in means.items())
     return StepInfo(step, settings.steps, means, total, grad_norm, seconds)

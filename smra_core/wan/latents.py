@@ -1,4 +1,4 @@
-"""Pixels and latents between the ranges that people, the VAE and the DiT use."""
+"""Conversions of pixels and latents between the ranges of video files, the VAE and the DiT."""
 
 from torch import Tensor
 
@@ -6,16 +6,28 @@ from .spec import LATENT_MEAN, LATENT_STD
 
 
 def as_video(frames: Tensor) -> Tensor:
-    """Frames `F 3 H W` in [0, 1] to pixels `1 3 F H W` in [-1, 1]."""
+    """Return frames `F 3 H W` in [0, 1] as pixels `1 3 F H W` in [-1, 1]."""
     return (frames * 2 - 1).transpose(0, 1)[None]
 
 
 def as_frames(pixels: Tensor) -> Tensor:
-    """Pixels `3 F H W` in [-1, 1] to frames `F 3 H W` in [0, 1]."""
+    """Return pixels `3 F H W` in [-1, 1] as frames `F 3 H W` in [0, 1]; values outside are clamped."""
     return ((pixels + 1) / 2).clamp(0, 1).transpose(0, 1)
 
 
+def normalize(latents: Tensor) -> Tensor:
+    """Shift and scale latents `... 16 f h w` of the VAE's encoder to model space: mean 0, deviation 1."""
+    mean, std = _match_statistics(latents)
+    return (latents - mean) / std
+
+
 def denormalize(latents: Tensor) -> Tensor:
-    """From model space to what the VAE's decoder takes."""
-    mean, std = (latents.new_tensor(values).view(-1, 1, 1, 1) for values in (LATENT_MEAN, LATENT_STD))
+    """Scale and shift latents `... 16 f h w` of model space back to what the VAE's decoder takes."""
+    mean, std = _match_statistics(latents)
     return latents * std + mean
+
+
+def _match_statistics(latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Return WAN's mean and deviation per channel, `16 1 1 1`, on the device and in the dtype of latents."""
+    mean, std = (latents.new_tensor(values).view(-1, 1, 1, 1) for values in (LATENT_MEAN, LATENT_STD))
+    return mean, std

@@ -1,13 +1,14 @@
-"""How much of the LoRA's gradient SuRA and MoRA have on the miniature, at their weights there.
+"""Share of SuRA and MoRA in the LoRA's gradient on the miniature, at their weights there.
 
     python -m tests.benchmarks.gradient_shares
 
-For both held-out subjects and motions: the length of the weighted alignment loss's gradient over that of the
-velocity loss's, on the adapters that both reach, at ten noise levels; LoRAs a little off their start.
+For both held-out subjects and both held-out motions, the norm of the weighted alignment loss's gradient is
+divided by that of the velocity loss's, on the adapters that both reach, at ten noise levels. The LoRAs are
+moved a little off their start.
 """
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -25,63 +26,68 @@ from smra_core.training.trainer import Objective, collate
 
 LEVELS = 10
 OFF_START = 0.003
-"""Deviation of B, which starts at zero: then A has no gradient."""
+"""Standard deviation of B. It starts at zero, where A has no gradient."""
 
 
-def started(lora: Lora, generator: torch.Generator) -> list[Tensor]:
-    """The LoRA's parameters, moved off their start."""
+def move_off_start(lora: Lora, generator: torch.Generator) -> list[Tensor]:
+    """Move a LoRA off its start; return its parameters."""
     for pair in lora.values():
         torch.nn.init.normal_(pair.b, std=OFF_START, generator=generator)
     return [parameter for pair in lora.values() for parameter in pair.parameters()]
 
 
-def shares(
+def measure_shares(
     bench: Bench, objective: Objective, lora: Lora, samples: Sequence, velocity: str, aligned: str
 ) -> Iterator[tuple[float, float]]:
-    """Noise level, and the aligned loss's part, level by level."""
+    """Yield each noise level with the gradient norm of the aligned loss over that of the velocity loss."""
     generator = torch.Generator().manual_seed(0)
-    parameters = started(lora, generator)
+    parameters = move_off_start(lora, generator)
     batch = collate(samples)
     with bench.backend.denoiser_for_training() as denoiser, injected(denoiser.linears(), Injection(lora)):
         for level in range(LEVELS):
             sigma = torch.full((len(samples),), (level + 0.5) / LEVELS)
             noise = torch.randn(batch.latents.shape, generator=generator)
             losses = objective.losses(denoiser, batch, sigma, noise, generator)
-            pulls = {
+            gradients = {
                 name: torch.autograd.grad(
                     objective.weights[name] * losses[name].mean(), parameters, retain_graph=True,
                     allow_unused=True,
                 )
                 for name in (velocity, aligned)
             }  # fmt: skip
-            reached = [i for i, pull in enumerate(pulls[aligned]) if pull is not None]
-            lengths = [
-                torch.cat([pulls[name][i].flatten() for i in reached]).norm() for name in (aligned, velocity)
+            reached = [i for i, gradient in enumerate(gradients[aligned]) if gradient is not None]
+            norms = [
+                torch.cat([gradients[name][i].flatten() for i in reached]).norm()
+                for name in (aligned, velocity)
             ]
-            yield sigma[0].item(), (lengths[0] / lengths[1]).item()
+            yield sigma[0].item(), (norms[0] / norms[1]).item()
 
 
 def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         bench = open_bench(Path(folder))
-        place, spec = bench.backend, bench.backend.spec
+        backend, spec = bench.backend, bench.backend.spec
         draw = torch.Generator().manual_seed(0)
         for subject in HELD_OUT_SUBJECTS:
-            pictures = bench.images(subject)
-            samples = prepare_subject(place, pictures, DINOV2_FILE)
+            pictures = bench.write_images(subject)
+            samples = prepare_subject(backend, pictures, DINOV2_FILE)
             objective = SubjectObjective(SUBJECT, spec.dim, samples[0].features.shape[-1])
             lora = init_lora(spec, SUBJECT.plan, SUBJECT.rank, draw)
-            show("SuRA", subject, list(shares(bench, objective, lora, samples, "region", "sura")))
+            print_shares(
+                "SuRA", subject, list(measure_shares(bench, objective, lora, samples, "region", "sura"))
+            )
         for motion in HELD_OUT_MOTIONS:
             flow = SEA_RAFT_FILE
-            sample = prepare_motion(place, bench.clip(motion), flow)
-            objective = load_objective(place, flow, MOTION, [sample])
+            sample = prepare_motion(backend, bench.write_clip(motion), flow)
+            objective = load_objective(backend, flow, MOTION, [sample])
             lora = init_lora(spec, MOTION.plan, MOTION.rank, draw)
-            show("MoRA", motion, list(shares(bench, objective, lora, [sample], "temporal", "mora")))
+            print_shares(
+                "MoRA", motion, list(measure_shares(bench, objective, lora, [sample], "temporal", "mora"))
+            )
 
 
-def show(loss: str, case: str, levels: list[tuple[float, float]]) -> None:
+def print_shares(loss: str, case: str, levels: Iterable[tuple[float, float]]) -> None:
     print(f"{loss}, {case}: " + ", ".join(f"{part:.3f} at {sigma:.2f}" for sigma, part in levels))
 
 

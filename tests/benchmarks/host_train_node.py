@@ -1,11 +1,11 @@
-"""A training step beside the host's own TrainLoraNode: memory and time, on one model, rank and size.
+"""Memory and time of a training step, compared with ComfyUI's own TrainLoraNode.
 
-    COMFYUI_PATH=... <the host's python> tests/benchmarks/host_train_node.py
+COMFYUI_PATH=... <the host's python> tests/benchmarks/host_train_node.py
 
-Each kind runs in a process of its own, as memory that was freed is not given back. Both train every linear of
-all blocks at one rank on the latents of one picture, in float32, with blocks checkpointed. The host also
-trains norms, biases and the layers outside of the blocks, which it cannot leave out. Weights are random, and
-the net is a third as wide as the 1.3B: a CPU has to do it.
+Model, rank and size are the same. Each kind runs in a process of its own, because memory that was freed is
+not returned. Both train every linear of all blocks at one rank on the latents of one picture, in float32,
+with blocks checkpointed. ComfyUI's node also trains norms, biases and the layers outside of the blocks, which
+it cannot leave out. Weights are random, and the net is a third as wide as the 1.3B, so that a CPU can run it.
 """
 
 import os
@@ -18,16 +18,17 @@ from pathlib import Path
 
 BLOCKS, DIM, FFN, RANK, STEPS, SIDE = 16, 512, 2048, 16, 3, 32
 KINDS = ("ours", "host")
-WHAT = {"ours": "train_lora of this pack on the graph's MODEL", "host": "TrainLoraNode"}
+LABELS = {"ours": "train_lora of this pack on the graph's MODEL", "host": "TrainLoraNode"}
 
 
-def resident() -> int:
+def measure_resident() -> int:
+    """Return the bytes of this process that are in memory."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 class Peak(threading.Thread):
-    """Largest resident memory while it runs; loading the file needed more before."""
+    """Measures the largest resident memory while it runs; loading the file needed more before."""
 
     def __init__(self):
         super().__init__(daemon=True)
@@ -35,18 +36,23 @@ class Peak(threading.Thread):
 
     def run(self) -> None:
         while not self.done.wait(0.02):
-            self.bytes = max(self.bytes, resident())
+            self.bytes = max(self.bytes, measure_resident())
 
 
-def ours(model, latents, context) -> None:
+def train_with_pack(model, latents, context) -> None:
     import torch
-    from training_models import pack
+    from random_wan import pack
 
-    host_wan, lora = pack("nodes.host.denoiser"), pack("smra_core.lora.adapter")
-    sparse, trainer, sura = (pack(f"smra_core.{name}") for name in ("sparse", "trainer", "sura"))
-    settings = sura.SubjectSettings(plan=sparse.ALL_LAYERS, rank=RANK, sura_weight=0.0)
+    host, lora = pack("nodes.host.denoiser"), pack("smra_core.lora.adapter")
+    plan = pack("smra_core.lora.plan")
+    trainer, sura = (pack(f"smra_core.training.{name}") for name in ("trainer", "sura"))
+    settings = sura.SubjectSettings(plan=plan.ALL_LAYERS, rank=RANK, sura_weight=0.0)
     sample = sura.SubjectSample("x", latents[0], context[0], torch.ones(1, 1, SIDE, SIDE), torch.zeros(0, 1))
-    with torch.inference_mode(False), torch.enable_grad(), host_wan.training_denoiser(model) as denoiser:
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        host.training_denoiser(model) as denoiser,
+    ):
         pairs = lora.init_lora(denoiser.spec, settings.plan, RANK, torch.Generator().manual_seed(0))
         objective = sura.SubjectObjective(settings, denoiser.spec.dim, 1)
         trainer.train_lora(
@@ -54,7 +60,7 @@ def ours(model, latents, context) -> None:
         )
 
 
-def of_the_host(model, latents, context) -> None:
+def train_with_host(model, latents, context) -> None:
     from comfy_extras.nodes_train import TrainLoraNode
 
     values = dict(
@@ -68,30 +74,30 @@ def of_the_host(model, latents, context) -> None:
 
 
 def measure(kind: str) -> None:
-    """Train, and print a line."""
+    """Train in one of the two ways, and print a line."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "host" / "inside"))
     import conftest  # noqa: F401 - makes host and pack importable
+    import random_wan
     import torch
-    import training_models
 
-    training_models.DIM, training_models.FFN = DIM, FFN
+    random_wan.DIM, random_wan.FFN = DIM, FFN
     with tempfile.TemporaryDirectory() as folder:
-        state = training_models.dit_state(blocks=BLOCKS)
+        state = random_wan.dit_state(blocks=BLOCKS)
         size = sum(value.numel() * value.element_size() for value in state.values())
-        model = training_models.load_dit(Path(folder), state)
+        model = random_wan.load_dit(Path(folder), state)
         del state
         generator = torch.Generator().manual_seed(1)
         with torch.inference_mode():
             latents = torch.randn(1, 16, 1, SIDE, SIDE, generator=generator)
             context = torch.randn(1, 32, 4096, generator=generator)
-            before, started, peak = resident(), time.process_time(), Peak()
+            before, started, peak = measure_resident(), time.process_time(), Peak()
             peak.start()
-            (ours if kind == "ours" else of_the_host)(model, latents, context)
+            (train_with_pack if kind == "ours" else train_with_host)(model, latents, context)
         seconds = time.process_time() - started
         peak.done.set()
     growth = (peak.bytes - before) / 2**20
     print(
-        f"RESULT {WHAT[kind]}: weights {size / 2**20:.0f} MiB, peak {peak.bytes / 2**20:.0f} MiB resident, "
+        f"RESULT {LABELS[kind]}: weights {size / 2**20:.0f} MiB, peak {peak.bytes / 2**20:.0f} MiB resident, "
         f"{growth:.0f} of them since the model was loaded, {seconds / STEPS:.2f} CPU s a step"
     )
 

@@ -1,4 +1,4 @@
-"""What a training step costs at the paper's size, counted on the meta device: FLOPs, memory, traffic.
+"""Cost of a training step at the paper's size, counted on the meta device: FLOPs, memory, memory traffic.
 
     python -m tests.benchmarks.motion_step [case ...] [--width 576 --height 320 --frames 49]
 
@@ -20,13 +20,11 @@ from typing import NamedTuple
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
-from smra_core.decoding import flow_gradient as pixel_gradient
-from smra_core.decoding import windows as decode_windows
 from smra_core.decoding.flow_gradient import FlowComparison, compute_flow_loss
 from smra_core.decoding.tiny_decoder import TinyDecoder
 from smra_core.decoding.wan_decoder import WanVideoDecoder
 from smra_core.decoding.windows import take_whole_clip, warm_windows
-from smra_core.encoders.sea_raft import SeaRaft
+from smra_core.encoders.sea_raft import PAIRS_PER_CHUNK, SeaRaft
 from smra_core.encoders.sea_raft_config import SEA_RAFT_M
 from smra_core.lora.adapter import Injection, init_lora, injected
 from smra_core.lora.plan import SUBJECT
@@ -39,21 +37,21 @@ from smra_core.training.mora import (
     flow_alignment_loss,
     temporal_loss,
 )
-from smra_core.training.sura import SubjectSettings, projector, region_loss, sura_loss
+from smra_core.training.sura import SubjectSettings, make_projector, region_loss, sura_loss
 from smra_core.wan.flow_matching import x0_from_velocity
 from smra_core.wan.latents import denormalize
 from smra_core.wan.spec import WAN_1_3B, latent_frames
-from tests.benchmarks.meters import Count, counted
+from tests.benchmarks.meters import Count, HostCopies, count_step
 
 META, BF16 = torch.device("meta"), torch.bfloat16
 DINOV2_G = 1536
 """Width of DINOv2 ViT-g's features."""
 FEW_BLOCKS = 2
-"""Of the DiT, in a step that is counted."""
+"""Number of blocks of the DiT in a step that is counted."""
 
 
 class Step:
-    """A training step's models and inputs, random: without data on the meta device, with it on others."""
+    """Random models and inputs of a training step; on the meta device they hold no data."""
 
     def __init__(self, settings, blocks=FEW_BLOCKS, device=META, dtype=BF16, flow=SEA_RAFT_M):
         self.settings, self.blocks, self.flow = settings, blocks, flow
@@ -77,11 +75,11 @@ class Step:
         with self.device:
             return TinyDecoder().to(self.dtype)
 
-    def random(self, *shape, dtype=torch.float32):
+    def draw(self, *shape, dtype=torch.float32):
         return torch.randn(shape, device=self.device, dtype=dtype)
 
     def denoiser(self, checkpoint):
-        """One for all steps that keep as much."""
+        """Return the DiT, one for all steps with checkpoints and one for all without."""
         if checkpoint not in self.denoisers:
             spec = WAN_1_3B
             with self.device:
@@ -92,14 +90,14 @@ class Step:
             self.denoisers[checkpoint] = DiffusersDenoiser(dit.train(), checkpoint)
         return self.denoisers[checkpoint]
 
-    def trained(self, plan, rank, loss, shape, checkpoint=True):
-        """A function that runs a step: velocity, `loss(noisy, velocity, tokens)`, backward."""
+    def make_step(self, plan, rank, loss, shape, checkpoint=True):
+        """Return a function that runs a step: velocity, `loss(noisy, velocity, tokens)`, backward."""
         denoiser = self.denoiser(checkpoint)
         lora = init_lora(denoiser.spec, plan, rank, torch.Generator())
         for pair in lora.values():
             pair.to(self.device)
-        noisy, sigma = self.random(*shape), self.half_noise()
-        context = self.random(1, 512, 4096, dtype=self.dtype)
+        noisy, sigma = self.draw(*shape), self.make_sigma()
+        context = self.draw(1, 512, 4096, dtype=self.dtype)
 
         def step():
             with injected(denoiser.linears(), Injection(lora)):
@@ -112,25 +110,25 @@ class Step:
 
         return step
 
-    def half_noise(self):
+    def make_sigma(self):
         return torch.full((1,), 0.5, device=self.device)
 
-    def motion(self, mora=None, checkpoint=True):
-        target, sigma = self.random(*self.shape), self.half_noise()
+    def make_motion_step(self, mora=None, checkpoint=True):
+        target, sigma = self.draw(*self.shape), self.make_sigma()
         anchor = torch.zeros(1, dtype=torch.long, device=self.device)
 
         def loss(noisy, velocity, tokens):
             total = temporal_loss(velocity, target, anchor)
             return total if mora is None else total + mora(x0_from_velocity(noisy, velocity, sigma))
 
-        return self.trained(self.settings.plan, self.settings.rank, loss, self.shape, checkpoint)
+        return self.make_step(self.settings.plan, self.settings.rank, loss, self.shape, checkpoint)
 
-    def reference(self, shrink=1):
+    def make_reference(self, shrink=1):
         height, width = self.settings.height // shrink, self.settings.width // shrink
-        return self.random(1, self.settings.frames - 1, 2, height, width)
+        return self.draw(1, self.settings.frames - 1, 2, height, width)
 
-    def naive(self):
-        reference = self.reference()[0]
+    def make_naive_step(self):
+        reference = self.make_reference()[0]
 
         def mora(x0):
             pixels = self.vae.decode(denormalize(x0).to(self.dtype)).sample
@@ -138,169 +136,181 @@ class Step:
             flow = self.flow_net.compute_pair_flows(frames, pairs_per_chunk=len(frames))
             return flow_alignment_loss(flow, reference)
 
-        return self.motion(mora, checkpoint=False)
+        return self.make_motion_step(mora, checkpoint=False)
 
-    def streamed(self, decoder, window=None, at_once=0, shrink=1):
-        objective = FlowComparison(decoder, self.flow_net.compute_pair_flows, flow_alignment_loss, at_once)
-        reference = self.reference(shrink)
+    def make_streamed_step(self, decoder, window=None, at_once=0, shrink=1):
+        objective = FlowComparison(
+            decoder, self.flow_net.compute_pair_flows, flow_alignment_loss, at_once, PAIRS_PER_CHUNK
+        )
+        reference = self.make_reference(shrink)
         window = window or take_whole_clip(self.latents)[0]
 
-        return self.motion(lambda x0: compute_flow_loss(x0, reference, objective, [window]))
+        return self.make_motion_step(lambda x0: compute_flow_loss(x0, reference, objective, [window]))
 
-    def windowed(self, recompute):
-        """The most costly window: one in the middle, with all of its context."""
+    def make_windowed_step(self, recompute):
+        """Decode the most costly window: one that does not begin the clip, with all of its context."""
         decoder = WanVideoDecoder.of(self.vae, recompute)
-        reference = self.random(*self.shape[1:])
-        return self.streamed(
+        reference = self.draw(*self.shape[1:])
+        return self.make_streamed_step(
             decoder, warm_windows(reference, decoder, self.settings.window, self.settings.context)[-1]
         )
 
-    def subject(self, aligned):
+    def make_subject_step(self, aligned):
         settings = SubjectSettings()
         shape = (1, 16, 1, settings.height // 8, settings.width // 8)
-        target, mask = self.random(*shape), torch.ones_like(self.random(*shape)[:, :1])
-        head = projector(WAN_1_3B.dim, DINOV2_G, settings.projector_width, torch.Generator())
+        target, mask = self.draw(*shape), torch.ones_like(self.draw(*shape)[:, :1])
+        head = make_projector(WAN_1_3B.dim, DINOV2_G, settings.projector_width, torch.Generator())
         head.to(self.device)
-        features = self.random(1, shape[-1] * shape[-2] // 4, DINOV2_G)
+        features = self.draw(1, shape[-1] * shape[-2] // 4, DINOV2_G)
 
         def loss(noisy, velocity, tokens):
             region = region_loss(velocity, target, mask)
             return region + sura_loss(head(tokens.float()), features) if aligned else region
 
-        return self.trained(settings.plan, settings.rank, loss, shape, checkpoint=False)
+        return self.make_step(settings.plan, settings.rank, loss, shape, checkpoint=False)
 
 
 CASES = {
-    "plain": ("temporal loss alone, DiT blocks checkpointed", lambda step: step.motion()),
-    "naive": ("one graph, nothing recomputed", lambda step: step.naive()),
+    "plain": ("temporal loss alone, DiT blocks checkpointed", lambda step: step.make_motion_step()),
+    "naive": ("one graph, nothing recomputed", lambda step: step.make_naive_step()),
     "exact": (
         "whole clip, blocks recomputed by half",
-        lambda step: step.streamed(WanVideoDecoder.of(step.vae, recompute=True)),
+        lambda step: step.make_streamed_step(WanVideoDecoder.of(step.vae, recompute=True)),
     ),
     "exact-low-memory": (
         f"whole clip, graph of {LATENTS_AT_ONCE} latent at a time, states in host memory",
-        lambda step: step.streamed(WanVideoDecoder.of(step.vae), at_once=LATENTS_AT_ONCE),
+        lambda step: step.make_streamed_step(WanVideoDecoder.of(step.vae), at_once=LATENTS_AT_ONCE),
     ),
-    "windowed": ("window, nothing recomputed", lambda step: step.windowed(recompute=False)),
-    "windowed-recompute": ("window, blocks recomputed by half", lambda step: step.windowed(recompute=True)),
+    "windowed": ("window, nothing recomputed", lambda step: step.make_windowed_step(recompute=False)),
+    "windowed-recompute": (
+        "window, blocks recomputed by half",
+        lambda step: step.make_windowed_step(recompute=True),
+    ),
     "tiny": (
         "whole clip, tiny decoder at half size",
-        lambda step: step.streamed(step.tiny, shrink=2),
+        lambda step: step.make_streamed_step(step.tiny, shrink=2),
     ),
 }
 SUBJECT_CASES = {
-    "region": ("region loss alone", lambda step: step.subject(aligned=False)),
-    "sura": ("with SuRA", lambda step: step.subject(aligned=True)),
+    "region": ("region loss alone", lambda step: step.make_subject_step(aligned=False)),
+    "sura": ("with SuRA", lambda step: step.make_subject_step(aligned=True)),
 }
 
 
-def settings_of(args):
+def make_settings(args):
     return MotionSettings(width=args.width, height=args.height, frames=args.frames)
 
 
-def prepare_for_meta():
-    """What the meta device has no notion of: states that wait in host memory, and autocast."""
-    # Memory that is never written costs nothing.
-    decode_windows.offload = pixel_gradient.offload = lambda past: (
-        past and tuple(torch.empty_like(t, device="cpu") for t in past)
-    )
-    torch.autocast = lambda *args, **options: nullcontext()
-
-
 class Scale(NamedTuple):
-    """From a few blocks to all of the DiT's."""
+    """Extrapolation from a step with a few blocks of the DiT to one with all."""
 
     missing: int
     block: Count
-    """What one block adds to a step."""
+    """Cost that one block adds to a step."""
 
-    def all_blocks(self, count):
+    def extrapolate(self, count):
+        """Return the cost of a step with all blocks, given that of one with few."""
         names = ("flops", "peak", "saved", "moved")
         return Count(*(getattr(count, name) + self.missing * getattr(self.block, name) for name in names))
 
 
-def scale_of(make, args, blocks):
-    """From plain steps with a few blocks and with one more.
+def measure_scale(make, args, blocks):
+    """Measure what a block adds, from plain steps with a few blocks and with one more.
 
-    What a block adds to the peak is what waits of it while others work: the same while pixels are decoded.
+    It adds to the peak what it keeps while others work, which is the same while pixels are decoded.
     """
-    few, more = (counted(make(Step(settings_of(args), number))) for number in (FEW_BLOCKS, FEW_BLOCKS + 1))
+    few, more = (
+        count_step(make(Step(make_settings(args), number))) for number in (FEW_BLOCKS, FEW_BLOCKS + 1)
+    )
     names = ("flops", "peak", "saved", "moved")
     return Scale(blocks - FEW_BLOCKS, Count(*(getattr(more, name) - getattr(few, name) for name in names)))
 
 
-def measure(cases, args):
+def measure(cases, args, copies):
+    """Count a step of each case that is wanted; return (name, text, cost, FLOPs over the first case's)."""
     (base, (_, plain)), *_ = cases.items()
     wanted = [name for name in cases if not args.cases or name in args.cases]
     if not wanted:
         return []
-    scale = scale_of(plain, args, WAN_1_3B.blocks)
+    scale = measure_scale(plain, args, WAN_1_3B.blocks)
     graph = scale
     if "naive" in wanted:
-        graph = scale_of(lambda step: step.motion(checkpoint=False), args, WAN_1_3B.blocks)
+        graph = measure_scale(lambda step: step.make_motion_step(checkpoint=False), args, WAN_1_3B.blocks)
     rows, first = [], None
     for name in [base, *(name for name in wanted if name != base)]:
         started = time.process_time()
         text, make = cases[name]
-        one = counted(make(Step(settings_of(args))))
-        count = (graph if name == "naive" else scale).all_blocks(one)
+        before = copies.count
+        one = count_step(make(Step(make_settings(args))))
+        if name == "exact-low-memory" and copies.count == before:
+            raise AssertionError(
+                f"{name} copied nothing to host memory: HostCopies no longer sees how states are offloaded."
+            )
+        count = (graph if name == "naive" else scale).extrapolate(one)
         first = first or count
         rows.append((name, text, count, count.flops / first.flops))
         print(f"{name}: {time.process_time() - started:.0f} s, {count}", file=sys.stderr, flush=True)
     return rows
 
 
-def table(rows, base, args):
+def render_table(rows, base, args):
     lines = [
         f"| mode | what | TFLOP | / {base} | activation peak GB | estimate GB | saved GB | moved GB |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, text, count, ratio in rows:
-        told = estimated(name, args, count.peak)
+        estimated = compare_estimate(name, args, count.peak)
         lines.append(
-            f"| {name} | {text} | {count.flops / 1e12:.1f} | {ratio:.3f} | {count.peak / 1e9:.2f} | {told} | "
-            f"{count.saved / 1e9:.2f} | {count.moved / 1e9:.0f} |"
+            f"| {name} | {text} | {count.flops / 1e12:.1f} | {ratio:.3f} | {count.peak / 1e9:.2f} | "
+            f"{estimated} | {count.saved / 1e9:.2f} | {count.moved / 1e9:.0f} |"
         )
     return "\n".join(lines)
 
 
-def estimated(name, args, peak):
-    """What the preflight says of the same step, and by how much that differs."""
+def compare_estimate(name, args, peak):
+    """Return the forecast's estimate of the same step's memory, and how far it is from the counted peak."""
     decode = name.removesuffix("-recompute")
     if decode not in DECODE_MODES:
         return "-"
-    settings = settings_of(args)
+    settings = make_settings(args)
     recompute = decode == "exact" or decode != name
-    told = estimate(settings, decode, recompute, WAN_1_3B).bytes
-    return f"{told / 1e9:.2f} ({100 * (told / peak - 1):+.0f} %)"
+    expected = estimate(settings, decode, recompute, WAN_1_3B).bytes
+    return f"{expected / 1e9:.2f} ({100 * (expected / peak - 1):+.0f} %)"
 
 
-def conditions(args):
+def describe_conditions(args):
+    """Return a sentence on the model and the sizes that are counted."""
     windows = MotionSettings()
     return (
         f"{WAN_1_3B.name} with {WAN_1_3B.blocks} blocks, {args.width}x{args.height}, {args.frames} frames, "
         f"{args.frames - 1} pairs, bfloat16; SEA-RAFT M in float32 at half of 576x320, "
-        f"{SEA_RAFT_M.iterations} iterations, {pixel_gradient.PAIRS_AT_ONCE} pairs at once; window "
+        f"{SEA_RAFT_M.iterations} iterations, {PAIRS_PER_CHUNK} pairs at once; window "
         f"{windows.window}, context {windows.context}."
     )
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("cases", nargs="*", help=f"of {', '.join([*CASES, *SUBJECT_CASES])}; default: all")
+    parser.add_argument(
+        "cases", nargs="*", help=f"Cases to count, of {', '.join([*CASES, *SUBJECT_CASES])}. (default: all)"
+    )
     defaults = MotionSettings()
     for name in ("width", "height", "frames"):
-        parser.add_argument(f"--{name}", type=int, default=getattr(defaults, name))
+        default = getattr(defaults, name)
+        parser.add_argument(
+            f"--{name}", type=int, default=default, help=f"As for training. (default: {default})"
+        )
     args = parser.parse_args()
     logging.disable()
-    prepare_for_meta()
+    torch.autocast = lambda *args, **options: nullcontext()  # the meta device has none
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    print(f"Commit {commit.stdout.strip()}, torch {torch.__version__}. {conditions(args)}\n")
-    for cases, base in ((CASES, "plain"), (SUBJECT_CASES, "region")):
-        rows = measure(cases, args)
-        if rows:
-            print(table(rows, base, args), flush=True)
-            print()
+    print(f"Commit {commit.stdout.strip()}, torch {torch.__version__}. {describe_conditions(args)}\n")
+    with HostCopies() as copies:
+        for cases, base in ((CASES, "plain"), (SUBJECT_CASES, "region")):
+            rows = measure(cases, args, copies)
+            if rows:
+                print(render_table(rows, base, args), flush=True)
+                print()
 
 
 if __name__ == "__main__":

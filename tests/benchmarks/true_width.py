@@ -1,4 +1,4 @@
-"""Both trainers on the real WAN at the 1.3B's width, from files to LoRA files, by the command line.
+"""Training of both LoRAs on the real WAN at the 1.3B's width, from files to files, by the command line.
 
 Random weights (nothing is downloaded): DiT of 2 blocks, width 1536, 12 heads, ffn 8960; VAE of width 96;
 DINOv2 S and SEA-RAFT S. Pictures and clip are real files in the authors' layout. Prints wall time, CPU time
@@ -26,7 +26,7 @@ CORE_TESTS = Path(__file__).parents[1] / "core"
 
 
 def write_models(folder):
-    """Random weights of true width on disk; options that name the WAN model."""
+    """Write random weights of true width; return the options that name the WAN model."""
     sys.path.append(str(CORE_TESTS))
     from random_models import Sizes, write_random_dinov2, write_random_wan
 
@@ -39,8 +39,8 @@ def write_models(folder):
     return options
 
 
-def run(name, *arguments):
-    """Run one command of smra_core and print what it took."""
+def measure_command(name, *arguments):
+    """Run one command of smra_core and print its time and memory; return its last line."""
     command = [sys.executable, "-m", "smra_core", *map(str, arguments)]
     started = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -55,9 +55,9 @@ def run(name, *arguments):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", type=Path, help="folder with subject_customized/ and motion_customized/")
-    parser.add_argument("--frames", type=int, default=9)
-    parser.add_argument("--side", type=int, default=128)
+    parser.add_argument("data", type=Path, help="Folder with subject_customized/ and motion_customized/.")
+    parser.add_argument("--frames", type=int, default=9, help="Frames of the clip. (default: 9)")
+    parser.add_argument("--side", type=int, default=128, help="Width and height in pixels. (default: 128)")
     args = parser.parse_args()
     subject = args.data / "subject_customized" / "dog"
     motion = args.data / "motion_customized" / "video" / "person_walking"
@@ -65,11 +65,11 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         models, out = Path(folder), Path(folder) / "out"
         shared = [*write_models(models), "--steps", STEPS, "--accumulate", 1, "--out", out, *size]
-        teachers = models / "dinov2.safetensors", models / "sea_raft.safetensors"
+        encoders = models / "dinov2.safetensors", models / "sea_raft.safetensors"
         loras = [
-            run("train-subject", "train-subject", subject, "--dinov2", teachers[0], *shared),
-            run(
-                "train-motion", "train-motion", motion, "--sea-raft", teachers[1], "--frames", args.frames,
+            measure_command("train-subject", "train-subject", subject, "--dinov2", encoders[0], *shared),
+            measure_command(
+                "train-motion", "train-motion", motion, "--sea-raft", encoders[1], "--frames", args.frames,
                 *shared,
             ),
         ]  # fmt: skip

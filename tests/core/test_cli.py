@@ -33,7 +33,7 @@ DINOV2 = DinoV2Config(width=24, depth=1, heads=2, hidden=48, gated=False, grid=2
 
 
 def run(*arguments):
-    """What a command that succeeds prints."""
+    """Run a command that must succeed; return what it prints."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         assert cli.main([str(argument) for argument in arguments]) == 0
@@ -41,7 +41,7 @@ def run(*arguments):
 
 
 class World:
-    """Models, teachers and data sets on disk."""
+    """Models, encoders and data sets on disk."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -125,7 +125,7 @@ def test_a_diffusers_folder_trains_to_the_same_loras_as_native_files(world, subj
 
 @pytest.fixture
 def loads(monkeypatch):
-    """Kinds of the models that are loaded."""
+    """List that gets the kind of each model that is loaded."""
     seen = []
 
     def watch(owner, name, kind):
@@ -156,7 +156,7 @@ def test_a_second_run_encodes_nothing(world, subject, motion, loads):
     assert sorted((world.folder / "out" / "cache").iterdir()) == cached
 
 
-def test_an_objective_of_weight_zero_needs_no_teacher(world, loads):
+def test_an_objective_of_weight_zero_needs_no_encoder(world, loads):
     plain = ["--out", world.folder / "out", *SHORT, *world.wan["native"]]
     run("train-subject", world.dog, "--sura-weight", 0, *plain)
     run("train-motion", world.walk, "--mora-weight", 0, "--frames", 5, *plain)
@@ -205,10 +205,10 @@ def parsed(*arguments):
 
 def test_options_left_out_are_the_papers_settings():
     subject, motion, sample = parsed("train-subject", "x"), parsed("train-motion", "x"), parsed("sample", "x")
-    assert cli.settings_from(subject, SubjectSettings) == SubjectSettings()
-    assert cli.settings_from(motion, MotionSettings) == MotionSettings()
-    assert cli.settings_from(motion, TrainSettings) == TrainSettings()
-    assert cli.settings_from(sample, SamplingSettings) == SamplingSettings()
+    assert cli.read_settings(subject, SubjectSettings) == SubjectSettings()
+    assert cli.read_settings(motion, MotionSettings) == MotionSettings()
+    assert cli.read_settings(motion, TrainSettings) == TrainSettings()
+    assert cli.read_settings(sample, SamplingSettings) == SamplingSettings()
     assert (subject.rank, subject.sura_weight, subject.width) == (32, 0.05, 512)
     assert (motion.rank, motion.mora_weight, motion.learning_rate) == (64, 1.0, 1e-4)
     assert (motion.width, motion.height, motion.frames) == (576, 320, 49)
@@ -242,7 +242,7 @@ def test_options_that_mean_nothing_are_refused(option, capsys):
 
 
 def fails(capsys, *arguments):
-    """The one line that a command says when it fails."""
+    """Run a command that must fail; return its one line of error."""
     assert cli.main([str(argument) for argument in arguments]) == 1
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(said) == 1
@@ -267,7 +267,7 @@ def test_bad_input_gives_one_line_that_names_it(world, tmp_path, capsys):
 @pytest.mark.parametrize(
     "error, code, said",
     [
-        (KeyboardInterrupt(), 130, "goes on from the last step"),
+        (KeyboardInterrupt(), 130, "continue from the last saved step"),
         (torch.OutOfMemoryError("Lower the frames"), 1, "error: Lower the frames"),
     ],
 )

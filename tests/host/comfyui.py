@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 PACK = Path(__file__).parents[2]
 NAME = "ComfyUI-SMRABooth"
 PARTS = ("nodes", "smra_core", "workflows")
+REQUIREMENTS = PACK / "requirements.txt"
 START_SECONDS, RUN_SECONDS = 600, 600
 
 
@@ -51,6 +53,18 @@ def _python(root: Path) -> Path:
     ]
     found = next((python for python in inside if python.is_file()), Path(sys.executable))
     return Path(given) if given else found
+
+
+def find_missing_requirements(host: Host) -> str:
+    """Return a sentence with the command that installs what the host lacks; empty if it lacks nothing."""
+    lines = [line.strip() for line in REQUIREMENTS.read_text("utf-8").splitlines()]
+    names = [re.split(r"[^\w.-]", line)[0].replace("-", "_") for line in lines if line and line[0] != "#"]
+    script = f"from importlib.util import find_spec; print(*[n for n in {names} if find_spec(n) is None])"
+    done = subprocess.run([host.python, "-c", script], cwd=host.root, capture_output=True, text=True)
+    if done.returncode == 0 and not done.stdout.strip():
+        return ""
+    missing = ", ".join(done.stdout.split()) or done.stderr.strip().splitlines()[-1]
+    return f"ComfyUI's Python lacks {missing}. Install: {host.python} -m pip install -r {REQUIREMENTS}"
 
 
 @dataclass(frozen=True)
@@ -99,7 +113,7 @@ def install(target: Path) -> None:
         shutil.copytree(PACK / part, target / part, ignore=shutil.ignore_patterns("__pycache__"))
     weights = target / "smra_core" / "miniature" / "weights" / "wan_miniature_t2v.safetensors"
     if not weights.exists():
-        save_file(random_wan.dit(blocks=4, ffn=1024), weights)
+        save_file(random_wan.dit_state(blocks=4, ffn=1024), weights)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))
 
-from comfyui import find_host, served  # noqa: E402
+from comfyui import find_host, find_missing_requirements, served  # noqa: E402
 
 # These need the host's modules; test_inside_the_host.py starts them there.
 collect_ignore = ["inside"]
@@ -18,6 +18,8 @@ def host():
     found = find_host()
     if found is None:
         pytest.skip("No ComfyUI found: set COMFYUI_PATH (and COMFYUI_PYTHON, its interpreter).")
+    if missing := find_missing_requirements(found):
+        pytest.skip(missing)
     return found
 
 

@@ -43,4 +43,7 @@ class EventSocket:
         return opcode, b"".join(parts)
 
     def close(self) -> None:
+        # The stream first, without which the connection would stay open; ComfyUI would take its late end for
+        # that of the next connection of the same client, and send that one nothing.
+        self._stream.close()
         self._socket.close()

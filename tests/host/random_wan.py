@@ -1,51 +1,213 @@
-"""Random weights under WAN's native names, without the host: a text-to-video DiT and a LoRA for it."""
+"""WAN models of random weights in native names, small enough for a test, LoRAs for them, and runs on them.
+
+What needs ComfyUI imports it inside the function: the tests over HTTP use this file without it.
+"""
+
+import importlib
+import inspect
+import json
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
-DIM, HEAD, RANK = 256, 64, 4
-LINEARS = {f"{kind}.{role}": (DIM, DIM) for kind in ("self_attn", "cross_attn") for role in "qkvo"}
+BLOCKS, DIM, FFN, TRAINED_FFN, TEXT_DIM, RANK = 2, 256, 512, 128, 4096, 4
+"""Sizes of the DiT; the one that tests train has a narrower feed-forward net."""
+STEPS, SHIFT, GUIDANCE = 10, 1.0, 5.0
+LATENT = (1, 16, 2, 8, 8)
+SUBJECT_LAYERS, MOTION_LAYERS = ("q", "k", "ffn.0"), ("v", "o", "ffn.0", "ffn.2")
+ATTENTION = [f"{kind}.{role}" for kind in ("self_attn", "cross_attn") for role in "qkvo"]
 
 
-def _matrix(generator: torch.Generator, rows: int, columns: int) -> Tensor:
-    return torch.randn(rows, columns, generator=generator) / columns**0.5
+def pack(module):
+    """Import a module of the pack, which conftest.py imported as the host does."""
+    return importlib.import_module(f"smrabooth_pack.{module}")
 
 
-def dit(blocks: int, ffn: int, seed: int = 0) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    shapes = {
-        "text_embedding.0": (DIM, 4096),
+def dit_state(blocks=None, ffn=None, seed=0, channels=16) -> dict[str, Tensor]:
+    """State dict of a text-to-video DiT with heads of 128; activations stay near 1."""
+    blocks, ffn, generator = blocks or BLOCKS, ffn or FFN, torch.Generator().manual_seed(seed)
+    linears = {
+        "text_embedding.0": (DIM, TEXT_DIM),
         "text_embedding.2": (DIM, DIM),
         "time_embedding.0": (DIM, 256),
         "time_embedding.2": (DIM, DIM),
         "time_projection.1": (6 * DIM, DIM),
-        "head.head": (HEAD, DIM),
+        "head.head": (64, DIM),
     }
     for i in range(blocks):
-        linears = LINEARS | {"ffn.0": (ffn, DIM), "ffn.2": (DIM, ffn)}
-        shapes |= {f"blocks.{i}.{path}": shape for path, shape in linears.items()}
-    state = {f"{name}.weight": _matrix(generator, *shape) for name, shape in shapes.items()}
-    state |= {f"{name}.bias": torch.zeros(shape[0]) for name, shape in shapes.items()}
-    state["patch_embedding.weight"] = _matrix(generator, DIM, HEAD).reshape(DIM, 16, 1, 2, 2)
-    state |= {"patch_embedding.bias": torch.zeros(DIM), "head.modulation": torch.zeros(1, 2, DIM)}
+        linears |= {f"blocks.{i}.{path}": (DIM, DIM) for path in ATTENTION}
+        linears |= {f"blocks.{i}.ffn.0": (ffn, DIM), f"blocks.{i}.ffn.2": (DIM, ffn)}
+    state = {}
+    for name, (rows, columns) in linears.items():
+        state[f"{name}.weight"] = torch.randn(rows, columns, generator=generator) / columns**0.5
+        state[f"{name}.bias"] = 0.1 * torch.randn(rows, generator=generator)
+    patches = torch.randn(DIM, channels, 1, 2, 2, generator=generator) / (4 * channels) ** 0.5
+    state |= {"patch_embedding.weight": patches, "patch_embedding.bias": torch.zeros(DIM)}
+    state["head.modulation"] = 0.1 * torch.randn(1, 2, DIM, generator=generator)
     for i in range(blocks):
-        state |= {
-            f"blocks.{i}.{kind}.norm_{x}.weight": torch.ones(DIM)
-            for kind in ("self_attn", "cross_attn")
-            for x in "qk"
-        }
-        state |= {
-            f"blocks.{i}.norm3.weight": torch.ones(DIM),
-            f"blocks.{i}.norm3.bias": torch.zeros(DIM),
-            f"blocks.{i}.modulation": torch.randn(1, 6, DIM, generator=generator) / DIM**0.5,
-        }
+        norms = [f"{kind}.norm_{x}" for kind in ("self_attn", "cross_attn") for x in "qk"]
+        for name in (*norms, "norm3"):
+            state[f"blocks.{i}.{name}.weight"] = 1 + 0.1 * torch.randn(DIM, generator=generator)
+        state[f"blocks.{i}.norm3.bias"] = 0.1 * torch.randn(DIM, generator=generator)
+        state[f"blocks.{i}.modulation"] = 0.1 * torch.randn(1, 6, DIM, generator=generator)
     return state
 
 
 def lora(blocks: int, prefix: str, middle: str, seed: int = 1) -> dict[str, Tensor]:
-    """All attention linears; `prefix` and `middle` make a dialect: DiffSynth has none and `.default`."""
+    """LoRA file of all attention linears; `prefix` and `middle` make a dialect: DiffSynth has none and
+    `.default`.
+    """
     generator, tensors = torch.Generator().manual_seed(seed), {}
-    for name in (f"{prefix}blocks.{i}.{path}" for i in range(blocks) for path in LINEARS):
-        tensors[f"{name}.lora_A{middle}.weight"] = _matrix(generator, RANK, DIM)
-        tensors[f"{name}.lora_B{middle}.weight"] = _matrix(generator, DIM, RANK)
+    for name in (f"{prefix}blocks.{i}.{path}" for i in range(blocks) for path in ATTENTION):
+        tensors[f"{name}.lora_A{middle}.weight"] = torch.randn(RANK, DIM, generator=generator) / DIM**0.5
+        tensors[f"{name}.lora_B{middle}.weight"] = torch.randn(DIM, RANK, generator=generator) / RANK**0.5
     return tensors
+
+
+def block_linears() -> list[str]:
+    """Native names of the linears of all blocks."""
+    return [f"blocks.{i}.{path}" for i in range(BLOCKS) for path in (*ATTENTION, "ffn.0", "ffn.2")]
+
+
+def quantized(state: dict, kind: str) -> dict:
+    """The same checkpoint with the linears of its blocks stored in one of the host's formats."""
+    largest = {"float8_e4m3fn": 448.0, "int8_tensorwise": 127.0}[kind]
+    stored = dict(state)
+    for name, weight in state.items():
+        if not (name.startswith("blocks.") and name.endswith(".weight") and weight.ndim == 2):
+            continue
+        base, scale = name.removesuffix(".weight"), weight.abs().max() / largest
+        codes = weight / scale
+        if kind == "int8_tensorwise":
+            stored[name] = codes.round().clamp(-127, 127).to(torch.int8)
+        else:
+            stored[name] = codes.to(torch.float8_e4m3fn)
+        text = json.dumps({"format": kind}).encode()
+        stored[f"{base}.weight_scale"] = scale
+        stored[f"{base}.comfy_quant"] = torch.tensor(list(text), dtype=torch.uint8)
+    return stored
+
+
+def load(state: dict, dtype=None):
+    """MODEL by the host's own loader, in inference mode as in a graph, with a shift of 1."""
+    import comfy.sd
+
+    options = {} if dtype is None else {"dtype": dtype}
+    with torch.inference_mode():
+        model = comfy.sd.load_diffusion_model_state_dict(dict(state), model_options=options)
+    return with_shift(model, SHIFT)
+
+
+def with_shift(model, shift: float):
+    from comfy_extras.nodes_model_advanced import ModelSamplingSD3
+
+    return ModelSamplingSD3().patch(model, shift)[0]
+
+
+def lora_tensors(layers, seed: int, size: float = 0.6, names=None) -> dict[str, tuple]:
+    """Random factors (A, B) by native linear name."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = [name for name in names or block_linears() if name.endswith(tuple(f".{x}" for x in layers))]
+
+    def pair(name):
+        rows, columns = (FFN, DIM) if name.endswith("ffn.0") else (DIM, DIM)
+        columns = FFN if name.endswith("ffn.2") else columns
+        a = torch.randn(RANK, columns, generator=generator) / columns**0.5
+        return a, size * torch.randn(rows, RANK, generator=generator) / RANK**0.5
+
+    return {name: pair(name) for name in chosen}
+
+
+def sample(model, sampler="euler", steps=STEPS, cfg=GUIDANCE, scheduler="simple", seed=7, **options):
+    """Latents of a run on fixed noise and text."""
+    noise = torch.randn(LATENT, generator=torch.Generator().manual_seed(3))
+    return _sampled(model, noise, torch.zeros(LATENT), sampler, steps, cfg, scheduler, seed, options)
+
+
+def sample_on(model, latents, steps=STEPS, **options):
+    """What a second KSampler (Advanced) makes of the first one's latents, without noise of its own."""
+    options = {"disable_noise": True, **options}
+    return _sampled(model, torch.zeros(LATENT), latents, "euler", steps, GUIDANCE, "simple", 7, options)
+
+
+def _sampled(model, noise, latents, sampler, steps, cfg, scheduler, seed, options):
+    import comfy.sample
+
+    generator = torch.Generator().manual_seed(3)
+    torch.randn(LATENT, generator=generator)
+    contexts = [torch.randn(1, 12, TEXT_DIM, generator=generator) for _ in range(2)]
+    positive, negative = ([[context, {}]] for context in contexts)
+    with torch.inference_mode():
+        return comfy.sample.sample(
+            model, noise, steps, cfg, sampler, scheduler, positive, negative, latents, disable_pbar=True,
+            seed=seed, **options,
+        )  # fmt: skip
+
+
+def reference(model, loras, late_below: float):
+    """A clone whose evaluations use W + s B A, written into the weights around each of them.
+
+    `loras` are (factors, strength above, strength at and below `late_below`). Nothing of the pack is used.
+    """
+    from comfy.patcher_extension import WrappersMP
+
+    def wrapper(executor, x, t, *args, **kwargs):
+        late = float(t.max()) <= late_below
+        kept = {}
+        for factors, before, after in loras:
+            for name, (a, b) in factors.items():
+                weight = executor.class_obj.get_submodule("diffusion_model." + name).weight
+                kept.setdefault(name, (weight, weight.data.clone()))
+                weight.data.add_((after if late else before) * (b @ a))
+        try:
+            return executor(x, t, *args, **kwargs)
+        finally:
+            for weight, before in kept.values():
+                weight.data.copy_(before)
+
+    clone = model.clone()
+    clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "reference", wrapper)
+    return clone
+
+
+def difference(first, second) -> float:
+    return (first - second).abs().max().item()
+
+
+def leftovers(model) -> list[str]:
+    """Modules whose instance still has a `forward` of its own."""
+    return [name for name, module in model.model.named_modules() if "forward" in module.__dict__]
+
+
+def load_dit(folder, state, **options):
+    """MODEL of the host, read from a file under inference mode, as in a running graph."""
+    import comfy.sd
+
+    file = folder / "dit.safetensors"
+    save_file({name: value.contiguous() for name, value in state.items()}, file)
+    with torch.inference_mode():
+        return comfy.sd.load_diffusion_model(str(file), model_options=options)
+
+
+def load_vae(folder):
+    """VAE of the host, random; its file lies in the folder."""
+    import comfy.sd
+    import comfy.utils
+    from comfy.ldm.wan.vae import WanVAE
+
+    # Hosts up to 0.3.64 take no width but the published one.
+    dim = 8 if "decoder.head.0.gamma" in inspect.getsource(comfy.sd.VAE.__init__) else 96
+    # The host's layers are made without initial values.
+    net, generator = WanVAE(dim=dim, z_dim=16, temperal_downsample=[False, True, True]), torch.Generator()
+    state = {
+        name: torch.randn(value.shape, generator=generator.manual_seed(place))
+        / max(1, value[0].numel()) ** 0.5
+        if value.ndim > 3 and not name.endswith("gamma")
+        else torch.ones_like(value)
+        for place, (name, value) in enumerate(net.state_dict().items())
+    }
+    file = folder / "vae.safetensors"
+    save_file(state, file)
+    with torch.inference_mode():
+        return comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(file)))

@@ -7,7 +7,10 @@ from comfyui import NAME
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-NODES = ("SMRATPointScheduler", "SMRASparseLoRALoader", "SMRALoadMiniature")
+NODES = (
+    "SMRATPointScheduler", "SMRASparseLoRALoader", "SMRALoadMiniature", "SMRAStrengthOptions",
+    "SMRALoaderOptions",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +35,14 @@ def test_the_defaults_are_the_papers(info):
     inputs = info["SMRATPointScheduler"]["input"]["required"]
     defaults = {name: inputs[name][1]["default"] for name in ("step", "of_steps", "reference_shift", "sigma")}
     assert defaults == {"step": 15, "of_steps": 50, "reference_shift": 1.0, "sigma": 0.7}
-    assert inputs["subject_before"][1]["default"] * 2 == inputs["subject_after"][1]["default"] == 0.8
+    strengths = info["SMRAStrengthOptions"]["input"]["required"]
+    assert strengths["subject_before"][1]["default"] * 2 == strengths["subject_after"][1]["default"] == 0.8
 
 
 def scheduler(**changed):
     widgets = {
         "t_point": "step of a reference run", "step": 15, "of_steps": 50, "reference_shift": 1.0,
-        "share": 0.3, "sigma": 0.7, "preset": "paper", "subject_before": 0.4, "subject_after": 0.8,
-        "motion_before": 1.0, "motion_after": 1.0, "run_scheduler": "simple", "run_steps": 50,
+        "share": 0.3, "sigma": 0.7, "preset": "paper", "run_scheduler": "simple", "run_steps": 50,
     }  # fmt: skip
     return {"class_type": "SMRATPointScheduler", "inputs": widgets | changed}
 
@@ -87,11 +90,22 @@ def model_blocks(server):
 def loader(**changed):
     widgets = {
         "model": ["1", 0], "subject_lora": "diffsynth.safetensors", "subject_strength": 1.0,
-        "subject_layers": "paper", "subject_custom_layers": "q", "motion_lora": "None",
-        "motion_strength": 1.0, "motion_layers": "paper", "motion_custom_layers": "v",
-        "constant_lora": "auto",
+        "motion_lora": "None", "motion_strength": 1.0,
     }  # fmt: skip
     return {"class_type": "SMRASparseLoRALoader", "inputs": widgets | changed}
+
+
+def loader_options(**changed):
+    widgets = {
+        "subject_layers": "paper", "subject_custom_layers": "q", "motion_layers": "paper",
+        "motion_custom_layers": "v", "constant_lora": "auto",
+    }  # fmt: skip
+    return {"class_type": "SMRALoaderOptions", "inputs": widgets | changed}
+
+
+def strength_options(**changed):
+    widgets = {"subject_before": 0.4, "subject_after": 0.8, "motion_before": 1.0, "motion_after": 1.0}
+    return {"class_type": "SMRAStrengthOptions", "inputs": widgets | changed}
 
 
 def latents(server, middle, name):
@@ -117,8 +131,11 @@ def test_a_diffsynth_lora_over_http_equals_the_stock_loader(server, lora_files):
     base = latents(
         server, {"4": {"class_type": "ModelSamplingSD3", "inputs": {"model": ["1", 0], "shift": 8.0}}}, "base"
     )
-    everything = dict(subject_layers="all", subject_strength=0.5)
-    ours = latents(server, {"4": loader(**everything)}, "ours")
+    everything = {
+        "3": loader_options(subject_layers="all"),
+        "4": loader(subject_strength=0.5, loader_options=["3", 0]),
+    }
+    ours = latents(server, everything, "ours")
     stock = latents(
         server,
         {"4": {"class_type": "LoraLoaderModelOnly",
@@ -138,8 +155,9 @@ def test_a_schedule_over_http_lies_between_early_and_late(server, lora_files):
     assert (switched - early).abs().max() > 1e-3 and (switched - late).abs().max() > 1e-3
     merged = latents(
         server,
-        {"3": scheduler(preset="custom", subject_before=0.4, subject_after=0.4),
-         "4": loader(schedule=["3", 0], constant_lora="on the fly")},
+        {"8": strength_options(subject_before=0.4, subject_after=0.4), "3": scheduler(strengths=["8", 0]),
+         "9": loader_options(constant_lora="on the fly"),
+         "4": loader(schedule=["3", 0], loader_options=["9", 0])},
         "flying",
     )  # fmt: skip
     assert (merged - early).abs().max() < 1e-3
@@ -169,17 +187,18 @@ def test_the_loader_reports_what_it_used(server, lora_files, model_blocks):
 
 
 @pytest.mark.parametrize(
-    ("changed", "message"),
+    ("file", "layers", "message"),
     [
-        ({"subject_lora": "strange.safetensors"}, "no LoRA of a WAN block"),
-        ({"subject_layers": "custom", "subject_custom_layers": "ffn.2"}, "leaves none of the"),
-        ({"subject_layers": "custom", "subject_custom_layers": "w"}, "Plan 'w' is not known"),
+        ("strange.safetensors", "q", "no LoRA of a WAN block"),
+        ("diffsynth.safetensors", "ffn.2", "leaves none of the"),
+        ("diffsynth.safetensors", "w", "Plan 'w' is not known"),
     ],
 )
-def test_what_cannot_be_used_is_an_error_in_the_graph(server, lora_files, changed, message):
+def test_what_cannot_be_used_is_an_error_in_the_graph(server, lora_files, file, layers, message):
     prompt = {
         "1": {"class_type": "SMRALoadMiniature", "inputs": {}},
-        "4": loader(**changed),
+        "3": loader_options(subject_layers="custom", subject_custom_layers=layers),
+        "4": loader(subject_lora=file, loader_options=["3", 0]),
         "5": {"class_type": "PreviewAny", "inputs": {"source": ["4", 3]}},
     }
     status = server.run(prompt)["status"]

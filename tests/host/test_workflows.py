@@ -27,11 +27,16 @@ def schema(node):
             yield name, kind, options | ({"options": spec[0]} if isinstance(spec[0], list) else {})
 
 
+def is_widget(kind, options):
+    """Whether the page shows an input as a widget; a text with forceInput is only a slot."""
+    return kind in WIDGETS and not options.get("forceInput")
+
+
 def widgets(node, saved):
     """Each widget of a saved node with the value that the host will read for it."""
     values = iter(saved["widgets_values"])
     for name, kind, options in schema(node):
-        if kind in WIDGETS:
+        if is_widget(kind, options):
             yield name, kind, options, next(values)
             if options.get("control_after_generate"):
                 assert next(values) in ("fixed", "increment", "decrement", "randomize")
@@ -51,8 +56,8 @@ def test_every_node_is_there_with_its_inputs_in_their_order(info, graph):
     for saved in real_nodes(graph):
         assert saved["type"] in info, saved["type"]
         live = list(schema(info[saved["type"]]))
-        slots = [name for name, kind, _ in live if kind not in WIDGETS]
-        wanted = slots + [name for name, kind, _ in live if kind in WIDGETS]
+        slots = [name for name, kind, options in live if not is_widget(kind, options)]
+        wanted = slots + [name for name, kind, options in live if is_widget(kind, options)]
         assert [slot["name"] for slot in saved["inputs"]] == wanted, saved["type"]
         live_outputs, outputs = info[saved["type"]]["output"], saved["outputs"]
         assert [out["type"] for out in outputs][: len(live_outputs)] == live_outputs, saved["type"]

@@ -1,4 +1,4 @@
-"""Training workflows as a browser sends them, the data and teachers that they name, and what came of them."""
+"""Training workflows as a browser sends them, the data and encoders that they name, and their results."""
 
 import csv
 import json
@@ -20,12 +20,12 @@ RANDOM_WAN = "random_wan.safetensors"
 
 
 def furnish(server) -> None:
-    """Put data, teachers and a WAN of random weights into the server's folders."""
+    """Put data, encoders and a WAN of random weights into the server's folders."""
     write_data(server.base / "input")
-    write_teachers(server.base / "models")
+    write_encoders(server.base / "models")
     folder = server.base / "models" / "diffusion_models"
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(random_wan.dit(blocks=2, ffn=512), folder / RANDOM_WAN)
+    save_file(random_wan.dit_state(blocks=2, ffn=512), folder / RANDOM_WAN)
 
 
 def write_data(folder) -> None:
@@ -45,7 +45,7 @@ def write_data(folder) -> None:
     write_video(folder / "moving.mp4", clip, 16)
 
 
-def write_teachers(models) -> None:
+def write_encoders(models) -> None:
     torch.manual_seed(2)
     net = DinoV2(DinoV2Config(width=384, depth=1, heads=6, hidden=64, gated=False, grid=4, registers=0))
     for parameter in net.vit.parameters():
@@ -79,17 +79,29 @@ def on_random_weights(graph: dict) -> dict:
     return graph | {"unet": unet, "train": node(graph["train"]["class_type"], **train)}
 
 
+OPTIONS = {"training_options": "SMRATrainingOptions", "loss_options": "SMRALossOptions"}
+
+
+def trainer(server, kind: str, links: dict, values: dict) -> dict:
+    """A training node, and the two options nodes with the values that are theirs."""
+    graph, values = {}, dict(values)
+    for name, options in OPTIONS.items():
+        defaults = widgets(server, options)
+        graph[name] = node(options, **{key: values.pop(key, value) for key, value in defaults.items()})
+    wires = {name: [name, 0] for name in OPTIONS}
+    return graph | {"train": node(kind, **links, **wires, **widgets(server, kind, **values))}
+
+
 def subject_graph(server, **changes) -> dict:
     small = dict(steps=3, rank=2, width=SIDE, height=SIDE, accumulate=1, learning_rate=1e-2)
-    values = widgets(server, "SMRATrainSubjectLoRA", **(small | changes))
+    links = dict(
+        model=["wan", 0], vae=["wan", 2], images=["data", 0], masks=["data", 1], positive=["data", 2],
+        dinov2=["dino", 0], captions=["data", 3],
+    )  # fmt: skip
     size = dict(width=SIDE, height=SIDE)
-    return wan() | {
+    return wan() | trainer(server, "SMRATrainSubjectLoRA", links, small | changes) | {
         "data": node("SMRALoadSubjectFolder", clip=["wan", 1], folder="square", caption="", **size),
         "dino": node("SMRALoadDINOv2", file="dinov2/dino_tiny.safetensors"),
-        "train": node(
-            "SMRATrainSubjectLoRA", model=["wan", 0], vae=["wan", 2], images=["data", 0], masks=["data", 1],
-            positive=["data", 2], dinov2=["dino", 0], **values,
-        ),
         "plot": node("LossGraphNode", loss=["train", 1], filename_prefix="loss"),
         "text": node("PreviewAny", source=["train", 3]),
     }  # fmt: skip
@@ -97,17 +109,15 @@ def subject_graph(server, **changes) -> dict:
 
 def motion_graph(server, **changes) -> dict:
     small = dict(steps=2, rank=2, width=SIDE, height=SIDE, accumulate=1, frame_count=FRAMES)
-    values = widgets(server, "SMRATrainMotionLoRA", **(small | changes))
+    links = dict(
+        model=["wan", 0], vae=["wan", 2], frames=["data", 0], positive=["data", 1], sea_raft=["raft", 0],
+    )  # fmt: skip
     clip = dict(caption="a square is vvt sliding", frame_count=FRAMES, start=0, stride=1)
     size = dict(width=SIDE, height=SIDE)
-    return wan() | {
+    return wan() | trainer(server, "SMRATrainMotionLoRA", links, small | changes) | {
         "data": node("SMRALoadMotionClip", clip=["wan", 1], folder="moving.mp4", **clip, **size),
         "raft": node("SMRALoadSEARAFT", file="optical_flow/raft_tiny.safetensors"),
         "flow": node("SMRAPreviewOpticalFlow", frames=["data", 0], sea_raft=["raft", 0]),
-        "train": node(
-            "SMRATrainMotionLoRA", model=["wan", 0], vae=["wan", 2], frames=["data", 0],
-            positive=["data", 1], sea_raft=["raft", 0], **values,
-        ),
         "text": node("PreviewAny", source=["train", 3]),
     }  # fmt: skip
 

@@ -1,6 +1,7 @@
-"""What the bench reads off one clip that should show a held-out subject in a held-out motion.
+"""Metrics of the bench for a clip that should show a held-out subject in a held-out motion.
 
-All by classical measurement (see `measure`), so that no arm is judged by a net that it was trained on.
+All are classical measurements (see `measure`), so that no variant is judged by a network that it was trained
+with.
 """
 
 import torch
@@ -8,70 +9,77 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..held_out_files import REFERENCES
-from ..world.measure import measure, sprite_masks
-from ..world.scenes import AMPLITUDE, BACKGROUNDS, COLORS, Scene, render, track
+from ..world.measure import find_sprite, measure
+from ..world.scenes import AMPLITUDE, BACKGROUNDS, COLORS, Scene, render, trace
 from ..world.sprite import FRAMES
 
 CROP = 24
 """Pixels along a side of the crop in which two sprites are compared."""
 STILL = 0.2
-"""Part of the reference's movement below which a clip counts as still."""
+"""Share of the reference's movement below which a clip counts as still."""
+
+PROMPT_BACKGROUNDS = tuple(BACKGROUNDS)
+"""Backgrounds that the prompts of a case name in turn."""
 
 METRIC_HELP = {
     "likeness": "likeness of the sprite to the subject: correlation of crops around it, 1 is equal",
     "background": "share of clips with the background that the prompt names",
     "x": "cosine of the horizontal track to the reference motion's; 0 if it hardly moves sideways",
-    "y": "the same of the vertical track, which a straight walk cannot fake",
-    "recognized": "share of clips that are read as the reference motion, of ten motions",
+    "y": "the same of the vertical track, which a straight walk cannot match",
+    "recognized": "share of clips that are recognized as the reference motion, of ten motions",
     "leak": "share of the sprite's pixels in the color of the motion clip's sprite",
     "still": f"share of clips that move less than {STILL} of the reference",
-    "seen": "share of the frames in which there is a sprite at all",
+    "seen": "share of the frames in which a sprite is seen",
 }
-"""Columns of the table, and what they say; none is called as a case's subject, motion or seed."""
+"""Column of the table -> its explanation. No column is named like a field of a case: subject, motion, seed.
+"""
 
 
-def clip_figures(frames: Tensor, subject: str, motion: str, background: str) -> dict[str, float]:
-    """Every figure of METRIC_HELP for a clip `F 3 H W` in [0, 1]."""
+def measure_clip(frames: Tensor, subject: str, motion: str, background: str) -> dict[str, float]:
+    """Compute the metrics of METRIC_HELP for a clip `F 3 H W` in [0, 1]."""
     reading = measure(frames)
-    wanted = AMPLITUDE * track(motion, torch.linspace(0, 1, len(frames)))
+    wanted = AMPLITUDE * trace(motion, torch.linspace(0, 1, len(frames)))
     wanted = wanted - wanted.mean(0)
-    x, y = (track_cosine(reading.track[:, axis], wanted[:, axis]) for axis in (0, 1))
+    x, y = (compare_tracks(reading.track[:, axis], wanted[:, axis]) for axis in (0, 1))
     return {
-        "likeness": subject_likeness(frames, subject),
+        "likeness": measure_likeness(frames, subject),
         "background": float(reading.background == background),
         "x": x,
         "y": y,
         "recognized": float(reading.motion == motion),
-        "leak": leaked_color(frames, motion, subject),
+        "leak": measure_leak(frames, motion, subject),
         "still": float(reading.track.norm() < STILL * wanted.norm()),
         "seen": reading.found,
     }
 
 
-def track_cosine(path: Tensor, wanted: Tensor) -> float:
-    """Cosine of two tracks `F` around their means; 0 where the path is below a tenth of what is wanted."""
+def compare_tracks(path: Tensor, wanted: Tensor) -> float:
+    """Return the cosine of two tracks `F` around their means; 0 if the path is shorter than a tenth of the
+    wanted.
+    """
     if path.norm() < 0.1 * wanted.norm():
         return 0.0
     return F.cosine_similarity(path, wanted, dim=0).item()
 
 
-def subject_likeness(frames: Tensor, subject: str) -> float:
-    """Mean over frames of the correlation of the sprite's crop with the painted subject's; 0 without sprite.
+def measure_likeness(frames: Tensor, subject: str) -> float:
+    """Return the mean over frames of the correlation of the sprite with the painted subject; 0 without a
+    sprite.
 
-    Both sprites are cut out before their own background and put on mid gray, so that it has no say.
+    Both sprites are cut out and put on mid gray, so that the background does not count.
     """
     reference = render(Scene(subject=subject), frames=1)
     target = crop_around(reference.frames[0], reference.mask_px[0])
-    masks = sprite_masks(frames)
+    masks = find_sprite(frames)
     scores = [
-        correlation(crop_around(frame, mask), target) if mask.any() else 0.0
+        correlate(crop_around(frame, mask), target) if mask.any() else 0.0
         for frame, mask in zip(frames, masks, strict=True)
     ]
     return sum(scores) / FRAMES
 
 
 def crop_around(frame: Tensor, mask_px: Tensor) -> Tensor:
-    """The sprite `3 CROP CROP` of a frame `3 H W`, in a box of 2.4 of its mean radii around its centroid."""
+    """Crop the sprite of a frame `3 H W` to `3 CROP CROP`: a box of 2.4 mean radii around its centroid."""
     size = frame.shape[-1]
     area = mask_px.sum()
     place = torch.arange(size, dtype=torch.float32) + 0.5
@@ -84,14 +92,16 @@ def crop_around(frame: Tensor, mask_px: Tensor) -> Tensor:
     return F.grid_sample(cut[None], grid, align_corners=False, padding_mode="border")[0]
 
 
-def correlation(a: Tensor, b: Tensor) -> float:
-    """Of two pictures around mid gray: 1 for equal ones up to contrast, 0 for unrelated ones."""
+def correlate(a: Tensor, b: Tensor) -> float:
+    """Correlate two pictures around mid gray: 1 if they are equal up to contrast, 0 if they are unrelated."""
     return F.cosine_similarity((a - 0.5).flatten(), (b - 0.5).flatten(), dim=0).item()
 
 
-def leaked_color(frames: Tensor, motion: str, subject: str) -> float:
-    """Share of the sprite's pixels that are nearer to the motion clip's color than to the subject's own."""
-    masks = sprite_masks(frames) > 0
+def measure_leak(frames: Tensor, motion: str, subject: str) -> float:
+    """Return the share of the sprite's pixels that are nearer to the motion clip's color than to the
+    subject's.
+    """
+    masks = find_sprite(frames) > 0
     if not masks.any():
         return 0.0
     pixels = frames.transpose(1, 2).transpose(2, 3)[masks]
@@ -102,9 +112,6 @@ def leaked_color(frames: Tensor, motion: str, subject: str) -> float:
     return ((pixels - theirs).norm(dim=1) < to_own).float().mean().item()
 
 
-def prompt_of(subject: str, background: str) -> str:
-    """What is asked for: the subject by its rare word, the motion by its own, a background."""
+def make_prompt(subject: str, background: str) -> str:
+    """Return the prompt with the subject's rare word, the motion's rare word and a background."""
     return f"a sks {subject} vvt moving on a {background} background"
-
-
-PROMPT_BACKGROUNDS = tuple(BACKGROUNDS)

@@ -1,7 +1,7 @@
-"""The bench: every arm on held-out subjects and held-out motions, resumable, its metrics a line a clip.
+"""The bench: every variant on held-out subjects and held-out motions.
 
-The folder keeps every LoRA (training goes on where it stopped) and in `clips.jsonl` every measured clip, so
-that the same command continues an interrupted bench and repeats nothing.
+The folder keeps every LoRA, so that training goes on where it stopped, and in `clips.jsonl` a line with the
+metrics of every measured clip. The same command continues an interrupted bench and repeats nothing.
 """
 
 import itertools
@@ -23,16 +23,18 @@ from ...standalone.generate import Variant, generate
 from ...standalone.progress_bar import TrainingBar
 from ...storage.tensor_cache import TensorCache
 from ...training.job import TrainedLora
+from ...training.mora import MotionSettings
 from ...training.motion import train_motion
 from ...training.subject import train_subject
+from ...training.sura import SubjectSettings
 from ..held_out_files import write_motion, write_subject
 from ..model_files import MINIATURE_FILES
 from ..small_settings import MOTION_TRAINING, SUBJECT_TRAINING
 from ..weight_paths import DINOV2_FILE, SEA_RAFT_FILE
 from ..world.scenes import HELD_OUT_MOTIONS, HELD_OUT_SUBJECTS
 from ..world.sprite import FRAMES, SIZE
-from .arms import ARMS, SAMPLING, BenchVariant
-from .metrics import PROMPT_BACKGROUNDS, clip_figures, prompt_of
+from .metrics import PROMPT_BACKGROUNDS, make_prompt, measure_clip
+from .variants import SAMPLING, VARIANTS, BenchVariant
 
 log = logging.getLogger("smrabooth")
 CLIPS_FILE = "clips.jsonl"
@@ -40,13 +42,13 @@ CLIPS_FILE = "clips.jsonl"
 
 @dataclass(frozen=True)
 class BenchSize:
-    """How much is measured."""
+    """Subjects, motions, seeds and clips that are measured."""
 
     subjects: tuple[str, ...] = tuple(HELD_OUT_SUBJECTS)
     motions: tuple[str, ...] = HELD_OUT_MOTIONS
     seeds: int = 3
     clips: int = 6
-    """Of every subject, motion and seed."""
+    """Number of clips for every subject, motion and seed."""
 
 
 FULL = BenchSize()
@@ -54,7 +56,7 @@ QUICK = BenchSize(("ball",), ("zigzag",), seeds=1, clips=4)
 
 
 class Case(NamedTuple):
-    """One subject in one motion, with everything trained anew from one seed."""
+    """One subject in one motion; its LoRAs are trained from one seed."""
 
     subject: str
     motion: str
@@ -63,20 +65,23 @@ class Case(NamedTuple):
 
 @dataclass(frozen=True)
 class Bench:
-    """Where a bench lies, and the models it runs on."""
+    """The folder of a bench, and the miniature that it runs on."""
 
     folder: Path
     backend: StandaloneBackend
 
-    def images(self, subject: str) -> list[SubjectImage]:
+    def write_images(self, subject: str) -> list[SubjectImage]:
+        """Write the pictures of a held-out subject to the folder, and read them as a user's are read."""
         folder = write_subject(self.folder / "data" / subject, subject)
         return read_subject_set(folder, (SIZE, SIZE)).images
 
-    def clip(self, motion: str) -> MotionClip:
+    def write_clip(self, motion: str) -> MotionClip:
+        """Write the clip of a held-out motion to the folder, and read it as a user's is read."""
         return read_motion_clip(write_motion(self.folder / "data" / motion, motion), (SIZE, SIZE), FRAMES)
 
 
 def open_bench(folder: Path) -> Bench:
+    """Make the folder of a bench, and choose the miniature on the CPU in float32."""
     folder.mkdir(parents=True, exist_ok=True)
     cache = TensorCache(folder / "cache")
     device = torch.device("cpu")
@@ -84,75 +89,72 @@ def open_bench(folder: Path) -> Bench:
 
 
 def run_bench(folder: Path, size: BenchSize = FULL) -> Path:
-    """Measure every arm in every case; the path of the file with a line a clip."""
-    bench, done = open_bench(folder), finished(folder / CLIPS_FILE)
-    for case in cases(size):
-        for arm in ARMS:
-            if (arm.name, case) in done:
+    """Measure every variant in every case; return the path of the file with a line for each clip."""
+    bench, finished = open_bench(folder), read_finished(folder / CLIPS_FILE)
+    for case in list_cases(size):
+        for variant in VARIANTS:
+            if (variant.name, case) in finished:
                 continue
-            log.info("%s: %s %s, seed %d", arm.name, case.subject, case.motion, case.seed)
-            lines = list(measured_clips(bench, arm, case, size.clips))
+            log.info("%s: %s %s, seed %d", variant.name, case.subject, case.motion, case.seed)
+            lines = list(measure_case(bench, variant, case, size.clips))
             with open(folder / CLIPS_FILE, "a", encoding="utf-8") as file:
                 file.writelines(json.dumps(line) + "\n" for line in lines)
     return folder / CLIPS_FILE
 
 
-def cases(size: BenchSize) -> Iterator[Case]:
-    """Seed by seed, so that an unfinished bench has whole seeds."""
+def list_cases(size: BenchSize) -> Iterator[Case]:
+    """List the cases seed by seed, so that an unfinished bench has whole seeds."""
     for seed, subject, motion in itertools.product(range(size.seeds), size.subjects, size.motions):
         yield Case(subject, motion, seed)
 
 
-def finished(path: Path) -> set[tuple[str, Case]]:
-    """Arms and cases whose clips are measured."""
+def read_finished(path: Path) -> set[tuple[str, Case]]:
+    """Read the variants and cases whose clips are measured; none where there is no file yet."""
     if not path.is_file():
         return set()
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return {(line["arm"], Case(line["subject"], line["motion"], line["seed"])) for line in lines}
+    return {(line["variant"], Case(line["subject"], line["motion"], line["seed"])) for line in lines}
 
 
-def measured_clips(bench: Bench, arm: BenchVariant, case: Case, count: int) -> Iterator[dict]:
-    """Train what the arm needs, sample its clips, and read them; a dictionary a clip."""
-    loras = trained_pair(bench, arm, case)
+def measure_case(bench: Bench, variant: BenchVariant, case: Case, count: int) -> Iterator[dict]:
+    """Train the variant's LoRAs, sample `count` clips and measure them; yield a dictionary for each clip."""
+    loras = train_pair(bench, variant, case)
     backgrounds = [PROMPT_BACKGROUNDS[i % len(PROMPT_BACKGROUNDS)] for i in range(count)]
-    prompts = [prompt_of(case.subject, background) for background in backgrounds]
+    prompts = [make_prompt(case.subject, background) for background in backgrounds]
     settings = replace(SAMPLING, seed=10_000 * (case.seed + 1))
-    videos = generate(bench.backend, prompts, [Variant(arm.name, "", loras, arm.t_point)], settings)[arm.name]
+    sampled = Variant(variant.name, "", loras, variant.t_point)
+    videos = generate(bench.backend, prompts, [sampled], settings)[variant.name]
     for number, (video, background) in enumerate(zip(videos, backgrounds, strict=True)):
-        metrics = clip_figures(video, case.subject, case.motion, background)
+        metrics = measure_clip(video, case.subject, case.motion, background)
         yield {
-            "arm": arm.name,
+            "variant": variant.name,
             **case._asdict(),
             "clip": number,
-            **{k: round(v, 4) for k, v in metrics.items()},
+            **{name: round(value, 4) for name, value in metrics.items()},
         }
 
 
-def trained_pair(bench: Bench, arm: BenchVariant, case: Case) -> tuple[ScheduledLora, ...]:
-    """The arm's LoRAs, trained from the case's seed or found in the run folder."""
-    spec, chosen = bench.backend.spec, []
-    if arm.subject is not None:
-        trained = _subject(bench, arm, case)
-        chosen.append(ScheduledLora(load_lora(trained.path, spec).lora, arm.strengths))
-    if arm.motion is not None:
-        trained = _motion(bench, arm, case)
-        chosen.append(ScheduledLora(load_lora(trained.path, spec).lora, MOTION_STRENGTHS))
-    return tuple(chosen)
+def train_pair(bench: Bench, variant: BenchVariant, case: Case) -> tuple[ScheduledLora, ...]:
+    """Train the variant's LoRAs from the case's seed, or load them where the run folder has them."""
+    spec, loras = bench.backend.spec, []
+    if variant.subject is not None:
+        trained = _train_subject(bench, variant.subject, case)
+        loras.append(ScheduledLora(load_lora(trained.path, spec).lora, variant.strengths))
+    if variant.motion is not None:
+        trained = _train_motion(bench, variant.motion, case)
+        loras.append(ScheduledLora(load_lora(trained.path, spec).lora, MOTION_STRENGTHS))
+    return tuple(loras)
 
 
-def _subject(bench: Bench, arm: BenchVariant, case: Case) -> TrainedLora:
+def _train_subject(bench: Bench, settings: SubjectSettings, case: Case) -> TrainedLora:
     training = replace(SUBJECT_TRAINING, seed=case.seed)
+    images = bench.write_images(case.subject)
     with TrainingBar(f"{case.subject} subject") as report:
-        return train_subject(
-            bench.backend, bench.images(case.subject), DINOV2_FILE,
-            arm.subject, training, case.subject, report,
-        )  # fmt: skip
+        return train_subject(bench.backend, images, DINOV2_FILE, settings, training, case.subject, report)
 
 
-def _motion(bench: Bench, arm: BenchVariant, case: Case) -> TrainedLora:
+def _train_motion(bench: Bench, settings: MotionSettings, case: Case) -> TrainedLora:
     training = replace(MOTION_TRAINING, seed=case.seed)
+    clip = bench.write_clip(case.motion)
     with TrainingBar(f"{case.motion} motion") as report:
-        return train_motion(
-            bench.backend, bench.clip(case.motion), SEA_RAFT_FILE,
-            arm.motion, training, case.motion, report,
-        )  # fmt: skip
+        return train_motion(bench.backend, clip, SEA_RAFT_FILE, settings, training, case.motion, report)

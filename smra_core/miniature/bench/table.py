@@ -1,4 +1,4 @@
-"""The bench's table: the mean of every figure, with a 95 % interval over trainings."""
+"""The bench's table: the mean of every metric, with a 95 % interval over trainings."""
 
 import json
 from collections import defaultdict
@@ -7,13 +7,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .arms import ARMS
 from .metrics import METRIC_HELP
+from .variants import VARIANTS
 
 DRAWS = 2000
+"""Number of bootstrap samples."""
 
 
 class Interval(NamedTuple):
+    """A mean and its 95 % interval."""
+
     mean: float
     low: float
     high: float
@@ -23,18 +26,19 @@ class Interval(NamedTuple):
 
 
 def read_clips(path: Path) -> list[dict]:
+    """Read the measured clips that the bench wrote, a dictionary for each."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def table(clips: list[dict]) -> str:
-    """Markdown, a row an arm, then what the columns say."""
-    by_arm = defaultdict(list)
+def render_table(clips: list[dict]) -> str:
+    """Render a Markdown table with a row for each variant, and the explanation of its columns."""
+    by_variant = defaultdict(list)
     for clip in clips:
-        by_arm[clip["arm"]].append(clip)
-    lines = ["| arm | n | " + " | ".join(METRIC_HELP) + " |", "|---" * (len(METRIC_HELP) + 2) + "|"]
-    for name in (arm.name for arm in ARMS if arm.name in by_arm):
-        cells = [str(bootstrap(by_arm[name], column)) for column in METRIC_HELP]
-        lines.append(f"| {name} | {len(by_arm[name])} | " + " | ".join(cells) + " |")
+        by_variant[clip["variant"]].append(clip)
+    lines = ["| variant | n | " + " | ".join(METRIC_HELP) + " |", "|---" * (len(METRIC_HELP) + 2) + "|"]
+    for name in (variant.name for variant in VARIANTS if variant.name in by_variant):
+        cells = [str(estimate_mean(by_variant[name], column)) for column in METRIC_HELP]
+        lines.append(f"| {name} | {len(by_variant[name])} | " + " | ".join(cells) + " |")
     seeds = len({clip["seed"] for clip in clips})
     cases = len({(clip["subject"], clip["motion"], clip["seed"]) for clip in clips})
     lines += ["", f"{seeds} seed(s), {cases} case(s) of subject, motion and seed; intervals are 95 %, by"]
@@ -42,8 +46,11 @@ def table(clips: list[dict]) -> str:
     return "\n".join(lines + [f"- `{name}`: {text}" for name, text in METRIC_HELP.items()])
 
 
-def bootstrap(clips: list[dict], column: str) -> Interval:
-    """Mean over clips, and its 95 % interval when whole cases are drawn with replacement."""
+def estimate_mean(clips: list[dict], column: str) -> Interval:
+    """Return the mean of a metric and its 95 % interval, by a bootstrap over cases.
+
+    Whole cases are drawn with replacement, because the clips of one training are not independent.
+    """
     groups = defaultdict(list)
     for clip in clips:
         groups[clip["subject"], clip["motion"], clip["seed"]].append(clip[column])

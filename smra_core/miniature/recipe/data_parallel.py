@@ -1,5 +1,6 @@
-"""Training in several single-threaded processes, which share gradients: on two cores twice the speed of
-threads.
+"""Training in several single-threaded processes that average their gradients.
+
+On two cores this is twice as fast as two threads.
 """
 
 import tempfile
@@ -13,18 +14,20 @@ from torch import Tensor, nn
 
 
 def run_processes(worker: Callable[..., None], processes: int, *args) -> None:
-    """Run `worker(rank, *args)` in every process, joined in a group; with 1 process, in this one."""
+    """Run `worker(rank, *args)` in every process of a group; with 1 process, in the current one."""
     with tempfile.TemporaryDirectory() as folder:
-        meeting = (Path(folder) / "meeting").as_uri()
+        init_method = (Path(folder) / "rendezvous").as_uri()
         if processes == 1:
-            _join(0, worker, 1, meeting, args)
+            _join_group(0, worker, 1, init_method, args)
         else:
-            multiprocessing.spawn(_join, (worker, processes, meeting, args), nprocs=processes)
+            multiprocessing.spawn(_join_group, (worker, processes, init_method, args), nprocs=processes)
 
 
-def _join(rank: int, worker: Callable[..., None], processes: int, meeting: str, args: tuple) -> None:
+def _join_group(
+    rank: int, worker: Callable[..., None], processes: int, init_method: str, args: tuple
+) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=processes)
+    dist.init_process_group("gloo", init_method=init_method, rank=rank, world_size=processes)
     try:
         worker(rank, *args)
     finally:
@@ -32,7 +35,7 @@ def _join(rank: int, worker: Callable[..., None], processes: int, meeting: str, 
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace gradients by their mean over the group, in one message."""
+    """Replace gradients by their mean over the group, in one all-reduce."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
@@ -41,8 +44,8 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
         gradient.copy_(mean.view_as(gradient))
 
 
-def gathered(tensor: Tensor) -> Tensor:
-    """The tensors of all processes, one after another along the first axis."""
+def gather(tensor: Tensor) -> Tensor:
+    """Return the tensors of all processes, concatenated along the first axis."""
     parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, tensor.contiguous())
     return torch.cat(parts)

@@ -1,4 +1,7 @@
-"""The gates a miniature must pass before anything is concluded from it: does it show what it is asked for."""
+"""Acceptance checks of the miniature: do its samples show what the prompt asks for?
+
+Nothing is concluded from a miniature that does not pass them.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -20,11 +23,11 @@ from ...wan.sampler import SamplingSettings, initial_noise, sample
 from ..model_files import MINIATURE_FILES
 from ..weight_paths import DINOV2_FILE, SEA_RAFT_FILE
 from ..world.measure import measure
-from ..world.scenes import HELD_OUT_MOTIONS, MOTION_WORDS, Scene, random_scene, render
+from ..world.scenes import HELD_OUT_MOTIONS, MOTION_WORDS, Scene, draw_scene, render
 from ..world.sprite import FRAMES, SIZE
-from .stage import bfloat16_where_fast
-from .train_flow import EndPointErrors, end_point_errors, pairs_of
-from .train_patches import matching
+from .stage import cast_where_fast
+from .train_flow import EndPointErrors, collect_pairs, measure_end_point_errors
+from .train_patches import measure_matching
 
 CPU = torch.device("cpu")
 ATTRIBUTES = ("color", "background", "motion", "shape")
@@ -35,23 +38,25 @@ SETTINGS = SamplingSettings(steps=20, shift=3.0, guidance=3.0, width=SIZE, heigh
 
 @dataclass
 class Tally:
-    """What was asked for and what was read, over many clips."""
+    """Counts of what was asked for and what was measured, over many clips."""
 
     pairs: dict[str, Counter] = field(default_factory=lambda: {name: Counter() for name in ATTRIBUTES})
     clips: int = 0
 
     def add(self, scene: Scene, frames: Tensor) -> None:
+        """Measure a clip `F 3 H W` in [0, 1] that should show a scene, and count the result."""
         reading = measure(frames)
         self.clips += 1
         for name in ATTRIBUTES:
             self.pairs[name][getattr(scene, name), getattr(reading, name)] += 1
 
-    def accuracy(self, name: str) -> float:
+    def measure_accuracy(self, name: str) -> float:
+        """Return the share of the clips in which an attribute was measured as asked for."""
         right = sum(count for (asked, read), count in self.pairs[name].items() if asked == read)
         return right / self.clips
 
-    def confusions(self, name: str) -> list[str]:
-        """A line a class: how often it was read right, and what it was taken for."""
+    def list_confusions(self, name: str) -> list[str]:
+        """Return a line for each value of an attribute: how often it was right, and what it was taken for."""
         lines = []
         for asked in sorted({asked for asked, _ in self.pairs[name]}):
             row = {read: n for (a, read), n in self.pairs[name].items() if a == asked}
@@ -59,46 +64,46 @@ class Tally:
             lines.append(f"  {asked:<10}{row.get(asked, 0):>4} of {sum(row.values()):<4}{wrong}")
         return lines
 
-    def table(self, needed: dict[str, float]) -> str:
-        """Accuracies against what is needed, then the confusions of each attribute."""
+    def render_table(self, needed: dict[str, float]) -> str:
+        """Render the accuracies with those needed, and the confusions of each attribute."""
         lines = [f"{self.clips} clips"]
         for name in ATTRIBUTES:
-            gate = f"  needs {needed[name]:.2f}" if name in needed else ""
-            verdict = (
-                "" if name not in needed else ("  ok" if self.accuracy(name) >= needed[name] else "  MISSED")
-            )
-            lines += [f"{name:<12}{self.accuracy(name):.3f}{gate}{verdict}", *self.confusions(name)]
+            accuracy, verdict = self.measure_accuracy(name), ""
+            if name in needed:
+                result = "ok" if accuracy >= needed[name] else "MISSED"
+                verdict = f"  needs {needed[name]:.2f}  {result}"
+            lines += [f"{name:<12}{accuracy:.3f}{verdict}", *self.list_confusions(name)]
         return "\n".join(lines)
 
 
-def spread_scenes(count: int, motions: Sequence[str], seed: int = 77) -> list[Scene]:
-    """Random scenes that take the motions in turn."""
+def draw_scenes(count: int, motions: Sequence[str], seed: int = 77) -> list[Scene]:
+    """Draw random scenes that take the motions in turn."""
     generator = torch.Generator().manual_seed(seed)
-    return [replace(random_scene(generator), motion=motions[i % len(motions)]) for i in range(count)]
+    return [replace(draw_scene(generator), motion=motions[i % len(motions)]) for i in range(count)]
 
 
-def gate_vae(count: int = 140) -> Tally:
-    """Reconstruct clips of every motion, held-out ones included, and read them."""
+def check_vae(count: int = 140) -> Tally:
+    """Reconstruct clips of every motion, held-out ones included, and measure them."""
     codec = MINIATURE_FILES.load_codec(torch.float32, CPU)
     tally = Tally()
-    for scene in tqdm(spread_scenes(count, (*MOTION_WORDS, *HELD_OUT_MOTIONS)), desc="VAE gate", unit="clip"):
-        with bfloat16_where_fast():
+    for scene in tqdm(draw_scenes(count, (*MOTION_WORDS, *HELD_OUT_MOTIONS)), desc="VAE gate", unit="clip"):
+        with cast_where_fast():
             back = codec.decode(codec.encode(as_video(render(scene).frames)))
         tally.add(scene, as_frames(back[0].float()))
     return tally
 
 
-def gate_dit(count: int = 136, batch: int = 8) -> Tally:
-    """Sample clips from prompts of every motion, and read them."""
-    scenes = spread_scenes(count, tuple(MOTION_WORDS))
+def check_dit(count: int = 136, batch: int = 8) -> Tally:
+    """Sample clips from prompts of every motion, and measure them."""
+    scenes = draw_scenes(count, tuple(MOTION_WORDS))
     tally = Tally()
-    for scene, frames in zip(scenes, sampled([scene.prompt() for scene in scenes], batch), strict=True):
+    for scene, frames in zip(scenes, sample_clips([scene.prompt for scene in scenes], batch), strict=True):
         tally.add(scene, frames)
     return tally
 
 
-def sampled(prompts: Sequence[str], batch: int = 8) -> Iterable[Tensor]:
-    """Clips `F 3 H W` of prompts by the miniature alone, each from noise of its own."""
+def sample_clips(prompts: Sequence[str], batch: int = 8) -> Iterable[Tensor]:
+    """Sample clips `F 3 H W` in [0, 1] of prompts with the miniature alone, each from noise of its own."""
     denoiser = MINIATURE_FILES.load_denoiser(torch.float32, CPU)
     codec = MINIATURE_FILES.load_codec(torch.float32, CPU)
     text, sigmas = HashedText(), sampling_sigmas(SETTINGS.steps, SETTINGS.shift)
@@ -106,18 +111,18 @@ def sampled(prompts: Sequence[str], batch: int = 8) -> Iterable[Tensor]:
         context = text.encode(list(prompts[start : start + batch]))
         noise = initial_noise(replace(SETTINGS, seed=1000 + start), len(context))
         negative = text.encode([""] * len(context))
-        with bfloat16_where_fast():
+        with cast_where_fast():
             latents = sample(denoiser, noise, sigmas, context, negative, SETTINGS.guidance)
             pixels = [codec.decode(z[None]).float() for z in latents]
         yield from (as_frames(clip[0]) for clip in pixels)
 
 
-class TeacherFigures(NamedTuple):
-    """How good the miniature's teachers are on clips and sprites that no training has seen."""
+class EncoderMetrics(NamedTuple):
+    """Quality of the miniature's encoders on clips and sprites that no training has seen."""
 
     flow: EndPointErrors
     matching: float
-    """Share of sprites whose other picture is found among `sprites`; chance is 1 in that many."""
+    """Share of sprites whose other picture is the nearest of all; by chance it is 1 / `sprites`."""
     sprites: int
 
     def __str__(self) -> str:
@@ -131,18 +136,20 @@ class TeacherFigures(NamedTuple):
         )
 
 
-def gate_teachers(clips: int = 40, sprites: int = 100) -> TeacherFigures:
-    """Flow on clips of every motion, held-out ones included; features on pairs of pictures of sprites."""
-    scenes = spread_scenes(clips, (*MOTION_WORDS, *HELD_OUT_MOTIONS), seed=33)
-    pairs = pairs_of([render(scene) for scene in scenes])
+def check_encoders(clips: int = 40, sprites: int = 100) -> EncoderMetrics:
+    """Measure the flow on clips of every motion, held-out ones included, and the features on pairs of
+    pictures.
+    """
+    scenes = draw_scenes(clips, (*MOTION_WORDS, *HELD_OUT_MOTIONS), seed=33)
+    pairs = collect_pairs([render(scene) for scene in scenes])
     net = load_sea_raft(SEA_RAFT_FILE)
     dinov2 = load_dinov2(DINOV2_FILE)
-    return TeacherFigures(end_point_errors(net, pairs), matching(dinov2, sprites), sprites)
+    return EncoderMetrics(measure_end_point_errors(net, pairs), measure_matching(dinov2, sprites), sprites)
 
 
 def draw_samples(path: Path, count: int = 12) -> Path:
-    """Sampled clips beside their prompts, as a contact sheet."""
-    prompts = [scene.prompt() for scene in spread_scenes(count, tuple(MOTION_WORDS), seed=5)]
-    rows = list(zip(prompts, sampled(prompts), strict=True))
+    """Sample clips and write them with their prompts as a contact sheet; return its path."""
+    prompts = [scene.prompt for scene in draw_scenes(count, tuple(MOTION_WORDS), seed=5)]
+    rows = list(zip(prompts, sample_clips(prompts), strict=True))
     write_contact_sheet(rows, path, list(range(0, FRAMES, 2)), "Sampled from the miniature's prompts")
     return path

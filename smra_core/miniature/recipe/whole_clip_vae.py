@@ -1,8 +1,9 @@
-"""Driving the modules of diffusers' AutoencoderKLWan over a whole clip at once, for training.
+"""Encoding and decoding of whole clips with the modules of diffusers' AutoencoderKLWan, for training.
 
 Diffusers encodes and decodes chunk by chunk with caches, which is right for inference and slow to train
 through. Over a whole clip the causal convolutions pad by themselves, and only the temporal resampling needs
-care: the first frame passes it by. Equal to diffusers' own encode and decode (without its clamp).
+care, because it leaves out the first frame. The results equal those of diffusers' own encode and decode
+(without its clamp).
 """
 
 from collections.abc import Iterable
@@ -15,31 +16,31 @@ from torch import Tensor, nn
 
 
 def encode_moments(vae: AutoencoderKLWan, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Posterior mean and log variance `B 16 f h w` of pixels `B 3 F H W` in [-1, 1], F = 4n+1."""
+    """Encode pixels `B 3 F H W` in [-1, 1], F = 4n+1, to the posterior mean and log variance `B 16 f h w`."""
     encoder = vae.encoder
-    x = _sequence(encoder.down_blocks, encoder.conv_in(pixels))
-    x = encoder.conv_out(encoder.nonlinearity(encoder.norm_out(_middle(encoder.mid_block, x))))
+    x = _run_sequence(encoder.down_blocks, encoder.conv_in(pixels))
+    x = encoder.conv_out(encoder.nonlinearity(encoder.norm_out(_run_middle(encoder.mid_block, x))))
     mean, log_variance = vae.quant_conv(x).chunk(2, 1)
     return mean, log_variance
 
 
 def decode_clip(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
-    """Pixels `B 3 F H W`, not clamped, of latents as the encoder gives them."""
+    """Decode latents `B 16 f h w`, as the encoder gives them, to pixels `B 3 F H W` that are not clamped."""
     decoder = vae.decoder
-    x = _middle(decoder.mid_block, decoder.conv_in(vae.post_quant_conv(latents)))
+    x = _run_middle(decoder.mid_block, decoder.conv_in(vae.post_quant_conv(latents)))
     for block in decoder.up_blocks:
-        x = _sequence(block.resnets, x)
-        x = _sequence(block.upsamplers or (), x)
+        x = _run_sequence(block.resnets, x)
+        x = _run_sequence(block.upsamplers or (), x)
     return decoder.conv_out(decoder.nonlinearity(decoder.norm_out(x)))
 
 
-def _sequence(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
+def _run_sequence(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
     for module in modules:
         x = _resample(module, x) if isinstance(module, WanResample) else module(x)
     return x
 
 
-def _middle(block: nn.Module, x: Tensor) -> Tensor:
+def _run_middle(block: nn.Module, x: Tensor) -> Tensor:
     x = block.resnets[0](x)
     for attention, residual in zip(block.attentions, block.resnets[1:], strict=True):
         x = residual(attention(x))
@@ -47,20 +48,20 @@ def _middle(block: nn.Module, x: Tensor) -> Tensor:
 
 
 def _resample(module: WanResample, x: Tensor) -> Tensor:
-    several = x.shape[2] > 1
-    if module.mode == "upsample3d" and several:
+    is_clip = x.shape[2] > 1
+    if module.mode == "upsample3d" and is_clip:
         later = rearrange(module.time_conv(x[:, :, 1:]), "b (two c) t h w -> b c (t two) h w", two=2)
         x = torch.cat([x[:, :, :1], later], 2)
     frames = x.shape[2]
     x = module.resample(rearrange(x, "b c t h w -> (b t) c h w"))
     x = rearrange(x, "(b t) c h w -> b c t h w", t=frames)
-    if module.mode == "downsample3d" and several:
+    if module.mode == "downsample3d" and is_clip:
         x = torch.cat([x[:, :, :1], module.time_conv(x)], 2)
     return x
 
 
 def initialize(vae: AutoencoderKLWan) -> None:
-    """Start values with which a tiny video VAE trains well.
+    """Initialize a tiny video VAE so that it trains well.
 
     Convolutions have fan-in scale and look mostly at the present frame, residual branches start at zero, time
     resampling starts as a copy, and the posterior starts narrow (its noise would drown the latents).

@@ -1,13 +1,24 @@
-"""The sprite world: what the miniature was trained on, what was held out from it, and how both are named."""
+"""Scenes of the sprite world: those the miniature was trained on, those held out, and the words for both."""
 
-import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from .sprite import FRAMES, SHAPES, SIZE, Painted, Texture, bullseye, paint, plain, striped, two_tone
+from .sprite import (
+    FRAMES,
+    SHAPES,
+    SIZE,
+    Painted,
+    Texture,
+    paint,
+    paint_bullseye,
+    paint_halves,
+    paint_plain,
+    paint_stripes,
+)
 
 COLORS = {
     "red": (0.90, 0.12, 0.12),
@@ -35,23 +46,23 @@ MOTION_WORDS = {
     "shrinking": "shrinking smaller",
 }
 HELD_OUT_MOTIONS = ("zigzag", "hook")
-"""Seen by no stage of pre-training: only ever reference clips."""
+"""Motions that no stage of pre-training has seen. They are shown in reference clips only."""
 ORANGE, WHITE, PINK, INDIGO = (
     torch.tensor(rgb)
     for rgb in ((0.98, 0.55, 0.08), (0.95, 0.95, 0.95), (0.98, 0.60, 0.75), (0.30, 0.12, 0.55))
 )
 HELD_OUT_SUBJECTS: dict[str, tuple[str, Texture]] = {
-    "ball": ("circle", two_tone(ORANGE, WHITE)),
-    "badge": ("square", bullseye(PINK, INDIGO)),
+    "ball": ("circle", paint_halves(ORANGE, WHITE)),
+    "badge": ("square", paint_bullseye(PINK, INDIGO)),
 }
 """Shape and texture of subjects in colors and patterns that no stage of pre-training has seen."""
 AMPLITUDE, RADIUS = 11.0, 13.0
-"""Pixels that a motion goes to each side of its middle, and a sprite's usual radius."""
+"""Pixels that a motion moves to each side of its center, and the usual radius of a sprite in pixels."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One clip of the world; every field has a word in the prompt, except place and size."""
+    """One clip of the world. Every field but center and radius has a word in the prompt."""
 
     shape: str = "circle"
     color: str = "red"
@@ -61,38 +72,42 @@ class Scene:
     center: tuple[float, float] = (SIZE / 2, SIZE / 2)
     radius: float = RADIUS
     subject: str | None = None
-    """A held-out subject in place of shape, color and texture."""
+    """Name of a held-out subject, which replaces shape, color and texture."""
 
+    @property
     def prompt(self) -> str:
+        """Caption of the clip."""
         looks = f"{self.color} {self.texture} {self.shape}" if self.subject is None else f"sks {self.subject}"
         motion = MOTION_WORDS.get(self.motion, "vvt moving")
         return f"a {looks} {motion} on a {self.background} background"
 
+    @property
     def picture_prompt(self) -> str:
-        """Caption of one frame, which has no motion."""
+        """Caption of a single frame, which shows no motion."""
         looks = f"{self.color} {self.texture} {self.shape}" if self.subject is None else f"sks {self.subject}"
         return f"a picture of {looks} on a {self.background} background"
 
 
 def render(scene: Scene, frames: int = FRAMES) -> Painted:
-    """Paint a scene; a static one of 1 frame is a picture."""
+    """Paint a scene as a clip; with 1 frame, it shows the middle of the motion."""
     progress = torch.linspace(0, 1, frames) if frames > 1 else torch.full((1,), 0.5)
-    centers = torch.tensor(scene.center) + AMPLITUDE * track(scene.motion, progress)
-    radii = scene.radius * growth(scene.motion, progress)
-    shape, texture = _looks(scene)
+    centers = torch.tensor(scene.center) + AMPLITUDE * trace(scene.motion, progress)
+    radii = scene.radius * grow(scene.motion, progress)
+    shape, texture = _choose_looks(scene)
     return paint(shape, centers, radii, texture, torch.tensor(BACKGROUNDS[scene.background]))
 
 
-def _looks(scene: Scene) -> tuple[str, Texture]:
+def _choose_looks(scene: Scene) -> tuple[str, Texture]:
+    """Return shape and texture of a scene."""
     if scene.subject is not None:
         return HELD_OUT_SUBJECTS[scene.subject]
     color = torch.tensor(COLORS[scene.color])
-    texture = plain(color) if scene.texture == "plain" else striped(color, color * 0.4 + 0.6)
+    texture = paint_plain(color) if scene.texture == "plain" else paint_stripes(color, color * 0.4 + 0.6)
     return scene.shape, texture
 
 
-def track(motion: str, u: Tensor) -> Tensor:
-    """Displacement of the center `F 2` in amplitudes, for progress u in [0, 1]."""
+def trace(motion: str, u: Tensor) -> Tensor:
+    """Return the center's displacement `F 2` in units of the amplitude, for progress u `F` in [0, 1]."""
     line, zero = 2 * u - 1, torch.zeros_like(u)
     turn = 2 * math.pi * u
     tracks = {
@@ -101,39 +116,35 @@ def track(motion: str, u: Tensor) -> Tensor:
         "up": (zero, -line),
         "down": (zero, line),
         "circling": (torch.sin(turn), -torch.cos(turn)),
-        "zigzag": (line, triangle_wave(u)),
+        "zigzag": (line, trace_triangle(u)),
         "hook": ((2 * line).clamp(-2, 0) + 1, (-2 * line).clamp(-2, 0) + 1),
     }
     return torch.stack(tracks.get(motion, (zero, zero)), -1)
 
 
-def triangle_wave(u: Tensor) -> Tensor:
-    """One period: 0, 1, 0, -1, 0."""
+def trace_triangle(u: Tensor) -> Tensor:
+    """Return one period of a triangle wave for u in [0, 1]: 0, 1, 0, -1, 0."""
     return 1 - 4 * ((u + 0.25) % 1 - 0.5).abs()
 
 
-def growth(motion: str, u: Tensor) -> Tensor:
-    """Radius in units of the scene's, for progress u."""
+def grow(motion: str, u: Tensor) -> Tensor:
+    """Return the radius `F` in units of the scene's, for progress u `F` in [0, 1]."""
     if motion == "growing":
         return 0.6 + 0.7 * u
     return 1.3 - 0.7 * u if motion == "shrinking" else torch.ones_like(u)
 
 
-def all_scenes() -> list[Scene]:
-    """Every combination of words that pre-training draws from."""
-    words = itertools.product(SHAPES, COLORS, TEXTURES, BACKGROUNDS, MOTION_WORDS)
-    return [Scene(*combination) for combination in words]
-
-
 def vary(scene: Scene, generator: torch.Generator) -> Scene:
-    """The scene at another place (up to 4 px away) and of another size (11.5 to 14.5 px)."""
+    """Return the scene at another place (up to 4 px away) and of another size (radius 11.5 to 14.5 px)."""
     dx, dy, r = torch.rand(3, generator=generator).tolist()
     center = (SIZE / 2 + 8 * dx - 4, SIZE / 2 + 8 * dy - 4)
     return replace(scene, center=center, radius=11.5 + 3 * r)
 
 
-def random_scene(generator: torch.Generator) -> Scene:
-    def pick(options):
+def draw_scene(generator: torch.Generator) -> Scene:
+    """Draw a scene from the words of pre-training, with a random place and size."""
+
+    def pick(options: Iterable[str]) -> str:
         return list(options)[int(torch.randint(len(options), (), generator=generator))]
 
     words = [pick(options) for options in (SHAPES, COLORS, TEXTURES, BACKGROUNDS, MOTION_WORDS)]

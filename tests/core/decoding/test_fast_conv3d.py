@@ -7,10 +7,10 @@ from diffusers import AutoencoderKLWan
 
 from smra_core.decoding.fast_conv3d import (
     NARROW,
-    conv2d_over_stacked_frames,
-    conv3d,
-    conv3d_wastes_memory,
+    convolve_3d,
+    convolve_stacked_frames,
     is_slow_as_conv3d,
+    wastes_memory_in_conv3d,
     with_fast_layers,
 )
 
@@ -20,7 +20,7 @@ def test_stacked_taps_are_a_convolution_over_the_volume(kernel):
     x, weight, bias = torch.randn(2, 3, 5, 4, 6), torch.randn(7, 3, *kernel), torch.randn(7)
     borders = (kernel[1] // 2, kernel[2] // 2)
     torch.testing.assert_close(
-        conv2d_over_stacked_frames(x, weight, bias, borders),
+        convolve_stacked_frames(x, weight, bias, borders),
         F.conv3d(x, weight, bias, padding=(0, *borders)),
         atol=1e-5,
         rtol=1e-5,
@@ -36,7 +36,7 @@ def test_only_narrow_float32_volumes_are_rewritten(channels, dtype, slow):
         torch.randn(NARROW, channels, 3, 1, 1, dtype=dtype),
     )
     assert is_slow_as_conv3d(x, weight) == slow
-    torch.testing.assert_close(conv3d(x, weight, None), F.conv3d(x, weight), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(convolve_3d(x, weight, None), F.conv3d(x, weight), atol=1e-4, rtol=1e-4)
 
 
 def test_a_vae_with_fast_layers_says_the_same():
@@ -64,4 +64,4 @@ def test_a_vae_with_fast_layers_says_the_same():
 def test_only_the_bad_combination_is_told(monkeypatch, version, cudnn, dtype, bad):
     monkeypatch.setattr(torch, "__version__", version)
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: cudnn)
-    assert conv3d_wastes_memory(dtype) == bad
+    assert wastes_memory_in_conv3d(dtype) == bad

@@ -2,12 +2,16 @@ from functools import partial
 
 import pytest
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanUpsample
 from torch import nn
+from toy_models import smooth_flow, squared
 
-from smra_core.decoding.flow_gradient import FlowComparison, compute_flow_loss, flow_loss_and_gradient
+from smra_core.decoding.flow_gradient import (
+    FlowComparison,
+    compute_flow_loss,
+    compute_flow_loss_and_gradient,
+)
 from smra_core.decoding.wan_decoder import WanVideoDecoder
 from smra_core.decoding.windows import DecodeWindow
 from smra_core.wan.latents import denormalize
@@ -27,21 +31,9 @@ def vae():
     return vae
 
 
-def smooth_flow(frames):
-    """A stand-in flow net: differentiable everywhere, each pair by itself, not linear in either frame."""
-    before, after = F.avg_pool2d(frames[:-1], 3, 1, 1), frames[1:]
-    return torch.stack(
-        [torch.tanh(before[:, 0] * after[:, 1] / 1e4), torch.sin(after[:, 2] / 40 + before[:, 1] / 90)], 1
-    )
-
-
-def squared(flow, reference):
-    return ((flow - reference) ** 2).mean()
-
-
 @pytest.fixture
 def objective(vae):
-    return FlowComparison(WanVideoDecoder.of(vae), smooth_flow, squared)
+    return FlowComparison(WanVideoDecoder.of(vae), smooth_flow, squared, pairs_per_chunk=4)
 
 
 @pytest.fixture
@@ -139,13 +131,15 @@ def test_samples_do_not_touch_each_other(objective, clip):
 def test_flow_of_a_reference_of_itself_costs_nothing_and_half_precision_keeps_its_dtype():
     pixels = (torch.rand(1, 3, 6, 8, 8) * 2 - 1).bfloat16()
     own = smooth_flow((pixels[0].transpose(0, 1).float() + 1) * 127.5)
-    loss, gradient = flow_loss_and_gradient(pixels, own, FlowComparison(None, smooth_flow, squared))
+    loss, gradient = compute_flow_loss_and_gradient(
+        pixels, own, FlowComparison(None, smooth_flow, squared, 0, 4)
+    )
     assert loss == 0 and gradient.dtype == torch.bfloat16
 
 
 def test_frames_beyond_the_range_still_get_a_gradient():
     pixels = torch.full((1, 3, 5, 4, 4), 1.5)
-    _, gradient = flow_loss_and_gradient(
+    _, gradient = compute_flow_loss_and_gradient(
         pixels, torch.ones(4, 2, 4, 4), FlowComparison(None, smooth_flow, squared)
     )
     assert gradient.abs().sum() > 0

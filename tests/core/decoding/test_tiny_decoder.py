@@ -85,7 +85,7 @@ class Full:
         return larger(pixels + self.error * pixels.std() * torch.randn_like(pixels)), after
 
 
-@pytest.mark.parametrize("scaling", ["whitened", "denormalize"])
+@pytest.mark.parametrize("scaling", ["normalized", "denormalized"])
 def test_the_scaling_is_found_from_what_the_full_decoder_says(scaling):
     found = with_matching_scaling(tiny(), Full(scaling, error=0.3), 3 * latents()[0])
     assert found.scaling == scaling
@@ -93,7 +93,7 @@ def test_the_scaling_is_found_from_what_the_full_decoder_says(scaling):
 
 def test_a_tiny_decoder_of_other_latents_is_refused():
     with pytest.raises(ValueError, match="not the full decoder's.*lighttaew2_1"):
-        with_matching_scaling(tiny(), Full("whitened", error=2.0), 3 * latents()[0])
+        with_matching_scaling(tiny(), Full("normalized", error=2.0), 3 * latents()[0])
 
 
 def test_files_are_read_and_their_encoder_is_passed_over(tmp_path):

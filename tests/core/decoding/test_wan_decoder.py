@@ -128,10 +128,10 @@ def test_later_latents_leave_earlier_frames_alone():
     assert not torch.equal(before[2], after[2])
 
 
-def test_model_space_is_whitened():
+def test_model_space_is_normalized():
     mean, std = torch.tensor(LATENT_MEAN), torch.tensor(LATENT_STD)
-    whitened = torch.stack([torch.zeros(16), torch.ones(16)]).view(2, 16, 1, 1, 1)
-    torch.testing.assert_close(denormalize(whitened).flatten(1), torch.stack([mean, mean + std]))
+    normalized = torch.stack([torch.zeros(16), torch.ones(16)]).view(2, 16, 1, 1, 1)
+    torch.testing.assert_close(denormalize(normalized).flatten(1), torch.stack([mean, mean + std]))
 
 
 def test_the_vae_of_wan_22_is_refused():

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
+from toy_models import smooth_flow, squared
 
 from smra_core.decoding.flow_gradient import FlowComparison, compute_flow_loss
 from smra_core.decoding.wan_decoder import WanVideoDecoder
@@ -18,15 +19,6 @@ SHAPE = (1, 16, LATENTS, 1, 2)
 ])  # fmt: skip
 def test_every_latent_that_ends_a_pair_is_in_one_window(latents, size, expected):
     assert split_into_windows(latents, size) == expected
-
-
-def smooth_flow(frames):
-    before, after = frames[:-1] / 100, frames[1:] / 100
-    return torch.stack([torch.tanh(before[:, 0] * after[:, 1]), torch.sin(after[:, 2] + before[:, 1])], 1)
-
-
-def squared(flow, reference):
-    return ((flow - reference) ** 2).mean()
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from random_dinov2 import authors_names, random_weights, transformers_names
 from safetensors.torch import save_file
 
-from smra_core.encoders.dinov2 import IMAGENET_MEAN, IMAGENET_STD, DinoV2, dtype_on, load_dinov2
-from smra_core.encoders.dinov2_files import DinoV2Config, config_of, expected_shapes, with_timm_names
+from smra_core.encoders.dinov2 import IMAGENET_MEAN, IMAGENET_STD, DinoV2, choose_dtype, load_dinov2
+from smra_core.encoders.dinov2_files import DinoV2Config, find_config, list_expected_shapes, with_timm_names
 from smra_core.storage.weight_file import WeightFile
 
 WIDTH, DEPTH, HEADS, GRID = 32, 2, 4, 5
@@ -61,7 +61,7 @@ def test_three_dialects_are_bit_equal_at_the_published_widths(size, registers, t
     drawn = torch.randn(1 << 16, generator=torch.Generator().manual_seed(0)) * 0.1
     weights = {
         name: drawn.repeat(-(-math.prod(shape) // len(drawn)))[: math.prod(shape)].reshape(shape)
-        for name, shape in expected_shapes(config).items()
+        for name, shape in list_expected_shapes(config).items()
     }
     originals = authors_names(weights, config)
     if registers:
@@ -104,9 +104,9 @@ def test_published_sizes_are_found_from_full_lists_of_shapes(size, registers, tm
     file = WeightFile(tmp_path / "dino.pth", originals, {})
     named = with_timm_names(file)
     assert named.keys() == weights.keys()
-    assert config_of(named, file) == config
+    assert find_config(named, file) == config
     assert {name: value.shape for name, value in named.items()} == {n: v.shape for n, v in weights.items()}
-    assert expected_shapes(config) == {name: tuple(value.shape) for name, value in weights.items()}
+    assert list_expected_shapes(config) == {name: tuple(value.shape) for name, value in weights.items()}
 
 
 @pytest.mark.parametrize("config", [PLAIN, GATED, REGISTERS], ids=["mlp", "swiglu", "registers"])
@@ -150,8 +150,13 @@ def test_a_published_width_needs_no_metadata(tmp_path):
 
 
 def test_only_the_giant_is_held_in_bfloat16_and_only_off_the_cpu(tmp_path):
-    assert dtype_on("cuda", GATED) == dtype_on("cuda:1", GATED) == torch.bfloat16
-    assert dtype_on("cuda", PLAIN) == dtype_on("cpu", GATED) == dtype_on("cpu", PLAIN) == torch.float32
+    assert choose_dtype("cuda", GATED) == choose_dtype("cuda:1", GATED) == torch.bfloat16
+    assert (
+        choose_dtype("cuda", PLAIN)
+        == choose_dtype("cpu", GATED)
+        == choose_dtype("cpu", PLAIN)
+        == torch.float32
+    )
     net = load(tmp_path, random_weights(GATED))
     assert net.vit.norm.weight.dtype == torch.float32
     features = net.extract_patch_features(random_pictures(1))

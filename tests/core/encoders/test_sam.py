@@ -9,16 +9,17 @@ import torch
 from safetensors.torch import save_file
 from segment_anything import SamPredictor, sam_model_registry
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from segment_anything.utils.amg import calculate_stability_score
 
 import smra_core.encoders.sam as sam_module
+from smra_core.encoders import sam_automatic
 from smra_core.encoders.sam import find_subject_mask, load_sam
 from smra_core.encoders.sam_automatic import (
     GRID,
-    Candidate,
-    grid_points,
-    most_likely_subject,
-    subject_candidates,
-    subject_score,
+    choose_subject,
+    find_candidates,
+    make_point_grid,
+    score_subject,
 )
 from smra_core.storage.weight_file import WeightFile
 
@@ -125,59 +126,90 @@ def test_nothing_found_is_an_error_that_names_the_prompt(sam, picture):
         find_subject_mask(sam, picture, **CENTER)
 
 
-def test_every_point_of_the_grid_gives_its_three_masks_in_pixels(sam, picture):
+def test_points_stand_on_a_grid_that_keeps_away_from_the_edges():
+    points = make_point_grid()
+    assert points.shape == (GRID**2, 2)
+    assert points.min(0).tolist() == pytest.approx([0.15, 0.15])
+    assert points.max(0).tolist() == pytest.approx([0.85, 0.85])
+
+
+def candidates_by_hand(sam, picture, least_iou, least_stability):
+    """The masks of all grid points by the predictor, without those below the limits; best IoU first."""
+    predictor = SamPredictor(sam)
+    predictor.set_image(picture)
+    points = predictor.transform.apply_coords(make_point_grid() * [WIDTH, HEIGHT], (HEIGHT, WIDTH))
+    found = []
+    for some in torch.as_tensor(points, dtype=torch.float32)[:, None].split(12):
+        logits, ious, _ = predictor.predict_torch(some, torch.ones(some.shape[:2]), return_logits=True)
+        stability = calculate_stability_score(logits.flatten(0, 1), sam.mask_threshold, 1.0)
+        for mask, iou, stable in zip(logits.flatten(0, 1) > 0, ious.flatten(), stability, strict=True):
+            if iou > least_iou and stable >= least_stability:
+                found.append((iou.item(), mask))
+    return [mask for _, mask in sorted(found, key=lambda each: -each[0])]
+
+
+@pytest.mark.parametrize("least_iou, least_stability", [(0.0, 0.0), (1.2, 0.0), (0.0, 0.05), (1.1, 0.03)])
+def test_candidates_are_the_masks_of_all_points_above_the_limits(
+    sam, picture, monkeypatch, least_iou, least_stability
+):
+    monkeypatch.setattr(sam_automatic, "_LEAST_PREDICTED_IOU", least_iou)
+    monkeypatch.setattr(sam_automatic, "_LEAST_STABILITY", least_stability)
     pixels = (picture * 255).round().byte().permute(1, 2, 0).numpy()
-    found = list(subject_candidates(sam, pixels))
-    points = grid_points(WIDTH, HEIGHT)
-    assert len(found) == 3 * len(points) == 3 * GRID**2
-    assert points.min(0).tolist() == pytest.approx([0.15 * WIDTH, 0.15 * HEIGHT])
-    assert points.max(0).tolist() == pytest.approx([0.85 * WIDTH, 0.85 * HEIGHT])
-    for number in (0, 7, 20):
-        masks, sure = three_masks(sam, picture, **point_prompt(*points[number]))
-        for place in range(3):
-            candidate = found[3 * number + place]
-            assert (candidate.mask_px.numpy() != masks[place]).mean() < 0.01
-            assert candidate.sure == pytest.approx(float(sure[place]), abs=1e-3)
-            assert 0 <= candidate.stability <= 1
+    expected = candidates_by_hand(sam, pixels, least_iou, least_stability)
+    found = list(find_candidates(sam, pixels))
+    assert len(found) == len(expected) > 0
+    assert (len(found) == 3 * GRID**2) == (least_iou == least_stability == 0)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-def block(top, bottom, left, right, sure=0.95, stability=0.97):
+def test_points_are_moved_to_the_device_in_float32(sam, picture, monkeypatch):
+    seen = []
+    ask = SamPredictor.predict_torch
+
+    def note(self, points, *args, **kwargs):
+        seen.append(points.dtype)
+        return ask(self, points, *args, **kwargs)
+
+    monkeypatch.setattr(SamPredictor, "predict_torch", note)
+    list(find_candidates(sam, (picture * 255).byte().permute(1, 2, 0).numpy()))
+    assert set(seen) == {torch.float32} and len(seen) == GRID**2 / 12
+
+
+def block(top, bottom, left, right):
     mask = torch.zeros(20, 20, dtype=torch.bool)
     mask[top:bottom, left:right] = True
-    return Candidate(mask, sure, stability)
+    return mask
 
 
-def test_the_large_central_stable_mask_is_the_subject():
+def test_the_large_central_mask_is_the_subject():
     subject = block(5, 15, 5, 15)
     others = [
         block(8, 12, 8, 12),  # a part of it
         block(0, 20, 0, 20),  # everything
         block(10, 20, 0, 20),  # the floor
         block(0, 8, 0, 8),  # something in a corner
-        block(4, 16, 4, 16, stability=0.5),
-        block(4, 16, 4, 16, sure=0.3),
         block(10, 10, 10, 10),  # nothing
     ]
     for place in range(len(others) + 1):
-        found = most_likely_subject([*others[:place], subject, *others[place:]])
-        assert torch.equal(found, subject.mask_px)
-    assert most_likely_subject(others[1:2] + others[4:]) is None
+        found = choose_subject([*others[:place], subject, *others[place:]])
+        assert torch.equal(found, subject)
+    assert choose_subject([others[1], others[4]]) is None
 
 
 def test_the_score_is_what_the_shares_give():
-    # A quarter of the picture, centerd, no edge touched: the root of 0.25.
-    assert subject_score(block(5, 15, 5, 15).mask_px) == pytest.approx(0.5)
+    # A quarter of the picture, centered, no edge touched: the root of 0.25.
+    assert score_subject(block(5, 15, 5, 15)) == pytest.approx(0.5)
     # The lower half: off by half a half side, one whole edge and half of two.
-    assert subject_score(block(10, 20, 0, 20).mask_px) == pytest.approx(0.5**0.5 * 0.5 * 0.5)
-    assert subject_score(block(0, 20, 0, 20).mask_px) == 0
+    assert score_subject(block(10, 20, 0, 20)) == pytest.approx(0.5**0.5 * 0.5 * 0.5)
+    assert score_subject(block(0, 20, 0, 20)) == 0
 
 
 def test_without_a_prompt_the_likely_subject_is_taken(sam, picture, monkeypatch):
     mask = torch.zeros(HEIGHT, WIDTH, dtype=torch.bool)
     mask[10:30, 20:40] = True
-    monkeypatch.setattr(sam_module, "subject_candidates", lambda *_: [Candidate(mask, 0.9, 0.95)])
+    monkeypatch.setattr(sam_module, "find_candidates", lambda *_: [mask])
     assert torch.equal(find_subject_mask(sam, picture)[0], mask.float())
-    monkeypatch.setattr(sam_module, "subject_candidates", lambda *_: [])
+    monkeypatch.setattr(sam_module, "find_candidates", lambda *_: [])
     with pytest.raises(ValueError, match="nothing in the picture that looks like its subject"):
         find_subject_mask(sam, picture)
 
@@ -198,7 +230,7 @@ def test_a_prompt_outside_the_picture_is_refused(sam, picture, prompt):
 
 
 def test_what_is_not_one_picture_in_0_to_1_is_refused(sam, picture):
-    with pytest.raises(ValueError, match="one picture `3 H W`"):
+    with pytest.raises(ValueError, match="one picture `3 H W` at a time"):
         find_subject_mask(sam, picture[None])
     with pytest.raises(ValueError, match=r"in \[0, 1\]"):
         find_subject_mask(sam, 2 * picture - 1)
@@ -251,7 +283,7 @@ def test_the_full_lists_of_published_files_are_told_apart_and_fit(kind):
     with torch.device("meta"):
         weights = sam_model_registry[kind]().state_dict()
     assert len(weights) == NAMES_IN_SAM[kind]
-    assert sam_module._kind(WeightFile(Path("sam.pth"), weights, {})) == kind
+    assert sam_module._find_kind(WeightFile(Path("sam.pth"), weights, {})) == kind
     assert weights["image_encoder.pos_embed"].shape == (1, 64, 64, WIDTHS[kind])
 
 

@@ -17,8 +17,13 @@ from make_sea_raft_golden import (
 from safetensors.torch import load_file, save_file
 
 from smra_core.encoders.sea_raft import SeaRaft
-from smra_core.encoders.sea_raft_config import SEA_RAFT_M, SEA_RAFT_MINIATURE, SEA_RAFT_S, working_scale
-from smra_core.encoders.sea_raft_layers import CorrelationPyramid, ResidualBlock, conv_bn, upsample_convex
+from smra_core.encoders.sea_raft_config import SEA_RAFT_M, SEA_RAFT_MINIATURE, SEA_RAFT_S, choose_scale
+from smra_core.encoders.sea_raft_layers import (
+    CorrelationPyramid,
+    ResidualBlock,
+    convolve_and_normalize,
+    upsample_convex,
+)
 
 PARITY_PX = 1e-3
 SIDE = 64
@@ -96,12 +101,12 @@ def test_sizes_that_are_no_multiple_of_eight_give_flow_of_that_size(miniature):
     ("height", "width", "scale"), [(256, 512, -1), (320, 576, -1), (255, 512, 0), (128, 128, 0)]
 )
 def test_small_frames_are_compared_at_full_size(height, width, scale):
-    assert working_scale(SEA_RAFT_M, height, width) == scale
+    assert choose_scale(SEA_RAFT_M, height, width) == scale
 
 
 def test_frames_below_the_least_size_are_refused_by_name_and_size(miniature):
     with pytest.raises(ValueError, match=r"200x127 are too small for SEA-RAFT M.*128 px"):
-        working_scale(SEA_RAFT_M, 127, 200)
+        choose_scale(SEA_RAFT_M, 127, 200)
     with pytest.raises(ValueError, match="at least 32 px"):
         miniature.flow(*clip(2, 24, 64).split(1))
 
@@ -132,7 +137,9 @@ def test_a_clip_gives_the_flow_of_each_pair_whatever_the_chunk(miniature):
 
 def test_chunks_recomputed_in_backward_give_the_gradient_of_one_graph():
     net = seeded_net(SEA_RAFT_MINIATURE).double()
-    net._prepare = lambda frames: 2 * (frames / 255) - 1  # the public path is float32: too coarse to compare
+    net._prepare_frames = lambda frames: (
+        2 * (frames / 255) - 1
+    )  # the public path is float32: too coarse to compare
     weight = torch.randn(4, 2, SIDE, SIDE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     gradients = []
     for pairs_per_chunk in (1, 3, 4):
@@ -186,7 +193,7 @@ def test_refinements_cut_the_gradient_of_accumulated_flow(miniature):
     hidden = torch.zeros(1, SEA_RAFT_MINIATURE.dim, 8, 8, requires_grad=True)
     miniature_flow = miniature.flow_head(hidden)[:, :2]
     pyramid = CorrelationPyramid(features[:1], features[1:], levels=2, radius=3)
-    assert pyramid.lookup(miniature_flow).requires_grad  # so it is the net that detaches, not the lookup
+    assert pyramid.look_up(miniature_flow).requires_grad  # so it is the net that detaches, not the lookup
     steps = list(miniature._refine(*(frames / 127.5 - 1).requires_grad_().split(1), *features.split(1)))
     first, second = steps[0][0], steps[1][0]
     change_only = torch.autograd.grad(second.sum(), first, allow_unused=True)
@@ -216,7 +223,7 @@ def test_a_frozen_net_never_trains_and_a_training_net_gives_no_flow():
 
 def test_estimates_hold_the_first_guess_and_every_refinement(miniature):
     a, b = clip(2).split(1)
-    estimates = miniature.estimates(a, b)
+    estimates = miniature.estimate_refinements(a, b)
     assert len(estimates) == SEA_RAFT_MINIATURE.iterations + 1
     assert estimates[-1].info.shape == (1, 4, SIDE, SIDE)
     assert torch.equal(estimates[-1].flow, miniature.flow(a, b))
@@ -228,8 +235,8 @@ def test_folded_batch_norm_equals_the_two_layers():
         norm.running_mean.normal_()
         norm.running_var.uniform_(0.5, 2)
     x = torch.randn(2, 4, 9, 9, dtype=torch.float64)
-    torch.testing.assert_close(conv_bn(block.conv1, block.bn1, x), block.bn1(block.conv1(x)))
-    torch.testing.assert_close(conv_bn(*block.downsample, x), block.downsample(x))
+    torch.testing.assert_close(convolve_and_normalize(block.conv1, block.bn1, x), block.bn1(block.conv1(x)))
+    torch.testing.assert_close(convolve_and_normalize(*block.downsample, x), block.downsample(x))
 
 
 def test_first_index_of_the_correlation_window_moves_x():
@@ -237,14 +244,14 @@ def test_first_index_of_the_correlation_window_moves_x():
     y, x = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
     pyramid = CorrelationPyramid(torch.ones(1, 1, 8, 8), (x + 10 * y)[None, None], levels=1, radius=1)
     at = torch.tensor([3.0, 5.0]).reshape(1, 2, 1, 1).expand(1, 2, 8, 8)
-    window = pyramid.lookup(at)[0, :, 0, 0].reshape(3, 3)
+    window = pyramid.look_up(at)[0, :, 0, 0].reshape(3, 3)
     torch.testing.assert_close(window, torch.tensor([[42.0, 52, 62], [43, 53, 63], [44, 54, 64]]))
 
 
 def test_correlation_is_zero_outside_the_frame():
     pyramid = CorrelationPyramid(torch.ones(1, 1, 4, 4), torch.ones(1, 1, 4, 4), levels=1, radius=0)
     far = torch.full((1, 2, 4, 4), -5.0)
-    assert pyramid.lookup(far).abs().max() == 0
+    assert pyramid.look_up(far).abs().max() == 0
 
 
 def test_convex_upsampling_with_all_weight_on_the_center_repeats_each_cell():

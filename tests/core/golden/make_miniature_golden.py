@@ -1,6 +1,6 @@
-"""Write what the headless code makes of the miniature: python tests/core/golden/make_miniature_golden.py
+"""Write the standalone code's outputs on the miniature: python tests/core/golden/make_miniature_golden.py
 
-ComfyUI's own loaders must make the same of the same files (tests/host/inside/test_miniature_files.py).
+ComfyUI's own loaders must give the same outputs (tests/host/inside/test_miniature_files.py).
 """
 
 from pathlib import Path

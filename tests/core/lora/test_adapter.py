@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from toy_models import random_lora
 
 from smra_core.lora.adapter import Injection, LoraPair, init_lora, injected
 from smra_core.lora.plan import SUBJECT, SparsePlan
@@ -14,15 +15,6 @@ def tiny_linears():
     torch.manual_seed(0)
     shapes = {name: SPEC.linear_shape(name) for name in SPEC.linear_names()}
     return {name: nn.Linear(inputs, outputs) for name, (outputs, inputs) in shapes.items()}
-
-
-def random_lora(plan=SUBJECT, scale=0.5):
-    generator = torch.Generator().manual_seed(1)
-    lora = init_lora(SPEC, plan, RANK, generator)
-    return {
-        name: LoraPair(pair.a.detach(), torch.randn(pair.b.shape, generator=generator), scale)
-        for name, pair in lora.items()
-    }
 
 
 def test_a_new_lora_changes_nothing_and_has_bounded_a():
@@ -41,7 +33,7 @@ def test_a_new_lora_depends_on_its_generator_alone():
 
 
 def test_injection_adds_strength_times_scale_times_b_a_x():
-    linears, lora = tiny_linears(), random_lora()
+    linears, lora = tiny_linears(), random_lora(SPEC, SUBJECT, scale=0.5)
     name = "blocks.1.ffn.0"
     x = torch.randn(4, SPEC.dim)
     plain = linears[name](x)
@@ -52,7 +44,11 @@ def test_injection_adds_strength_times_scale_times_b_a_x():
 
 
 def test_two_loras_add_up_on_the_linear_that_both_touch():
-    linears, one, two = tiny_linears(), random_lora(), random_lora(SparsePlan.parse("ffn.0,v"), 0.25)
+    linears, one, two = (
+        tiny_linears(),
+        random_lora(SPEC, SUBJECT, scale=0.5),
+        random_lora(SPEC, SparsePlan.parse("ffn.0,v"), scale=0.25),
+    )
     x = torch.randn(4, SPEC.dim)
     plain = linears["blocks.0.ffn.0"](x)
     with injected(linears, Injection(one), Injection(two, 2.0)):
@@ -62,7 +58,7 @@ def test_two_loras_add_up_on_the_linear_that_both_touch():
 
 
 def test_strength_zero_keeps_the_bases_bits():
-    linears, lora = tiny_linears(), random_lora()
+    linears, lora = tiny_linears(), random_lora(SPEC, SUBJECT, scale=0.5)
     x = torch.randn(4, SPEC.dim)
     plain = linears["blocks.0.self_attn.q"](x)
     with injected(linears, Injection(lora, 0.0)):
@@ -70,7 +66,7 @@ def test_strength_zero_keeps_the_bases_bits():
 
 
 def test_the_strength_can_change_while_injected():
-    linears, lora = tiny_linears(), random_lora()
+    linears, lora = tiny_linears(), random_lora(SPEC, SUBJECT, scale=0.5)
     injection, x = Injection(lora, 0.0), torch.randn(4, SPEC.dim)
     with injected(linears, injection):
         before = linears["blocks.0.ffn.0"](x)
@@ -79,7 +75,7 @@ def test_the_strength_can_change_while_injected():
 
 
 def test_modules_are_left_as_found_also_after_an_error():
-    linears, lora = tiny_linears(), random_lora()
+    linears, lora = tiny_linears(), random_lora(SPEC, SUBJECT, scale=0.5)
     patched = linears["blocks.0.ffn.0"]
     foreign = lambda x: nn.Linear.forward(patched, x) + 1  # noqa: E731 - somebody else's patch
     patched.forward = foreign
@@ -102,7 +98,7 @@ def test_a_lora_for_a_bigger_model_is_refused_before_anything_is_patched():
 
 
 def test_gradients_reach_both_factors_and_never_the_base():
-    linears, lora = tiny_linears(), random_lora()
+    linears, lora = tiny_linears(), random_lora(SPEC, SUBJECT, scale=0.5)
     for module in linears.values():
         module.requires_grad_(False)
     with injected(linears, Injection(lora)):

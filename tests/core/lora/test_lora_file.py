@@ -4,11 +4,12 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from toy_models import random_lora
 
-from smra_core.lora.adapter import LoraPair, init_lora
+from smra_core.lora.adapter import LoraPair
 from smra_core.lora.dialects import parse_key
 from smra_core.lora.metadata import LoraMetadata
-from smra_core.lora.plan import ALL_LAYERS, MOTION, SUBJECT
+from smra_core.lora.plan import MOTION, SUBJECT
 from smra_core.lora.reader import load_lora
 from smra_core.lora.report import compute_delta_norm, describe_lora, render_report
 from smra_core.lora.writer import DIALECTS_OUT, convert_lora, save_lora
@@ -17,14 +18,7 @@ from smra_core.wan.spec import WAN_1_3B, WAN_14B, WanSpec
 
 SPEC = WanSpec("tiny", blocks=2, dim=6, ffn=10, heads=1)
 RANK = 3
-
-
-def random_lora(plan=ALL_LAYERS, spec=SPEC, rank=RANK):
-    lora = init_lora(spec, plan, rank, torch.Generator().manual_seed(0))
-    torch.manual_seed(1)
-    for pair in lora.values():
-        pair.b.data.normal_()
-    return lora
+"""The rank of `random_lora`."""
 
 
 def flat(name):
@@ -68,7 +62,7 @@ def same(loaded, lora):
 
 @pytest.mark.parametrize("dialect", FOREIGN)
 def test_every_dialect_is_read_whole(dialect, tmp_path):
-    lora, (module, first, second) = random_lora(), FOREIGN[dialect]
+    lora, (module, first, second) = random_lora(SPEC), FOREIGN[dialect]
     tensors = {}
     for name, pair in lora.items():
         tensors[f"{module(name)}.{first}"] = pair.a.detach().clone()
@@ -82,7 +76,7 @@ def test_every_dialect_is_read_whole(dialect, tmp_path):
 
 @pytest.mark.parametrize("dialect", DIALECTS_OUT)
 def test_converting_there_and_back_keeps_every_change(dialect, tmp_path):
-    lora = random_lora(MOTION)
+    lora = random_lora(SPEC, MOTION)
     there = tmp_path / ("there" if dialect == "peft" else "there.safetensors")
     save_lora(tmp_path / "own.safetensors", lora, LoraMetadata("motion", "v,o", RANK, captions=("a", "b")))
     convert_lora(tmp_path / "own.safetensors", there, dialect)
@@ -95,7 +89,7 @@ def test_converting_there_and_back_keeps_every_change(dialect, tmp_path):
 @pytest.mark.parametrize("first", DIALECTS_OUT)
 @pytest.mark.parametrize("second", DIALECTS_OUT)
 def test_any_dialect_converts_into_any_other(first, second, tmp_path):
-    lora = random_lora(SUBJECT)
+    lora = random_lora(SPEC, SUBJECT)
     save_lora(tmp_path / "own.safetensors", lora, LoraMetadata("subject", "q,k", RANK))
     places = [
         tmp_path / (f"{number}" if dialect == "peft" else f"{number}.safetensors")
@@ -123,7 +117,7 @@ def test_our_own_scale_is_baked_in_and_no_alpha_is_written(tmp_path):
 
 @pytest.mark.parametrize("plan, modules", [(SUBJECT, 150), (MOTION, 180)])
 def test_the_papers_plans_fill_a_file_of_the_real_model(plan, modules, tmp_path):
-    save_lora(tmp_path / "lora.safetensors", random_lora(plan, WAN_1_3B, rank=1), LoraMetadata())
+    save_lora(tmp_path / "lora.safetensors", random_lora(WAN_1_3B, plan, rank=1), LoraMetadata())
     report = describe_lora(load_lora(tmp_path / "lora.safetensors", WAN_1_3B))
     assert sum(report.modules.values()) == modules
 
@@ -179,13 +173,13 @@ def test_files_that_are_not_whole_are_refused(tensors, message, tmp_path):
 
 
 def test_a_lora_of_another_model_is_refused(tmp_path):
-    save_lora(tmp_path / "lora.safetensors", random_lora(), LoraMetadata())
+    save_lora(tmp_path / "lora.safetensors", random_lora(SPEC), LoraMetadata())
     with pytest.raises(ValueError, match="does not fit Wan2.1-T2V-1.3B: blocks.0.self_attn.q"):
         load_lora(tmp_path / "lora.safetensors", WAN_1_3B)
 
 
 def test_a_lora_of_14b_on_1_3b_is_refused_with_both_sides_and_its_own_model(tmp_path):
-    save_lora(tmp_path / "lora.safetensors", random_lora(SUBJECT, WAN_14B, rank=1), LoraMetadata())
+    save_lora(tmp_path / "lora.safetensors", random_lora(WAN_14B, SUBJECT, rank=1), LoraMetadata())
     message = (
         r"does not fit Wan2.1-T2V-1.3B: blocks.0.self_attn.q is for a linear of \(5120, 5120\) \(out, in\), "
         r"the model's is \(1536, 1536\); the LoRA reaches over 40 blocks, the model has 30; 200 of 200 .*"
@@ -196,7 +190,7 @@ def test_a_lora_of_14b_on_1_3b_is_refused_with_both_sides_and_its_own_model(tmp_
 
 
 def test_a_block_too_many_is_refused(tmp_path):
-    save_lora(tmp_path / "lora.safetensors", random_lora(), LoraMetadata())
+    save_lora(tmp_path / "lora.safetensors", random_lora(SPEC), LoraMetadata())
     with pytest.raises(ValueError, match="reaches over 2 blocks, the model has 1; 10 of 20 modules"):
         load_lora(tmp_path / "lora.safetensors", dataclasses.replace(SPEC, blocks=1))
 
@@ -239,7 +233,7 @@ def test_changes_of_norms_and_biases_are_left_out_aloud(tmp_path, caplog):
 
 def test_a_file_of_another_rank_than_it_says_is_refused(tmp_path):
     metadata = LoraMetadata("subject", "q,k", rank=32)
-    save_lora(tmp_path / "lora.safetensors", random_lora(), metadata)
+    save_lora(tmp_path / "lora.safetensors", random_lora(SPEC), metadata)
     with pytest.raises(ValueError, match=r"says rank 32, its factors have \[3\]"):
         load_lora(tmp_path / "lora.safetensors")
 
@@ -266,7 +260,7 @@ def test_absurd_block_numbers_are_no_blocks(number, tmp_path):
 
 
 def test_a_peft_adapter_is_a_folder(tmp_path):
-    save_lora(tmp_path / "own.safetensors", random_lora(), LoraMetadata())
+    save_lora(tmp_path / "own.safetensors", random_lora(SPEC), LoraMetadata())
     with pytest.raises(ValueError, match="PEFT keeps an adapter in a folder; give .*there instead of"):
         convert_lora(tmp_path / "own.safetensors", tmp_path / "there.safetensors", "peft")
 
@@ -282,7 +276,7 @@ def test_metadata_of_strangers_is_not_trusted():
 
 
 def test_norms_equal_those_of_the_dense_changes(tmp_path):
-    lora = random_lora()
+    lora = random_lora(SPEC)
     save_lora(tmp_path / "lora.safetensors", lora, LoraMetadata("subject", "q,k", RANK, name="dog"))
     report = describe_lora(load_lora(tmp_path / "lora.safetensors"))
     for pair in lora.values():

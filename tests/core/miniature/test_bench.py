@@ -3,55 +3,55 @@ import json
 import pytest
 
 from smra_core.lora.schedule import SUBJECT_STRENGTHS, TPoint
-from smra_core.miniature.bench.arms import ARMS, at_step
 from smra_core.miniature.bench.metrics import METRIC_HELP
-from smra_core.miniature.bench.run import BenchSize, Case, cases, finished
-from smra_core.miniature.bench.table import bootstrap, table
+from smra_core.miniature.bench.run import BenchSize, Case, list_cases, read_finished
+from smra_core.miniature.bench.table import estimate_mean, render_table
+from smra_core.miniature.bench.variants import VARIANTS, at_step
 
 
-def clip(arm, seed=0, value=0.5, subject="ball"):
+def clip(variant, seed=0, value=0.5, subject="ball"):
     metrics = dict.fromkeys(METRIC_HELP, value)
-    return {"arm": arm, "subject": subject, "motion": "zigzag", "seed": seed, "clip": 0, **metrics}
+    return {"variant": variant, "subject": subject, "motion": "zigzag", "seed": seed, "clip": 0, **metrics}
 
 
 def test_cases_come_seed_by_seed():
-    join_names = list(cases(BenchSize(("a", "b"), ("m",), seeds=2)))
-    assert join_names == [Case("a", "m", 0), Case("b", "m", 0), Case("a", "m", 1), Case("b", "m", 1)]
+    listed = list(list_cases(BenchSize(("a", "b"), ("m",), seeds=2)))
+    assert listed == [Case("a", "m", 0), Case("b", "m", 0), Case("a", "m", 1), Case("b", "m", 1)]
 
 
-def test_the_full_bench_has_64_clips_an_arm_and_three_seeds():
+def test_the_full_bench_has_64_clips_a_variant_and_three_seeds():
     size = BenchSize()
-    assert size.seeds >= 3 and len(list(cases(size))) * size.clips >= 64
+    assert size.seeds >= 3 and len(list(list_cases(size))) * size.clips >= 64
 
 
 def test_measured_cases_are_not_measured_again(tmp_path):
     path = tmp_path / "clips.jsonl"
-    assert finished(path) == set()
+    assert read_finished(path) == set()
     path.write_text(json.dumps(clip("plain LoRAs", seed=2)) + "\n")
-    assert finished(path) == {("plain LoRAs", Case("ball", "zigzag", 2))}
+    assert read_finished(path) == {("plain LoRAs", Case("ball", "zigzag", 2))}
 
 
 def test_intervals_are_over_trainings_not_over_clips():
     same = [clip("a", 0, 0.0)] * 50 + [clip("a", 1, 1.0)] * 50
-    interval = bootstrap(same, "x")
+    interval = estimate_mean(same, "x")
     assert interval.mean == pytest.approx(0.5)
     assert (interval.low, interval.high) == (0, 1)  # two trainings: nothing is known yet
 
 
-def test_the_table_has_a_row_an_arm_and_explains_its_columns():
-    text = table([clip("SMRABooth (T_point 15)"), clip("without MoRA")])
+def test_the_table_has_a_row_for_each_variant_and_explains_its_columns():
+    text = render_table([clip("SMRABooth (T_point 15)"), clip("without MoRA")])
     assert text.count("\n| ") == 2 and "0.50 (0.50..0.50)" in text
     assert all(f"- `{name}`" in text for name in METRIC_HELP)
 
 
-def test_the_arms_are_the_papers_and_change_one_thing_each():
-    names = [arm.name for arm in ARMS]
+def test_the_variants_are_the_papers_and_change_one_thing_each():
+    names = [variant.name for variant in VARIANTS]
     assert len(set(names)) == len(names)
-    ours = next(arm for arm in ARMS if arm.name.startswith("SMRABooth"))
+    ours = next(variant for variant in VARIANTS if variant.name.startswith("SMRABooth"))
     assert ours.strengths == SUBJECT_STRENGTHS and ours.t_point == TPoint()
     assert at_step(15).sigma == pytest.approx(TPoint().sigma)
     assert [at_step(step).sigma for step in (0, 30, 50)] == pytest.approx([1, 0.4, 0])
 
 
-def test_a_clips_line_says_its_case_and_its_figures():
-    assert not set(METRIC_HELP) & {"arm", "clip", *Case._fields}
+def test_a_clips_line_says_its_case_and_its_metrics():
+    assert not set(METRIC_HELP) & {"variant", "clip", *Case._fields}

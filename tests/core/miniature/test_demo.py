@@ -5,7 +5,7 @@ import pytest
 
 from smra_core.data.video import read_video
 from smra_core.miniature import demo
-from smra_core.miniature.demo import combined_prompt, run_demo
+from smra_core.miniature.demo import combine_captions, run_demo
 
 
 @pytest.mark.parametrize("subject, motion, prompt", [
@@ -14,7 +14,7 @@ from smra_core.miniature.demo import combined_prompt, run_demo
     ("my dog", "a person is vvt walking", "my dog, a person is vvt walking"),
 ])  # fmt: skip
 def test_two_captions_make_one_prompt(subject, motion, prompt):
-    assert combined_prompt(subject, motion) == prompt
+    assert combine_captions(subject, motion) == prompt
 
 
 FRAMES = 5
@@ -22,7 +22,7 @@ FRAMES = 5
 
 @pytest.fixture
 def short_demo(monkeypatch):
-    """The whole demo with one step of everything and one video an arm."""
+    """The whole demo with one step of everything and one video of each variant."""
     monkeypatch.setattr(demo, "SUBJECT_TRAINING", replace(demo.SUBJECT_TRAINING, steps=1, batch_size=1))
     monkeypatch.setattr(demo, "MOTION_TRAINING", replace(demo.MOTION_TRAINING, steps=1))
     monkeypatch.setattr(demo, "MOTION", replace(demo.MOTION, frames=FRAMES))
@@ -42,7 +42,7 @@ def test_the_demo_leaves_everything_it_promises(tmp_path, short_demo):
     for name in ("contact_sheet.png", "flow.png", "losses.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
         assert name in page.read_text(encoding="utf-8")
-    metrics = json.loads((tmp_path / "metrics.json").read_text())["arms"]
+    metrics = json.loads((tmp_path / "metrics.json").read_text())["variants"]
     assert list(metrics) == ["base", "all layers", "sparse", "SMRABooth"]
     runs = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/lora.safetensors")}
     run_demo(tmp_path)

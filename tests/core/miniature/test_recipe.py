@@ -4,8 +4,14 @@ import torch
 from smra_core.encoders.sea_raft import load_sea_raft
 from smra_core.miniature.recipe import train_flow as stage
 from smra_core.miniature.recipe.export import export_flow
-from smra_core.miniature.recipe.train_flow import drawn_pairs, pairs_of, recolored, train_flow, trained_flow
-from smra_core.miniature.world.random_clips import random_clip
+from smra_core.miniature.recipe.train_flow import (
+    collect_pairs,
+    draw_pairs,
+    load_trained_flow,
+    rotate_colors,
+    train_flow,
+)
+from smra_core.miniature.world.random_clips import draw_clip
 from smra_core.storage.weight_file import read_weight_file
 
 
@@ -22,16 +28,18 @@ def steps_kept(build):
 def test_the_flow_stage_goes_on_where_it_stopped_and_its_net_is_written_to_a_new_folder(tmp_path, small):
     build = tmp_path / "build"
     train_flow(build, steps=1)
-    first = trained_flow(build).state_dict()
+    first = load_trained_flow(build).state_dict()
     train_flow(build, steps=1)  # done already
-    assert all(torch.equal(value, first[name]) for name, value in trained_flow(build).state_dict().items())
+    assert all(
+        torch.equal(value, first[name]) for name, value in load_trained_flow(build).state_dict().items()
+    )
     train_flow(build, steps=2)
     assert steps_kept(build) == 2
     weight = "fnet.conv1.weight"
-    assert not torch.equal(trained_flow(build).state_dict()[weight], first[weight])
+    assert not torch.equal(load_trained_flow(build).state_dict()[weight], first[weight])
     path = export_flow(build, tmp_path / "weights" / "new")
     written = read_weight_file(path).tensors
-    assert torch.equal(written[weight], trained_flow(build).state_dict()[weight].half())
+    assert torch.equal(written[weight], load_trained_flow(build).state_dict()[weight].half())
     assert not load_sea_raft(path).training
 
 
@@ -39,14 +47,14 @@ def test_the_flow_stage_depends_on_its_seed_alone(tmp_path, small):
     nets = []
     for number, seed in enumerate((0, 0, 1)):
         train_flow(tmp_path / str(number), seed, steps=1)
-        nets.append(trained_flow(tmp_path / str(number)).state_dict()["fnet.conv1.weight"])
+        nets.append(load_trained_flow(tmp_path / str(number)).state_dict()["fnet.conv1.weight"])
     assert torch.equal(nets[0], nets[1]) and not torch.equal(nets[0], nets[2])
 
 
-def test_turned_colors_keep_every_contrast_and_the_flow():
+def test_rotated_colors_keep_every_contrast_and_the_flow():
     generator = torch.Generator().manual_seed(0)
-    pairs = drawn_pairs([random_clip(generator) for _ in range(3)], generator)
-    turned = recolored(pairs, generator)
+    pairs = draw_pairs([draw_clip(generator) for _ in range(3)], generator)
+    turned = rotate_colors(pairs, generator)
 
     def contrasts(frames):  # lengths of the steps in color from each pixel to the one on its right
         return frames.diff(dim=-1).norm(dim=1)
@@ -58,7 +66,7 @@ def test_turned_colors_keep_every_contrast_and_the_flow():
     assert torch.equal(turned.flow, pairs.flow)
 
 
-def test_pairs_of_a_clip_are_its_neighbors():
-    clip = random_clip(torch.Generator().manual_seed(1))
-    pairs = pairs_of([clip])
+def test_collect_pairs_a_clip_are_its_neighbors():
+    clip = draw_clip(torch.Generator().manual_seed(1))
+    pairs = collect_pairs([clip])
     assert torch.equal(pairs.second[:-1], pairs.first[1:]) and torch.equal(pairs.flow, clip.flow)

@@ -7,15 +7,17 @@ from smra_core.encoders.dinov2 import load_dinov2
 from smra_core.encoders.sea_raft import load_sea_raft
 from smra_core.miniature.held_out_files import REFERENCES
 from smra_core.miniature.model_files import MINIATURE_FILES
-from smra_core.miniature.recipe.latent_space import to_frames, to_latents
+from smra_core.miniature.recipe.latent_space import encode_frames
 from smra_core.miniature.recipe.train_dit import BLOCKS, FFN, HEAD_DIM, HEADS
-from smra_core.miniature.recipe.train_flow import end_point_errors, pairs_of
-from smra_core.miniature.recipe.train_patches import matching
+from smra_core.miniature.recipe.train_flow import collect_pairs, measure_end_point_errors
+from smra_core.miniature.recipe.train_patches import measure_matching
+from smra_core.miniature.recipe.whole_clip_vae import decode_clip
 from smra_core.miniature.weight_paths import DINOV2_FILE, SEA_RAFT_FILE, WEIGHTS
 from smra_core.miniature.world.measure import measure
 from smra_core.miniature.world.scenes import Scene, render
 from smra_core.wan.flow_matching import add_noise, velocity_target
 from smra_core.wan.hashed_text import HashedText
+from smra_core.wan.latents import as_frames, denormalize
 
 CPU = torch.device("cpu")
 LARGEST = 30e6
@@ -43,7 +45,8 @@ def test_the_sizes_are_read_from_the_file():
 def test_a_held_out_subject_in_a_held_out_motion_passes_the_vae(vae):
     frames = render(UNSEEN).frames
     with torch.no_grad():
-        back = to_frames(vae, to_latents(vae, frames[None]))[0]
+        pixels = decode_clip(vae, denormalize(encode_frames(vae, frames[None])))
+    back = as_frames(pixels[0])
     assert ((back - frames) ** 2).mean() < 0.006  # 22 dB
     reading = measure(back)
     assert (reading.motion, reading.background) == ("zigzag", "gray")
@@ -52,10 +55,10 @@ def test_a_held_out_subject_in_a_held_out_motion_passes_the_vae(vae):
 @torch.no_grad()
 def test_the_dit_believes_the_right_caption(vae):
     scene = Scene("square", "green", "plain", "navy", "left")
-    x0 = to_latents(vae, render(scene).frames[None])
+    x0 = encode_frames(vae, render(scene).frames[None])
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
     sigma = torch.tensor([0.9])
-    captions = [scene.prompt(), Scene("square", "red", "plain", "black", "right").prompt()]
+    captions = [scene.prompt, Scene("square", "red", "plain", "black", "right").prompt]
     denoiser = MINIATURE_FILES.load_denoiser(torch.float32, CPU)
     right, wrong = (
         denoiser.velocity(add_noise(x0, noise, sigma), sigma, HashedText().encode([caption])).velocity
@@ -67,16 +70,16 @@ def test_the_dit_believes_the_right_caption(vae):
 
 @pytest.mark.parametrize("scene", [UNSEEN, *REFERENCES.values()], ids=["ball", *REFERENCES])
 def test_the_flow_net_sees_held_out_motions_and_the_reference_clips(scene):
-    errors = end_point_errors(load_sea_raft(SEA_RAFT_FILE), pairs_of([render(scene)]))
+    errors = measure_end_point_errors(load_sea_raft(SEA_RAFT_FILE), collect_pairs([render(scene)]))
     assert errors.on_sprite < 0.25 * errors.zero_on_sprite
 
 
 def test_patch_features_tell_unseen_sprites_apart():
     sprites = 30
-    assert matching(load_dinov2(DINOV2_FILE), sprites) > 0.6
+    assert measure_matching(load_dinov2(DINOV2_FILE), sprites) > 0.6
 
 
-def test_the_headless_code_makes_of_the_files_what_the_golden_file_says():
+def test_the_standalone_code_gives_the_golden_outputs():
     expected = load_file(GOLDEN)
     for name, value in golden().items():
         torch.testing.assert_close(value, expected[name], atol=1e-4, rtol=1e-4, msg=name)

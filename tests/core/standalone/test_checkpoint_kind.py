@@ -4,9 +4,14 @@ import pytest
 from diffusers import WanTransformer3DModel
 from random_models import CELLS, published_dit, published_vae
 
-from smra_core.standalone.checkpoint_kind import build_dit_config, build_vae_config, prefix_of, text_kind
+from smra_core.standalone.checkpoint_kind import (
+    build_dit_config,
+    build_vae_config,
+    find_prefix,
+    guess_text_kind,
+)
 from smra_core.standalone.checkpoint_weights import check_native
-from smra_core.standalone.model_files import DIT, VAE
+from smra_core.standalone.native_part import DIT, VAE
 from smra_core.wan.module_names import to_native_dit_name, to_native_vae_name
 from smra_core.wan.spec import WAN_1_3B, WAN_14B
 
@@ -19,7 +24,7 @@ NAMES_IN_VAE = 194
 def test_the_full_list_of_a_published_dit_fits_and_no_name_is_spare(spec):
     shapes = published_dit(spec)
     assert len(shapes) == NAMES_IN_DIT[spec]
-    model = DIT.empty(shapes, "file")
+    model = DIT.build_empty(shapes, "file")
     check_native(model, to_native_dit_name, shapes, "file")
     assert (model.config.num_layers, model.config.ffn_dim) == (spec.blocks, spec.ffn)
     assert {to_native_dit_name(name) for name in model.state_dict()} == shapes.keys()
@@ -30,7 +35,7 @@ def test_the_full_list_of_a_published_dit_fits_and_no_name_is_spare(spec):
 def test_the_full_list_of_the_published_vae_fits():
     shapes = published_vae()
     assert len(shapes) == NAMES_IN_VAE
-    model = VAE.empty(shapes, "file")
+    model = VAE.build_empty(shapes, "file")
     check_native(model, to_native_vae_name, shapes, "file")
     assert {to_native_vae_name(name) for name in model.state_dict()} == shapes.keys()
 
@@ -123,7 +128,7 @@ def test_absurd_headers_are_refused_before_anything_is_built(change, message):
 
 @pytest.mark.parametrize("prefix", ["", "model.", "diffusion_model.", "model.diffusion_model."])
 def test_the_longest_prefix_counts(prefix):
-    assert prefix_of([prefix + name for name in SMALL]) == prefix
+    assert find_prefix([prefix + name for name in SMALL]) == prefix
 
 
 @pytest.mark.parametrize(
@@ -146,4 +151,4 @@ def test_other_vaes_are_refused(shapes, message):
 
 def test_t5_is_not_umt5():
     shapes = {"shared.weight": (32128, 4096), "encoder.block.0.layer.0.SelfAttention.q.weight": (4096, 4096)}
-    assert text_kind(shapes) == "T5 of width 4096, not UMT5 of width 4096"
+    assert guess_text_kind(shapes) == "T5 of width 4096, not UMT5 of width 4096"

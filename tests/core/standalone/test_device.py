@@ -19,7 +19,7 @@ def test_the_gpu_is_chosen_where_there_is_one(no_accelerator, monkeypatch):
 
 
 def test_a_device_that_is_not_there_is_refused():
-    with pytest.raises(ValueError, match="Device 'toaster' cannot be used .*Give cpu"):
+    with pytest.raises(ValueError, match="Device 'toaster' cannot be used .*Give auto, cpu"):
         choose_device("toaster")
 
 

@@ -40,7 +40,7 @@ def test_the_model_is_told_a_thousand_times_sigma():
 
 @pytest.mark.parametrize("token_block", [0, BLOCKS - 1])
 @pytest.mark.parametrize("checkpoint", [False, True])
-def test_tapped_tokens_are_what_the_block_gave(token_block, checkpoint):
+def test_collected_tokens_are_what_the_block_gave(token_block, checkpoint):
     dit = small_dit()
     given = []
     dit.blocks[token_block].register_forward_hook(lambda module, args, output: given.append(output))
@@ -49,7 +49,7 @@ def test_tapped_tokens_are_what_the_block_gave(token_block, checkpoint):
 
 
 def test_a_block_that_does_not_exist_is_refused():
-    with pytest.raises(ValueError, match="no block 2 to tap; this model has 0 to 1"):
+    with pytest.raises(ValueError, match="no block 2 to take tokens from; this model has blocks 0 to 1"):
         DiffusersDenoiser(small_dit()).velocity(*inputs(), token_block=2)
 
 
@@ -110,7 +110,7 @@ def test_the_sparse_plans_hit_the_papers_modules_of_the_real_model():
     assert shapes == {name: WAN_1_3B.linear_shape(name) for name in names}
 
 
-def test_latents_are_whitened_by_wans_statistics():
+def test_latents_are_normalized_by_wans_statistics():
     torch.manual_seed(0)
     vae = AutoencoderKLWan(base_dim=4, z_dim=16)
     codec, pixels = DiffusersCodec(vae), torch.rand(1, 3, 5, 16, 16) * 2 - 1

@@ -5,6 +5,7 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from safetensors.torch import save_file
 
+from smra_core.standalone import native_part
 from smra_core.standalone.diffusers_wan import DiffusersCodec, DiffusersDenoiser
 from smra_core.standalone.model_files import find_wan_files
 from smra_core.storage.content_hash import fingerprint_weights
@@ -42,6 +43,16 @@ def test_native_files_load_as_the_models_they_were(models, native):
     codec, pixels = files.load_codec(torch.float32, CPU), torch.rand(1, 3, 5, 16, 16)
     torch.testing.assert_close(codec.encode(pixels), DiffusersCodec(models[1]).encode(pixels))
     assert (files.spec.blocks, files.spec.dim, files.spec.ffn) == (2, 128, 16)
+
+
+def test_each_header_is_read_once(native, monkeypatch):
+    read = []
+    read_shapes = native_part.read_shapes
+    monkeypatch.setattr(native_part, "read_shapes", lambda path: read.append(path.name) or read_shapes(path))
+    files = files_of(native)
+    assert files.spec.blocks == 2
+    files.check()
+    assert sorted(read) == ["dit.safetensors", "vae.safetensors"]
 
 
 @pytest.mark.parametrize("prefix", ["diffusion_model.", "model.diffusion_model."])

@@ -11,9 +11,9 @@ from smra_core.standalone.checkpoint_weights import check_native
 from smra_core.standalone.umt5 import (
     SentencePieceTokenizer,
     Umt5Text,
+    build_empty_umt5,
     build_umt5_config,
     check_umt5,
-    empty_umt5,
     load_umt5,
     to_umt5_name,
 )
@@ -131,7 +131,7 @@ def test_the_full_list_of_umt5_xxl_fits():
         shapes |= {f"{layer}.{i}.layer_norm.weight": (width,) for i in (0, 1)}
     assert len(shapes) == NAMES_IN_UMT5_XXL
     check_umt5(shapes | {"spiece_model": (4_548_313,)}, "file")
-    model = empty_umt5(build_umt5_config(shapes, "file"))
+    model = build_empty_umt5(build_umt5_config(shapes, "file"))
     assert model.config.d_kv == 64 and model.config.is_gated_act
     assert model.config.dense_act_fn == "gelu_new"
     check_native(model, lambda name: name.replace("encoder.embed_tokens", "shared"), shapes, "file")

@@ -1,14 +1,16 @@
 import logging
+from pathlib import Path
 
 import pytest
 import torch
 
-from smra_core.training.decode_choice import GB, choose_decode, estimate
+from smra_core.training.decode_choice import choose_decode, choose_memory_advice, estimate
 from smra_core.training.mora import MotionSettings
 from smra_core.wan.spec import WAN_1_3B, WAN_14B
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
-GIB = 2**30
+GB, GIB = 1e9, 2**30
+TINY = Path("lighttaew2_1.safetensors")
 
 
 @pytest.fixture
@@ -24,7 +26,7 @@ def free(monkeypatch):
 ])  # fmt: skip
 def test_auto_takes_the_quickest_way_that_fits(free, card, expected):
     free(card)
-    choice = choose_decode(MotionSettings(), WAN_1_3B, CUDA, has_tiny=True)
+    choice = choose_decode(MotionSettings(), WAN_1_3B, CUDA, tiny_decoder=TINY)
     assert (choice.decode, choice.recompute) == expected
 
 
@@ -34,7 +36,7 @@ def test_auto_takes_the_quickest_way_that_fits(free, card, expected):
 def test_each_size_of_card_gets_its_way_even_if_it_is_quite_empty(free, card, expected):
     for taken in (0.0, 0.8):
         free(card - taken)
-        choice = choose_decode(MotionSettings(), WAN_1_3B, CUDA, has_tiny=True)
+        choice = choose_decode(MotionSettings(), WAN_1_3B, CUDA, tiny_decoder=TINY)
         assert (choice.decode, choice.recompute) == expected, taken
 
 
@@ -50,33 +52,33 @@ def test_the_estimate_is_near_what_was_counted(decode, recompute, counted):
 
 def test_what_is_asked_for_is_taken_and_recomputes_where_memory_is_short(free):
     free(40)
-    assert choose_decode(MotionSettings(decode="exact"), WAN_1_3B, CUDA, True).recompute is False
+    assert choose_decode(MotionSettings(decode="exact"), WAN_1_3B, CUDA, TINY).recompute is False
     free(23)
-    choice = choose_decode(MotionSettings(decode="exact"), WAN_1_3B, CUDA, True)
+    choice = choose_decode(MotionSettings(decode="exact"), WAN_1_3B, CUDA, TINY)
     assert choice.decode == "exact" and choice.recompute
 
 
 def test_without_a_tiny_decoder_the_least_of_the_others_is_taken_with_a_warning(free, caplog):
     free(8)
     with caplog.at_level(logging.INFO, "smrabooth"):
-        choice = choose_decode(MotionSettings(), WAN_1_3B, CUDA, has_tiny=False)
+        choice = choose_decode(MotionSettings(), WAN_1_3B, CUDA, tiny_decoder=None)
     assert choice.decode == "windowed" and choice.recompute
     assert "may run out of memory" in caplog.text and "lighttaew2_1" in caplog.text
-    assert "decode: windowed with recompute, about" in caplog.text and "of 8.6 GB free" in caplog.text
+    assert "decode: windowed with recompute, about" in caplog.text and "of 8.0 GiB free" in caplog.text
 
 
 def test_memory_that_somebody_else_knows_of_counts_instead_of_the_devices(free):
     free(40)
-    assert choose_decode(MotionSettings(), WAN_1_3B, CUDA, True, free=11.5 * GIB).decode == "tiny"
+    assert choose_decode(MotionSettings(), WAN_1_3B, CUDA, TINY, free=11.5 * GIB).decode == "tiny"
 
 
 def test_a_tiny_decode_without_its_file_is_refused():
     with pytest.raises(ValueError, match="decode 'tiny' needs a tiny decoder's file"):
-        choose_decode(MotionSettings(decode="tiny"), WAN_1_3B, CPU, has_tiny=False)
+        choose_decode(MotionSettings(decode="tiny"), WAN_1_3B, CPU, tiny_decoder=None)
 
 
 def test_on_a_cpu_the_windowed_way_is_taken():
-    assert choose_decode(MotionSettings(), WAN_1_3B, CPU, has_tiny=True).decode == "windowed"
+    assert choose_decode(MotionSettings(), WAN_1_3B, CPU, tiny_decoder=TINY).decode == "windowed"
 
 
 def test_more_frames_larger_windows_and_larger_models_need_more():
@@ -86,3 +88,26 @@ def test_more_frames_larger_windows_and_larger_models_need_more():
     assert need(window=4) > need() > need(window=2)
     assert need("exact", frames=81) > need("exact") > need("exact-low-memory") > need("tiny")
     assert need("tiny", spec=WAN_14B) > need("tiny") > 2 * GB
+
+
+def test_the_choice_holds_the_tiny_decoders_file_where_it_decodes(free):
+    free(11.5)
+    assert choose_decode(MotionSettings(), WAN_1_3B, CUDA, TINY).tiny_file == TINY
+    free(23.5)
+    assert choose_decode(MotionSettings(), WAN_1_3B, CUDA, TINY).tiny_file is None
+
+
+@pytest.mark.parametrize("decode", ["auto", "tiny"])
+def test_without_mora_nothing_is_decoded_and_the_mode_stays(decode):
+    choice = choose_decode(MotionSettings(mora_weight=0.0, decode=decode), WAN_1_3B, CUDA, None)
+    assert (choice.decode, choice.recompute, choice.bytes, choice.tiny_file) == (decode, False, 0, None)
+
+
+@pytest.mark.parametrize("decode, words", [
+    ("exact", "Change decode to 'exact-low-memory'"), ("windowed", "change decode to 'tiny'"),
+    ("exact-low-memory", "Change decode to 'tiny'"), ("tiny", "Lower batch_size, the frames"),
+])  # fmt: skip
+def test_a_step_out_of_memory_is_told_a_mode_that_needs_less(decode, words):
+    advice = choose_memory_advice(MotionSettings(decode=decode))
+    assert words in advice and advice.endswith("height.")
+    assert "decode" not in choose_memory_advice(MotionSettings(mora_weight=0.0))

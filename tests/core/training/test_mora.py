@@ -2,15 +2,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from toy_models import random_lora, smooth_flow
 
 from smra_core.decoding.windows import DecodeWindow, take_whole_clip
-from smra_core.lora.adapter import Injection, init_lora, injected
-from smra_core.lora.plan import ALL_LAYERS
+from smra_core.lora.adapter import Injection, injected
 from smra_core.training.mora import (
     MotionObjective,
     MotionSample,
     MotionSettings,
-    debiased,
+    debias,
     flow_alignment_loss,
     flow_weight,
     temporal_loss,
@@ -53,8 +53,8 @@ def test_temporal_loss_equals_numpy():
 
 def test_debiasing_removes_what_all_frames_share():
     shared = torch.randn(1, 16, 1, 4, 4).expand(1, 16, 3, 4, 4)
-    moved = debiased(shared, torch.tensor([1]))
-    torch.testing.assert_close(moved, (2**0.5 - 1) * shared)
+    debiased = debias(shared, torch.tensor([1]))
+    torch.testing.assert_close(debiased, (2**0.5 - 1) * shared)
 
 
 def test_flow_weights_by_noise_level():
@@ -97,7 +97,7 @@ class Decoder:
         frames = frames[:, :, 3:] if past is None else frames
         return F.interpolate(frames, scale_factor=(1, 8, 8), mode="nearest"), (latents[:, :, -1:],)
 
-    def end(self, latents, past):
+    def finish(self, latents, past):
         return self.step(latents, past)[0]
 
     def stream(self, latents):
@@ -105,12 +105,6 @@ class Decoder:
         for latent in latents.split(1, 2):
             pixels, past = self.step(latent, past)
             yield pixels
-
-
-def smooth_flow(frames):
-    """A stand-in flow net, differentiable everywhere."""
-    before, after = frames[:-1] / 100, frames[1:] / 100
-    return torch.stack([torch.tanh(before[:, 0] * after[:, 1]), torch.sin(after[:, 2] + before[:, 1])], 1)
 
 
 def motion_batch():
@@ -126,19 +120,11 @@ def drawn_losses(objective, denoiser, sigma=SIGMA):
     return objective.losses(denoiser, batch, sigma, noise, torch.Generator().manual_seed(2))
 
 
-def random_lora(denoiser):
-    lora = init_lora(denoiser.spec, ALL_LAYERS, 2, torch.Generator().manual_seed(0))
-    torch.manual_seed(4)
-    for pair in lora.values():
-        pair.double().b.data.normal_(std=0.1)
-    return lora
-
-
 @pytest.mark.parametrize("changes", [{}, {"flow_weight": "clean", "debias": False}])
 def test_lora_gradients_of_the_losses_equal_finite_differences(toy_denoiser, finite_difference, changes):
     denoiser = toy_denoiser().double()
     objective = MotionObjective(MotionSettings(mora_weight=2.0, **changes), Decoder(), smooth_flow)
-    lora = random_lora(denoiser)
+    lora = random_lora(denoiser.spec, std=0.1, dtype=torch.float64)
 
     def total():
         losses = drawn_losses(objective, denoiser)
@@ -219,13 +205,3 @@ def test_samples_too_noisy_to_count_are_not_decoded(toy_denoiser):
 def test_mora_without_a_flow_net_is_refused():
     with pytest.raises(ValueError, match="weight 1.0 needs.*optical flow.*mora_weight to 0"):
         MotionObjective(MotionSettings(), Decoder(), None)
-
-
-@pytest.mark.parametrize("decode, words", [
-    ("exact", "Change decode to 'exact-low-memory'"), ("windowed", "change decode to 'tiny'"),
-    ("exact-low-memory", "Change decode to 'tiny'"), ("tiny", "Lower batch_size, the frames"),
-])  # fmt: skip
-def test_what_is_out_of_memory_is_told_a_leaner_way_to_decode(decode, words):
-    objective = MotionObjective(MotionSettings(decode=decode), Decoder(), smooth_flow)
-    assert words in objective.memory_advice and objective.memory_advice.endswith("height.")
-    assert "decode" not in MotionObjective(MotionSettings(mora_weight=0.0), None, None).memory_advice

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from smra_core.lora.adapter import LoraPair
-from smra_core.training.run_folder import LOCK, LOSSES, PREVIOUS, STATE, RunFolder
+from smra_core.training.run_folder import LOSSES, OWNER, PREVIOUS, STATE, RunFolder
 from smra_core.training.state import TrainState
 
 PARTS = {"data": "abc", "rank": 2}
@@ -47,7 +47,7 @@ def test_what_was_saved_is_restored_with_the_optimizers_memory(tmp_path):
     RunFolder(tmp_path, "dog", PARTS).save(saved)
     restored = new_state()
     RunFolder(tmp_path, "dog", PARTS).restore(restored)
-    first, second = saved.tensors(), restored.tensors()
+    first, second = saved.copy_tensors(), restored.copy_tensors()
     assert first.keys() == second.keys() and restored.step == 3
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -84,7 +84,7 @@ def test_losses_past_the_restored_step_are_forgotten(tmp_path):
 def test_a_folder_is_for_one_run_at_a_time(tmp_path):
     run = RunFolder(tmp_path, "dog", PARTS)
     with run.locked():
-        assert (run.path / LOCK).read_text() == str(os.getpid())
+        assert (run.path / OWNER).read_text() == str(os.getpid())
         with pytest.raises(ValueError, match=f"Process {os.getpid()} is training in .*its steps are kept"):
             with RunFolder(tmp_path, "dog", PARTS).locked():
                 pass
@@ -94,6 +94,35 @@ def test_a_folder_is_for_one_run_at_a_time(tmp_path):
         raise KeyboardInterrupt
     with run.locked():
         pass
+
+
+LOCKER = textwrap.dedent(
+    """
+    import sys
+    sys.path.insert(0, sys.argv[1])
+    from smra_core.training.run_folder import RunFolder
+
+    with RunFolder(sys.argv[2], "dog", {"data": "abc", "rank": 2}).locked():
+        print("locked", flush=True)
+        sys.stdin.read()
+    """
+)
+
+
+def test_a_second_process_is_told_who_trains_and_a_kill_leaves_no_lock(tmp_path):
+    root = str(Path(__file__).parents[3])
+    with subprocess.Popen(
+        [sys.executable, "-c", LOCKER, root, str(tmp_path)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout.readline() == "locked\n"
+        for _ in range(2):  # a refused lock leaves the number of the process readable
+            with pytest.raises(ValueError, match=f"Process {process.pid} is training in"):
+                with RunFolder(tmp_path, "dog", PARTS).locked():
+                    pass
+        process.kill()
+    with RunFolder(tmp_path, "dog", PARTS).locked():
+        assert (RunFolder(tmp_path, "dog", PARTS).path / OWNER).read_text() == str(os.getpid())
 
 
 def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, caplog):
@@ -124,9 +153,9 @@ def test_where_there_are_no_hard_links_the_state_before_is_a_copy(tmp_path, monk
 
 def test_finished_steps_are_remembered(tmp_path):
     run = RunFolder(tmp_path, "dog", PARTS)
-    assert run.finished_steps() == 0
+    assert run.read_finished_steps() == 0
     run.finish(20)
-    assert RunFolder(tmp_path, "dog", PARTS).finished_steps() == 20
+    assert RunFolder(tmp_path, "dog", PARTS).read_finished_steps() == 20
 
 
 KILLED = textwrap.dedent(
@@ -134,7 +163,7 @@ KILLED = textwrap.dedent(
     import os, signal, sys
     sys.path[:0] = sys.argv[1:4]
     import test_trainer
-    from conftest import ToyDenoiser
+    from toy_models import ToyDenoiser
 
     def kill(info):
         if sys.argv[5] == "kill" and info.step == 5:
@@ -144,7 +173,7 @@ KILLED = textwrap.dedent(
     with run.folder.locked():
         state = run.start(kill)
     from safetensors.torch import save_file
-    save_file(state.tensors(), sys.argv[6])
+    save_file(state.copy_tensors(), sys.argv[6])
     """
 )
 

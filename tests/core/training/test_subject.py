@@ -17,7 +17,7 @@ from smra_core.standalone.model_files import WanFiles, find_wan_files
 from smra_core.storage.tensor_cache import TensorCache
 from smra_core.training import subject as subject_training
 from smra_core.training.run_folder import STATE
-from smra_core.training.subject import extract_patch_features, train_subject
+from smra_core.training.subject import extract_patch_features, find_missing_masks, train_subject
 from smra_core.training.sura import SubjectSettings
 from smra_core.training.trainer import TrainSettings
 from smra_core.wan.latents import as_frames, as_video
@@ -140,10 +140,10 @@ def test_the_frozen_model_is_the_same_after_training(empty_backend, dinov2, load
     after = used["denoiser"].dit.state_dict()
     assert fresh.keys() == after.keys() and all(torch.equal(fresh[name], after[name]) for name in fresh)
     assert all("forward" not in module.__dict__ for module in used["denoiser"].linears().values())
-    teacher = DinoV2(DINOV2)
-    teacher.vit.load_state_dict(load_file(dinov2))
+    encoder = DinoV2(DINOV2)
+    encoder.vit.load_state_dict(load_file(dinov2))
     kept = used["dinov2"].state_dict()
-    assert all(torch.equal(weight, kept[name]) for name, weight in teacher.state_dict().items())
+    assert all(torch.equal(weight, kept[name]) for name, weight in encoder.state_dict().items())
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
@@ -207,27 +207,27 @@ def test_what_a_run_depends_on_gives_it_a_folder_of_its_own(backend, dinov2):
     assert train(backend, dinov2, 1, save_every=7).path == first.path
 
 
-def test_without_sura_no_teacher_is_read(backend, loaded):
+def test_without_sura_no_encoder_is_read(backend, loaded):
     infos = []
     train(backend, Path("nowhere"), settings=replace(SETTINGS, sura_weight=0.0), on_step=infos.append)
     assert "dinov2" not in kinds(loaded) and set(infos[0].losses) == {"region"}
 
 
-def test_missing_teacher_and_missing_mask_are_refused_before_anything_is_encoded(backend, dinov2, loaded):
-    with pytest.raises(ValueError, match="SuRA at weight 0.05 needs DINOv2"):
+def test_missing_encoder_and_missing_mask_are_refused_before_anything_is_encoded(backend, dinov2, loaded):
+    with pytest.raises(ValueError, match="SuRA at sura_weight 0.05 needs DINOv2"):
         train(backend, None)
     with pytest.raises(ValueError, match="0.png has no mask. Add one to masks/"):
         train(backend, dinov2, data=images(mask=False))
     assert loaded == []
 
 
-def test_features_are_the_teachers_one_a_token_in_y_x_order(backend, dinov2):
+def test_features_are_the_encoders_one_a_token_in_y_x_order(backend, dinov2):
     picture = torch.rand(3, SIDE, 2 * SIDE, generator=torch.Generator().manual_seed(2))
     (features,) = extract_patch_features(backend, [picture], dinov2)
     assert features.shape == (2 * 4, DINOV2.width)
-    teacher = DinoV2(DINOV2)
-    teacher.vit.load_state_dict(load_file(dinov2))
-    torch.testing.assert_close(features, teacher.extract_patch_features(picture[None])[0])
+    encoder = DinoV2(DINOV2)
+    encoder.vit.load_state_dict(load_file(dinov2))
+    torch.testing.assert_close(features, encoder.extract_patch_features(picture[None])[0])
 
 
 def test_contexts_and_latents_are_what_the_encoders_say_and_are_kept(empty_backend, loaded):
@@ -254,3 +254,73 @@ def test_pixels_and_frames_are_each_others_inverse():
         0,
         1,
     ]
+
+
+class Sam:
+    """Finds the upper half; counts how often it is loaded and asked."""
+
+    def __init__(self):
+        self.loaded, self.asked = 0, 0
+
+    def load(self, path):
+        self.loaded += 1
+        return self
+
+    def to(self, device):
+        return self
+
+    def mask(self, sam, pixels):
+        self.asked += 1
+        mask_px = torch.zeros(1, SIDE, SIDE)
+        mask_px[:, : SIDE // 2] = 1
+        return mask_px
+
+
+@pytest.fixture
+def sam(monkeypatch):
+    sam = Sam()
+    monkeypatch.setattr(subject_training, "load_sam", sam.load)
+    monkeypatch.setattr(subject_training, "find_subject_mask", sam.mask)
+    return sam
+
+
+@pytest.fixture
+def sam_file(tmp_path):
+    (tmp_path / "sam.pth").write_bytes(b"weights")
+    return tmp_path / "sam.pth"
+
+
+def images_with(*masks):
+    return [
+        SubjectImage(f"{i}.png", Path(f"{i}.png"), torch.full((3, SIDE, SIDE), i / 10), mask, "a sks dog")
+        for i, mask in enumerate(masks)
+    ]
+
+
+def test_only_missing_masks_are_asked_for(sam, sam_file, empty_backend):
+    own = torch.ones(1, SIDE, SIDE)
+    masked = find_missing_masks(images_with(own, None), sam_file, empty_backend)
+    assert masked[0].mask_px is own and sam.asked == 1
+    assert masked[1].mask_px.sum() == SIDE * SIDE / 2 and masked[1].name == "1.png"
+
+
+def test_sam_is_not_loaded_when_every_picture_has_its_mask(sam, sam_file, empty_backend):
+    find_missing_masks(images_with(torch.ones(1, SIDE, SIDE)), sam_file, empty_backend)
+    find_missing_masks(images_with(torch.ones(1, SIDE, SIDE)), None, empty_backend)
+    assert sam.loaded == 0
+
+
+def test_a_second_run_finds_the_masks_of_the_first(sam, sam_file, empty_backend):
+    first = find_missing_masks(images_with(None, None), sam_file, empty_backend)
+    second = find_missing_masks(images_with(None, None), sam_file, empty_backend)
+    assert (sam.loaded, sam.asked) == (1, 2)
+    assert all(torch.equal(a.mask_px, b.mask_px) for a, b in zip(first, second, strict=True))
+    sam_file.write_bytes(b"other weights")
+    find_missing_masks(images_with(None), sam_file, empty_backend)
+    assert (sam.loaded, sam.asked) == (2, 3)
+
+
+def test_missing_masks_without_sam_are_refused_by_name(sam, empty_backend):
+    own = torch.ones(1, SIDE, SIDE)
+    with pytest.raises(ValueError, match="2 pictures have no mask or an empty one, first 1.png. Give masks"):
+        find_missing_masks(images_with(own, None, None), None, empty_backend)

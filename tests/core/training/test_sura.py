@@ -9,8 +9,8 @@ from smra_core.training.sura import (
     SubjectObjective,
     SubjectSample,
     SubjectSettings,
+    make_projector,
     mask_to_latent,
-    projector,
     region_loss,
     sura_loss,
 )
@@ -89,14 +89,14 @@ def test_an_empty_mask_is_refused():
 
 
 def test_the_projectors_parameters_are_counted():
-    net = projector(8, 5, 7, torch.Generator())
+    net = make_projector(8, 5, 7, torch.Generator())
     assert count_projector_parameters(8, 5, 7) == sum(parameter.numel() for parameter in net.parameters())
 
 
 def test_the_projector_depends_on_its_generator_alone():
-    first = projector(DIM, FEATURES, 7, torch.Generator().manual_seed(0))
+    first = make_projector(DIM, FEATURES, 7, torch.Generator().manual_seed(0))
     torch.manual_seed(1)
-    second = projector(DIM, FEATURES, 7, torch.Generator().manual_seed(0))
+    second = make_projector(DIM, FEATURES, 7, torch.Generator().manual_seed(0))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     assert [tuple(p.shape) for p in first.parameters() if p.ndim == 2] == [(7, 8), (7, 7), (5, 7)]
 

@@ -16,8 +16,8 @@ from smra_core.training.trainer import (
     NonFiniteLoss,
     TrainSettings,
     collate,
-    sample_order,
-    step_generator,
+    make_generator,
+    order_samples,
     train_lora,
 )
 
@@ -83,16 +83,16 @@ def test_the_frozen_model_stays_as_it_was(toy_denoiser):
 
 def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(toy_denoiser):
     torch.manual_seed(11)
-    first = Run(toy_denoiser()).start().tensors()
+    first = Run(toy_denoiser()).start().copy_tensors()
     torch.manual_seed(12)
-    same(first, Run(toy_denoiser()).start().tensors())
-    other = Run(toy_denoiser(), seed=1).start().tensors()
+    same(first, Run(toy_denoiser()).start().copy_tensors())
+    other = Run(toy_denoiser(), seed=1).start().copy_tensors()
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
 @pytest.mark.parametrize("stop_at", [1, 3, 4, 5])
 def test_a_canceled_run_goes_on_bit_for_bit(toy_denoiser, tmp_path, stop_at):
-    whole = Run(toy_denoiser()).start().tensors()
+    whole = Run(toy_denoiser()).start().copy_tensors()
 
     def cancel(info):
         if info.step == stop_at:
@@ -101,14 +101,14 @@ def test_a_canceled_run_goes_on_bit_for_bit(toy_denoiser, tmp_path, stop_at):
     with pytest.raises(KeyboardInterrupt):
         Run(toy_denoiser(), tmp_path).start(cancel)
     second = Run(toy_denoiser(), tmp_path)
-    same(second.start().tensors(), whole)
+    same(second.start().copy_tensors(), whole)
     assert [info.step for info in second.infos] == list(range(stop_at + 1, 7))
 
 
 def test_more_steps_extend_a_finished_run(toy_denoiser, tmp_path):
-    whole = Run(toy_denoiser(), steps=9).start().tensors()
+    whole = Run(toy_denoiser(), steps=9).start().copy_tensors()
     Run(toy_denoiser(), tmp_path, steps=5).start()
-    same(Run(toy_denoiser(), tmp_path, steps=9).start().tensors(), whole)
+    same(Run(toy_denoiser(), tmp_path, steps=9).start().copy_tensors(), whole)
 
 
 def test_slow_steps_are_saved_by_the_clock(toy_denoiser, tmp_path, monkeypatch):
@@ -141,12 +141,12 @@ def test_a_sample_that_is_not_finite_stops_the_run_and_is_named(toy_denoiser, tm
     bad = samples(1)[0]._replace(name="broken.png", latents=torch.full((16, 1, GRID, GRID), math.nan))
     run = Run(toy_denoiser(), tmp_path, batch_size=1, accumulate=1)
     data = [*samples(2), bad]
-    first_bad = next(s for s in range(1, 7) if 2 in list(sample_order(3, run.settings, s, 0)))
+    first_bad = next(s for s in range(1, 7) if 2 in list(order_samples(3, run.settings, s, 0)))
     with pytest.raises(NonFiniteLoss, match=f"loss of broken.png is nan in step {first_bad}"):
         run.start(data=data)
     assert len(run.infos) == first_bad - 1
     again = Run(toy_denoiser(), tmp_path, batch_size=1, accumulate=1, steps=first_bad - 1)
-    assert all(tensor.isfinite().all() for tensor in again.start(data=data).tensors().values())
+    assert all(tensor.isfinite().all() for tensor in again.start(data=data).copy_tensors().values())
 
 
 class FlatSample(NamedTuple):
@@ -222,19 +222,19 @@ def test_clipping_reports_the_norm_before_it(toy_denoiser):
 
 def test_each_epoch_shows_every_sample_once_in_an_order_of_its_own():
     settings = TrainSettings(batch_size=2, accumulate=2)
-    places = [i for step in range(1, 7) for part in range(2) for i in sample_order(8, settings, step, part)]
+    places = [i for step in range(1, 7) for part in range(2) for i in order_samples(8, settings, step, part)]
     epochs = [places[start : start + 8] for start in (0, 8, 16)]
     assert all(sorted(epoch) == list(range(8)) for epoch in epochs)
     assert epochs[0] != epochs[1]
 
 
 def test_a_batch_may_be_larger_than_the_data():
-    order = list(sample_order(2, TrainSettings(batch_size=5, accumulate=1), 1, 0))
+    order = list(order_samples(2, TrainSettings(batch_size=5, accumulate=1), 1, 0))
     assert len(order) == 5 and set(order) == {0, 1}
 
 
 def test_a_steps_randomness_depends_on_its_numbers_alone():
-    draw = lambda *parts: torch.rand(3, generator=step_generator(*parts)).tolist()  # noqa: E731
+    draw = lambda *parts: torch.rand(3, generator=make_generator(*parts)).tolist()  # noqa: E731
     assert draw(0, 1, 0) == draw(0, 1, 0)
     assert len({tuple(draw(*parts)) for parts in ((0, 1, 0), (0, 0, 1), (1, 0, 0), (0, 10))}) == 4
 

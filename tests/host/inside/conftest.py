@@ -9,7 +9,7 @@ import pytest
 
 PACK = Path(__file__).parents[3]
 sys.path.insert(0, os.environ["COMFYUI_PATH"])
-sys.path.append(str(Path(__file__).parent))
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 import comfy.cli_args  # noqa: E402
 
@@ -36,26 +36,26 @@ load_pack()
 
 @pytest.fixture(scope="session")
 def state():
-    import tiny_wan
+    import random_wan
 
-    return tiny_wan.state_dict()
+    return random_wan.dit_state()
 
 
 @pytest.fixture(scope="session")
 def model(state):
-    import tiny_wan
+    import random_wan
 
-    return tiny_wan.load(state)
+    return random_wan.load(state)
 
 
 @pytest.fixture
 def loras():
     """Random factors of a subject and a motion LoRA."""
-    import tiny_wan
+    import random_wan
 
     return (
-        tiny_wan.lora_tensors(tiny_wan.SUBJECT_LAYERS, seed=1),
-        tiny_wan.lora_tensors(tiny_wan.MOTION_LAYERS, seed=2),
+        random_wan.lora_tensors(random_wan.SUBJECT_LAYERS, seed=1),
+        random_wan.lora_tensors(random_wan.MOTION_LAYERS, seed=2),
     )
 
 
@@ -70,7 +70,7 @@ def graph(tmp_path_factory):
 def nodes(tmp_path):
     """The pack's nodes, with outputs in a folder of the test's own."""
     import folder_paths
-    from training_models import pack
+    from random_wan import pack
 
     before = folder_paths.get_output_directory(), folder_paths.get_temp_directory()
     folder_paths.set_output_directory(str(tmp_path))

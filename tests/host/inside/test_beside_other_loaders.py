@@ -1,12 +1,12 @@
 """The Sparse LoRA Loader before and after the host's own LoRA loaders, on the same linears."""
 
 import pytest
-import tiny_wan
+import random_wan
 import torch
+from random_wan import difference, leftovers, reference, sample
 from smrabooth_pack.nodes.patching.apply_loras import apply_loras
 from smrabooth_pack.smra_core.lora.adapter import LoraPair
 from smrabooth_pack.smra_core.lora.schedule import ScheduledLora, Strengths, StrengthSchedule
-from tiny_wan import difference, leftovers, reference, sample
 
 EXACT = 2e-4
 SUBJECT, LATE_BELOW = Strengths(0.4, 0.8), 0.75
@@ -16,7 +16,7 @@ OTHER_STRENGTH = 0.7
 @pytest.fixture
 def other():
     """An artist's style LoRA: on ffn.0, which the subject's LoRA is on too, and beside it."""
-    return tiny_wan.lora_tensors(("ffn.0", "v"), seed=11)
+    return random_wan.lora_tensors(("ffn.0", "v"), seed=11)
 
 
 def with_subject(model, loras):
@@ -41,7 +41,7 @@ def with_stock(model, factors, bypass: bool):
 @pytest.mark.parametrize("ours_first", [True, False], ids=["before", "after"])
 @pytest.mark.parametrize("bypass", [False, True], ids=["LoraLoader", "LoraLoaderBypass"])
 def test_both_act_twice_in_a_row_and_then_the_model_is_as_before(state, loras, other, bypass, ours_first):
-    model = tiny_wan.load(state)
+    model = random_wan.load(state)
     base = sample(model)
     exact = sample(
         reference(model, [(loras[0], 0.4, 0.8), (other, OTHER_STRENGTH, OTHER_STRENGTH)], LATE_BELOW)

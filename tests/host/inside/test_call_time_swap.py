@@ -3,13 +3,13 @@
 import threading
 
 import pytest
-import tiny_wan
+import random_wan
 import torch
+from random_wan import difference, leftovers, reference, sample
 from smrabooth_pack.nodes.patching.apply_loras import MERGE, ON_THE_FLY, apply_loras, at_constant_strength
 from smrabooth_pack.nodes.patching.call_time_swap import CallTimeSwap
 from smrabooth_pack.smra_core.lora.adapter import LoraPair
 from smrabooth_pack.smra_core.lora.schedule import ScheduledLora, Strengths, StrengthSchedule, TPoint
-from tiny_wan import difference, leftovers, reference, sample
 
 EXACT = 2e-4
 SCHEDULE = StrengthSchedule(0.7)
@@ -70,12 +70,12 @@ def test_early_and_late_models_in_two_passes_equal_one_pass(model, loras):
     )
     one = sample(apply_loras(model, scheduled, SCHEDULE).model)
     half = sample(early, start_step=0, last_step=3, force_full_denoise=False)
-    two = tiny_wan.sample_on(late, half, start_step=3, last_step=10, force_full_denoise=True)
+    two = random_wan.sample_on(late, half, start_step=3, last_step=10, force_full_denoise=True)
     assert difference(one, two) < EXACT
 
 
 def test_a_share_of_the_steps_follows_the_shift(model, loras):
-    shifted = tiny_wan.with_shift(model, 5.0)
+    shifted = random_wan.with_shift(model, 5.0)
     by_share = sample(applied(shifted, loras, schedule=StrengthSchedule(0.3, as_share=True)))
     # Step 3 of 10 at shift 5 is sigma 5 * 0.7 / (1 + 4 * 0.7).
     by_sigma = sample(applied(shifted, loras, schedule=StrengthSchedule(3.5 / 3.8)))
@@ -86,8 +86,8 @@ def test_a_share_of_the_steps_follows_the_shift(model, loras):
 def test_loaders_in_a_row_and_the_shift_node_after_them(model, loras):
     subject, motion = loras
     chained = applied(applied(model, [subject], [SUBJECT]), [motion], [Strengths(1.0, 0.5)])
-    chained = tiny_wan.with_shift(chained, 3.0)
-    plain = tiny_wan.with_shift(model, 3.0)
+    chained = random_wan.with_shift(chained, 3.0)
+    plain = random_wan.with_shift(model, 3.0)
     # simple, shift 3: levels … 0.9545, 0.875, 0.7778 is nearest to 0.7, 0.6667 nearer still.
     levels = [3 * x / (1 + 2 * x) for x in (i / 10 for i in range(10, -1, -1))]
     nearest = min(levels, key=lambda level: abs(level - 0.7))
@@ -152,7 +152,9 @@ def test_the_bare_net_is_as_before_after_a_run(model, loras):
     """
     net = model.model.diffusion_model
     generator = torch.Generator().manual_seed(5)
-    x, context = (torch.randn(s, generator=generator) for s in (tiny_wan.LATENT, (1, 12, tiny_wan.TEXT_DIM)))
+    x, context = (
+        torch.randn(s, generator=generator) for s in (random_wan.LATENT, (1, 12, random_wan.TEXT_DIM))
+    )
     with torch.inference_mode():
         before = net(x, torch.tensor([500.0]), context)
         sample(applied(model, loras, constant=ON_THE_FLY))
@@ -223,8 +225,8 @@ def evaluate(model, wrapper, sigma):
     from comfy.patcher_extension import WrapperExecutor
 
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(tiny_wan.LATENT, generator=generator)
-    context = torch.randn(1, 12, tiny_wan.TEXT_DIM, generator=generator)
+    x = torch.randn(random_wan.LATENT, generator=generator)
+    context = torch.randn(1, 12, random_wan.TEXT_DIM, generator=generator)
     base = model.model
     executor = WrapperExecutor.new_class_executor(base._apply_model, base, [wrapper])
     return executor.execute(x, torch.tensor([sigma]), None, context, None, {})
@@ -236,7 +238,7 @@ def subject_swap(loras):
 
 def test_two_copies_of_the_model_in_two_threads(state, loras):
     """As on two graphics cards: one wrapper, two models, at the same time, on two sides of T_point."""
-    runs = [(tiny_wan.load(state), 0.9), (tiny_wan.load(state), 0.5)]
+    runs = [(random_wan.load(state), 0.9), (random_wan.load(state), 0.5)]
     swap, barrier, results = subject_swap(loras), threading.Barrier(2), {}
 
     def work(model, sigma):

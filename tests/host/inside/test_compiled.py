@@ -1,12 +1,12 @@
 """Compiled models: the LoRA is there, and a switch, other strengths or another file compile nothing anew."""
 
 import pytest
-import tiny_wan
+import random_wan
 import torch
+from random_wan import difference, leftovers, reference, sample
 from smrabooth_pack.nodes.patching.apply_loras import apply_loras
 from smrabooth_pack.smra_core.lora.adapter import LoraPair
 from smrabooth_pack.smra_core.lora.schedule import ScheduledLora, Strengths, StrengthSchedule
-from tiny_wan import difference, leftovers, reference, sample
 
 set_compile = pytest.importorskip("comfy_api.torch_helpers").set_torch_compile_wrapper
 EXACT = 2e-4
@@ -48,7 +48,7 @@ def test_base_lora_other_strengths_and_file_and_base_again(model, loras):
 
     check(loras[0], 0.4, 0.8)
     known = graphs()
-    check(tiny_wan.lora_tensors(tiny_wan.SUBJECT_LAYERS, seed=9), 1.0, 0.2)
+    check(random_wan.lora_tensors(random_wan.SUBJECT_LAYERS, seed=9), 1.0, 0.2)
     assert graphs() == known
     assert torch.equal(sample(plain, steps=FEW), base)
     assert leftovers(model) == []

@@ -1,7 +1,7 @@
 """Where the host's own schedules switch, in one run and in one that is cut in two."""
 
 import pytest
-import tiny_wan
+import random_wan
 import torch
 from smrabooth_pack.nodes.patching.apply_loras import apply_loras
 from smrabooth_pack.smra_core.lora.adapter import LoraPair
@@ -58,14 +58,14 @@ def test_two_samplers_cut_anywhere_have_the_strengths_of_one(scheduler, shift):
 def test_two_real_samplers_cut_anywhere_make_the_latents_of_one(model, loras, cut):
     lora = {name: LoraPair(a, b) for name, (a, b) in loras[0].items()}
     ours = apply_loras(model, [ScheduledLora(lora, Strengths(0.4, 0.8))], StrengthSchedule(0.7)).model
-    one = tiny_wan.sample(ours, steps=FEW)
-    first = tiny_wan.sample(ours, steps=FEW, start_step=0, last_step=cut, force_full_denoise=False)
-    second = tiny_wan.sample_on(
+    one = random_wan.sample(ours, steps=FEW)
+    first = random_wan.sample(ours, steps=FEW, start_step=0, last_step=cut, force_full_denoise=False)
+    second = random_wan.sample_on(
         ours, first, steps=FEW, start_step=cut, last_step=FEW, force_full_denoise=True
     )
-    assert tiny_wan.difference(one, second) < 2e-4
+    assert random_wan.difference(one, second) < 2e-4
     early = apply_loras(model, [ScheduledLora(lora, Strengths.from_value(0.4))], StrengthSchedule(0.7)).model
-    assert tiny_wan.difference(one, tiny_wan.sample(early, steps=FEW)) > 0.02
+    assert random_wan.difference(one, random_wan.sample(early, steps=FEW)) > 0.02
 
 
 def test_a_shift_of_the_model_moves_the_step_and_not_the_level():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from training_models import load_vae, pack
+from random_wan import load_vae, pack
 
 SIDE = 2
 """Latents a side: 16 pixels."""
@@ -13,7 +13,7 @@ def net(tmp_path_factory):
     """The private copy that training decodes with, in float64."""
     with torch.inference_mode(False):
         vae = load_vae(tmp_path_factory.mktemp("vae"))
-        return pack("nodes.host.vae").private_vae(vae, torch.device("cpu")).double()
+        return pack("nodes.host.vae").copy_vae(vae, torch.device("cpu")).double()
 
 
 @pytest.fixture(autouse=True)

@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny_wan
+import random_wan
 import torch
+from random_wan import difference, leftovers, reference, sample
 from smrabooth_pack.nodes.patching.apply_loras import apply_loras
 from smrabooth_pack.smra_core.lora.adapter import LoraPair
 from smrabooth_pack.smra_core.lora.schedule import ScheduledLora, Strengths, StrengthSchedule
-from tiny_wan import difference, leftovers, reference, sample
 
 LATE_BELOW = 0.75
 
@@ -40,7 +40,7 @@ def write(state: dict, path: Path) -> dict:
     import gguf
 
     writer = gguf.GGUFWriter(path, "wan")
-    linears, stands_for = {f"{name}.weight" for name in tiny_wan.block_linears()}, {}
+    linears, stands_for = {f"{name}.weight" for name in random_wan.block_linears()}, {}
     for name, tensor in state.items():
         values = tensor.float().numpy()
         if name in linears:
@@ -68,7 +68,7 @@ def test_a_switched_run_on_a_gguf_file(loader, state, loras, tmp_path, monkeypat
     monkeypatch.setattr(folder_paths, "get_full_path", lambda folder, name: str(tmp_path / name))
     with torch.inference_mode():
         (packed,) = loader.load_unet("tiny.gguf")
-    packed, plain = tiny_wan.with_shift(packed, tiny_wan.SHIFT), tiny_wan.load(stands_for)
+    packed, plain = random_wan.with_shift(packed, random_wan.SHIFT), random_wan.load(stands_for)
     base = sample(packed)
     floor = difference(base, sample(plain))
     both = [

@@ -1,7 +1,7 @@
 """Our LoRA files through the host's stock loader: it makes of them the weight change that we mean."""
 
 import pytest
-import tiny_wan
+import random_wan
 import torch
 from smrabooth_pack.smra_core.lora.adapter import init_lora
 from smrabooth_pack.smra_core.lora.metadata import LoraMetadata
@@ -9,7 +9,7 @@ from smrabooth_pack.smra_core.lora.plan import MOTION, SUBJECT
 from smrabooth_pack.smra_core.lora.writer import convert_lora, save_lora
 from smrabooth_pack.smra_core.wan.spec import WanSpec
 
-SPEC = WanSpec("tiny", tiny_wan.BLOCKS, tiny_wan.DIM, tiny_wan.FFN, heads=2)
+SPEC = WanSpec("tiny", random_wan.BLOCKS, random_wan.DIM, random_wan.FFN, heads=2)
 TOLERANCE = 1e-6
 
 

@@ -5,9 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from training_models import pack
+from random_wan import pack
 
-LATENTS_49, LATENTS_1 = (16, 13, 40, 72), (16, 1, 64, 64)
 HALF, FLOAT = torch.bfloat16, torch.float32
 
 
@@ -25,14 +24,15 @@ def core():
     mora, sura, wan = (pack(f"smra_core.{name}") for name in ("training.mora", "training.sura", "wan.spec"))
     return SimpleNamespace(
         estimate=budget.estimate, choose=budget.choose_decode, cost=cost, Train=train.TrainSettings,
-        Motion=mora.MotionSettings, Subject=sura.SubjectSettings, spec=wan.WAN_1_3B, projector=sura.projector,
+        Motion=mora.MotionSettings, Subject=sura.SubjectSettings, spec=wan.WAN_1_3B,
+        projector=sura.make_projector,
     )  # fmt: skip
 
 
 def motion(preflight, core, settings=None, train=None, dtype=HALF):
     settings, train = settings or core.Motion(), train or core.Train(steps=400)
     choice = core.estimate(settings, "windowed", False, core.spec)
-    return preflight.motion_forecast(core.spec, settings, train, LATENTS_49, choice, dtype), choice
+    return preflight.estimate_motion_run(core.spec, settings, train, choice, dtype), choice
 
 
 def test_a_motion_is_told_in_modules_parameters_tokens_and_memory(preflight, core):
@@ -41,7 +41,7 @@ def test_a_motion_is_told_in_modules_parameters_tokens_and_memory(preflight, cor
     parameters = 30 * 64 * (4 * (1536 + 1536) + 2 * (1536 + 8960))
     assert (forecast.modules, forecast.parameters, forecast.tokens) == (180, parameters, 13 * 20 * 36)
     assert forecast.memory == pytest.approx(choice.bytes + 16 * parameters, rel=1e-6)
-    line = forecast.line(weights=3 * 2**30, seconds=7300.0)
+    line = forecast.describe(weights=3 * 2**30, seconds=7300.0)
     assert line.startswith(
         "Training on 49 frames of 576x320, decoded windowed, 9360 tokens each: 180 modules, "
     )
@@ -64,21 +64,21 @@ def test_memory_follows_batch_precision_and_the_loss(preflight, core):
 def test_time_counts_every_sample_and_the_flow(preflight, core):
     aligned, _ = motion(preflight, core, train=core.Train(steps=10, batch_size=2, accumulate=3))
     plain, _ = motion(preflight, core, core.Motion(mora_weight=0.0))
-    assert aligned.seconds(1e12) == pytest.approx(60 * aligned.flops / 1e12)
+    assert aligned.estimate_seconds(1e12) == pytest.approx(60 * aligned.flops / 1e12)
     assert 1.3 < aligned.flops / plain.flops < 1.45  # counted: 1.36
 
 
 def test_a_subject_is_told_with_its_projector(preflight, core):
     settings, train = core.Subject(), core.Train()
-    tell = lambda settings: preflight.subject_forecast(  # noqa: E731
-        core.spec, settings, train, LATENTS_1, 5, HALF
+    tell = lambda settings: preflight.estimate_subject_run(  # noqa: E731
+        core.spec, settings, train, 5, HALF
     )
     forecast, plain = tell(settings), tell(core.Subject(sura_weight=0.0))
     assert (forecast.modules, forecast.tokens) == (150, 1024)
     assert forecast.parameters == 30 * 32 * (4 * (1536 + 1536) + 1536 + 8960)
     net = core.projector(1536, 1536, 2048, torch.Generator())
     assert forecast.memory - plain.memory == 16 * sum(p.numel() for p in net.parameters())
-    assert forecast.line(0, 5.0).startswith(
+    assert forecast.describe(0, 5.0).startswith(
         "Training on 5 pictures of 512x512, 1024 tokens each: 150 modules"
     )
 
@@ -86,49 +86,90 @@ def test_a_subject_is_told_with_its_projector(preflight, core):
 def test_how_to_decode_is_chosen_by_the_card_and_not_by_what_is_loaded_just_now(core, monkeypatch):
     import comfy.model_management as management
 
-    memory = pack("nodes.host.versions").trainable_memory
+    memory = pack("nodes.host.versions").measure_trainable_memory
     monkeypatch.setattr(management, "get_total_memory", lambda device: 12 * 10**9)
     monkeypatch.setattr(management, "extra_reserved_memory", lambda: 10**9)
     card = torch.device("cuda")
     assert memory(torch.device("cpu")) is None and memory(card) == 11 * 10**9
-    choice = core.choose(core.Motion(), core.spec, card, has_tiny=True, free=memory(card))
+    choice = core.choose(core.Motion(), core.spec, card, tiny_decoder="tiny", free=memory(card))
     assert choice.decode == "tiny"
-    assert core.choose(core.Motion(), core.spec, card, True, free=24e9).decode == "windowed"
+    assert core.choose(core.Motion(), core.spec, card, "tiny", free=24e9).decode == "windowed"
+
+
+OPTIONS = {"SMRATrainingOptions", "SMRALossOptions", "SMRAStrengthOptions", "SMRALoaderOptions"}
+MOST_WIDGETS = 9
+
+
+def widgets_of(kind):
+    inputs = pack("nodes").NODE_CLASS_MAPPINGS[kind].define_schema().inputs
+    return {item.id: item for item in inputs if hasattr(item, "default") and not item.force_input}
 
 
 @pytest.mark.parametrize("kind", ["SMRATrainSubjectLoRA", "SMRATrainMotionLoRA"])
-def test_every_setting_of_the_core_has_a_widget_with_the_cores_default(core, kind):
-    node = pack("nodes").NODE_CLASS_MAPPINGS[kind]
-    widgets = {item.id: item for item in node.define_schema().inputs}
+def test_every_setting_of_the_core_has_a_widget_with_the_cores_default_and_text(core, kind):
+    widgets = widgets_of("SMRALossOptions") | widgets_of("SMRATrainingOptions") | widgets_of(kind)
     own = core.Subject() if "Subject" in kind else core.Motion()
     renamed = {"plan": "layers", "frames": "frame_count", "shift": "training_shift", "seed": "training_seed"}
     for settings in (own, core.Train()):
         for field in fields(settings):
-            widget, default = widgets[renamed.get(field.name, field.name)], getattr(settings, field.name)
-            if field.name == "steps":
-                continue  # each node has its own
-            if field.name == "plan":
-                default = {str(plan): name for name, plan in pack("smra_core.lora.plan").PLANS.items()}[
-                    str(default)
-                ]
-            assert widget.default == default and "." in widget.tooltip
-    front = [name for name, item in widgets.items() if hasattr(item, "default") and not item.extra_dict]
-    assert front in (["name", "steps", "rank"], ["name", "steps", "rank", "frame_count"])
+            widget = widgets[renamed.get(field.name, field.name)]
+            if field.name != "plan":
+                assert widget.tooltip.startswith(field.metadata["help"])
+            if field.name not in ("plan", "steps"):  # the paper's two plans are one choice; steps differ
+                assert widget.default == getattr(settings, field.name)
 
 
-def test_a_node_gives_its_values_to_the_core(core):
-    module = pack("nodes.train_motion_lora")
-    values = {item.id: item.default for item in module.TrainMotionLoRA.define_schema().inputs
-              if hasattr(item, "default")}  # fmt: skip
-    assert module.motion_settings(values) == core.Motion()
-    changed = values | dict(decode="exact", window=5, context=1, layers="all-layers", frame_count=17)
-    settings = module.motion_settings(changed)
+def test_what_both_losses_share_has_one_default_and_one_text(core):
+    for name in ("weighted_velocity", "shift"):
+        subject, motion = ({f.name: f for f in fields(kind)}[name] for kind in (core.Subject, core.Motion))
+        assert (subject.default, subject.metadata) == (motion.default, motion.metadata)
+
+
+def test_every_node_fits_a_screen():
+    mapping = pack("nodes").NODE_CLASS_MAPPINGS
+    for kind, node in mapping.items():
+        assert len(widgets_of(kind)) <= MOST_WIDGETS, kind
+        for item in node.define_schema().inputs:
+            assert "advanced" not in (item.extra_dict or {}) and not getattr(item, "multiline", None), kind
+    assert set(mapping) >= OPTIONS
+    assert list(widgets_of("SMRATrainSubjectLoRA")) == [
+        "name", "steps", "rank", "width", "height", "sura_weight", "preview_every",
+    ]  # fmt: skip
+    assert list(widgets_of("SMRATrainMotionLoRA")) == [
+        "name", "steps", "rank", "width", "height", "frame_count", "mora_weight", "decode", "preview_every",
+    ]  # fmt: skip
+
+
+def execute_with_defaults(kind, **changes):
+    values = {name: item.default for name, item in widgets_of(kind).items()}
+    return pack("nodes").NODE_CLASS_MAPPINGS[kind].execute(**(values | changes)).args[0]
+
+
+def test_options_nodes_at_their_defaults_are_what_an_open_input_stands_for():
+    wire = pack("nodes.host.wire_types")
+    assert execute_with_defaults("SMRATrainingOptions") == wire.TrainingOptions()
+    assert execute_with_defaults("SMRALossOptions") == wire.LossOptions()
+    assert execute_with_defaults("SMRALoaderOptions") == pack("nodes.sparse_lora_loader").DEFAULTS
+    schedule = pack("smra_core.lora.schedule")
+    paper = wire.StrengthOptions(schedule.STRENGTH_PRESETS["paper"], schedule.MOTION_STRENGTHS)
+    assert execute_with_defaults("SMRAStrengthOptions") == paper
+
+
+def test_a_node_gives_its_values_and_its_options_to_the_core(core):
+    module, wire = pack("nodes.train_motion_lora"), pack("nodes.host.wire_types")
+    values = {name: item.default for name, item in widgets_of("SMRATrainMotionLoRA").items()}
+    unwired = wire.TrainingOptions(), wire.LossOptions()
+    assert module.parse_settings(values, *unwired) == core.Motion()
+    training = execute_with_defaults("SMRATrainingOptions", layers="all-layers", training_seed=3)
+    losses = execute_with_defaults("SMRALossOptions", window=5, context=1, align_block=2, training_shift=3.0)
+    settings = module.parse_settings(values | dict(decode="exact", frame_count=17), training, losses)
     assert (settings.decode, settings.window, settings.context, settings.frames) == ("exact", 5, 1, 17)
-    assert settings.plan == pack("smra_core.lora.plan").ALL_LAYERS
+    assert settings.plan == pack("smra_core.lora.plan").ALL_LAYERS and settings.shift == 3.0
+    assert (losses.subject.align_block, losses.subject.shift, training.train.seed) == (2, 3.0, 3)
     with pytest.raises(ValueError, match="Use 64x64"):
-        module.motion_settings(values | dict(width=70, height=64))
+        module.parse_settings(values | dict(width=70, height=64), *unwired)
     with pytest.raises(ValueError, match="WAN needs 4n"):
-        module.motion_settings(values | dict(frame_count=6))
+        module.parse_settings(values | dict(frame_count=6), *unwired)
 
 
 def dit(kind, **sizes):
@@ -153,13 +194,13 @@ def dit(kind, **sizes):
 )
 def test_variants_of_wan_are_refused_with_what_to_load(kind, sizes):
     with pytest.raises(ValueError, match=f"{kind} with .* input channels.*load Wan2.1-T2V-1.3B or 14B"):
-        pack("nodes.host.denoiser").spec_of(dit(kind, **sizes))
+        pack("nodes.host.denoiser").read_spec(dit(kind, **sizes))
 
 
 def test_what_is_not_wan_is_refused_with_what_to_load():
     other = SimpleNamespace(model=SimpleNamespace(diffusion_model=torch.nn.Linear(2, 2)))
     with pytest.raises(ValueError, match="This MODEL is Linear, not WAN. Load Wan2.1-T2V"):
-        pack("nodes.host.denoiser").spec_of(other)
+        pack("nodes.host.denoiser").read_spec(other)
     for net in (torch.nn.Linear(2, 2), SimpleNamespace(z_dim=48)):
         with pytest.raises(ValueError, match="latent channels; WAN 2.1's has 16. Load wan_2.1_vae"):
             pack("nodes.host.vae").check_vae(SimpleNamespace(first_stage_model=net))

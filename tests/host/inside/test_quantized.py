@@ -1,12 +1,12 @@
 """The Sparse LoRA Loader on checkpoints of less than 16 bits, as the host stores them."""
 
 import pytest
-import tiny_wan
+import random_wan
 import torch
+from random_wan import difference, leftovers, reference, sample
 from smrabooth_pack.nodes.patching.apply_loras import MERGE, apply_loras
 from smrabooth_pack.smra_core.lora.adapter import LoraPair
 from smrabooth_pack.smra_core.lora.schedule import ScheduledLora, Strengths, StrengthSchedule
-from tiny_wan import difference, leftovers, reference, sample
 
 quant_ops = pytest.importorskip("comfy.quant_ops")
 FORMATS = [kind for kind in ("float8_e4m3fn", "int8_tensorwise") if kind in quant_ops.QUANT_ALGOS]
@@ -25,15 +25,15 @@ def pair(model, loras, constant="auto"):
 
 def unpacked(state, kind):
     """The checkpoint in float32 with exactly the values that the packed one stands for."""
-    packed = tiny_wan.quantized(state, kind)
+    packed = random_wan.quantized(state, kind)
     named = {name: tensor for name, tensor in packed.items() if not name.endswith(("_scale", "comfy_quant"))}
-    for name in tiny_wan.block_linears():
+    for name in random_wan.block_linears():
         named[f"{name}.weight"] = packed[f"{name}.weight"].float() * packed[f"{name}.weight_scale"]
     return named
 
 
 def packed_model(state, kind):
-    return tiny_wan.load(tiny_wan.quantized(state, kind))
+    return random_wan.load(random_wan.quantized(state, kind))
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -41,7 +41,7 @@ def test_a_switched_run_on_a_quantized_checkpoint(state, loras, kind):
     """The host itself differs from the unpacked weights (it rounds activations for INT8): that is the
     floor.
     """
-    packed, plain = packed_model(state, kind), tiny_wan.load(unpacked(state, kind))
+    packed, plain = packed_model(state, kind), random_wan.load(unpacked(state, kind))
     exact = sample(reference(plain, [(loras[0], 0.4, 0.8), (loras[1], 1.0, 1.0)], LATE_BELOW))
     base = sample(packed)
     floor = difference(base, sample(plain))
@@ -56,7 +56,7 @@ def test_a_switched_run_on_a_quantized_checkpoint(state, loras, kind):
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_merging_on_request_rounds_the_weights_again(state, loras, kind):
-    packed, plain = packed_model(state, kind), tiny_wan.load(unpacked(state, kind))
+    packed, plain = packed_model(state, kind), random_wan.load(unpacked(state, kind))
     exact = sample(reference(plain, [(loras[0], 0.4, 0.8), (loras[1], 1.0, 1.0)], LATE_BELOW))
     merged = pair(packed, loras, MERGE)
     assert merged.merged == (False, True)
@@ -67,8 +67,8 @@ def test_merging_on_request_rounds_the_weights_again(state, loras, kind):
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_lora_on_the_down_projection_alone_is_not_lost(state, kind):
     """The host computes INT8's ffn.2 from its weight, without calling the module."""
-    factors = tiny_wan.lora_tensors(("ffn.2",), seed=5, size=2.0)
-    packed, plain = packed_model(state, kind), tiny_wan.load(unpacked(state, kind))
+    factors = random_wan.lora_tensors(("ffn.2",), seed=5, size=2.0)
+    packed, plain = packed_model(state, kind), random_wan.load(unpacked(state, kind))
     exact = sample(reference(plain, [(factors, 0.4, 0.8)], LATE_BELOW))
     ours = sample(apply_loras(packed, [scheduled(factors, SUBJECT)], SCHEDULE).model)
     assert difference(ours, sample(packed)) > 5 * difference(ours, exact)
@@ -76,7 +76,7 @@ def test_a_lora_on_the_down_projection_alone_is_not_lost(state, kind):
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_two_loaders_in_a_row_both_reach_the_down_projection(state, kind):
-    first, second = (tiny_wan.lora_tensors(("ffn.0", "ffn.2"), seed=s, size=2.0) for s in (5, 6))
+    first, second = (random_wan.lora_tensors(("ffn.0", "ffn.2"), seed=s, size=2.0) for s in (5, 6))
     packed = packed_model(state, kind)
     one = apply_loras(packed, [scheduled(first, SUBJECT), scheduled(second, Strengths(1.0, 0.5))], SCHEDULE)
     chained = apply_loras(packed, [scheduled(first, SUBJECT)], SCHEDULE).model
@@ -86,7 +86,7 @@ def test_two_loaders_in_a_row_both_reach_the_down_projection(state, kind):
 
 
 def test_a_checkpoint_stored_in_fp8_and_computed_in_32_bits(state, loras):
-    stored, plain = tiny_wan.load(state, torch.float8_e4m3fn), tiny_wan.load(state)
+    stored, plain = random_wan.load(state, torch.float8_e4m3fn), random_wan.load(state)
     assert stored.model.get_submodule("diffusion_model.blocks.0.ffn.0").weight.dtype == torch.float8_e4m3fn
     exact_values = plain.model.diffusion_model.state_dict()
     with torch.inference_mode():

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from encoder_nets import sea_raft_file
 from PIL import Image
+from random_wan import pack
 from safetensors.torch import save_file
-from teacher_nets import sea_raft_file
-from training_models import pack
 
 
 @pytest.fixture
@@ -32,17 +32,17 @@ def test_a_loader_offers_our_folder_and_the_hosts_and_refuses_others(folders):
     kind = pack("nodes.host.model_folders").DINOV2
     for file in ("dinov2/dinov2_vitb14.pth", "clip_vision/my_dinov2.safetensors", "clip_vision/clip_h.pth"):
         (folders / "models" / file).write_bytes(b"")
-    choices = [choice for choice in kind.choices() if "miniature" not in choice]
+    choices = [choice for choice in kind.list_choices() if "miniature" not in choice]
     assert choices == ["dinov2/dinov2_vitb14.pth", "clip_vision/my_dinov2.safetensors"]
-    assert kind.path(choices[1]) == folders / "models" / "clip_vision" / "my_dinov2.safetensors"
+    assert kind.find(choices[1]) == folders / "models" / "clip_vision" / "my_dinov2.safetensors"
     for wrong in ("loras/x.pth", "dinov2/absent.pth", "dinov2/../loras/x.pth", "nothing"):
         with pytest.raises(ValueError, match="Download dinov2_vitg14_pretrain.pth"):
-            kind.path(wrong)
+            kind.find(wrong)
 
 
 def test_an_empty_folder_still_gives_the_browser_a_choice(folders, nodes):
     kind = pack("nodes.host.model_folders").SAM
-    choices = kind.choices()
+    choices = kind.list_choices()
     assert choices
     if choices == [pack("nodes.host.model_folders").NOTHING]:
         with pytest.raises(ValueError, match="models/sams"):
@@ -80,7 +80,7 @@ def test_masks_come_with_a_picture_to_check_them_by(folders, nodes, monkeypatch)
             return self
 
     monkeypatch.setattr(module, "load_sam", lambda path: Net())
-    monkeypatch.setattr(module, "subject_mask", find_subject_mask)
+    monkeypatch.setattr(module, "find_subject_mask", find_subject_mask)
     images = torch.ones(2, 8, 16, 3)
     masks, preview = nodes["SMRASegmentSubject"].execute(images, None, 0.25, 1.0).args
     assert masks.shape == (2, 8, 16) and points == [(4.0, 7)] * 2
@@ -117,19 +117,19 @@ def test_a_subject_folder_becomes_pictures_masks_and_prompts(folders, nodes):
 
 def test_prompts_stay_as_a_sampler_takes_them():
     prompt = torch.ones(1, 12, 4096)
-    _, contexts = pack("nodes.host.conditioning").captions_and_contexts([[prompt, {}]], 2, "a ball")
+    _, contexts = pack("nodes.host.conditioning").match_captions([[prompt, {}]], 2, "a ball")
     assert torch.equal(contexts["a ball"], prompt[0])
 
 
 def test_prompts_are_padded_and_matched_to_pictures():
-    captions_and_contexts = pack("nodes.host.conditioning").captions_and_contexts
+    match_captions = pack("nodes.host.conditioning").match_captions
     prompts = [[torch.ones(1, 3, 4096), {}], [torch.full((1, 600, 4096), 2.0), {}]]
-    names, contexts = captions_and_contexts(prompts, 2, "first\nsecond")
+    names, contexts = match_captions(prompts, 2, "first\nsecond")
     assert names == ["first", "second"] and contexts["first"].shape == (600, 4096)
     assert contexts["first"][:3].eq(1).all() and contexts["first"][3:].eq(0).all()
     assert contexts["second"].shape == (600, 4096)
-    assert captions_and_contexts(prompts[:1], 3)[0] == ["prompt 1"] * 3
-    names, contexts = captions_and_contexts(prompts, 2, "same")
+    assert match_captions(prompts[:1], 3)[0] == ["prompt 1"] * 3
+    names, contexts = match_captions(prompts, 2, "same")
     assert len(set(names)) == 2 and len(contexts) == 2
 
 

@@ -6,6 +6,7 @@ import os
 
 import pytest
 import torch
+from random_wan import DIM, TRAINED_FFN, dit_state, load_dit, pack
 from training_gradients import (
     SHAPE,
     TOKENS,
@@ -20,7 +21,6 @@ from training_gradients import (
     trained,
     worst,
 )
-from training_models import DIM, dit_state, load_dit, pack
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def host_wan():
 
 @pytest.fixture(scope="module")
 def state():
-    return dit_state()
+    return dit_state(ffn=TRAINED_FFN)
 
 
 def test_gradients_are_those_of_plain_autograd(host_wan, state, tmp_path):
@@ -79,7 +79,7 @@ def test_buffers_that_are_used_again_do_not_spoil_the_gradient(host_wan, state, 
 def test_plain_autograd_over_such_buffers_is_wrong(host_wan, state, tmp_path, monkeypatch):
     """The test of the test: without frozen layers the simulation must show."""
     reused_buffer(monkeypatch)
-    monkeypatch.setattr(host_wan, "frozen_forward", lambda module: module.forward)
+    monkeypatch.setattr(host_wan, "freeze_forward", lambda module: module.forward)
     found = trained(with_casting(load_dit(tmp_path, state)))
     assert worst(found, reference(state)) > 0.1
 
@@ -114,10 +114,10 @@ def test_streamed_weights_are_loaded_anew_as_plain_ones_or_refused(host_wan):
     calls = []
     clone = lambda **how: calls.append(how) or "plain"  # noqa: E731
     streamed = SimpleNamespace(is_dynamic=lambda: True, cached_patcher_init=(None, ("x",)), clone=clone)
-    assert host_wan.trainable_clone(streamed) == "plain" and calls == [{"disable_dynamic": True}]
+    assert host_wan.prepare_clone(streamed) == "plain" and calls == [{"disable_dynamic": True}]
     streamed.cached_patcher_init = None
     with pytest.raises(ValueError, match="--disable-dynamic-vram"):
-        host_wan.trainable_clone(streamed)
+        host_wan.prepare_clone(streamed)
 
 
 class Halved(torch.Tensor):
@@ -217,7 +217,7 @@ def test_kernels_without_a_backward_are_not_used(host_wan, state, tmp_path, monk
 
 def test_the_model_is_not_copied(host_wan, tmp_path):
     """Memory of the process grows by less than a twentieth of the weights, optimizer and adapters aside."""
-    wide = dit_state(blocks=40)
+    wide = dit_state(blocks=40, ffn=TRAINED_FFN)
     size = sum(value.numel() * value.element_size() for value in wide.values())
     model = load_dit(tmp_path, wide)
     del wide
@@ -236,9 +236,9 @@ def resident_bytes():
 
 @pytest.mark.parametrize("channels", [36, 32])
 def test_models_for_images_are_refused_with_a_remedy(host_wan, tmp_path, channels):
-    model = load_dit(tmp_path, dit_state(channels=channels))
+    model = load_dit(tmp_path, dit_state(ffn=TRAINED_FFN, channels=channels))
     with pytest.raises(ValueError, match=f"{channels} input channels.*load Wan2.1-T2V"):
-        host_wan.spec_of(model)
+        host_wan.read_spec(model)
 
 
 def test_the_published_sizes_have_their_names(host_wan):
@@ -250,7 +250,7 @@ def test_the_published_sizes_have_their_names(host_wan):
     sizes = dict(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30)
     net = WanModel(in_dim=16, device="meta", dtype=torch.float16, operations=disable_weight_init, **sizes)
     model = SimpleNamespace(model=SimpleNamespace(diffusion_model=net))
-    assert host_wan.spec_of(model).name == "Wan2.1-T2V-1.3B"
+    assert host_wan.read_spec(model).name == "Wan2.1-T2V-1.3B"
 
 
 def test_blocks_are_checkpointed_and_tokens_are_taken_once(host_wan, state, tmp_path):

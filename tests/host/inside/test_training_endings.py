@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from random_wan import DIM, pack
 from safetensors.torch import load_file
 from training_gradients import fingerprint, sampled
 from training_graph import train_motion, train_subject
-from training_models import DIM, pack
 
 PATCHED = "diffusion_model.blocks.0.self_attn.q.weight"
 

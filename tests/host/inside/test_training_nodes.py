@@ -4,9 +4,9 @@ import logging
 
 import pytest
 import torch
+from random_wan import pack
 from safetensors import safe_open
 from training_graph import train_motion, train_subject
-from training_models import pack
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_what_cannot_work_is_refused_with_a_remedy(nodes, graph):
     empty = torch.zeros_like(graph.masks)
     with pytest.raises(ValueError, match="first picture 1.*the sam input"):
         train_subject(nodes, graph, masks=empty)
-    with pytest.raises(ValueError, match="picture 1 has no mask"):
+    with pytest.raises(ValueError, match="2 pictures have no mask.*first picture 1.*the sam input"):
         train_subject(nodes, graph, masks=None)
     with pytest.raises(ValueError, match="Use 64x64"):
         train_subject(nodes, graph, width=70)

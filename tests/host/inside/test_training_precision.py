@@ -2,15 +2,15 @@
 
 import pytest
 import torch
+from random_wan import TRAINED_FFN, dit_state, load_dit, pack, quantized
 from training_gradients import errors, reference, trained, worst
-from training_models import dit_state, load_dit, pack, quantized
 
 STORED = {"stored fp8": torch.float8_e4m3fn, "stored fp16": torch.float16, "stored bf16": torch.bfloat16}
 
 
 @pytest.fixture(scope="module")
 def state():
-    return dit_state()
+    return dit_state(ffn=TRAINED_FFN)
 
 
 def dequantized(model, state):
@@ -46,7 +46,7 @@ def test_every_form_gives_the_gradients_of_what_it_stands_for(state, tmp_path, k
 @pytest.mark.parametrize("kind", ["stored fp16", "stored fp8"])
 def test_a_card_that_multiplies_bfloat16_gives_nearly_the_same(state, tmp_path, monkeypatch, kind):
     """bfloat16 has 8 bits of mantissa: each factor is a few parts in a hundred off at most, and unbiased."""
-    monkeypatch.setattr(pack("nodes.host.denoiser"), "training_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr(pack("nodes.host.denoiser"), "choose_training_dtype", lambda device: torch.bfloat16)
     model = stored(tmp_path, state, kind)
     before = model.model.manual_cast_dtype
     found, expected = trained(model), reference(dequantized(model, state))
@@ -61,8 +61,8 @@ def test_the_precision_is_the_cards_and_never_float16(monkeypatch):
     """Small gradients vanish in float16, and a scaler would be one more thing to resume bit for bit."""
     import comfy.model_management as management
 
-    training_dtype, card = pack("nodes.host.denoiser").training_dtype, torch.device("cuda")
+    choose_training_dtype, card = pack("nodes.host.denoiser").choose_training_dtype, torch.device("cuda")
     for can, dtype in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(management, "should_use_bf16", lambda device, can=can: can)
-        assert training_dtype(card) == dtype
-    assert training_dtype(torch.device("cpu")) == torch.float32
+        assert choose_training_dtype(card) == dtype
+    assert choose_training_dtype(torch.device("cpu")) == torch.float32

@@ -1,7 +1,7 @@
 """A LoRA's gradients through the graph's MODEL, and what they should be."""
 
 import torch
-from training_models import BLOCKS, DIM, FFN, pack
+from random_wan import BLOCKS, DIM, TRAINED_FFN, pack
 
 SHAPE = (1, 16, 2, 4, 6)
 TOKENS = 2 * 2 * 3
@@ -17,7 +17,7 @@ def question():
 
 
 def spec():
-    return pack("smra_core.wan.spec").WanSpec("tiny", BLOCKS, DIM, FFN, 2)
+    return pack("smra_core.wan.spec").WanSpec("tiny", BLOCKS, DIM, TRAINED_FFN, 2)
 
 
 def full_lora(seed=3):
@@ -51,7 +51,7 @@ def reference(state):
     from comfy.ops import disable_weight_init
 
     net = WanModel(
-        model_type="t2v", dim=DIM, ffn_dim=FFN, num_heads=2, num_layers=BLOCKS, text_dim=4096,
+        model_type="t2v", dim=DIM, ffn_dim=TRAINED_FFN, num_heads=2, num_layers=BLOCKS, text_dim=4096,
         in_dim=16, dtype=torch.float32, device="cpu", operations=disable_weight_init,
     )  # fmt: skip
     net.load_state_dict({name: value.float() for name, value in state.items()})

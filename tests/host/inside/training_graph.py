@@ -1,8 +1,8 @@
 """A small graph around the training nodes, and the nodes executed as the host executes them."""
 
 import torch
-from teacher_nets import dinov2_file, sea_raft_file
-from training_models import dit_state, load_dit, load_vae
+from encoder_nets import dinov2_file, sea_raft_file
+from random_wan import TRAINED_FFN, dit_state, load_dit, load_vae
 
 SIDE, FRAMES = 64, 5
 
@@ -15,9 +15,10 @@ def moving(picture):
 class Graph:
     """What a graph gives to the nodes, made under inference mode; files in `folder`."""
 
-    def __init__(self, folder):
-        self.model, self.vae = load_dit(folder, dit_state()), load_vae(folder)
-        self.dinov2, self.sea_raft = dinov2_file(folder), sea_raft_file(folder)
+    def __init__(self, folder, with_dinov2=True):
+        self.model, self.vae = load_dit(folder, dit_state(ffn=TRAINED_FFN)), load_vae(folder)
+        self.dinov2 = dinov2_file(folder) if with_dinov2 else None
+        self.sea_raft = sea_raft_file(folder)
         with torch.inference_mode():
             generator = torch.Generator().manual_seed(5)
             self.images = torch.rand(2, SIDE, 80, 3, generator=generator)
@@ -36,6 +37,16 @@ def defaults(node):
     }
 
 
+def fold_options(nodes, values):
+    """Put the values that belong to the two options nodes through those nodes."""
+    values = dict(values)
+    for name, kind in (("training_options", "SMRATrainingOptions"), ("loss_options", "SMRALossOptions")):
+        node = nodes[kind]
+        given = {key: values.pop(key, value) for key, value in defaults(node).items()}
+        values[name] = node.execute(**given).args[0]
+    return values
+
+
 def train_subject(nodes, graph, **changes):
     node = nodes["SMRATrainSubjectLoRA"]
     given = dict(
@@ -43,7 +54,7 @@ def train_subject(nodes, graph, **changes):
         dinov2=graph.dinov2, steps=3, rank=2, width=SIDE, height=SIDE, accumulate=1, learning_rate=1e-3,
     )  # fmt: skip
     with torch.inference_mode():
-        return node.execute(**(defaults(node) | given | changes)).args
+        return node.execute(**fold_options(nodes, defaults(node) | given | changes)).args
 
 
 def train_motion(nodes, graph, **changes):
@@ -53,4 +64,4 @@ def train_motion(nodes, graph, **changes):
         sea_raft=graph.sea_raft, width=SIDE, height=SIDE, frame_count=FRAMES, accumulate=1,
     )  # fmt: skip
     with torch.inference_mode():
-        return node.execute(**(defaults(node) | given | changes)).args
+        return node.execute(**fold_options(nodes, defaults(node) | given | changes)).args

@@ -1,4 +1,4 @@
-"""The arms of the bench: how each trains its two LoRAs, and how it puts them together."""
+"""Variants of the method that the bench compares: how each trains its two LoRAs, and how it combines them."""
 
 from dataclasses import dataclass, replace
 
@@ -7,17 +7,19 @@ from ...lora.schedule import SUBJECT_STRENGTHS, Strengths, TPoint
 from ...training.mora import MotionSettings
 from ...training.sura import SubjectSettings
 from ..small_settings import MOTION, SUBJECT
-from ..small_settings import SAMPLING as WATCHED_SAMPLING
+from ..small_settings import SAMPLING as DEMO_SAMPLING
 
-SAMPLING = replace(WATCHED_SAMPLING, steps=20)
-"""Fewer steps than the demo's: many clips are needed, and T_point is a noise level."""
+SAMPLING = replace(DEMO_SAMPLING, steps=20)
+"""Sampling with fewer steps than in the demo: many clips are needed, and T_point is a noise level."""
 T_POINT_STEPS = 50
-"""T_point is told as a step of the paper's run: 50 steps at shift 1."""
+"""Number of steps of the paper's sampling at shift 1; T_point is named as one of them."""
 
 
 @dataclass(frozen=True)
 class BenchVariant:
-    """One row of the bench's table; a change of one thing against SMRABooth."""
+    """One row of the bench's table, which changes one thing of SMRABooth. Without settings a LoRA is left
+    out.
+    """
 
     name: str
     subject: SubjectSettings | None = SUBJECT
@@ -27,12 +29,13 @@ class BenchVariant:
 
 
 def at_step(step: int) -> TPoint:
+    """Return the T_point at a step of the paper's sampling."""
     return TPoint.from_step(step, T_POINT_STEPS)
 
 
 _PLAIN_SUBJECT = replace(SUBJECT, plan=ALL_LAYERS, sura_weight=0.0)
 _PLAIN_MOTION = replace(MOTION, plan=ALL_LAYERS, mora_weight=0.0)
-ARMS = (
+VARIANTS = (
     BenchVariant("base, no LoRA", None, None),
     BenchVariant("plain LoRAs", _PLAIN_SUBJECT, _PLAIN_MOTION, Strengths.from_value(SUBJECT_STRENGTHS.late)),
     BenchVariant("SMRABooth (T_point 15)"),

@@ -1,8 +1,8 @@
-"""Teachers of random weights in the published layouts, small enough for a test."""
+"""Encoders of random weights in the published layouts, small enough for a test."""
 
 import torch
+from random_wan import pack
 from safetensors.torch import save_file
-from training_models import pack
 
 DINO_WIDTH = 384
 """ViT-S: the smallest whose heads are known from its width."""

@@ -1,0 +1,63 @@
+"""The DiT and the VAE of WAN in single files: the configuration that a file's header implies, and the model
+filled from the file.
+
+diffusers' own `from_single_file` is not used: it does not apply the scales of fp8 files, downloads the
+model's configuration, and accepts files with names that are missing or unknown.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..storage.weight_check import Value
+from ..storage.weight_file import read_shapes, read_weight_file
+from ..wan.module_names import to_native_dit_name, to_native_vae_name
+from .checkpoint_kind import build_dit_config, build_vae_config, find_prefix
+from .checkpoint_weights import Shapes, check_native, fill_native, rename_to_native
+
+
+@dataclass(frozen=True)
+class NativePart:
+    """A part of WAN that one file in native names can hold."""
+
+    diffusers_class: str
+    native_name: Callable[[str], str]
+    """Returns the native name of a weight, given the name that diffusers has for it."""
+    config: Callable[[Shapes, str], dict[str, Any]]
+    """Returns the arguments of the class, given the shapes by native name and the file's name."""
+
+    def read_shapes(self, path: Path) -> Shapes:
+        """Read the shapes in a file by native name, without its prefix; ValueError when it is unreadable."""
+        return self._rename(read_shapes(path), path.name)
+
+    def check_shapes(self, shapes: Shapes, source: str) -> None:
+        """Raise ValueError unless a file with these shapes fills the model exactly (see check_native)."""
+        check_native(self.build_empty(shapes, source), self.native_name, shapes, source)
+
+    def build_empty(self, shapes: Shapes, source: str) -> Any:
+        """Build the model of these shapes on the meta device; buffers that it computes itself have values."""
+        import diffusers
+        from accelerate import init_empty_weights
+
+        with init_empty_weights(include_buffers=False):
+            return getattr(diffusers, self.diffusers_class)(**self.config(shapes, source))
+
+    def load(self, path: Path, dtype: torch.dtype) -> Any:
+        """Load the model from a file, in `dtype`; ValueError as fill_native raises."""
+        tensors = self._rename(read_weight_file(path).tensors, path.name)
+        shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+        model = self.build_empty(shapes, path.name)
+        # diffusers computes time, norms and modulations in float32, as WAN's authors do.
+        precise = tuple(model._keep_in_fp32_modules or ())
+        fill_native(model, self.native_name, tensors, dtype, path.name, precise)
+        return model
+
+    def _rename(self, values: dict[str, Value], source: str) -> dict[str, Value]:
+        return rename_to_native(values, self.native_name, source, find_prefix(values))
+
+
+DIT = NativePart("WanTransformer3DModel", to_native_dit_name, build_dit_config)
+VAE = NativePart("AutoencoderKLWan", to_native_vae_name, build_vae_config)
