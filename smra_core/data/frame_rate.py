@@ -94,7 +94,9 @@ def describe_frame_rate(timing: Timing, choice: FrameChoice, stride: int) -> lis
         used = f"taken by their times, {choice.fps:.4g} fps" if choice.by_time else "used as stored"
         first = f"variable frame rate, {rate} on average: frames are {apart} and {used}"
     elif choice.by_time:
-        first = f"{rate} clip: every {timing.fps / choice.fps:.4g}th frame by time, {choice.fps:.4g} fps"
+        first = (
+            f"{rate} clip: every {_name_ordinal(timing.fps / choice.fps)} frame by time, {choice.fps:.4g} fps"
+        )
     else:
         first = f"{rate} clip: frames are taken one by one"
     skipped = f"stride {stride}: of these, every {_name_ordinal(stride)} frame is used" if stride > 1 else ""
@@ -106,12 +108,12 @@ def _describe_speed(fps: float) -> str:
     faster = WAN_FPS / fps
     if abs(faster - 1) <= _SAME_RATE:
         return ""
-    speed = f"{faster:.3g} times as fast" if faster > 1 else f"{1 / faster:.3g} times slower"
-    return f"WAN's videos have {WAN_FPS:g} fps: the motion is learned {speed} than it is in the clip"
+    speed = f"{faster:.3g} times faster" if faster > 1 else f"{1 / faster:.3g} times slower"
+    return f"WAN's videos have {WAN_FPS:g} fps: the motion becomes {speed}"
 
 
-def _name_ordinal(number: int) -> str:
-    return {2: "2nd", 3: "3rd"}.get(number, f"{number}th")
+def _name_ordinal(number: float) -> str:
+    return {2: "2nd", 3: "3rd"}.get(number, f"{number:.4g}th")
 
 
 def pick_frames(

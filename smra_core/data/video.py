@@ -29,8 +29,8 @@ from .tone_mapping import find_hdr_transfer, name_transfer, tone_map_frame
 Item = TypeVar("Item")
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
-_ATTACHED_PICTURE = 1024
-"""FFmpeg's flag AV_DISPOSITION_ATTACHED_PIC."""
+_STILL_PICTURES = 1 << 10 | 1 << 11 | 1 << 20
+"""FFmpeg's flags AV_DISPOSITION_ATTACHED_PIC, _TIMED_THUMBNAILS and _STILL_IMAGE."""
 _TIMED_FRAMES = 2000
 """Frames after the start whose times decide the rate; more would only take time."""
 # FFmpeg detects the format from the content: a playlist called .mp4 could make it open other files or URLs.
@@ -127,7 +127,7 @@ def assemble_video(
             "Choose an earlier start or another file."
         )
     notes += describe_frame_rate(timing, choice, selection.stride)
-    notes += [f"{repeated} frames are shown twice, as the clip stands still there"] if repeated else []
+    notes += [f"repeated frames, where the clip stands still: {repeated}"] if repeated else []
     unused = timing.frames - seen
     notes += [f"{unused} frames after number {seen - 1} are not used"] if unused > 0 else []
     return Video(_stack_frames(picked), choice.fps / selection.stride, notes)
@@ -161,9 +161,9 @@ def _open_video(path: Path) -> Iterator[tuple[Any, Any]]:
 
 
 def _is_cover(stream) -> bool:
-    """Return whether a stream is a picture attached to the file, such as a song's cover."""
+    """Return whether a stream is a picture attached to the file, such as a cover or thumbnails."""
     # PyAV tells dispositions since version 13.
-    return bool(int(getattr(stream, "disposition", 0)) & _ATTACHED_PICTURE)
+    return bool(int(getattr(stream, "disposition", 0)) & _STILL_PICTURES)
 
 
 def _measure_times(path: Path, selection: Selection) -> Timing:
