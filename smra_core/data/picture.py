@@ -22,18 +22,19 @@ _MOST_PIXELS = 2 * 89_478_485
 _DRAFT_SIDE = 4096
 """Pixels that a very large JPEG's shorter side keeps at least when it is decoded at a fraction of its size.
 """
-_OTHER_KINDS = (
-    (b"ftypheic ftypheix ftyphevc ftypheim ftypheis ftypmif1 ftypmsf1", "HEIC"),
-    (b"ftypavif ftypavis", "AVIF"),
-    (b"JXL", "JPEG XL"),
-    (b"8BPS", "a Photoshop document"),
-    (b"GIF8", "a GIF"),
-    (b"%PDF", "a PDF"),
-    (b"<svg", "an SVG drawing"),
-    (b"<html <!DOCTYPE", "a web page, perhaps of a failed download"),
-    (b"version", "a pointer of Git LFS, not the file itself"),
-)
-"""Beginnings of files, within the first 16 bytes, and what they are."""
+_OTHER_KINDS = {
+    "HEIC": (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypheim", b"ftypheis", b"ftypmif1", b"ftypmsf1"),
+    "AVIF": (b"ftypavif", b"ftypavis"),
+    "JPEG XL": (b"JXL ", b"\xff\x0a"),
+    "a Photoshop document": (b"8BPS",),
+    "a GIF": (b"GIF8",),
+    "a PDF": (b"%PDF",),
+    "an SVG drawing": (b"<svg",),
+    "a web page, perhaps of a failed download": (b"<html", b"<!DOCTYPE"),
+    "a pointer of Git LFS, not the file itself": (b"version https://",),
+    "a video": (b"ftypisom", b"ftypmp4", b"ftypqt", b"\x1a\x45\xdf\xa3"),
+}
+"""What files are that Pillow does not read, with their first bytes, or those from the fifth on."""
 
 
 class Picture(NamedTuple):
@@ -198,13 +199,11 @@ def _recognize_kind(path: Path) -> str | None:
     """Return what a file is that Pillow does not read, by its first bytes; None when they say nothing."""
     with open(path, "rb") as content:
         head = content.read(16)
-    starts = (head, head[4:])
     return next(
         (
             kind
-            for words, kind in _OTHER_KINDS
-            for word in words.split()
-            if any(s.startswith(word) for s in starts)
+            for kind, starts in _OTHER_KINDS.items()
+            if head.startswith(starts) or head[4:].startswith(starts)
         ),
         None,
     )

@@ -128,6 +128,54 @@ def test_a_picture_held_upright_is_turned_together_with_the_shape_of_its_mask(tm
         read_subject_set(tmp_path, SIZE, caption=CAPTION)
 
 
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_a_mask_in_the_shape_of_the_stored_picture_is_turned_with_it(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    picture(tmp_path / "a.png", (64, 32), exif=exif)
+    mask(tmp_path / "masks" / "a.png", (24, 8, 64, 24), size=(64, 32))
+    (image,), notes = read_subject_set(tmp_path, (32, 64), caption=CAPTION)
+    (standing,) = image.mask_px
+    assert standing.sum() == 40 * 16 and "masks/a.png: turned as its picture's EXIF orientation says" in notes
+    # The mask reaches the right edge of the stored picture: the upper or lower edge when it stands.
+    reaches_top, reaches_bottom = standing[0].any().item(), standing[-1].any().item()
+    assert (reaches_top, reaches_bottom) == (orientation in (7, 8), orientation in (5, 6))
+
+
+def test_a_mask_that_fits_both_ways_is_taken_as_upright_and_told(tmp_path):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 3
+    picture(tmp_path / "a.png", (64, 64), exif=exif)
+    mask(tmp_path / "masks" / "a.png", (8, 8, 32, 32))
+    (image,), notes = read_subject_set(tmp_path, SIZE, caption=CAPTION)
+    assert image.mask_px[0, 4:16, 4:16].all()
+    assert notes[0] == (
+        "masks/a.png: its picture is turned by its EXIF orientation (3); the mask is taken as upright"
+    )
+
+
+@pytest.mark.parametrize(
+    "fore, back, inverted", [(255, 0, False), (0, 255, True), (255, 255, True), (200, 128, True)]
+)
+def test_a_mask_of_the_background_is_warned_of(tmp_path, fore, back, inverted):
+    picture(tmp_path / "a.png")
+    drawn = Image.new("L", (64, 64), back)
+    drawn.paste(fore, (16, 16, 48, 48))
+    (tmp_path / "masks").mkdir()
+    drawn.save(tmp_path / "masks" / "a.png")
+    (note,) = read_subject_set(tmp_path, SIZE, caption=CAPTION).notes
+    assert note.startswith("a.png: its mask masks/a.png covers ") and ("Is it inverted?" in note) == inverted
+
+
+def test_an_enlarged_picture_is_told(tmp_path):
+    picture(tmp_path / "a.png", (20, 16))
+    notes = read_subject_set(tmp_path, SIZE, caption=CAPTION).notes
+    assert notes[:2] == [
+        "a.png: 20x16 is cropped to its central 16x16",
+        "a.png: 16x16 is enlarged 2 times to 32x32, which adds no detail",
+    ]
+
+
 def test_a_mask_of_another_size_and_the_same_shape_is_resized_and_told(plain):
     mask(plain / "masks" / "00.png", (4, 4, 12, 12), size=(16, 16))
     images, notes = read_subject_set(plain, SIZE)
