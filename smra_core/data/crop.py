@@ -38,7 +38,7 @@ def describe_crop(source: Size, box: Box) -> str | None:
     return f"{source[0]}x{source[1]} is cropped to its central {width}x{height}"
 
 
-def have_same_shape(size: Size, other: Size) -> bool:
+def has_same_shape(size: Size, other: Size) -> bool:
     """Return whether two sizes have the same aspect ratio, to 1 % or one pixel."""
     expected_height = size[0] * other[1] / other[0]
     return abs(size[1] - expected_height) <= max(1, 0.01 * expected_height)

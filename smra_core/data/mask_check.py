@@ -19,7 +19,7 @@ def list_touched_edges(mask_px: Tensor) -> list[str]:
     return [name for name, border in zip(_EDGES, borders, strict=True) if torch.any(border > 0)]
 
 
-def looks_inverted(mask_px: Tensor) -> bool:
+def may_be_inverted(mask_px: Tensor) -> bool:
     """Return whether a mask `H W` covers at least 70 % of its picture or touches all four edges."""
     return measure_share(mask_px) >= _LARGE_SHARE or len(list_touched_edges(mask_px)) == len(_EDGES)
 
@@ -35,5 +35,5 @@ def describe_mask(mask_px: Tensor) -> str:
     touched = {0: "no edge", len(_EDGES): "all four edges"}.get(len(edges), some)
     share = measure_share(mask_px)
     covered = f"{100 * share:.0f} %" if share >= 0.01 else f"{100 * share:.2g} %"
-    warning = ". Is it inverted? The subject must be white" if looks_inverted(mask_px) else ""
+    warning = ". Is it inverted? The subject must be white" if may_be_inverted(mask_px) else ""
     return f"covers {covered} of the picture and touches {touched}{warning}"

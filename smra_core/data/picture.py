@@ -64,11 +64,11 @@ def read_picture(path: Path) -> Picture:
     read where pillow-heif is installed. Raises ValueError, with the path, when the file cannot be read.
     """
     image, orientation, notes = _open_upright(path)
-    rgb, alpha_mask, alpha_notes = flatten_alpha(image)
+    rgb, alpha_mask, alpha_notes = convert_to_rgb(image)
     return Picture(rgb, alpha_mask, notes + alpha_notes, orientation)
 
 
-def flatten_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None, list[str]]:
+def convert_to_rgb(image: Image.Image) -> tuple[Image.Image, Image.Image | None, list[str]]:
     """Return a picture in RGB with white under its transparent parts, its alpha as a mask, and notes.
 
     The mask is as in `Picture.alpha_mask`.
@@ -84,7 +84,7 @@ def flatten_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None, 
     return rgb, mask, ["its transparent parts lie over white"]
 
 
-def turn_as_stored(image: Image.Image, orientation: int) -> Image.Image:
+def rotate_as_stored(image: Image.Image, orientation: int) -> Image.Image:
     """Turn a picture that is laid out as stored upright, by the EXIF orientation (1 to 8) of another file."""
     turn = _TURNS.get(orientation)
     return image if turn is None else image.transpose(turn)
@@ -184,7 +184,7 @@ def _describe_draft(stored: tuple[int, int], drafted: tuple[int, int]) -> list[s
 
 
 def _explain_failure(path: Path, error: Exception) -> str:
-    kind = _recognize_kind(path)
+    kind = _identify_kind(path)
     if kind == "HEIC":
         return (
             f"{path} is HEIC, whatever its name says, and is not read without pillow-heif. Save it as PNG or "
@@ -195,7 +195,7 @@ def _explain_failure(path: Path, error: Exception) -> str:
     return f"{path} cannot be read as a picture ({error}). Save it again as PNG or JPEG, or remove it."
 
 
-def _recognize_kind(path: Path) -> str | None:
+def _identify_kind(path: Path) -> str | None:
     """Return what a file is that Pillow does not read, by its first bytes; None when they say nothing."""
     with open(path, "rb") as content:
         head = content.read(16)

@@ -13,8 +13,8 @@ from .crop import Size, cover_box, describe_crop, describe_enlargement, fit
 from .file_names import list_visible_files
 from .frame_rate import measure_timing
 from .metadata_table import find_file_inside
-from .picture import PICTURE_SUFFIXES, flatten_alpha, read_picture
-from .video import Selection, Video, add_new_notes, assemble_video, check_selection
+from .picture import PICTURE_SUFFIXES, convert_to_rgb, read_picture
+from .video import Selection, Video, add_new_notes, build_video, check_selection
 
 _FORMATS = ("GIF", "WEBP", "PNG", "AVIF")
 _ANIMATIONS = (b"GIF8", b"RIFF", b"\x89PNG", b"ftypavi")
@@ -66,10 +66,10 @@ def read_animation(path: Path, size: Size, selection: Selection) -> Video:
         timing = measure_timing(times, None)
 
         def convert(image: Image.Image) -> np.ndarray:
-            rgb, _, alpha_notes = flatten_alpha(image)
+            rgb, _, alpha_notes = convert_to_rgb(image)
             return _crop(rgb, size, alpha_notes, notes)
 
-        return assemble_video(path, _decode(path, notes), convert, timing, selection, notes)
+        return build_video(path, _decode(path, notes), convert, timing, selection, notes)
     except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(
             f"{path} cannot be read as an animation ({error}). Convert it to mp4 (H.264) and try again."
@@ -167,7 +167,7 @@ def read_sequence(sequence: PictureSequence, size: Size, selection: Selection) -
 
     frames = ((None, path) for path in sequence.files)
     timing = measure_timing([], None, len(sequence.files))
-    return assemble_video(sequence.folder, frames, convert, timing, selection, notes)
+    return build_video(sequence.folder, frames, convert, timing, selection, notes)
 
 
 def _crop(rgb: Image.Image, size: Size, found: list[str], notes: list[str]) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Read pictures of one subject, with masks and captions, from a plain folder or by a metadata.csv."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from .crop import (
     describe_crop,
     describe_enlargement,
     fit,
-    have_same_shape,
+    has_same_shape,
     to_pixels,
 )
 from .file_names import list_visible_files
@@ -36,7 +37,7 @@ from .metadata_table import (
     read_caption_beside,
     read_table,
 )
-from .picture import PICTURE_SUFFIXES, Picture, read_mask, read_picture, turn_as_stored
+from .picture import PICTURE_SUFFIXES, Picture, read_mask, read_picture, rotate_as_stored
 
 
 class SubjectImage(NamedTuple):
@@ -99,6 +100,15 @@ def read_subject_set(
     return SubjectSet(images, notes)
 
 
+def describe_new_masks(before: Sequence[SubjectImage], after: Sequence[SubjectImage]) -> list[str]:
+    """Return what the masks cover that SAM found for pictures without one."""
+    return [
+        f"{image.name}: the mask that SAM found {describe_mask(image.mask_px[0])}"
+        for earlier, image in zip(before, after, strict=True)
+        if earlier.mask_px is None and image.mask_px is not None
+    ]
+
+
 def _read_entries(table: Path) -> list[_Entry]:
     """Read the entries that a table lists."""
     entries = []
@@ -158,14 +168,14 @@ def _read_full_mask(home: Path, entry: _Entry, picture: Picture, notes: list[str
             notes.append(f"{_get_relative_name(home, entry.image)}: its transparency serves as the mask")
         return picture.alpha_mask
     mask, mask_notes = read_mask(entry.mask)
-    mask, turned = _turn_with_picture(mask, picture)
+    mask, turned = _rotate_with_picture(mask, picture)
     name = _get_relative_name(home, entry.mask)
     notes += [f"{name}: {note}" for note in (*mask_notes, turned) if note]
     size = picture.rgb.size
     if mask.size == size:
         return mask
     # A mask of another aspect ratio belongs to another crop or to the picture before it was rotated.
-    if not have_same_shape(mask.size, size):
+    if not has_same_shape(mask.size, size):
         raise ValueError(
             f"The mask {entry.mask} is {mask.width}x{mask.height}, its picture is {size[0]}x{size[1]} "
             "(upright). Give a mask of the same shape, rotated the same way."
@@ -174,14 +184,14 @@ def _read_full_mask(home: Path, entry: _Entry, picture: Picture, notes: list[str
     return mask.resize(size, Image.Resampling.NEAREST)
 
 
-def _turn_with_picture(mask: Image.Image, picture: Picture) -> tuple[Image.Image, str | None]:
+def _rotate_with_picture(mask: Image.Image, picture: Picture) -> tuple[Image.Image, str | None]:
     """Turn a mask that has the shape of the picture as it is stored, and say what the mask was taken for."""
     if picture.orientation == 1:
         return mask, None
-    turned, size = turn_as_stored(mask, picture.orientation), picture.rgb.size
-    if not have_same_shape(mask.size, size) and have_same_shape(turned.size, size):
+    turned, size = rotate_as_stored(mask, picture.orientation), picture.rgb.size
+    if not has_same_shape(mask.size, size) and has_same_shape(turned.size, size):
         return turned, "turned as its picture's EXIF orientation says"
-    if have_same_shape(turned.size, size):
+    if has_same_shape(turned.size, size):
         return mask, (
             f"its picture is turned by its EXIF orientation ({picture.orientation}); the mask is taken as "
             "upright"

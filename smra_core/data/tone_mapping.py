@@ -31,14 +31,14 @@ def name_transfer(transfer: int) -> str:
     return "PQ" if transfer == PQ else "HLG"
 
 
-def tone_map_frame(frame, transfer: int) -> Image.Image:
+def map_frame_tones(frame, transfer: int) -> Image.Image:
     """Convert a decoded PyAV frame of this transfer to an 8-bit sRGB picture."""
     code_values = frame.to_ndarray(format="rgb48le")
     is_wide = getattr(frame, "color_primaries", _BT2020) in (_BT2020, 2)  # 2 is unspecified
-    return Image.fromarray(tone_map(code_values, transfer, is_wide))
+    return Image.fromarray(map_tones(code_values, transfer, is_wide))
 
 
-def tone_map(code_values: np.ndarray, transfer: int, is_wide: bool = True) -> np.ndarray:
+def map_tones(code_values: np.ndarray, transfer: int, is_wide: bool = True) -> np.ndarray:
     """Convert R'G'B' code values `H W 3`, uint16 of full range, to sRGB `H W 3`, uint8.
 
     `is_wide` says that the primaries are BT.2020's.
@@ -52,7 +52,7 @@ def tone_map(code_values: np.ndarray, transfer: int, is_wide: bool = True) -> np
         light = np.maximum(light @ _TO_BT709.T, 0)
     brightest = light.max(axis=2, keepdims=True)
     light = light * (
-        _compress(brightest) / np.maximum(brightest, 1e-9)
+        _reduce_highlights(brightest) / np.maximum(brightest, 1e-9)
     )  # all channels alike, to keep the hue
     return np.rint(_encode_srgb(np.clip(light, 0, 1)) * 255).astype(np.uint8)
 
@@ -68,7 +68,7 @@ def _decode_light(transfer: int) -> np.ndarray:
     return np.where(signal <= 0.5, signal**2 / 3, bright).astype(np.float32)
 
 
-def _compress(light: np.ndarray) -> np.ndarray:
+def _reduce_highlights(light: np.ndarray) -> np.ndarray:
     above = np.maximum(light - _KNEE, 0) / (1 - _KNEE)
     return np.minimum(light, _KNEE) + (1 - _KNEE) * (1 - np.exp(-above))
 

@@ -24,7 +24,7 @@ from .frame_rate import (
     measure_timing,
     pick_frames,
 )
-from .tone_mapping import find_hdr_transfer, name_transfer, tone_map_frame
+from .tone_mapping import find_hdr_transfer, map_frame_tones, name_transfer
 
 Item = TypeVar("Item")
 
@@ -49,7 +49,7 @@ class Video(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """Which frames of a clip are read."""
+    """Choice of the frames that are read from a clip."""
 
     frames: int
     """Most frames that are read."""
@@ -96,7 +96,7 @@ def check_selection(path: Path, size: Size, selection: Selection) -> None:
         )
 
 
-def assemble_video(
+def build_video(
     path: Path,
     frames: Iterable[tuple[float | None, Item]],
     convert: Callable[[Item], np.ndarray],
@@ -143,7 +143,7 @@ def _read_stream(path: Path, size: Size, selection: Selection) -> Video:
         def convert(frame) -> np.ndarray:
             return _crop_frame(frame, stream, size, notes)
 
-        return assemble_video(path, _decode(container, stream, notes), convert, timing, selection, notes)
+        return build_video(path, _decode(container, stream, notes), convert, timing, selection, notes)
 
 
 @contextmanager
@@ -199,7 +199,7 @@ def _decode(container, stream, notes: list[str]) -> Iterator[tuple[float | None,
 def _crop_frame(frame, stream, size: Size, notes: list[str]) -> np.ndarray:
     """Turn a decoded frame upright, crop it and resize it; returns `H W 3`, uint8."""
     transfer = find_hdr_transfer(frame, stream)
-    image = frame.to_image() if transfer is None else tone_map_frame(frame, transfer)
+    image = frame.to_image() if transfer is None else map_frame_tones(frame, transfer)
     hdr = transfer and f"HDR video ({name_transfer(transfer)}), its brightness is mapped to ordinary video"
     aspect = float(stream.sample_aspect_ratio or 1)
     quarter_turns = round(getattr(frame, "rotation", 0) / 90) % 4

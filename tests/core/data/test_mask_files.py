@@ -101,8 +101,8 @@ def test_pictures_that_differ_in_their_ending_alone_are_told(tmp_path):
     images, notes = read(tmp_path)
     assert len(images) == 2
     assert (
-        "dog.jpg and dog.png are both pictures of the set. If one is the mask of the other, move it to masks/."
-        in notes
+        "dog.jpg and dog.png are both pictures of the set. If one is the mask of the other, move it to "
+        "masks/." in notes
     )
 
 

@@ -119,3 +119,30 @@ def test_what_is_not_there_is_named(tmp_path):
 def test_frame_counts_that_wan_cannot_take_are_refused(authors, frames, message):
     with pytest.raises(ValueError, match=message):
         read(authors, frames=frames)
+
+
+def test_a_clip_of_another_rate_is_brought_to_sixteen_frames_a_second(tmp_path):
+    levels = (32 + 4 * torch.arange(40)) / 255
+    write_video(tmp_path / "fast.mp4", levels[:, None, None, None].expand(40, 3, SIDE, SIDE), 60)
+    clip = read(tmp_path / "fast.mp4", caption=CAPTION)
+    numbers = [round((frame.mean().item() * 255 - 32) / 4) for frame in clip.frames]
+    assert numbers == [0, 4, 7, 11, 15, 19, 22, 26, 30] and clip.fps == 16
+    assert clip.notes[0] == "fast.mp4: 60 fps clip: every 3.75th frame by time, 16 fps"
+    kept = read(tmp_path / "fast.mp4", caption=CAPTION, fps=None)
+    assert (
+        kept.fps == 60
+        and "fast.mp4: WAN's videos have 16 fps: the motion becomes 3.75 times slower" in kept.notes
+    )
+
+
+def test_the_miniatures_clip_of_eight_frames_a_second_is_taken_frame_by_frame(tmp_path):
+    levels = (32 + 16 * torch.arange(9)) / 255
+    write_video(tmp_path / "slow.mp4", levels[:, None, None, None].expand(9, 3, SIDE, SIDE), 8)
+    clip, kept = (read(tmp_path / "slow.mp4", caption=CAPTION, fps=fps) for fps in (16.0, None))
+    assert torch.equal(clip.frames, kept.frames) and clip.fps == kept.fps == 8
+    assert "slow.mp4: WAN's videos have 16 fps: the motion becomes 2 times faster" in clip.notes
+
+
+def test_an_impossible_frame_rate_is_refused(authors):
+    with pytest.raises(ValueError, match="frame rate to read at is 0; give more than 0"):
+        read(authors, fps=0.0)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from smra_core.data.picture import PICTURE_SUFFIXES, read_mask, read_picture, turn_as_stored
+from smra_core.data.picture import PICTURE_SUFFIXES, read_mask, read_picture, rotate_as_stored
 
 ORIENTATION = 0x0112
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
@@ -138,7 +138,7 @@ def test_a_picture_as_it_is_stored_is_turned_by_the_orientation_of_another_file(
     noise.save(tmp_path / "held.png", exif=exif)
     read = read_picture(tmp_path / "held.png")
     assert read.orientation == orientation
-    assert turn_as_stored(noise, orientation).tobytes() == read.rgb.tobytes()
+    assert rotate_as_stored(noise, orientation).tobytes() == read.rgb.tobytes()
 
 
 @pytest.fixture
