@@ -207,8 +207,20 @@ def _crop_frame(frame, stream, size: Size, notes: list[str]) -> np.ndarray:
         image = image.transpose(Image.Transpose(Image.Transpose.ROTATE_90 + quarter_turns - 1))
         aspect = 1 / aspect if quarter_turns % 2 else aspect
     box = cover_box(image.size, size, aspect)
-    add_new_notes(notes, [hdr, describe_crop(image.size, box), describe_enlargement(box, size)])
+    add_new_notes(
+        notes, [hdr, *_describe_frame(frame), describe_crop(image.size, box), describe_enlargement(box, size)]
+    )
     return np.asarray(fit(image, size, box))
+
+
+def _describe_frame(frame) -> list[str]:
+    """Return notes on what a frame has that is used as it is or not at all."""
+    notes = []
+    if getattr(frame, "interlaced_frame", False):
+        notes.append("interlaced video, whose comb lines would be learned: deinterlace it first")
+    if any(component.is_alpha for component in frame.format.components):
+        notes.append("its transparency is not used")
+    return notes
 
 
 def add_new_notes(notes: list[str], found: Iterable[str | None]) -> None:

@@ -247,13 +247,22 @@ def test_ten_bits_alone_are_not_hdr(tmp_path):
     assert video.notes == [SIXTEEN] and video.frames.mean().item() == pytest.approx(0.5, abs=0.01)
 
 
-@pytest.mark.parametrize("pixels, black, white", [("yuv420p", 16, 235), ("yuvj420p", 0, 255)])
-def test_limited_and_full_range_mean_the_same_black_and_white(tmp_path, pixels, black, white):
-    with av.open(str(tmp_path / "range.avi"), "w") as container:
-        stream = container.add_stream("mjpeg" if pixels == "yuvj420p" else "ffv1", rate=16)
+@pytest.mark.parametrize(
+    "codec, pixels, tag, black, white",
+    [
+        ("ffv1", "yuv420p", 1, 16, 235),
+        ("ffv1", "yuv420p", 2, 0, 255),
+        ("mjpeg", "yuvj420p", 2, 0, 255),
+        ("libx264", "yuv420p", 2, 0, 255),
+    ],
+)
+def test_limited_and_full_range_mean_the_same_black_and_white(tmp_path, codec, pixels, tag, black, white):
+    with av.open(str(tmp_path / "range.mkv"), "w") as container:
+        stream = container.add_stream(codec, rate=16)
         stream.width, stream.height, stream.pix_fmt = SIDE, SIDE, pixels
+        stream.codec_context.color_range = tag
         frame = av.VideoFrame(SIDE, SIDE, pixels)
-        half = SIDE // 2
+        frame.color_range, half = tag, SIDE // 2
         luma = np.full((SIDE, frame.planes[0].line_size), black, np.uint8)
         luma[:, half:] = white
         frame.planes[0].update(luma.tobytes())
@@ -261,8 +270,30 @@ def test_limited_and_full_range_mean_the_same_black_and_white(tmp_path, pixels, 
             plane.update(bytes([128]) * plane.buffer_size)
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    (picture,) = read_video(tmp_path / "range.avi", SIZE, 1).frames
+    (picture,) = read_video(tmp_path / "range.mkv", SIZE, 1).frames
     assert picture[..., : half - 2].max() < 0.02 and picture[..., half + 2 :].min() > 0.98
+
+
+def test_transparency_of_a_video_is_told(tmp_path):
+    with av.open(str(tmp_path / "alpha.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=16)
+        stream.width, stream.height, stream.pix_fmt = SIDE, SIDE, "bgra"
+        array = np.full((SIDE, SIDE, 4), 128, np.uint8)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="bgra")))
+        container.mux(stream.encode())
+    assert "its transparency is not used" in read_video(tmp_path / "alpha.mkv", SIZE, 1).notes
+
+
+def test_interlaced_video_is_told(tmp_path):
+    with av.open(str(tmp_path / "tv.mkv"), "w") as container:
+        stream = container.add_stream("libx264", rate=16)
+        stream.width, stream.height, stream.pix_fmt = SIDE, SIDE, "yuv420p"
+        stream.options = {"x264-params": "tff=1"}
+        for picture in numbered(5):
+            array = np.ascontiguousarray((picture.permute(1, 2, 0).numpy() * 255).astype(np.uint8))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
+        container.mux(stream.encode())
+    assert any("interlaced" in note for note in read_video(tmp_path / "tv.mkv", SIZE, 5).notes)
 
 
 def attach_cover(path, with_video):
