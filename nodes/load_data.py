@@ -1,12 +1,15 @@
 """The SMRA Load Subject Folder and Load Motion Clip nodes: read the authors' data layout, encode captions."""
 
+import glob
 from pathlib import Path
 
 import torch
 from comfy_api.latest import io
 
 from ..smra_core.data.frame_rate import WAN_FPS
+from ..smra_core.data.metadata_table import TABLE_NAME
 from ..smra_core.data.motion_clip import FEWEST_FRAMES, read_motion_clip
+from ..smra_core.data.picture import PICTURE_SUFFIXES
 from ..smra_core.data.subject_set import SubjectImage, read_subject_set
 from ..smra_core.training.mora import MotionSettings
 from ..smra_core.training.sura import SubjectSettings
@@ -176,10 +179,21 @@ def describe_files(folder: str | None) -> str:
     """
     if folder is None or not folder.strip():
         return ""
-    path = resolve_input(folder)
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    files = sorted(_list_read_files(resolve_input(folder)))
     states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
     return repr(states)
+
+
+def _list_read_files(path: Path) -> set[Path]:
+    """Return the files that reading this path may open: those in it, captions beside it, and tables."""
+    if path.suffix.lower() == ".csv":
+        path = path.parent
+    beside = set(path.parent.glob(f"{glob.escape(path.stem)}.*"))
+    tables = {path.parent / TABLE_NAME, path.parent.parent / TABLE_NAME}
+    if path.is_dir():
+        return {*path.rglob("*"), *beside, *tables}
+    is_sequence = not path.is_file() or path.suffix.lower() in PICTURE_SUFFIXES
+    return {path, *(path.parent.glob("*") if is_sequence else beside), *tables}
 
 
 def encode_captions(clip, captions: list[str]) -> list:

@@ -105,13 +105,18 @@ def read_mask(path: Path) -> tuple[Image.Image, list[str]]:
     """Read a mask as 0 (background) and 255 (subject), and notes about it.
 
     Pixels brighter than half of the mask's brightest value are subject, so that masks stored as 0 and 1 or in
-    colors work too; transparent pixels are background. Raises ValueError, with the path, when no pixel is
-    subject.
+    colors work too; transparent pixels are background. In a mask that is black all over with transparent
+    parts, as paint programs store a selection, the opaque parts are subject. Raises ValueError, with the
+    path, when no pixel is subject.
     """
     image, _, notes = _open_upright(path)
     rgb = _paste_over(image.convert("RGBA"), "black") if _is_transparent(image) else image.convert("RGB")
     brightness = np.asarray(rgb).max(axis=2)
     brightest = int(brightness.max())
+    if brightest == 0 and _is_transparent(image):
+        _, alpha_mask, _ = convert_to_rgb(image)
+        if alpha_mask is not None and alpha_mask.getbbox():
+            return alpha_mask, [*notes, "it is black all over; its opaque parts count as subject"]
     if brightest == 0:
         raise ValueError(
             f"The mask {path} is empty (all black). Paint the subject white, or remove the file."

@@ -198,3 +198,23 @@ def test_heic_is_read_where_its_package_is_installed(tmp_path):
     two_halves(64, 32).save(tmp_path / "a.heic")
     rgb = read_picture(tmp_path / "a.heic").rgb
     assert rgb.size == (64, 32) and rgb.getpixel((5, 16))[0] > 200
+
+
+def test_a_black_mask_with_transparent_parts_is_read_by_its_alpha(tmp_path):
+    mask = Image.new("RGBA", (3, 1), (0, 0, 0, 0))
+    mask.putpixel((1, 0), (0, 0, 0, 255))
+    mask.save(tmp_path / "mask.png")
+    read, notes = read_mask(tmp_path / "mask.png")
+    assert list(read.tobytes()) == [0, 255, 0]
+    assert notes == ["it is black all over; its opaque parts count as subject"]
+    Image.new("RGBA", (3, 1), (0, 0, 0, 0)).save(tmp_path / "mask.png")
+    with pytest.raises(ValueError, match="is empty"):
+        read_mask(tmp_path / "mask.png")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGB", "RGBA", "I;16"])
+def test_masks_of_every_mode_mean_the_same(tmp_path, mode):
+    mask = Image.fromarray(np.array([[0, 255, 255, 0]], np.uint8))
+    deep = Image.fromarray(np.array([[0, 65535, 65535, 0]], np.uint16))
+    (deep if mode == "I;16" else mask.convert(mode)).save(tmp_path / "mask.png")
+    assert list(read_mask(tmp_path / "mask.png")[0].tobytes()) == [0, 255, 255, 0]

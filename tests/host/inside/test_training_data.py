@@ -169,6 +169,29 @@ def test_a_linked_folder_has_a_constant_fingerprint(nodes, node):
     assert isinstance(nodes[node].fingerprint_inputs(folder=" "), str)
 
 
+@pytest.mark.parametrize(
+    "given, changed",
+    [
+        ("dog", "dog/masks/a.png"), ("dog", "dog/a.txt"), ("dog/metadata.csv", "dog/a.png"),
+        ("walk.mp4", "walk.txt"),
+        ("walk.mp4", "metadata.csv"), ("frames", "frames.txt"), ("frames/%04d.png", "frames/0003.png"),
+        ("frames/0001.png", "frames/0003.png"),
+    ],
+)  # fmt: skip
+def test_every_file_that_is_read_counts_as_changed(input_folder, nodes, given, changed):
+    fingerprint = nodes["SMRALoadMotionClip"].fingerprint_inputs
+    for name in ("dog/metadata.csv", "walk.mp4", "frames/0001.png", "other.txt"):
+        (input_folder / name).parent.mkdir(exist_ok=True)
+        (input_folder / name).write_bytes(b"x")
+    before = fingerprint(folder=given)
+    assert fingerprint(folder=given) == before
+    (input_folder / "other.txt").write_bytes(b"other")
+    assert fingerprint(folder=given) == before
+    (input_folder / changed).parent.mkdir(exist_ok=True)
+    (input_folder / changed).write_bytes(b"changed")
+    assert fingerprint(folder=given) != before
+
+
 def test_the_hint_for_an_empty_folder_can_be_followed(input_folder):
     resolve_input = pack("nodes.load_data").resolve_input
     (input_folder / "my_dog").mkdir()
