@@ -12,10 +12,10 @@ from ...smra_core.data.crop import (
     fit,
     has_same_shape,
     to_pixels,
-    to_uint8,
 )
 from ...smra_core.data.mask_check import describe_mask, may_be_inverted
 from ...smra_core.data.pixel_check import check_mask_values
+from ...smra_core.wan.latents import to_uint8
 
 
 def crop_images(images: Tensor, size: Size) -> tuple[Tensor, list[str]]:

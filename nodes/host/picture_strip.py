@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...smra_core.data.crop import to_uint8
 from ...smra_core.data.subject_set import SubjectImage
+from ...smra_core.wan.latents import to_uint8
 
 DIMMED = 0.25
 """Brightness of what is not the subject."""

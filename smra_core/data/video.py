@@ -14,8 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from ..storage.atomic_write import write_atomically
+from ..wan.latents import to_uint8
 from ..wan.spec import trim_frames
-from .crop import Size, check_target, cover_box, describe_crop, describe_enlargement, fit, to_uint8
+from .crop import Size, check_target, cover_box, describe_crop, describe_enlargement, fit
 from .frame_rate import (
     Timing,
     check_frame_rate,
