@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..smra_core.data.motion_clip import FEWEST_FRAMES, MotionClip
+from ..smra_core.data.pixel_check import check_clip, split_alpha
 from ..smra_core.training.decode_choice import DecodeChoice, choose_decode
 from ..smra_core.training.mora import DECODE_MODES, MotionSettings
 from ..smra_core.training.motion import train_motion
@@ -20,6 +21,7 @@ from .host.denoiser import choose_training_dtype
 from .host.images import crop_images
 from .host.inference_tensors import as_normal_tensor
 from .host.versions import measure_trainable_memory
+from .host.widgets import log_notes
 from .host.wire_types import LossOptions, SeaRaftType, TrainingOptions
 from .training.forecast import estimate_motion_run
 from .training.inputs import (
@@ -171,7 +173,9 @@ def make_motion_clip(frames: Tensor, settings: MotionSettings, caption: str) -> 
             "49 is the paper's number."
         )
     used_frames = min(settings.frames, trim_frames(len(frames)))
-    pixels, notes = crop_images(frames[:used_frames], (settings.width, settings.height))
+    rgb, _, notes = split_alpha(frames[:used_frames], "frame")
+    pixels, crop_notes = crop_images(rgb, (settings.width, settings.height))
+    notes += check_clip(rgb) + crop_notes
     if used_frames < settings.frames:
         notes.append(
             f"{settings.frames} frames were asked for, {len(frames)} are there, {used_frames} are used"
@@ -192,6 +196,7 @@ def show_motion_forecast(
     """Show on the node what the run will take."""
     dtype = choose_training_dtype(backend.device)
     forecast = estimate_motion_run(backend.spec, given.settings, given.train, choice, dtype)
+    log_notes(notes)
     show_forecast(node, backend, forecast, notes)
 
 

@@ -8,7 +8,8 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..smra_core.data.subject_set import SubjectImage
+from ..smra_core.data.pixel_check import check_none_is_black, split_alpha
+from ..smra_core.data.subject_set import SubjectImage, describe_new_masks
 from ..smra_core.training.subject import find_missing_masks, train_subject
 from ..smra_core.training.sura import SubjectSettings
 from ..smra_core.training.trainer import TrainSettings
@@ -18,6 +19,8 @@ from .host.conditioning import match_captions
 from .host.denoiser import choose_training_dtype
 from .host.images import crop_images, crop_masks
 from .host.inference_tensors import as_normal_tensor
+from .host.picture_strip import show_masked_pictures
+from .host.widgets import log_notes
 from .host.wire_types import DinoV2Type, LossOptions, SamType, TrainingOptions
 from .training.forecast import estimate_subject_run
 from .training.inputs import (
@@ -97,7 +100,9 @@ class TrainSubjectLoRA(io.ComfyNode):
             check_settings(given.settings, backend.spec)
             pictures, notes = make_subject_set(given)
             show_subject_forecast(cls, backend, given, notes)
-            pictures = find_missing_masks(pictures, given.sam, backend)
+            unmasked, pictures = pictures, find_missing_masks(pictures, given.sam, backend)
+            log_notes(describe_new_masks(unmasked, pictures))
+            show_masked_pictures(pictures)
             progress = GraphProgress(cls, make_preview(backend, given))
             trained = run_training(
                 lambda: train_subject(
@@ -176,11 +181,20 @@ def check_settings(settings: SubjectSettings, spec: WanSpec) -> None:
 def make_subject_set(given: SubjectInputs) -> tuple[list[SubjectImage], list[str]]:
     """Return the pictures with their masks at the training size, and notes on what the crop cut off."""
     size = given.settings.width, given.settings.height
-    pixels, notes = crop_images(given.images, size)
-    masks: list[Tensor | None] = [None] * len(given.images)
+    images, alpha, notes = split_alpha(given.images)
+    check_none_is_black(images)
+    pixels, crop_notes = crop_images(images, size)
+    notes += crop_notes
+    masks: list[Tensor | None] = [None] * len(images)
     if given.masks is not None:
-        masks, mask_notes = crop_masks(given.masks, given.images, size)
+        masks, mask_notes = crop_masks(given.masks, images, size)
         notes += mask_notes
+    if alpha is not None and None in masks:
+        # An opaque picture has no mask, as among files.
+        cut_outs = (alpha >= 0.5).float() * (alpha < 0.5).flatten(1).any(1)[:, None, None]
+        alpha_masks, mask_notes = crop_masks(cut_outs, images, size)
+        masks = [own if own is not None else cut_out for own, cut_out in zip(masks, alpha_masks, strict=True)]
+        notes += ["transparency serves as the mask of pictures without another", *mask_notes]
     return [
         SubjectImage(f"picture {i}", Path(f"picture {i}"), picture, mask, caption)
         for i, (picture, mask, caption) in enumerate(zip(pixels, masks, given.captions, strict=True), 1)
@@ -193,6 +207,7 @@ def show_subject_forecast(
     """Show on the node what the run will take."""
     dtype = choose_training_dtype(backend.device)
     forecast = estimate_subject_run(backend.spec, given.settings, given.train, len(given.images), dtype)
+    log_notes(notes)
     show_forecast(node, backend, forecast, notes)
 
 

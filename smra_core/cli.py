@@ -12,8 +12,9 @@ import torch
 from tqdm import tqdm
 
 from . import __version__
+from .data.frame_rate import WAN_FPS, check_frame_rate
 from .data.motion_clip import read_motion_clip
-from .data.subject_set import read_subject_set
+from .data.subject_set import describe_new_masks, read_subject_set
 from .data.video import write_video
 from .decoding.window_error import measure_window_errors, render_errors
 from .lora.adapter import restrict
@@ -43,6 +44,7 @@ from .wan.sampler import SamplingSettings
 log = logging.getLogger("smrabooth")
 
 Settings = TypeVar("Settings")
+KEEP_FRAMES = "keep"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -203,6 +205,7 @@ def run_train_subject(args: argparse.Namespace) -> None:
     subject = read_subject_set(args.folder, (settings.width, settings.height), caption=args.caption)
     _log_notes(subject.notes)
     images = find_missing_masks(subject.images, args.sam, backend)
+    _log_notes(describe_new_masks(subject.images, images))
     train = read_settings(args, TrainSettings)
     with TrainingBar("subject LoRA") as report:
         name = args.name or args.folder.name
@@ -212,7 +215,11 @@ def run_train_subject(args: argparse.Namespace) -> None:
 
 def _add_train_motion(commands: Any) -> None:
     parser = _add_command(commands, "train-motion", "Train a motion LoRA on a clip.", run_train_motion)
-    parser.add_argument("clip", type=Path, help="Video file, or a folder with one and its metadata.csv.")
+    parser.add_argument(
+        "clip",
+        type=Path,
+        help="Video, GIF or animated WebP, a folder with one and its metadata.csv, or numbered pictures.",
+    )
     _add_option(
         parser, "--sea-raft", "SEA-RAFT weights: spring-M, or S for small cards.",
         shown="the miniature's, for the miniature", type=Path,
@@ -223,7 +230,13 @@ def _add_train_motion(commands: Any) -> None:
     )  # fmt: skip
     _add_option(parser, "--caption", "Caption of the clip, such as 'a person is vvt walking'.")
     _add_option(parser, "--start", "First frame that is used.", 0, type=int)
-    _add_option(parser, "--stride", "Use every n-th frame.", 1, type=int)
+    _add_option(
+        parser, "--frame-rate",
+        "Frames per second that the clip is brought to by time, so that the motion keeps its speed; keep "
+        "takes the frames as they are.",
+        WAN_FPS, f"{WAN_FPS:g}, WAN's", type=_parse_frame_rate,
+    )  # fmt: skip
+    _add_option(parser, "--stride", "Use every n-th frame at that rate.", 1, type=int)
     _add_option(parser, "--name", "Name of the run.", shown="the clip's name")
     add_settings(parser, MotionSettings)
     add_settings(parser, TrainSettings)
@@ -240,12 +253,14 @@ def run_train_motion(args: argparse.Namespace) -> None:
         else None
     )
     clip = read_motion_clip(
-        args.clip, (settings.width, settings.height), settings.frames, args.start, args.stride, args.caption
-    )
+        args.clip, (settings.width, settings.height), settings.frames, args.start, args.stride, args.caption,
+        args.frame_rate,
+    )  # fmt: skip
     _log_notes(clip.notes)
     train = read_settings(args, TrainSettings)
     with TrainingBar("motion LoRA") as report:
-        name = args.name or args.clip.stem
+        # A pattern of numbered pictures is no file; the clip is then called as their folder.
+        name = args.name or (args.clip.stem if args.clip.exists() else clip.name)
         trained = train_motion(backend, clip, sea_raft, settings, train, name, report, args.tiny_decoder)
     print(trained.path)
 
@@ -315,6 +330,19 @@ def _parse_plan(text: str) -> SparsePlan:
         return SparsePlan.parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _parse_frame_rate(text: str) -> float | None:
+    if text.strip().lower() == KEEP_FRAMES:
+        return None
+    try:
+        fps = float(text)
+        check_frame_rate(fps)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no frame rate. Give frames per second, such as {WAN_FPS:g}, or {KEEP_FRAMES}."
+        ) from error
+    return fps
 
 
 def _parse_strengths(text: str) -> Strengths:
