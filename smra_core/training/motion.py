@@ -16,6 +16,7 @@ from ..storage.on_demand import loaded_on_first_use
 from .backend import Backend
 from .decode_choice import DecodeChoice, choose_decode, choose_memory_advice
 from .job import TrainedLora, TrainingJob, run_job
+from .model_fit import check_fit
 from .mora import MotionObjective, MotionSample, MotionSettings
 from .trainer import StepInfo, TrainSettings
 
@@ -38,6 +39,7 @@ def train_motion(
     lets `auto` choose it. `choice` says how to decode if that was chosen before.
     """
     flow_file = _check_flow_file(sea_raft, settings)
+    check_fit(settings, backend.spec)
     choice = choice or choose_decode(settings, backend.spec, backend.device, tiny_decoder)
     # The run's folder is named after the mode that was chosen, so that `auto` resumes the same run.
     settings = replace(settings, decode=choice.decode)
