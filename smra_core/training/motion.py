@@ -1,5 +1,6 @@
 """Train a motion LoRA from a reference clip: encode it once, compute its optical flow once, train, save."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from .job import TrainedLora, TrainingJob, run_job
 from .model_fit import check_fit
 from .mora import MotionObjective, MotionSample, MotionSettings
 from .trainer import StepInfo, TrainSettings
+
+log = logging.getLogger("smrabooth")
 
 
 def train_motion(
@@ -135,7 +138,10 @@ def load_objective(
     advice = choose_memory_advice(settings)
     if sea_raft is None:
         return MotionObjective(settings, None, None, memory_advice=advice)
-    flow_net = _load_flow_net(backend, sea_raft).compute_pair_flows
+    net = _load_flow_net(backend, sea_raft)
+    # It is loaded for the reference flow, too, but told only once.
+    log.info("SEA-RAFT: %s from %s", net.config.name, sea_raft.name)
+    flow_net = net.compute_pair_flows
     if choice is not None and choice.tiny_file is not None:
         decoder = _load_tiny(backend, choice.tiny_file, samples[0].latents.to(backend.device))
         return MotionObjective(settings, decoder, flow_net, memory_advice=advice)
