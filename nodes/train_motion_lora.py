@@ -13,7 +13,7 @@ from ..smra_core.storage.file_name import make_file_name
 from ..smra_core.training.decode_choice import DecodeChoice, choose_decode
 from ..smra_core.training.mora import DECODE_MODES, MotionSettings
 from ..smra_core.training.motion import train_motion
-from ..smra_core.training.trainer import TrainSettings
+from ..smra_core.training.trainer import MOTION_TRAIN, TrainSettings
 from ..smra_core.wan.spec import latent_shape, trim_frames
 from .host.backend import ComfyBackend
 from .host.conditioning import match_captions
@@ -37,7 +37,7 @@ from .training.progress import GraphProgress, Preview
 from .training.run import run_training, show_forecast
 from .training.settings_widgets import Widget, make_widgets, update_settings
 
-DEFAULTS, TRAIN_DEFAULTS = MotionSettings(), TrainSettings(steps=400)
+DEFAULTS, TRAIN_DEFAULTS = MotionSettings(), MOTION_TRAIN
 MEMORY_ADVICE = (
     "Choose decode 'tiny' and the tiny decoder's file in SMRA Loss Options, or decode 'windowed' with window "
     "3 or less there; or lower frame_count, then width and height, or batch_size in SMRA Training Options."

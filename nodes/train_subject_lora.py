@@ -13,7 +13,7 @@ from ..smra_core.storage.file_name import make_file_name
 from ..smra_core.training.model_fit import check_fit
 from ..smra_core.training.subject import find_missing_masks, train_subject
 from ..smra_core.training.sura import SubjectSettings
-from ..smra_core.training.trainer import TrainSettings
+from ..smra_core.training.trainer import SUBJECT_TRAIN, TrainSettings
 from ..smra_core.wan.spec import latent_shape
 from .host.backend import ComfyBackend
 from .host.conditioning import match_captions
@@ -36,7 +36,7 @@ from .training.progress import GraphProgress, Preview
 from .training.run import run_training, show_forecast
 from .training.settings_widgets import Widget, make_widgets, update_settings
 
-DEFAULTS, TRAIN_DEFAULTS = SubjectSettings(), TrainSettings()
+DEFAULTS, TRAIN_DEFAULTS = SubjectSettings(), SUBJECT_TRAIN
 MEMORY_ADVICE = (
     "Lower batch_size in SMRA Training Options, or lower width and height, or choose a smaller DINOv2."
 )

@@ -92,6 +92,14 @@ class TrainSettings:
         check_limits(self)
 
 
+SUBJECT_TRAIN = TrainSettings()
+MOTION_TRAIN = TrainSettings(steps=400)
+"""Defaults for a subject and for a motion, whose data is a single clip: 400 steps that average over 2 are 800
+samples of it. The paper gives no number; the authors' release takes 400 samples of each picture, and 500 of
+a clip.
+"""
+
+
 class StepInfo(NamedTuple):
     """Report of a finished step."""
 
