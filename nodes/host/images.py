@@ -4,7 +4,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...smra_core.data.crop import Size, cover_box, describe_crop, fit, to_pixels, to_uint8
+from ...smra_core.data.crop import Size, cover_box, describe_crop, fit, to_pixels
+from ...smra_core.wan.latents import to_uint8
 
 
 def crop_images(images: Tensor, size: Size) -> tuple[Tensor, list[str]]:

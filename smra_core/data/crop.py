@@ -55,8 +55,3 @@ def to_pixels(image: Image.Image) -> Tensor:
     """Convert an RGB picture to `3 H W`, or a gray one to `1 H W`, float32 in [0, 1]."""
     array = np.array(image)
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).float() / 255
-
-
-def to_uint8(pixels: Tensor) -> Tensor:
-    """Return pixels `... H W`, float in [0, 1], as uint8 on the same device: clamped, times 255, rounded."""
-    return (pixels.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)

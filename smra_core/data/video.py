@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from ..storage.atomic_write import write_atomically
+from ..wan.latents import to_uint8
 from ..wan.spec import trim_frames
-from .crop import Size, check_target, cover_box, describe_crop, fit, to_uint8
+from .crop import Size, check_target, cover_box, describe_crop, fit
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
 # FFmpeg detects the format from the content: a playlist called .mp4 could make it open other files or URLs.

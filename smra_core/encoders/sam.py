@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.crop import to_uint8
 from ..storage.weight_check import fill_module, join_names
 from ..storage.weight_file import WeightFile, read_weight_file
+from ..wan.latents import to_uint8
 from .packages import import_package
 from .sam_automatic import choose_subject, find_candidates
 

@@ -12,8 +12,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..data.crop import to_uint8
 from ..storage.atomic_write import write_atomically
+from ..wan.latents import to_uint8
 
 SMALLEST_SIDE, LARGEST_SIDE = 192, 384
 """Limits of a picture's longer side on a sheet, in pixels: smaller pictures are enlarged by a whole factor,

@@ -6,8 +6,8 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from ..data.crop import to_uint8
 from ..data.video import write_video
+from ..wan.latents import to_uint8
 from .world.scenes import Scene, render
 from .world.sprite import Painted
 

@@ -1,5 +1,6 @@
 """Conversions of pixels and latents between the ranges of video files, the VAE and the DiT."""
 
+import torch
 from torch import Tensor
 
 from .spec import LATENT_MEAN, LATENT_STD
@@ -31,3 +32,8 @@ def _match_statistics(latents: Tensor) -> tuple[Tensor, Tensor]:
     """Return WAN's mean and deviation per channel, `16 1 1 1`, on the device and in the dtype of latents."""
     mean, std = (latents.new_tensor(values).view(-1, 1, 1, 1) for values in (LATENT_MEAN, LATENT_STD))
     return mean, std
+
+
+def to_uint8(pixels: Tensor) -> Tensor:
+    """Return pixels `... H W`, float in [0, 1], as uint8 on the same device: clamped, times 255, rounded."""
+    return (pixels.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)

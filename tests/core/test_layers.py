@@ -22,7 +22,6 @@ LAYERS = (
 but for `wan`, `__main__` and itself.
 """
 PAIRS_WITHIN_A_LAYER = {
-    ("encoders", "data"),
     ("__main__", "cli"),
     ("cli", "__init__"),
     ("training", "__init__"),

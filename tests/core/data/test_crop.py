@@ -3,7 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from smra_core.data.crop import check_target, cover_box, describe_crop, fit, to_pixels, to_uint8
+from smra_core.data.crop import check_target, cover_box, describe_crop, fit, to_pixels
+from smra_core.wan.latents import to_uint8
 
 
 @pytest.mark.parametrize(
