@@ -10,11 +10,12 @@ from torch import Tensor
 
 from ..smra_core.data.motion_clip import FEWEST_FRAMES, MotionClip
 from ..smra_core.data.pixel_check import check_clip, split_alpha
+from ..smra_core.storage.file_name import make_file_name
 from ..smra_core.training.decode_choice import DecodeChoice, choose_decode
 from ..smra_core.training.mora import DECODE_MODES, MotionSettings
 from ..smra_core.training.motion import train_motion
-from ..smra_core.training.trainer import TrainSettings
-from ..smra_core.wan.spec import check_size, latent_frames, latent_shape, trim_frames
+from ..smra_core.training.trainer import MOTION_TRAIN, TrainSettings
+from ..smra_core.wan.spec import latent_shape, trim_frames
 from .host.backend import ComfyBackend
 from .host.conditioning import match_captions
 from .host.denoiser import choose_training_dtype
@@ -33,12 +34,12 @@ from .training.inputs import (
     make_outputs,
     make_preview_input,
 )
-from .training.outputs import make_file_name, make_node_output, publish_lora
+from .training.outputs import make_node_output, publish_lora
 from .training.progress import GraphProgress, Preview
 from .training.run import run_training, show_forecast
 from .training.settings_widgets import Widget, make_widgets, update_settings
 
-DEFAULTS, TRAIN_DEFAULTS = MotionSettings(), TrainSettings(steps=400)
+DEFAULTS, TRAIN_DEFAULTS = MotionSettings(), MOTION_TRAIN
 MEMORY_ADVICE = (
     "Choose decode 'tiny' and the tiny decoder's file in SMRA Loss Options, or decode 'windowed' with window "
     "3 or less there; or lower frame_count, then width and height, or batch_size in SMRA Training Options."
@@ -157,12 +158,9 @@ def parse_inputs(
 
 
 def parse_settings(widgets: dict, training: TrainingOptions, losses: LossOptions) -> MotionSettings:
-    """Return the settings of the motion loss. Raises ValueError for sizes that WAN does not have."""
+    """Return the settings of the motion loss. Raises ValueError as the dataclass does."""
     _, motion_plan = training.plans
-    settings = update_settings(replace(losses.motion, plan=motion_plan), (RANK, *ROWS), widgets)
-    check_size(settings.width, settings.height)
-    latent_frames(settings.frames)
-    return settings
+    return update_settings(replace(losses.motion, plan=motion_plan), (RANK, *ROWS), widgets)
 
 
 def make_motion_clip(frames: Tensor, settings: MotionSettings, caption: str) -> MotionClip:

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from ..smra_core.data.pixel_check import check_none_is_black, split_alpha
 from ..smra_core.data.subject_set import SubjectImage, describe_new_masks
+from ..smra_core.storage.file_name import make_file_name
+from ..smra_core.training.model_fit import check_fit
 from ..smra_core.training.subject import find_missing_masks, train_subject
 from ..smra_core.training.sura import SubjectSettings
-from ..smra_core.training.trainer import TrainSettings
-from ..smra_core.wan.spec import WanSpec, check_size, latent_shape
+from ..smra_core.training.trainer import SUBJECT_TRAIN, TrainSettings
+from ..smra_core.wan.spec import latent_shape
 from .host.backend import ComfyBackend
 from .host.conditioning import match_captions
 from .host.denoiser import choose_training_dtype
@@ -32,12 +34,12 @@ from .training.inputs import (
     make_outputs,
     make_preview_input,
 )
-from .training.outputs import make_file_name, make_node_output, publish_lora
+from .training.outputs import make_node_output, publish_lora
 from .training.progress import GraphProgress, Preview
 from .training.run import run_training, show_forecast
 from .training.settings_widgets import Widget, make_widgets, update_settings
 
-DEFAULTS, TRAIN_DEFAULTS = SubjectSettings(), TrainSettings()
+DEFAULTS, TRAIN_DEFAULTS = SubjectSettings(), SUBJECT_TRAIN
 MEMORY_ADVICE = (
     "Lower batch_size in SMRA Training Options, or lower width and height, or choose a smaller DINOv2."
 )
@@ -97,7 +99,7 @@ class TrainSubjectLoRA(io.ComfyNode):
         with torch.inference_mode(False), torch.enable_grad():
             given = parse_inputs(**inputs)
             backend = ComfyBackend(given.model, given.vae, given.contexts)
-            check_settings(given.settings, backend.spec)
+            check_fit(given.settings, backend.spec)
             pictures, notes = make_subject_set(given)
             show_subject_forecast(cls, backend, given, notes)
             unmasked, pictures = pictures, find_missing_masks(pictures, given.sam, backend)
@@ -166,16 +168,6 @@ def parse_inputs(
         model, vae, as_normal_tensor(images), None if masks is None else as_normal_tensor(masks), names,
         contexts, dinov2, sam, settings, train, name, widgets["preview_every"],
     )  # fmt: skip
-
-
-def check_settings(settings: SubjectSettings, spec: WanSpec) -> None:
-    """Raise ValueError for a size or block that this model does not have."""
-    check_size(settings.width, settings.height)
-    if settings.sura_weight and settings.align_block >= spec.blocks:
-        raise ValueError(
-            f"align_block is {settings.align_block}, but this model has blocks 0 to {spec.blocks - 1}. The "
-            "paper's is 0."
-        )
 
 
 def make_subject_set(given: SubjectInputs) -> tuple[list[SubjectImage], list[str]]:

@@ -4,7 +4,6 @@ Frames are RGB `B 3 H W` in 0..255; flow is `B 2 H W`, (dx, dy) in pixels of the
 frame to the second. `load_sea_raft` returns a frozen net in eval mode.
 """
 
-import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,8 +26,6 @@ from .sea_raft_layers import (
     make_cell_grid,
     upsample_convex,
 )
-
-log = logging.getLogger("smrabooth")
 
 PAIRS_PER_CHUNK = 4
 """Number of frame pairs whose activations are in memory at the same time: 3.4 GB for M at 576x320 (0.84 GB a
@@ -182,7 +179,6 @@ def load_sea_raft(path: str | Path, scale: int | None = None, iterations: int | 
     with torch.device("meta"):  # memory is allocated once the file's weights are known to fit
         net = SeaRaft(replace(config, **changes))
     fill_module(net, with_both_norm_names(file.tensors), str(file.path))
-    log.info("SEA-RAFT: %s from %s", config.name, file.path.name)
     return net.freeze()
 
 

@@ -15,6 +15,7 @@ from ..lora.adapter import init_lora
 from ..lora.metadata import LoraMetadata
 from ..lora.writer import save_lora
 from ..storage.content_hash import hash_content
+from ..storage.file_name import make_file_name
 from .backend import Backend
 from .mora import MotionSample, MotionSettings
 from .run_folder import LOSSES, RunFolder
@@ -68,7 +69,7 @@ def run_job(
 
     ValueError if another process trains the same run.
     """
-    run = RunFolder(backend.runs, f"{job.purpose}-{job.name}", run_fingerprint(backend, job))
+    run = RunFolder(backend.runs, f"{job.purpose}-{make_file_name(job.name)}", run_fingerprint(backend, job))
     with run.locked():
         path = run.path / LORA_FILE
         finished_steps = run.read_finished_steps()

@@ -1,5 +1,6 @@
 """Train a motion LoRA from a reference clip: encode it once, compute its optical flow once, train, save."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,11 @@ from ..storage.on_demand import loaded_on_first_use
 from .backend import Backend
 from .decode_choice import DecodeChoice, choose_decode, choose_memory_advice
 from .job import TrainedLora, TrainingJob, run_job
+from .model_fit import check_fit
 from .mora import MotionObjective, MotionSample, MotionSettings
 from .trainer import StepInfo, TrainSettings
+
+log = logging.getLogger("smrabooth")
 
 
 def train_motion(
@@ -38,6 +42,7 @@ def train_motion(
     lets `auto` choose it. `choice` says how to decode if that was chosen before.
     """
     flow_file = _check_flow_file(sea_raft, settings)
+    check_fit(settings, backend.spec)
     choice = choice or choose_decode(settings, backend.spec, backend.device, tiny_decoder)
     # The run's folder is named after the mode that was chosen, so that `auto` resumes the same run.
     settings = replace(settings, decode=choice.decode)
@@ -133,7 +138,10 @@ def load_objective(
     advice = choose_memory_advice(settings)
     if sea_raft is None:
         return MotionObjective(settings, None, None, memory_advice=advice)
-    flow_net = _load_flow_net(backend, sea_raft).compute_pair_flows
+    net = _load_flow_net(backend, sea_raft)
+    # It is loaded for the reference flow, too, but told only once.
+    log.info("SEA-RAFT: %s from %s", net.config.name, sea_raft.name)
+    flow_net = net.compute_pair_flows
     if choice is not None and choice.tiny_file is not None:
         decoder = _load_tiny(backend, choice.tiny_file, samples[0].latents.to(backend.device))
         return MotionObjective(settings, decoder, flow_net, memory_advice=advice)

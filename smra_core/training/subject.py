@@ -14,6 +14,7 @@ from ..storage.content_hash import fingerprint_weights, hash_content
 from ..storage.on_demand import loaded_on_first_use
 from .backend import Backend
 from .job import TrainedLora, TrainingJob, run_job
+from .model_fit import check_fit
 from .sura import SubjectObjective, SubjectSample, SubjectSettings, mask_to_latent
 from .trainer import StepInfo, TrainSettings
 
@@ -39,6 +40,7 @@ def train_subject(
             f"SuRA at sura_weight {settings.sura_weight} needs DINOv2's weights. Give their file, or set "
             "sura_weight to 0 to train on the region loss alone."
         )
+    check_fit(settings, backend.spec)
     dinov2 = dinov2 if settings.sura_weight else None
     samples = prepare_subject(backend, images, dinov2)
     job = TrainingJob(

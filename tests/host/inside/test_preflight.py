@@ -207,7 +207,7 @@ def test_what_is_not_wan_is_refused_with_what_to_load():
 
 
 def test_a_block_that_is_not_there_is_refused_before_anything_is_loaded(core):
-    check = pack("nodes.train_subject_lora").check_settings
+    check = pack("smra_core.training.model_fit").check_fit
     check(core.Subject(align_block=29), core.spec)
     with pytest.raises(ValueError, match="align_block is 30, but this model has blocks 0 to 29"):
         check(core.Subject(align_block=30), core.spec)

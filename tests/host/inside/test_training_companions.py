@@ -7,6 +7,8 @@ from PIL import Image
 from random_wan import pack
 from safetensors.torch import save_file
 
+FOLDERS = ("dinov2", "clip_vision", "optical_flow", "sea_raft", "loras")
+
 
 @pytest.fixture
 def nodes():
@@ -18,7 +20,7 @@ def folders(tmp_path, monkeypatch):
     """The host's folders, in a place of the test's own."""
     import folder_paths
 
-    known = {name: ([str(tmp_path / "models" / name)], set()) for name in ("dinov2", "clip_vision", "loras")}
+    known = {name: ([str(tmp_path / "models" / name)], set()) for name in FOLDERS}
     for paths, _ in known.values():
         (tmp_path / paths[0]).mkdir(parents=True)
     monkeypatch.setattr(folder_paths, "folder_names_and_paths", folder_paths.folder_names_and_paths | known)
@@ -38,6 +40,38 @@ def test_a_loader_offers_our_folder_and_the_hosts_and_refuses_others(folders):
     for wrong in ("loras/x.pth", "dinov2/absent.pth", "dinov2/../loras/x.pth", "nothing"):
         with pytest.raises(ValueError, match="Download dinov2_vitg14_pretrain.pth"):
             kind.find(wrong)
+
+
+def test_files_under_the_hubs_names_are_offered(folders):
+    module = pack("nodes.host.model_folders")
+    patch, scale = "embeddings.patch_embeddings.projection.weight", "encoder.layer.0.layer_scale1.lambda1"
+    dino = {patch: torch.zeros(8, 3, 14, 14), scale: torch.zeros(8)}
+    clip = {"vision_model.embeddings.patch_embedding.weight": torch.zeros(8, 3, 14, 14)}
+    for file, tensors in (
+        ("dinov2/model.safetensors", dino), ("dinov2/giant/model.SAFETENSORS", dino),
+        ("optical_flow/model.safetensors", clip), ("sea_raft/model.pth", clip),
+        ("clip_vision/model.safetensors", dino), ("clip_vision/clip_h.safetensors", clip),
+    ):  # fmt: skip
+        path = folders / "models" / file
+        path.parent.mkdir(exist_ok=True)
+        save_file(tensors, path)
+    (folders / "models" / "clip_vision" / "broken.safetensors").write_bytes(b"no header")
+    offered = {kind.name: [choice for choice in kind.list_choices() if "miniature" not in choice]
+               for kind in (module.DINOV2, module.SEA_RAFT)}  # fmt: skip
+    assert sorted(offered["DINOv2"]) == [
+        "clip_vision/model.safetensors", "dinov2/giant/model.SAFETENSORS", "dinov2/model.safetensors",
+    ]  # fmt: skip
+    assert offered["SEA-RAFT"] == ["optical_flow/model.safetensors", "sea_raft/model.pth"]
+
+
+def test_a_workflow_finds_a_file_in_another_folder_of_its_kind(folders, nodes):
+    load = nodes["SMRALoadDINOv2"]
+    for there, asked in (("clip_vision/a.pth", "dinov2/a.pth"), ("dinov2/b.pth", "clip_vision/b.pth")):
+        (folders / "models" / there).write_bytes(b"")
+        assert load.validate_inputs(file=asked) is True
+        assert load.execute(asked).args[0] == folders / "models" / there
+    assert "Download dinov2_vitg14_pretrain.pth" in load.validate_inputs(file="dinov2/absent.pth")
+    assert load.validate_inputs(file=None) is True  # linked from another node
 
 
 def test_an_empty_folder_still_gives_the_browser_a_choice(folders, nodes):
