@@ -19,6 +19,7 @@ from .host.conditioning import match_captions
 from .host.denoiser import choose_training_dtype
 from .host.images import crop_images
 from .host.inference_tensors import as_normal_tensor
+from .host.model_patches import check_conditioning
 from .host.versions import measure_trainable_memory
 from .host.wire_types import LossOptions, SeaRaftType, TrainingOptions
 from .training.forecast import estimate_motion_run
@@ -97,6 +98,7 @@ class TrainMotionLoRA(io.ComfyNode):
             show_motion_forecast(cls, backend, given, choice, clip.notes)
             progress = GraphProgress(cls, make_preview(backend, given))
             trained = run_training(
+                backend,
                 lambda: train_motion(
                     backend, clip, given.sea_raft, given.settings, given.train, given.name, progress,
                     given.tiny_decoder, choice,
@@ -147,6 +149,7 @@ def parse_inputs(
     settings = parse_settings(widgets, training, losses)
     train = update_settings(training.train, [STEPS], widgets)
     name = make_file_name(widgets["name"])
+    check_conditioning(positive)
     (caption,), contexts = match_captions(positive, 1, captions or "")
     return MotionInputs(
         model, vae, as_normal_tensor(frames), caption, contexts[caption], sea_raft, losses.tiny_decoder,

@@ -18,6 +18,7 @@ from .host.conditioning import match_captions
 from .host.denoiser import choose_training_dtype
 from .host.images import crop_images, crop_masks
 from .host.inference_tensors import as_normal_tensor
+from .host.model_patches import check_conditioning
 from .host.wire_types import DinoV2Type, LossOptions, SamType, TrainingOptions
 from .training.forecast import estimate_subject_run
 from .training.inputs import (
@@ -100,6 +101,7 @@ class TrainSubjectLoRA(io.ComfyNode):
             pictures = find_missing_masks(pictures, given.sam, backend)
             progress = GraphProgress(cls, make_preview(backend, given))
             trained = run_training(
+                backend,
                 lambda: train_subject(
                     backend, pictures, given.dinov2, given.settings, given.train, given.name, progress
                 ),
@@ -156,6 +158,7 @@ def parse_inputs(
     settings = update_settings(settings, (RANK, *ROWS), widgets)
     train = update_settings(training.train, [STEPS], widgets)
     name = make_file_name(widgets["name"])
+    check_conditioning(positive)
     names, contexts = match_captions(positive, len(images), captions or "")
     return SubjectInputs(
         model, vae, as_normal_tensor(images), None if masks is None else as_normal_tensor(masks), names,

@@ -15,6 +15,7 @@ from ...smra_core.storage.tensor_cache import TensorCache
 from ...smra_core.training.backend import encode_clips_once
 from .denoiser import HostDenoiser, choose_training_dtype, read_spec, training_denoiser
 from .model_identity import fingerprint_model, fingerprint_vae
+from .model_patches import check_patches
 from .vae import check_vae, encode, load_decoder
 
 
@@ -22,13 +23,16 @@ class ComfyBackend:
     """The MODEL and VAE of a graph (training.backend.Backend). Create it outside of inference mode."""
 
     def __init__(self, model, vae, contexts: Mapping[str, Tensor], memory_required: int = 0):
-        """Wrap a MODEL and a VAE. Raises ValueError unless they are WAN 2.1's.
+        """Wrap a MODEL and a VAE. Raises ValueError unless they are WAN 2.1's, and for patches of the MODEL
+        that cannot be trained with.
 
         `contexts` holds the text context `T 4096` of each caption; `memory_required` is the number of bytes
         that a step's activations need.
         """
         check_vae(vae)
         self.model, self.vae, self.spec = model, vae, read_spec(model)
+        self.notes = check_patches(model)
+        """Sentences on what of the MODEL takes no part in training."""
         self._contexts, self.memory_required = contexts, memory_required
         self.device = model.load_device
         self.runs, self.cache = find_output_folder("runs"), TensorCache(find_output_folder("cache"))
