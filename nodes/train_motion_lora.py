@@ -98,6 +98,7 @@ class TrainMotionLoRA(io.ComfyNode):
             show_motion_forecast(cls, backend, given, choice, clip.notes)
             progress = GraphProgress(cls, make_preview(backend, given))
             trained = run_training(
+                cls,
                 backend,
                 lambda: train_motion(
                     backend, clip, given.sea_raft, given.settings, given.train, given.name, progress,

@@ -101,6 +101,7 @@ class TrainSubjectLoRA(io.ComfyNode):
             pictures = find_missing_masks(pictures, given.sam, backend)
             progress = GraphProgress(cls, make_preview(backend, given))
             trained = run_training(
+                cls,
                 backend,
                 lambda: train_subject(
                     backend, pictures, given.dinov2, given.settings, given.train, given.name, progress

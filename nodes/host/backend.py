@@ -35,6 +35,7 @@ class ComfyBackend:
         """Sentences on what of the MODEL takes no part in training."""
         self._contexts, self.memory_required = contexts, memory_required
         self.device = model.load_device
+        self.dtype = choose_training_dtype(self.device)
         self.runs, self.cache = find_output_folder("runs"), TensorCache(find_output_folder("cache"))
         self.denoiser: HostDenoiser | None = None
         """Loaded DiT while a job trains, else None."""
@@ -42,7 +43,7 @@ class ComfyBackend:
     @property
     def base_fingerprint(self) -> dict[str, str]:
         """What identifies the frozen DiT and how it computes (see Backend)."""
-        return {"base": fingerprint_model(self.model), "dtype": str(choose_training_dtype(self.device))}
+        return {"base": fingerprint_model(self.model), "dtype": str(self.dtype)}
 
     @property
     def vae_fingerprint(self) -> str:
@@ -56,7 +57,8 @@ class ComfyBackend:
     def encode_clips(self, clips: Sequence[Tensor]) -> list[Tensor]:
         """Return the latents of each clip, in model space (see Backend)."""
         encode_clip = partial(encode, self.vae, self.model)
-        return encode_clips_once(self.cache, self.vae_fingerprint, clips, encode_clip)
+        vae_dtype = self.vae.vae_dtype
+        return encode_clips_once(self.cache, self.vae_fingerprint, vae_dtype, clips, encode_clip)
 
     def load_decoder(self, recompute: bool = False) -> WanVideoDecoder:
         """Copy the VAE's decoder for gradients through it (see Backend)."""

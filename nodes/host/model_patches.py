@@ -137,6 +137,22 @@ def describe_trained_patches(model) -> str:
     return "\n".join(lines)
 
 
+def list_injected_adapters(model) -> list:
+    """Return ComfyUI's adapters (objects with `weights`) that the injections of a MODEL run beside it."""
+    found, seen = [], set()
+    rest = [injection for injections in getattr(model, "injections", {}).values() for injection in injections]
+    while rest:
+        value = rest.pop()
+        if id(value) in seen or isinstance(value, (nn.Module, Tensor, str)):
+            continue
+        seen.add(id(value))
+        if isinstance(getattr(value, "weights", None), (tuple, list)):
+            found.append(value)
+        else:
+            rest += _list_parts(value)
+    return found
+
+
 def describe_function(function) -> str:
     """Return module and name of a function, or of an object's class."""
     function = getattr(function, "func", function)  # functools.partial

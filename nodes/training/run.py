@@ -24,8 +24,10 @@ def show_forecast(node: type, backend: ComfyBackend, forecast: Forecast, notes: 
     show_text(node, "\n".join(lines))
 
 
-def run_training(backend: ComfyBackend, train: Callable[[], TrainedLora], memory_advice: str) -> TrainedLora:
-    """Train.
+def run_training(
+    node: type, backend: ComfyBackend, train: Callable[[], TrainedLora], memory_advice: str
+) -> TrainedLora:
+    """Train, and show on the node what is not as asked for.
 
     Out of memory raises RuntimeError with the advice, when the failed step's memory is free. An error that
     rises in another pack's code, or through a patch of the MODEL, raises RuntimeError that names it. Whatever
@@ -34,7 +36,7 @@ def run_training(backend: ComfyBackend, train: Callable[[], TrainedLora], memory
     import comfy.model_management as management
 
     try:
-        return train()
+        trained = train()
     except Exception as error:
         if not is_out_of_memory(error):
             cause = explain_error(error, backend.model)
@@ -43,6 +45,10 @@ def run_training(backend: ComfyBackend, train: Callable[[], TrainedLora], memory
                 raise
             raise RuntimeError(cause) from error
         log.warning("Out of memory: %s", error)
+    else:
+        if trained.notes:
+            show_text(node, "\n".join(trained.notes))
+        return trained
     management.soft_empty_cache()
     raise RuntimeError(f"Out of memory while training; all finished steps are kept. {memory_advice}")
 

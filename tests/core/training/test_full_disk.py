@@ -91,7 +91,7 @@ def backend(folder):
     denoiser = ToyDenoiser()
     return SimpleNamespace(
         runs=folder, spec=denoiser.spec, device=torch.device("cpu"), base_fingerprint={"base": "toy"},
-        denoiser_for_training=lambda: nullcontext(denoiser),
+        denoiser_for_training=lambda: nullcontext(denoiser), dtype=torch.float32,
     )  # fmt: skip
 
 
