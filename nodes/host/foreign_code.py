@@ -20,7 +20,7 @@ def find_foreign_code(error: BaseException) -> str | None:
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
         file = Path(frame.f_code.co_filename)
         if file.is_absolute() and not _is_known(file):
-            return f"{_get_name(frame.f_code)} in {_shorten(file)}"
+            return f"{_get_name(frame.f_code)} in {_trim_path(file)}"
     return None
 
 
@@ -47,7 +47,7 @@ def _get_name(code: CodeType) -> str:
     return getattr(code, "co_qualname", code.co_name)  # Python 3.10 has the plain name alone
 
 
-def _shorten(file: Path) -> str:
+def _trim_path(file: Path) -> str:
     """Return the path from the pack's folder on, or the whole path outside of ComfyUI's custom_nodes."""
     parts = file.parts
     if _CUSTOM_NODES not in parts:

@@ -43,7 +43,7 @@ class Patch(NamedTuple):
     """Something that another node has put on a MODEL, for sampling alone."""
 
     place: str
-    """Where it stands, in ComfyUI's words."""
+    """Place where it stands, in ComfyUI's words."""
     key: str
     """Key that the other node has given to it, or an empty text."""
     function: Any

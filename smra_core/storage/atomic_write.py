@@ -31,7 +31,7 @@ def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
     way out, when the disk is full or safetensors cannot write (its own error is no OSError).
     """
     target = Path(path)
-    with explained_write(target):
+    with explain_write_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned_drafts(target)
         # A unique name, as another process may write the same file; the suffix stays for writers that look
@@ -48,7 +48,7 @@ def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
-def explained_write(path: Path) -> Iterator[None]:
+def explain_write_errors(path: Path) -> Iterator[None]:
     """Turn errors of writing to `path` inside the block into an OSError that says what to do: a full disk,
     and safetensors' own error, which is no OSError. Other errors pass as they are.
     """

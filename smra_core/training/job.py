@@ -87,8 +87,8 @@ def _note_more_steps(job: TrainingJob, steps: int) -> tuple[str, ...]:
     if steps <= job.train.steps:
         return ()
     note = (
-        f"{job.name!r} has {steps} trained steps already, more than the {job.train.steps} asked for, and this "
-        f"is the LoRA of {steps} steps. Give another name to train one of {job.train.steps} steps."
+        f"{job.name!r} has {steps} trained steps already, more than the {job.train.steps} asked for, and "
+        f"this is the LoRA of {steps} steps. Give another name to train one of {job.train.steps} steps."
     )
     log.warning("%s", note)
     return (note,)

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..storage.atomic_write import explained_write, remove_drafts, write_atomically
+from ..storage.atomic_write import explain_write_errors, remove_drafts, write_atomically
 from .state import TrainState
 
 log = logging.getLogger("smrabooth")
@@ -47,7 +47,7 @@ class RunFolder:
         """Step of the newest state if this process has read or written it, otherwise None."""
         self._unlogged: list[list[str]] = []
         """Lines of losses.csv that are not written yet, because writing them failed."""
-        with explained_write(self.path):
+        with explain_write_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         # Once only, because another process that trains here may delete unfinished files.
         if not (self.path / ABOUT).is_file():
@@ -73,11 +73,11 @@ class RunFolder:
         except (OSError, NotImplementedError) as error:
             log.warning("%s cannot be locked (%s); start no second run of the same.", lock.lock_file, error)
         try:
-            with explained_write(self.path / OWNER):
+            with explain_write_errors(self.path / OWNER):
                 (self.path / OWNER).write_text(str(os.getpid()))
             if lock.is_locked:
                 self._remove_dead_drafts()
-            self._repair_losses()
+            self._set_damaged_losses_aside()
             yield
         finally:
             lock.release()
@@ -155,7 +155,7 @@ class RunFolder:
         if not self._unlogged:
             return
         path = self.path / LOSSES
-        with explained_write(path), open(path, "ab") as file:
+        with explain_write_errors(path), open(path, "ab") as file:
             size = file.tell()
             try:
                 lines = (",".join(line) + "\r\n" for line in self._unlogged)  # as the csv module writes them
@@ -175,7 +175,7 @@ class RunFolder:
         table = _read_table(path)
         self._write_table(table, [row for row in table.rows if int(row[0]) <= step])
 
-    def _repair_losses(self) -> None:
+    def _set_damaged_losses_aside(self) -> None:
         """Set a damaged losses.csv aside, with a warning, and keep the lines that can be read."""
         path = self.path / LOSSES
         if not path.is_file():
