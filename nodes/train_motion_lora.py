@@ -21,6 +21,7 @@ from .host.conditioning import match_captions
 from .host.denoiser import choose_training_dtype
 from .host.images import crop_images
 from .host.inference_tensors import as_normal_tensor
+from .host.model_patches import check_conditioning
 from .host.versions import measure_trainable_memory
 from .host.widgets import log_notes
 from .host.wire_types import LossOptions, SeaRaftType, TrainingOptions
@@ -100,6 +101,8 @@ class TrainMotionLoRA(io.ComfyNode):
             show_motion_forecast(cls, backend, given, choice, clip.notes)
             progress = GraphProgress(cls, make_preview(backend, given))
             trained = run_training(
+                cls,
+                backend,
                 lambda: train_motion(
                     backend, clip, given.sea_raft, given.settings, given.train, given.name, progress,
                     given.tiny_decoder, choice,
@@ -150,6 +153,7 @@ def parse_inputs(
     settings = parse_settings(widgets, training, losses)
     train = update_settings(training.train, [STEPS], widgets)
     name = make_file_name(widgets["name"])
+    check_conditioning(positive)
     (caption,), contexts = match_captions(positive, 1, captions or "")
     return MotionInputs(
         model, vae, as_normal_tensor(frames), caption, contexts[caption], sea_raft, losses.tiny_decoder,

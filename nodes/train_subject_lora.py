@@ -21,6 +21,7 @@ from .host.conditioning import match_captions
 from .host.denoiser import choose_training_dtype
 from .host.images import crop_images, crop_masks
 from .host.inference_tensors import as_normal_tensor
+from .host.model_patches import check_conditioning
 from .host.picture_strip import show_masked_pictures
 from .host.widgets import log_notes
 from .host.wire_types import DinoV2Type, LossOptions, SamType, TrainingOptions
@@ -107,6 +108,8 @@ class TrainSubjectLoRA(io.ComfyNode):
             show_masked_pictures(pictures)
             progress = GraphProgress(cls, make_preview(backend, given))
             trained = run_training(
+                cls,
+                backend,
                 lambda: train_subject(
                     backend, pictures, given.dinov2, given.settings, given.train, given.name, progress
                 ),
@@ -163,6 +166,7 @@ def parse_inputs(
     settings = update_settings(settings, (RANK, *ROWS), widgets)
     train = update_settings(training.train, [STEPS], widgets)
     name = make_file_name(widgets["name"])
+    check_conditioning(positive)
     names, contexts = match_captions(positive, len(images), captions or "")
     return SubjectInputs(
         model, vae, as_normal_tensor(images), None if masks is None else as_normal_tensor(masks), names,
