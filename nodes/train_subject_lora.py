@@ -8,6 +8,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..smra_core.data.mask_check import may_be_mask
 from ..smra_core.data.pixel_check import check_none_is_black, split_alpha
 from ..smra_core.data.subject_set import SubjectImage, describe_new_masks
 from ..smra_core.storage.file_name import make_file_name
@@ -181,6 +182,11 @@ def make_subject_set(given: SubjectInputs) -> tuple[list[SubjectImage], list[str
     check_none_is_black(images)
     pixels, crop_notes = crop_images(images, size)
     notes += crop_notes
+    notes += [
+        f"picture {number}: holds black and white alone. If it is a mask, connect it to masks"
+        for number, picture in enumerate(images.movedim(-1, 1), 1)
+        if may_be_mask(picture)
+    ]
     masks: list[Tensor | None] = [None] * len(images)
     if given.masks is not None:
         masks, mask_notes = crop_masks(given.masks, images, size)

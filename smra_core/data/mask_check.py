@@ -5,6 +5,10 @@ from torch import Tensor
 
 _LARGE_SHARE = 0.7
 """Share of the picture above which a mask is more often that of a background than of a subject."""
+_SAME_GRAY = 0.06
+"""Difference of two values of which JPEG makes one."""
+_FEW_GRAYS = 0.95
+"""Share of pixels that are black or white in a picture of a mask; resizing leaves grays along its edge."""
 _EDGES = ("left", "top", "right", "bottom")
 
 
@@ -22,6 +26,16 @@ def list_touched_edges(mask_px: Tensor) -> list[str]:
 def may_be_inverted(mask_px: Tensor) -> bool:
     """Return whether a mask `H W` covers at least 70 % of its picture or touches all four edges."""
     return measure_share(mask_px) >= _LARGE_SHARE or len(list_touched_edges(mask_px)) == len(_EDGES)
+
+
+def may_be_mask(pixels: Tensor) -> bool:
+    """Return whether a picture `3 H W` in [0, 1] holds black and white alone, as a mask taken for a picture
+    does.
+    """
+    if (pixels.amax(0) - pixels.amin(0)).max() > _SAME_GRAY:
+        return False
+    black, white = (pixels[0] <= _SAME_GRAY), (pixels[0] >= 1 - _SAME_GRAY)
+    return bool(black.any() and white.any()) and (black | white).float().mean().item() >= _FEW_GRAYS
 
 
 def describe_mask(mask_px: Tensor) -> str:

@@ -15,6 +15,7 @@ _MASK_FOLDERS = {"mask", "masks", "masklabel", "masklabels", "subjectmask", "sub
 # OneTrainer writes dog-masklabel.png; dog_mask.png, dog-mask.png, dog.mask.png and mask_dog.png are common.
 _MASK_AT_END = re.compile(r"(?P<picture>.+?)[-_. ]mask(label)?s?$", re.IGNORECASE | re.DOTALL)
 _MASK_AT_START = re.compile(r"mask(label)?s?[-_. ](?P<picture>.+)$", re.IGNORECASE | re.DOTALL)
+_MASK_ALONE = re.compile(r"mask(label)?s?$", re.IGNORECASE)
 _MASK_LABEL = re.compile(r".+[-_. ]masklabels?$", re.IGNORECASE | re.DOTALL)
 
 
@@ -33,9 +34,11 @@ def find_masked_name(name: str) -> str | None:
 def select_pictures(names: list[str]) -> list[str]:
     """Select the names that are pictures and not masks of pictures beside them.
 
-    A name ending in -masklabel is never a picture; another mask's name is one when its picture is not there.
+    A name ending in -masklabel is never a picture, nor is mask.png beside others; another mask's name is one
+    when its picture is not there.
     """
     pictures = [name for name in names if is_picture_name(name)]
+    pictures = [name for name in pictures if not _MASK_ALONE.match(Path(name).stem)] or pictures
     known = {folded for name in pictures for folded in (fold_name(Path(name).stem), fold_name(name))}
     return [
         name
@@ -61,7 +64,8 @@ def find_mask_beside(home: Path, image: Path) -> Path | None:
     """Return the mask of a picture: the one in a mask folder beside it or in `home`, else one beside it.
 
     In a mask folder it has the picture's stem, its whole name (dog.jpg.png), or a mask's name (dog_mask.png);
-    beside the picture it has a mask's name. Raises ValueError when it leads out of `home`.
+    beside the picture it has a mask's name, or is called mask.png where there is no other picture. Raises
+    ValueError when it leads out of `home`.
     """
     stem, whole = fold_name(image.stem), fold_name(image.name)
     for folder in list_mask_folders(image.parent, home):
@@ -74,6 +78,11 @@ def find_mask_beside(home: Path, image: Path) -> Path | None:
     for name in list_visible_files(image.parent):
         if is_picture_name(name) and name != image.name and find_masked_name(name) in (stem, whole):
             return _check_inside(home, image.parent / name)
+    names = list_visible_files(image.parent)
+    if select_pictures(names) == [image.name]:
+        for name in names:
+            if is_picture_name(name) and name != image.name and _MASK_ALONE.match(Path(name).stem):
+                return _check_inside(home, image.parent / name)
     return None
 
 

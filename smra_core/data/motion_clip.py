@@ -72,7 +72,8 @@ def read_motion_clip(
     if len(video.frames) < FEWEST_FRAMES:
         raise ValueError(
             f"{file} gives {len(video.frames)} frames from number {start} at stride {stride}; a motion needs "
-            f"at least {FEWEST_FRAMES}. Choose a longer clip, an earlier start or a smaller stride."
+            f"at least {FEWEST_FRAMES}. Choose a longer clip, an earlier start, a smaller stride, "
+            "or its frames as they are."
         )
     video = trim_video(video, frames)
     notes += [f"{file.name}: {note}" for note in video.notes]

@@ -19,7 +19,7 @@ from .crop import (
     to_pixels,
 )
 from .file_names import list_visible_files
-from .mask_check import describe_mask
+from .mask_check import describe_mask, may_be_mask
 from .mask_files import (
     MASK_FOLDER,
     describe_unread_folders,
@@ -38,6 +38,9 @@ from .metadata_table import (
     read_table,
 )
 from .picture import PICTURE_SUFFIXES, Picture, read_mask, read_picture, rotate_as_stored
+
+_SAMPLED = (256, 256)
+"""Pixels of a picture at which its colors are looked at, without mixing neighbors."""
 
 
 class SubjectImage(NamedTuple):
@@ -158,7 +161,14 @@ def _read_image(home: Path, entry: _Entry, size: Size, notes: list[str]) -> Subj
         notes.append(f"{name}: {source} {describe_mask(to_pixels(mask)[0])}")
         mask_px = (to_pixels(fit(mask, size, box)) >= 0.5).float()
         _check_subject_kept(entry.mask or entry.image, name, mask, box, mask_px, notes)
-    return SubjectImage(name, entry.image, to_pixels(fit(picture.rgb, size, box)), mask_px, entry.caption)
+    pixels = to_pixels(fit(picture.rgb, size, box))
+    if may_be_mask(to_pixels(picture.rgb.resize(_SAMPLED, Image.Resampling.NEAREST))):
+        notes.append(
+            f"{name}: holds black and white alone. If it is a mask, move it to {MASK_FOLDER}/ and give it "
+            "its "
+            "picture's name"
+        )
+    return SubjectImage(name, entry.image, pixels, mask_px, entry.caption)
 
 
 def _read_full_mask(home: Path, entry: _Entry, picture: Picture, notes: list[str]) -> Image.Image | None:

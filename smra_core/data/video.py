@@ -1,5 +1,6 @@
 """Read and write video files, one frame at a time."""
 
+import errno
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -80,8 +81,10 @@ def read_video(
     try:
         return _read_stream(path, size, selection)
     except FFmpegError as error:
+        # FFmpeg answers so for kinds that are not among _SAFE_INPUT's.
+        reason = "it is of another kind" if error.errno == errno.EINVAL else error
         raise ValueError(
-            f"{path} cannot be read as a video ({error}). Convert it to mp4 (H.264) and try again. Read are "
+            f"{path} cannot be read as a video ({reason}). Convert it to mp4 (H.264) and try again. Read are "
             f"{', '.join(VIDEO_SUFFIXES)}, GIF, animated WebP, and folders of numbered pictures."
         ) from error
 

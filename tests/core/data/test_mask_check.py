@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from smra_core.data.mask_check import describe_mask, list_touched_edges, may_be_inverted
+from smra_core.data.mask_check import describe_mask, list_touched_edges, may_be_inverted, may_be_mask
 
 SIDE = 20
 
@@ -44,3 +44,12 @@ def test_edges_are_named_as_they_lie():
     assert list_touched_edges(box(3, 0, 5, 2)) == ["top"]
     assert list_touched_edges(box(18, 3, 20, 5)) == ["right"]
     assert list_touched_edges(box(3, 18, 5, 20)) == ["bottom"]
+
+
+def test_a_picture_of_black_and_white_alone_may_be_a_mask():
+    drawn = box(5, 5, 15, 15)
+    assert may_be_mask(drawn.expand(3, -1, -1)) and may_be_mask(0.97 * drawn.expand(3, -1, -1) + 0.02)
+    assert not may_be_mask(torch.zeros(3, SIDE, SIDE)) and not may_be_mask(torch.ones(3, SIDE, SIDE))
+    assert not may_be_mask(torch.rand(3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)))
+    assert not may_be_mask(torch.stack([drawn, drawn, drawn * 0.5]))  # yellow on black
+    assert not may_be_mask(torch.linspace(0, 1, SIDE).expand(3, SIDE, SIDE))  # a photograph without color

@@ -131,3 +131,23 @@ def test_a_mask_folder_beside_the_set_is_named(tmp_path):
 @pytest.mark.parametrize("name", ["unmasked", "masquerade", "mask_old", "images"])
 def test_other_folders_are_no_mask_folders(tmp_path, name):
     assert not is_mask_folder(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["mask.png", "Mask.webp", "masks.png"])
+def test_a_mask_without_a_name_belongs_to_the_only_picture(tmp_path, name):
+    picture(tmp_path / "dog.jpg")
+    mask(tmp_path / name)
+    (image,), notes = read(tmp_path)
+    assert notes == [f"dog.jpg: its mask {name} {COVERS}"]
+    picture(tmp_path / "dog2.jpg")
+    images, notes = read(tmp_path)
+    assert [image.mask_px for image in images] == [None, None] and f"{name}: not part of the set" in notes
+    assert select_pictures([name]) == [name]
+
+
+@pytest.mark.parametrize("name", ["dog_alpha.png", "dog_seg.png", "dog (mask).png", "matte.png"])
+def test_a_mask_of_an_unknown_name_is_told(tmp_path, name):
+    picture(tmp_path / "dog.jpg")
+    mask(tmp_path / name)
+    told = "holds black and white alone. If it is a mask, move it to masks/ and give it its picture's name"
+    assert f"{name}: {told}" in read(tmp_path).notes

@@ -138,6 +138,20 @@ def test_a_file_that_is_no_video_is_named(tmp_path, content):
         read_video(tmp_path / "bad.mp4", SIZE, 5)
 
 
+def test_a_video_of_another_kind_is_told_which_are_read(tmp_path):
+    write_video(tmp_path / "clip.mp4", numbered(), 16)
+    with av.open(str(tmp_path / "clip.mp4")) as source, av.open(str(tmp_path / "clip.flv"), "w") as target:
+        stream = target.add_stream("flv1", rate=16)
+        stream.width, stream.height, stream.pix_fmt = SIDE, SIDE, "yuv420p"
+        for frame in source.decode(video=0):
+            target.mux(stream.encode(frame))
+        target.mux(stream.encode())
+    with pytest.raises(
+        ValueError, match=r"clip.flv cannot be read as a video \(it is of another kind\).*\.mp4, .*GIF"
+    ):
+        read_video(tmp_path / "clip.flv", SIZE, 5)
+
+
 def test_a_file_with_sound_alone_is_named(tmp_path):
     with av.open(str(tmp_path / "song.mp4"), "w") as container:
         stream = container.add_stream("aac", rate=44100)

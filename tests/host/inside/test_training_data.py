@@ -121,6 +121,11 @@ def test_what_is_no_picture_is_refused_before_training(images, message):
         make_set(images)
 
 
+def test_a_mask_connected_as_a_picture_is_told():
+    _, notes = make_set(box()[..., None].expand(-1, -1, -1, 3))
+    assert notes == ["picture 1: holds black and white alone. If it is a mask, connect it to masks"]
+
+
 def make_clip(frames):
     settings = SimpleNamespace(width=SIZE[0], height=SIZE[1], frames=5)
     return pack("nodes.train_motion_lora").make_motion_clip(frames, settings, "a ball is vvt")
