@@ -12,8 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from toy_models import ToyDenoiser
 
-from smra_core.lora import writer
-from smra_core.storage import tensor_cache
+from smra_core.storage import tensor_cache, weight_file
 from smra_core.storage.tensor_cache import TensorCache
 from smra_core.training import run_folder
 from smra_core.training.job import TrainingJob, run_job
@@ -31,7 +30,7 @@ class Disk:
 
     def __init__(self, monkeypatch, fails_at, stays_full):
         self.written, self.fails_at, self.stays_full = 0, fails_at, stays_full
-        for module in (run_folder, writer):
+        for module in (run_folder, weight_file):
             monkeypatch.setattr(module, "save_file", self._failing(module.save_file, SafetensorError(FULL)))
         for name in ("fsync", "replace", "link"):
             error = OSError(errno.ENOSPC, "No space left on device")
@@ -137,7 +136,7 @@ def test_any_write_of_a_run_may_fail(tmp_path, stays_full):
             assert not list(run.glob(".*.tmp*"))
             read_step(run)
         assert read_result(train(folder)) == whole, f"write {number} of the run"
-    assert number > 20
+    assert number >= 20
 
 
 @pytest.mark.parametrize("broken", [(STATE,), (STATE, PREVIOUS)])

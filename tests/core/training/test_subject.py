@@ -110,11 +110,12 @@ def same_tensors(first, second):
 def test_pictures_become_a_lora_that_says_what_it_is(empty_backend, dinov2, loaded):
     infos = []
     trained = train(empty_backend, dinov2, on_step=infos.append)
-    lora, metadata, dialect, ignored = load_lora(trained.path, empty_backend.spec)
-    assert list(lora) == SUBJECT.select(empty_backend.spec.linear_names()) and ignored == []
+    found = load_lora(trained.path, empty_backend.spec)
+    lora, metadata = found.lora, found.metadata
+    assert list(lora) == SUBJECT.select(empty_backend.spec.linear_names()) and found.ignored == []
     assert all(pair.rank == 2 and pair.b.any() for pair in lora.values())
     assert (metadata.purpose, metadata.plan, metadata.rank, metadata.steps) == ("subject", str(SUBJECT), 2, 2)
-    assert metadata.captions == ("A picture of sks dog",) and dialect == "comfyui"
+    assert metadata.captions == ("A picture of sks dog",) and found.dialect == "comfyui"
     assert [set(info.losses) for info in infos] == [{"region", "sura"}] * 2
     assert kinds(loaded) == ["text", "codec", "dinov2", "denoiser"]  # each once, the encoders first
     with open(trained.losses) as file:
