@@ -27,6 +27,7 @@ _KINDS = (
 )
 """Kinds of tensors that are not used, by what their names hold; the first that fits counts."""
 _OF_STOCK_LOADER = ("norms", "biases", "the head and the embeddings")
+UNKNOWN_PREFIX = "WAN blocks under the unknown prefix"
 _UNKNOWN = "unknown names"
 _SHOWN = 120
 """Number of letters of a name that are shown."""
@@ -41,7 +42,7 @@ def name_unused_kind(key: str) -> str:
     if blocks := find_other_blocks(key):
         return f"other blocks than WAN's own ({blocks[:_SHOWN]})"
     if (prefix := find_unknown_prefix(key)) is not None:
-        return f"WAN blocks under the unknown prefix {prefix[:_SHOWN]!r}"
+        return f"{UNKNOWN_PREFIX} {prefix[:_SHOWN]!r}"
     # Factors of a module are of the module's kind: `head.head.lora_A.weight` is no whole weight.
     module = re.sub(r"\.(?:lora_\w+|lora|alpha)(?:\.\w+)*?(?=\.bias$|$)", "", key)
     return next((kind for pattern, kind in _KINDS if pattern.search(module)), _UNKNOWN)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from ..storage.weight_check import join_names
-from .account import name_unused_kind
+from .account import UNKNOWN_PREFIX, name_unused_kind
 from .dialects import EXPERTS, LoraKey, find_unknown_prefix, parse_key
 
 RELEASE_ADAPTERS = {"subject": "spatial_lora", "motion": "temporal_lora"}
@@ -107,9 +107,9 @@ def _name_kind(name: str, key: LoraKey | None, expert: str | None) -> str:
 
 
 def _build_no_lora_error(names: list[str], source: str) -> ValueError:
-    prefixes = {prefix: name for name in names if (prefix := find_unknown_prefix(name)) is not None}
-    if prefixes:
-        prefix, name = next(iter(prefixes.items()))
+    unknown = next((name for name in names if name_unused_kind(name).startswith(UNKNOWN_PREFIX)), None)
+    if unknown is not None:
+        prefix, name = find_unknown_prefix(unknown), unknown
         return ValueError(
             f"{source} has names of WAN blocks under an unknown prefix {prefix[:120]!r}, such as "
             f"{name[:120]}. Export the LoRA with ComfyUI's names, which begin with 'diffusion_model.blocks.'."

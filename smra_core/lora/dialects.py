@@ -63,6 +63,10 @@ _ALGORITHMS = (
     (re.compile(r"\.vera_lambda_[bd].*$"), "VeRA"),
     (re.compile(r"\.lora_E(\..+)?$"), "AdaLoRA"),
     (re.compile(r"\.(reshape_weight|set_weight)$"), "a LoRA that replaces weights"),
+    (
+        re.compile(r"\.lora_\w+\.(scale_weight|weight_scale(_2)?|input_scale|scale_input|comfy_quant)$"),
+        "a quantized LoRA with scales of its own",
+    ),
 )
 """Endings of keys that belong to other kinds of adapter, with the kind's name."""
 
@@ -155,7 +159,7 @@ def _parse_module(module: str) -> _Module | None:
         parse_linear(translated or bare)
     except ValueError:
         return None
-    words = match["prefix"].removesuffix(".").split(".") if match["prefix"] else []
+    words = match["prefix"].lower().removesuffix(".").split(".") if match["prefix"] else []
     # kohya's prefix with dots, as some converters write it
     known = all(word in _WORDS or word == "lora_unet" for word in words)
     expert = next((_EXPERT_WORDS[word] for word in words if word in _EXPERT_WORDS), None)
@@ -192,4 +196,6 @@ def _detect_dialect(module: _Module, adapter: str | None) -> str:
         return "peft"
     if module.is_diffusers or words[0].startswith("transformer"):
         return "diffusers"
-    return "comfyui" if "diffusion_model" in words else "diffsynth"
+    if "diffusion_model" in words:
+        return "comfyui"
+    return "diffsynth" if words[0] in ("", "pipe", "dit") else "other"

@@ -52,6 +52,7 @@ KNOWN = {
             "pipe.transformer.",
             "lora_unet.",
             "base_model.model._fsdp_wrapped_module.",
+            "Transformer.",
         )
     },
     "wrapped blocks": lambda name: name.replace("blocks.0.", "blocks.0._checkpoint_wrapped_module."),
@@ -100,6 +101,22 @@ def test_an_unknown_prefix_is_named(prefix):
     loaded = parse_lora(make_pairs(form) | make_pairs(lambda name: name, [QUERY]), "dog")
     assert list(loaded.lora) == [QUERY]
     assert f"WAN blocks under the unknown prefix '{prefix}': 40, such as" in loaded.account
+
+
+@pytest.mark.parametrize("prefix", ["text_encoder.", "lora_te_", "lora_te1_text_model_encoder_"])
+def test_the_blocks_of_a_text_encoder_are_no_wan_blocks(prefix):
+    form = (lambda name: prefix + flatten(name)) if prefix.endswith("_") else (lambda name: prefix + name)
+    with pytest.raises(ValueError, match="has no LoRA of a WAN block"):
+        parse_lora(make_pairs(form), "dog")
+    loaded = parse_lora(make_pairs(form) | make_pairs(lambda name: name, [QUERY]), "dog")
+    assert "Not used: a text encoder: 40, such as" in loaded.account
+
+
+@pytest.mark.parametrize("ending", ["scale_weight", "weight_scale", "comfy_quant"])
+def test_factors_with_a_scale_of_their_own_are_refused(ending):
+    tensors = make_pairs(lambda name: name, [QUERY]) | {f"{QUERY}.lora_A.{ending}": torch.ones(())}
+    with pytest.raises(ValueError, match="a quantized LoRA with scales of its own, not a plain LoRA"):
+        parse_lora(tensors, "dog")
 
 
 @pytest.mark.parametrize("prefix", ["diffusion_model.vace_", "vace_", "lora_unet_vace_", "transformer.vace_"])
