@@ -117,7 +117,7 @@ class HostDenoiser:
                 raise RuntimeError(
                     "The MODEL was unloaded while it was trained, and LoRAs of other nodes run beside its "
                     "weights, so that it cannot be loaded again in the middle of a run. All finished steps "
-                    "are kept: queue the graph again, or set preview_every to 0."
+                    "are kept: queue the graph again."
                 )
             load(self.patcher, self.memory_required)
 

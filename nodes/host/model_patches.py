@@ -140,7 +140,7 @@ def describe_trained_patches(model) -> str:
 
 
 def loses_forwards_when_unloaded(model, linears: Mapping[str, nn.Module]) -> bool:
-    """Whether unloading this MODEL puts back the `forward` of linears, and so takes a LoRA in training off."""
+    """Whether unloading this MODEL puts back the `forward` of linears, which takes a LoRA in training off."""
     if getattr(model, "injections", {}):
         return True
     return any(f"diffusion_model.{name}.forward" in model.object_patches for name in linears)
