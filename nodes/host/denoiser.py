@@ -17,7 +17,7 @@ from ...smra_core.wan.recompute import run_checkpointed
 from ...smra_core.wan.spec import LATENT_CHANNELS, WanSpec, find_spec
 from .frozen_linear import freeze_forward
 from .inference_tensors import as_normal_tensor, make_normal
-from .model_patches import list_injected_adapters, read_plain_options
+from .model_patches import list_injected_adapters, loses_forwards_when_unloaded, read_plain_options
 from .versions import compute_dtype_of, is_dynamic, training_mode
 
 log = logging.getLogger("smrabooth")
@@ -113,6 +113,12 @@ class HostDenoiser:
         import comfy.model_management as management
 
         if not any(loaded.model is self.patcher for loaded in management.current_loaded_models):
+            if loses_forwards_when_unloaded(self.patcher, self.linears()):
+                raise RuntimeError(
+                    "The MODEL was unloaded while it was trained, and LoRAs of other nodes run beside its "
+                    "weights, so that it cannot be loaded again in the middle of a run. All finished steps "
+                    "are kept: queue the graph again."
+                )
             load(self.patcher, self.memory_required)
 
 

@@ -33,6 +33,8 @@ _HOST_OPTIONS = {
     "ignore_multigpu", "torch_compile_kwargs", "model_function_wrapper",
 }  # fmt: skip
 """Options of a MODEL that are handled here or concern sampling alone."""
+_HANDLED_OPTIONS = {"wrappers", "callbacks", "patches", "patches_replace", "optimized_attention_override"}
+"""Transformer options that are looked into one by one."""
 _BEFORE_SAMPLING = ("on_pre_run", "on_prepare_state", "on_apply_hooks")
 """Kinds of callbacks that can change the model when a sampling run or a step begins."""
 _DEEPEST = 6
@@ -110,7 +112,7 @@ def read_plain_options(model) -> dict[str, Any]:
     positions (rope_options); they hold in training as they do while sampling.
     """
     options = model.model_options.get("transformer_options", {})
-    return {key: value for key, value in options.items() if _is_plain(value)}
+    return {key: value for key, value in options.items() if key not in _HANDLED_OPTIONS and _is_plain(value)}
 
 
 def list_trained_patches(model) -> list[str]:
@@ -135,6 +137,13 @@ def describe_trained_patches(model) -> str:
     if plain:
         lines.append(f"options {_describe_values(plain)}")
     return "\n".join(lines)
+
+
+def loses_forwards_when_unloaded(model, linears: Mapping[str, nn.Module]) -> bool:
+    """Whether unloading this MODEL puts back the `forward` of linears, which takes a LoRA in training off."""
+    if getattr(model, "injections", {}):
+        return True
+    return any(f"diffusion_model.{name}.forward" in model.object_patches for name in linears)
 
 
 def list_injected_adapters(model) -> list:
@@ -182,9 +191,8 @@ def _list_sampling_patches(model) -> Iterator[Patch]:
     override = inner.get("optimized_attention_override")
     if override is not None and not _is_kernel(override):
         yield Patch("attention override", "", override)
-    known = {"wrappers", "callbacks", "patches", "patches_replace", "optimized_attention_override"}
     for key, value in inner.items():
-        if key not in known and not _is_plain(value):
+        if key not in _HANDLED_OPTIONS and not _is_plain(value):
             yield Patch("transformer option", str(key), value)
     for key, value in options.items():
         if key not in _HOST_OPTIONS and not _is_plain(value):

@@ -37,6 +37,8 @@ def run_training(
 
     try:
         trained = train()
+    except management.InterruptProcessingException:  # an Exception in older versions
+        raise
     except Exception as error:
         if not is_out_of_memory(error):
             cause = explain_error(error, backend.model)

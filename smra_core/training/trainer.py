@@ -169,7 +169,9 @@ def train_lora(
                         saved_at = time.monotonic()
                 if on_step is not None:
                     on_step(info)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise torch.OutOfMemoryError(
             f"Out of memory in step {state.step + 1}; the steps before are kept. {objective.memory_advice}"
         ) from error
@@ -178,6 +180,16 @@ def train_lora(
         if run is not None and state.step and not is_updating:
             run.save(state)
     return state
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory ran out: on CUDA an error of its own, on a CPU and on Apple's GPUs a plain one."""
+    words = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or any(text in words for text in _OUT_OF_MEMORY)
+
+
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+"""Words in torch's errors on a CPU (of Linux and of Windows) and on Apple's GPUs."""
 
 
 def _accumulate(

@@ -43,7 +43,9 @@ VERBS = frozenset(
 """First words of function names. Add a verb here when it is missing; never a noun."""
 
 QUESTIONS = frozenset(
-    "is has accepts can may needs does are was holds fits multiplies wastes includes doubles differs".split()
+    """
+    accepts are can differs does doubles fits has holds includes is loses may multiplies needs was wastes
+    """.split()
 )
 """First words of functions that answer a question with True or False."""
 

@@ -119,6 +119,20 @@ def test_a_lora_that_runs_beside_the_weights_is_trained_with(nodes, graph):
     assert train(nodes, graph, graph.model, "again")[0] == plain
 
 
+def test_a_run_stops_where_unloading_would_take_its_own_lora_off(nodes, graph, monkeypatch):
+    import comfy.model_management as management
+    import comfy.sd
+    import comfy.utils
+
+    if not hasattr(comfy.sd, "load_bypass_lora_for_models"):
+        pytest.skip("This ComfyUI has no bypass LoRAs.")
+    _, beside = bypass(graph, 0.7)
+    unload = lambda self, *args: management.unload_all_models()  # noqa: E731
+    monkeypatch.setattr(comfy.utils.ProgressBar, "update_absolute", unload)
+    with pytest.raises(RuntimeError, match="unloaded while it was trained.*All finished steps are kept"):
+        train(nodes, graph, beside, "x")
+
+
 def test_rope_options_hold_in_training(nodes, graph):
     scaled = graph.model.clone()
     if not hasattr(scaled, "set_model_rope_options"):
