@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     It is 0 on success, 1 for bad input, of which one line says what is wrong, and 130 when interrupted; steps
     that were trained and saved are kept.
     """
-    _escape_unknown_letters()
+    _enable_all_letters()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     args = build_parser().parse_args(argv)
     try:
@@ -111,7 +111,7 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     return any(words in str(error) for words in ("out of memory", "can't allocate memory"))
 
 
-def _escape_unknown_letters() -> None:
+def _enable_all_letters() -> None:
     """Let streams write letters that the console or pipe lacks as escapes, instead of raising an error.
 
     Windows encodes pipes in a code page of a few hundred letters, and a file name on Linux may hold bytes
@@ -151,7 +151,7 @@ def _add_command(
     return parser
 
 
-def _let_through(parse: Callable[[str], Value]) -> Callable[[str], Value]:
+def _wrap_parser(parse: Callable[[str], Value]) -> Callable[[str], Value]:
     """Return `parse` with its ValueError as the error whose text argparse shows."""
 
     def parse_option(text: str) -> Value:
@@ -190,7 +190,7 @@ def add_settings(parser: argparse.ArgumentParser, defaults: Any, names: Sequence
             text = f"{text} (default: {'on' if default else 'off'})".replace("%", "%%")
             parser.add_argument(option, action=argparse.BooleanOptionalAction, help=text, default=None)
             continue
-        value_type = _let_through(SparsePlan.parse) if isinstance(default, SparsePlan) else type(default)
+        value_type = _wrap_parser(SparsePlan.parse) if isinstance(default, SparsePlan) else type(default)
         shown = str(default)
         if small is not None and field.name in SIZES:
             shown += f"; {getattr(small, field.name)} for the miniature"
@@ -380,23 +380,23 @@ def _add_sample(commands: Any) -> None:
     _add_option(
         parser, "--subject-strength",
         "Strengths of the subject LoRA, early,late or one number for both. They replace the preset's.",
-        type=_let_through(_parse_strengths),
+        type=_wrap_parser(_parse_strengths),
     )  # fmt: skip
     _add_option(
         parser, "--motion-strength", "Strengths of the motion LoRA, early,late or one number for both.",
         MOTION_STRENGTHS, f"{MOTION_STRENGTHS.early},{MOTION_STRENGTHS.late}",
-        type=_let_through(_parse_strengths),
+        type=_wrap_parser(_parse_strengths),
     )  # fmt: skip
     for purpose in ("subject", "motion"):
         _add_option(
             parser, f"--{purpose}-plan", f"Plan of the {purpose} LoRA's layers to use, such as q,k,ffn.0.",
-            shown="all that the file has", type=_let_through(SparsePlan.parse),
+            shown="all that the file has", type=_wrap_parser(SparsePlan.parse),
         )  # fmt: skip
     _add_option(
         parser, "--t-point",
         "Noise level at which the strengths switch: a sigma (0.7), or a step of a run (15/50, or 15/50@5 at "
         "shift 5).",
-        TPoint(), str(TPoint().sigma), type=_let_through(_parse_t_point),
+        TPoint(), str(TPoint().sigma), type=_wrap_parser(_parse_t_point),
     )  # fmt: skip
     _add_option(parser, "--video", "Video file to write, .mp4.", Path("video.mp4"), type=Path)
     add_settings(parser, SamplingSettings())
