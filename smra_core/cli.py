@@ -56,6 +56,7 @@ from .training.sura import SubjectSettings
 from .training.trainer import MOTION_TRAIN, SUBJECT_TRAIN
 from .wan.flow_matching import sampling_sigmas
 from .wan.sampler import SamplingSettings
+from .wan.settings import NOT_NEGATIVE
 
 log = logging.getLogger("smrabooth")
 
@@ -502,10 +503,10 @@ def _add_convert(commands: Any) -> None:
 
 def run_convert(args: argparse.Namespace) -> None:
     """Write a LoRA in another dialect."""
-    if args.to == "peft":
-        check_output_folder(args.target)
-    else:
+    if args.to != "peft":
         check_output_file(args.target, LORA_ENDINGS)
+    elif args.target.suffix not in LORA_ENDINGS:  # which the writer refuses for a folder
+        check_output_folder(args.target)
     convert_lora(args.source, args.target, args.to)
 
 
@@ -525,6 +526,8 @@ def _add_window_error(commands: Any) -> None:
 def run_window_error(args: argparse.Namespace) -> None:
     """Print the errors of windows, a table for each noise level."""
     settings = read_settings(args, MotionSettings())
+    if not all(NOT_NEGATIVE.holds(level) for level in args.noise):
+        raise ValueError(f"--noise must be finite and at least 0, got {args.noise}. The default is 0.1 0.3.")
     backend = open_backend(args)
     clip = read_motion_clip(args.clip, (settings.width, settings.height), settings.frames)
     (latents,) = backend.encode_clips([clip.frames])
