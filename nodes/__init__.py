@@ -9,6 +9,7 @@ from .loss_options import LossOptionsNode
 from .preview_flow import PreviewOpticalFlow
 from .segment_subject import SegmentSubject
 from .sparse_lora_loader import SparseLoRALoader
+from .sparse_lora_pair_loader import SparseLoRAPairLoader
 from .strength_options import StrengthOptionsNode
 from .t_point_scheduler import TPointScheduler
 from .train_motion_lora import TrainMotionLoRA
@@ -22,6 +23,7 @@ NODE_CLASS_MAPPINGS = {
     "SMRATrainingOptions": TrainingOptionsNode,
     "SMRALossOptions": LossOptionsNode,
     "SMRASparseLoRALoader": SparseLoRALoader,
+    "SMRASparseLoRAPairLoader": SparseLoRAPairLoader,
     "SMRATPointScheduler": TPointScheduler,
     "SMRALoaderOptions": LoaderOptionsNode,
     "SMRAStrengthOptions": StrengthOptionsNode,

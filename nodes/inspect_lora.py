@@ -4,6 +4,7 @@ from comfy_api.latest import io, ui
 
 from ..smra_core.lora.reader import load_lora
 from ..smra_core.lora.report import describe_lora, render_report
+from .patching.chosen_lora import read_file_state
 
 
 class InspectLoRA(io.ComfyNode):
@@ -46,3 +47,8 @@ class InspectLoRA(io.ComfyNode):
         if spec is not None:
             text = f"Fits {spec.name}.\n{text}"
         return io.NodeOutput(text, ui=ui.PreviewText(text))
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str | None = None, **_) -> str:
+        """Return a text that changes with the file, so that one replaced under its name is read anew."""
+        return read_file_state(file)

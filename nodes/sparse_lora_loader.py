@@ -1,14 +1,22 @@
 """The SMRA Sparse LoRA Loader: a subject and a motion LoRA on one MODEL, sparse in layers and in time."""
 
+import logging
+
 from comfy_api.latest import io
 
 from ..smra_core.lora.schedule import ScheduledLora, Strengths, StrengthSchedule
 from .host.widgets import show_text
 from .host.wire_types import LoaderOptions, LoaderOptionsType, Schedule
 from .patching.apply_loras import AUTO, apply_loras, at_constant_strength
-from .patching.chosen_lora import NONE, PAPER_PLANS, ChosenLora, choose_lora, describe_choice
+from .patching.chosen_lora import NONE, PAPER_PLANS, ChosenLora, choose_lora, describe_choice, read_file_state
+
+log = logging.getLogger("smrabooth")
 
 DEFAULTS = LoaderOptions(*PAPER_PLANS.values(), AUTO)
+NO_LORA = (
+    "No LoRA is chosen, so the plain model would be sampled. Choose a subject_lora or a motion_lora, connect "
+    "a training node's LoRA, or bypass this node (Ctrl+B)."
+)
 
 
 class SparseLoRALoader(io.ComfyNode):
@@ -27,11 +35,11 @@ class SparseLoRALoader(io.ComfyNode):
             ),
             inputs=[
                 io.Model.Input("model", tooltip="A WAN model, of any precision, GGUF included."),
-                *_make_lora_inputs(
+                *make_lora_inputs(
                     "subject",
                     "Raising it comes closer to the subject, in the end at the cost of the motion.",
                 ),
-                *_make_lora_inputs(
+                *make_lora_inputs(
                     "motion",
                     "Raising it comes closer to the motion, in the end at the cost of the subject.",
                 ),
@@ -85,7 +93,7 @@ class SparseLoRALoader(io.ComfyNode):
             subject=Strengths.from_value(1.0), motion=Strengths.from_value(1.0)
         )
         scheduled = [
-            ScheduledLora(one.lora, _multiply_strengths(loras[f"{one.purpose}_strength"], used, one.purpose))
+            ScheduledLora(one.lora, multiply_strengths(loras[f"{one.purpose}_strength"], used, one.purpose))
             for one in chosen
         ]
         applied = apply_loras(model, scheduled, used, options.constant_lora)
@@ -93,12 +101,46 @@ class SparseLoRALoader(io.ComfyNode):
             apply_loras(model, at_constant_strength(scheduled, side), used, options.constant_lora).model
             for side in ("early", "late")
         )
-        report = _write_report(chosen, scheduled, applied.merged, schedule)
+        report = write_report(chosen, scheduled, applied.merged, schedule)
         show_text(cls, report)
+        if not chosen:
+            log.warning("SMRA Sparse LoRA Loader: %s", report)
         return io.NodeOutput(applied.model, early, late, report)
 
+    @classmethod
+    def validate_inputs(
+        cls,
+        subject_lora: str | None = None,
+        motion_lora: str | None = None,
+        subject_lora_model: str | None = NONE,
+        motion_lora_model: str | None = NONE,
+    ) -> bool | str:
+        """Return True, or a sentence where no LoRA is chosen or a chosen file is not there.
 
-def _make_lora_inputs(purpose: str, raised: str) -> list:
+        ComfyUI shows the sentence on the node before anything runs. It passes None for a connected input and
+        leaves out what is not connected. It does not compare the file names with the lists by itself, because
+        they are arguments here.
+        """
+        import folder_paths
+
+        files = [file for file in (subject_lora, motion_lora) if file not in (None, NONE)]
+        missing = [file for file in files if file not in folder_paths.get_filename_list("loras")]
+        if missing:
+            return f"{missing[0]!r} is not in models/loras. Choose a file of the list (key R reads it again)."
+        given = (subject_lora, motion_lora, subject_lora_model, motion_lora_model)
+        return NO_LORA if all(one == NONE for one in given) else True
+
+    @classmethod
+    def fingerprint_inputs(cls, subject_lora: str | None = None, motion_lora: str | None = None, **_) -> str:
+        """Return a text that changes with the files, so that one replaced under its name is read anew."""
+        return f"{read_file_state(subject_lora)}, {read_file_state(motion_lora)}"
+
+
+def make_lora_inputs(purpose: str, raised: str, more: str = "") -> list:
+    """Return the inputs for the file and the strength of one purpose.
+
+    `raised` says what raising the strength does; `more` is added to the tooltip of the file.
+    """
     import folder_paths
 
     return [
@@ -107,7 +149,7 @@ def _make_lora_inputs(purpose: str, raised: str) -> list:
             options=[NONE, *folder_paths.get_filename_list("loras")],
             default=NONE,
             tooltip=f"File of the {purpose} LoRA. ComfyUI, DiffSynth, diffusers, PEFT, kohya and LyCORIS "
-            "names are read.",
+            f"names are read.{more}",
         ),
         io.Float.Input(
             f"{purpose}_strength",
@@ -130,19 +172,21 @@ def _choose_loras(loras: dict, options: LoaderOptions) -> list[ChosenLora]:
     return [one for one in chosen if one is not None]
 
 
-def _multiply_strengths(factor: float, schedule: StrengthSchedule, purpose: str) -> Strengths:
+def multiply_strengths(factor: float, schedule: StrengthSchedule, purpose: str) -> Strengths:
+    """Return the schedule's strengths of one purpose, times the strength of its widget."""
     scheduled = getattr(schedule, purpose)
     return Strengths(factor * scheduled.early, factor * scheduled.late)
 
 
-def _write_report(
+def write_report(
     chosen: list[ChosenLora],
     loras: list[ScheduledLora],
     merged: tuple[bool, ...],
     schedule: StrengthSchedule | None,
 ) -> str:
+    """Describe what was used of each LoRA, how strong, and where the strengths switch."""
     if not chosen:
-        return "No LoRA chosen: the model goes through unchanged."
+        return NO_LORA
     lines = []
     for one, (_, strengths), into_weights in zip(chosen, loras, merged, strict=True):
         lines += describe_choice(one, strengths, into_weights)

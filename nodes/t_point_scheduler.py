@@ -7,14 +7,20 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..smra_core.evaluation.schedule_plot import draw_schedule
+from ..smra_core.lora.hand_over import (
+    OFFICIAL_SHIFT,
+    OFFICIAL_SIGMA,
+    OFFICIAL_STEPS,
+    describe_schedule,
+    find_hand_over,
+)
 from ..smra_core.lora.schedule import (
     MOTION_STRENGTHS,
     STRENGTH_PRESETS,
     Strengths,
     StrengthSchedule,
     TPoint,
-    count_early_steps,
-    describe_run,
+    find_early_steps,
 )
 from ..smra_core.wan.flow_matching import sampling_sigmas
 from ..smra_core.wan.sampler import SamplingSettings
@@ -22,10 +28,16 @@ from .host.widgets import show_text
 from .host.wire_types import Schedule, StrengthOptions, StrengthOptionsType
 
 STEP, SHARE, SIGMA = "step of a reference run", "share of the steps", "sigma"
+HAND_OVER, HAND_OVER_AT = "hand-over of the experts", "hand-over at sigma"
+"""The two experts of Wan 2.2 make half of the steps each, or the high-noise one those at or above a sigma."""
 REFERENCE = SamplingSettings()
 REFERENCE_STEP = round(REFERENCE.steps * (1 - TPoint().sigma))
 """The paper's step 15 of 50, at the shift 1 of the authors' release."""
 _BISECTIONS = 40
+_OTHER_ORDER = (
+    "switch_step is the number of early steps, no place to cut this run in two; subject_keyframes do not "
+    "follow it, as ComfyUI's hooks only go from early to late. The Sparse LoRA Loader follows it"
+)
 
 
 class TPointScheduler(io.ComfyNode):
@@ -47,8 +59,8 @@ class TPointScheduler(io.ComfyNode):
                 Schedule.Output(display_name="schedule", tooltip="For Sparse LoRA Loaders."),
                 io.Int.Output(
                     display_name="switch_step",
-                    tooltip="Steps before the switch in the connected run: end_at_step of a first and "
-                    "start_at_step of a second KSampler (Advanced).",
+                    tooltip="Number of steps with the early strengths in the connected run: end_at_step of "
+                    "a first and start_at_step of a second KSampler (Advanced).",
                 ),
                 io.String.Output(display_name="report", tooltip="Where the run switches, as a line of text."),
                 io.HookKeyframes.Output(
@@ -65,19 +77,22 @@ class TPointScheduler(io.ComfyNode):
     def execute(
         cls, model=None, sigmas=None, strengths: StrengthOptions | None = None, **widgets
     ) -> io.NodeOutput:
-        schedule = _make_schedule(widgets, strengths)
         sampling = model and model.get_model_object("model_sampling")
         sigma_of_share = sampling.percent_to_sigma if sampling else _make_reference_table(widgets)
-        t_point = schedule.resolve(sigma_of_share)
         levels = _list_levels(sampling, sigmas, widgets)
-        report = describe_run(t_point, levels)
+        schedule = _make_schedule(widgets, strengths, levels)
+        t_point = schedule.resolve(sigma_of_share)
+        report = describe_schedule(schedule, t_point, levels)
+        is_early = find_early_steps(t_point, levels)
+        if is_early != sorted(is_early, reverse=True):
+            report = f"{report}. {_OTHER_ORDER}"
         drawing = draw_schedule(schedule, t_point, levels)
         picture = torch.from_numpy(np.asarray(drawing).copy()).float()[None] / 255
         show_text(cls, report)
         keyframes = make_hook_keyframes(schedule.subject, t_point.boundary(levels), sigma_of_share)
         return io.NodeOutput(
             schedule,
-            count_early_steps(t_point, levels),
+            sum(is_early),
             report,
             keyframes,
             picture,
@@ -89,11 +104,14 @@ def _make_t_point_inputs() -> list:
     return [
         io.Combo.Input(
             "t_point",
-            options=[STEP, SHARE, SIGMA],
+            options=[STEP, SHARE, SIGMA, HAND_OVER, HAND_OVER_AT],
             default=STEP,
             tooltip="How T_point is given. As a step of a reference run or as a sigma it is a noise level, "
             "which stays the same whatever shift and step count you sample with. As a share of the steps "
-            "it moves with the shift.",
+            "it moves with the shift. The last two are for the two experts of Wan 2.2: early strengths on "
+            "the high-noise expert, late strengths on the low-noise expert. They hand over after half of "
+            f"the steps of the connected run (noise level {OFFICIAL_SIGMA:.4f} where none is connected), or "
+            "at the first step below sigma.",
         ),
         io.Int.Input(
             "step", default=REFERENCE_STEP, min=0, max=10000,
@@ -115,7 +133,8 @@ def _make_t_point_inputs() -> list:
         ),
         io.Float.Input(
             "sigma", default=TPoint().sigma, min=0.0, max=1.0, step=0.005,
-            tooltip="Noise level of the switch, 1 being pure noise; used with 'sigma'. Raising it switches "
+            tooltip="Noise level of the switch, 1 being pure noise; used with 'sigma' and 'hand-over at "
+            "sigma' (Wan's own: 0.875 for text to video, 0.9 for image to video). Raising it switches "
             "earlier.",
         ),
     ]  # fmt: skip
@@ -165,14 +184,19 @@ def _make_run_inputs() -> list:
     ]  # fmt: skip
 
 
-def _make_schedule(widgets: dict, strengths: StrengthOptions | None) -> StrengthSchedule:
+def _make_schedule(widgets: dict, strengths: StrengthOptions | None, levels: list[float]) -> StrengthSchedule:
+    """Return the schedule of the widgets for a run over these noise levels."""
     kind = widgets["t_point"]
-    if kind == STEP:
+    if kind in (HAND_OVER, HAND_OVER_AT):
+        t_point = levels[find_hand_over(levels, widgets["sigma"] if kind == HAND_OVER_AT else None)]
+    elif kind == STEP:
         t_point = TPoint.from_step(widgets["step"], widgets["of_steps"], widgets["reference_shift"]).sigma
     else:
         t_point = widgets["share"] if kind == SHARE else widgets["sigma"]
     chosen = strengths or StrengthOptions(STRENGTH_PRESETS[widgets["preset"]], MOTION_STRENGTHS)
-    return StrengthSchedule(t_point, kind == SHARE, chosen.subject, chosen.motion)
+    return StrengthSchedule(
+        t_point, kind == SHARE, chosen.subject, chosen.motion, at_hand_over=kind in (HAND_OVER, HAND_OVER_AT)
+    )
 
 
 def _make_reference_table(widgets: dict) -> Callable[[float], float]:
@@ -181,13 +205,18 @@ def _make_reference_table(widgets: dict) -> Callable[[float], float]:
 
 
 def _list_levels(sampling, sigmas, widgets: dict) -> list[float]:
-    """Return the noise levels of the connected run; those of the reference run where none is connected."""
+    """Return the noise levels of the connected run; those of the reference run where none is connected.
+
+    Where the experts hand over, the reference is ComfyUI's own Wan 2.2 graph.
+    """
     if sigmas is not None and len(sigmas) < 2:
         raise ValueError(
             f"The SIGMAS hold {len(sigmas)} levels; a run needs at least 2. Check its steps and denoise."
         )
     if sigmas is not None:
         return sigmas.tolist()
+    if sampling is None and widgets["t_point"] in (HAND_OVER, HAND_OVER_AT):
+        return sampling_sigmas(OFFICIAL_STEPS, OFFICIAL_SHIFT).tolist()
     if sampling is None:
         return sampling_sigmas(widgets["of_steps"], widgets["reference_shift"]).tolist()
     import comfy.samplers

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..smra_core.data.motion_clip import FEWEST_FRAMES, MotionClip
+from ..smra_core.data.pixel_check import check_clip, split_alpha
 from ..smra_core.storage.file_name import make_file_name
 from ..smra_core.training.decode_choice import DecodeChoice, choose_decode
 from ..smra_core.training.mora import DECODE_MODES, MotionSettings
@@ -20,7 +21,9 @@ from .host.conditioning import match_captions
 from .host.denoiser import choose_training_dtype
 from .host.images import crop_images
 from .host.inference_tensors import as_normal_tensor
+from .host.model_patches import check_conditioning
 from .host.versions import measure_trainable_memory
+from .host.widgets import log_notes
 from .host.wire_types import LossOptions, SeaRaftType, TrainingOptions
 from .training.forecast import estimate_motion_run
 from .training.inputs import (
@@ -98,6 +101,8 @@ class TrainMotionLoRA(io.ComfyNode):
             show_motion_forecast(cls, backend, given, choice, clip.notes)
             progress = GraphProgress(cls, make_preview(backend, given))
             trained = run_training(
+                cls,
+                backend,
                 lambda: train_motion(
                     backend, clip, given.sea_raft, given.settings, given.train, given.name, progress,
                     given.tiny_decoder, choice,
@@ -148,6 +153,7 @@ def parse_inputs(
     settings = parse_settings(widgets, training, losses)
     train = update_settings(training.train, [STEPS], widgets)
     name = make_file_name(widgets["name"])
+    check_conditioning(positive)
     (caption,), contexts = match_captions(positive, 1, captions or "")
     return MotionInputs(
         model, vae, as_normal_tensor(frames), caption, contexts[caption], sea_raft, losses.tiny_decoder,
@@ -169,7 +175,9 @@ def make_motion_clip(frames: Tensor, settings: MotionSettings, caption: str) -> 
             "49 is the paper's number."
         )
     used_frames = min(settings.frames, trim_frames(len(frames)))
-    pixels, notes = crop_images(frames[:used_frames], (settings.width, settings.height))
+    rgb, _, notes = split_alpha(frames[:used_frames], "frame")
+    pixels, crop_notes = crop_images(rgb, (settings.width, settings.height))
+    notes += check_clip(rgb) + crop_notes
     if used_frames < settings.frames:
         notes.append(
             f"{settings.frames} frames were asked for, {len(frames)} are there, {used_frames} are used"
@@ -190,6 +198,7 @@ def show_motion_forecast(
     """Show on the node what the run will take."""
     dtype = choose_training_dtype(backend.device)
     forecast = estimate_motion_run(backend.spec, given.settings, given.train, choice, dtype)
+    log_notes(notes)
     show_forecast(node, backend, forecast, notes)
 
 

@@ -8,7 +8,9 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..smra_core.data.subject_set import SubjectImage
+from ..smra_core.data.mask_check import may_be_mask
+from ..smra_core.data.pixel_check import check_none_is_black, split_alpha
+from ..smra_core.data.subject_set import SubjectImage, describe_new_masks
 from ..smra_core.storage.file_name import make_file_name
 from ..smra_core.training.model_fit import check_fit
 from ..smra_core.training.subject import find_missing_masks, train_subject
@@ -20,6 +22,9 @@ from .host.conditioning import match_captions
 from .host.denoiser import choose_training_dtype
 from .host.images import crop_images, crop_masks
 from .host.inference_tensors import as_normal_tensor
+from .host.model_patches import check_conditioning
+from .host.picture_strip import show_masked_pictures
+from .host.widgets import log_notes
 from .host.wire_types import DinoV2Type, LossOptions, SamType, TrainingOptions
 from .training.forecast import estimate_subject_run
 from .training.inputs import (
@@ -99,9 +104,13 @@ class TrainSubjectLoRA(io.ComfyNode):
             check_fit(given.settings, backend.spec)
             pictures, notes = make_subject_set(given)
             show_subject_forecast(cls, backend, given, notes)
-            pictures = find_missing_masks(pictures, given.sam, backend)
+            unmasked, pictures = pictures, find_missing_masks(pictures, given.sam, backend)
+            log_notes(describe_new_masks(unmasked, pictures))
+            show_masked_pictures(pictures)
             progress = GraphProgress(cls, make_preview(backend, given))
             trained = run_training(
+                cls,
+                backend,
                 lambda: train_subject(
                     backend, pictures, given.dinov2, given.settings, given.train, given.name, progress
                 ),
@@ -158,6 +167,7 @@ def parse_inputs(
     settings = update_settings(settings, (RANK, *ROWS), widgets)
     train = update_settings(training.train, [STEPS], widgets)
     name = make_file_name(widgets["name"])
+    check_conditioning(positive)
     names, contexts = match_captions(positive, len(images), captions or "")
     return SubjectInputs(
         model, vae, as_normal_tensor(images), None if masks is None else as_normal_tensor(masks), names,
@@ -168,11 +178,25 @@ def parse_inputs(
 def make_subject_set(given: SubjectInputs) -> tuple[list[SubjectImage], list[str]]:
     """Return the pictures with their masks at the training size, and notes on what the crop cut off."""
     size = given.settings.width, given.settings.height
-    pixels, notes = crop_images(given.images, size)
-    masks: list[Tensor | None] = [None] * len(given.images)
+    images, alpha, notes = split_alpha(given.images)
+    check_none_is_black(images)
+    pixels, crop_notes = crop_images(images, size)
+    notes += crop_notes
+    notes += [
+        f"picture {number}: holds black and white alone. If it is a mask, connect it to masks"
+        for number, picture in enumerate(images.movedim(-1, 1), 1)
+        if may_be_mask(picture)
+    ]
+    masks: list[Tensor | None] = [None] * len(images)
     if given.masks is not None:
-        masks, mask_notes = crop_masks(given.masks, given.images, size)
+        masks, mask_notes = crop_masks(given.masks, images, size)
         notes += mask_notes
+    if alpha is not None and None in masks:
+        # An opaque picture has no mask, as among files.
+        cut_outs = (alpha >= 0.5).float() * (alpha < 0.5).flatten(1).any(1)[:, None, None]
+        alpha_masks, mask_notes = crop_masks(cut_outs, images, size)
+        masks = [own if own is not None else cut_out for own, cut_out in zip(masks, alpha_masks, strict=True)]
+        notes += ["transparency serves as the mask of pictures without another", *mask_notes]
     return [
         SubjectImage(f"picture {i}", Path(f"picture {i}"), picture, mask, caption)
         for i, (picture, mask, caption) in enumerate(zip(pixels, masks, given.captions, strict=True), 1)
@@ -185,6 +209,7 @@ def show_subject_forecast(
     """Show on the node what the run will take."""
     dtype = choose_training_dtype(backend.device)
     forecast = estimate_subject_run(backend.spec, given.settings, given.train, len(given.images), dtype)
+    log_notes(notes)
     show_forecast(node, backend, forecast, notes)
 
 

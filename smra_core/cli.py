@@ -13,11 +13,14 @@ import torch
 from tqdm import tqdm
 
 from . import __version__
+from .data.frame_rate import WAN_FPS, check_frame_rate
 from .data.motion_clip import read_motion_clip
-from .data.subject_set import read_subject_set
+from .data.subject_set import describe_new_masks, read_subject_set
 from .data.video import write_video
 from .decoding.window_error import measure_window_errors, render_errors
 from .lora.adapter import restrict
+from .lora.choice import RELEASE_ADAPTERS
+from .lora.dialects import EXPERTS
 from .lora.plan import SparsePlan
 from .lora.reader import load_lora
 from .lora.report import describe_lora, render_report
@@ -61,6 +64,7 @@ from .wan.settings import NOT_NEGATIVE
 log = logging.getLogger("smrabooth")
 
 Settings = TypeVar("Settings")
+KEEP_FRAMES = "keep"
 Value = TypeVar("Value")
 
 MINIATURE_SIZES: Mapping[type, Any] = {
@@ -321,6 +325,7 @@ def run_train_subject(args: argparse.Namespace) -> None:
     subject = read_subject_set(args.folder, (settings.width, settings.height), caption=args.caption)
     _log_notes(subject.notes)
     images = find_missing_masks(subject.images, args.sam, backend)
+    _log_notes(describe_new_masks(subject.images, images))
     with TrainingBar("subject LoRA") as report:
         trained = train_subject(backend, images, dinov2, settings, train, name, report)
     print(trained.path)
@@ -329,7 +334,11 @@ def run_train_subject(args: argparse.Namespace) -> None:
 def _add_train_motion(commands: Any) -> None:
     text = "Train a motion LoRA on a clip."
     parser = _add_command(commands, "train-motion", text, run_train_motion, CONTINUES)
-    parser.add_argument("clip", type=Path, help="Video file, or a folder with one and its metadata.csv.")
+    parser.add_argument(
+        "clip",
+        type=Path,
+        help="Video, GIF or animated WebP, a folder with one and its metadata.csv, or numbered pictures.",
+    )
     _add_option(
         parser, "--sea-raft", "SEA-RAFT weights: spring-M, or S for small cards.",
         shown="the miniature's, for the miniature", type=Path,
@@ -340,7 +349,13 @@ def _add_train_motion(commands: Any) -> None:
     )  # fmt: skip
     _add_option(parser, "--caption", "Caption of the clip, such as 'a person is vvt walking'.")
     _add_option(parser, "--start", "First frame that is used.", 0, type=int)
-    _add_option(parser, "--stride", "Use every n-th frame.", 1, type=int)
+    _add_option(
+        parser, "--frame-rate",
+        "Frames per second that the clip is brought to by time, so that the motion keeps its speed; keep "
+        "takes the frames as they are.",
+        WAN_FPS, f"{WAN_FPS:g}, WAN's", type=_parse_frame_rate,
+    )  # fmt: skip
+    _add_option(parser, "--stride", "Use every n-th frame at that rate.", 1, type=int)
     _add_option(parser, "--name", "Name of the run.", shown="the clip's name")
     add_settings(parser, MotionSettings())
     add_settings(parser, MOTION_TRAIN)
@@ -350,7 +365,9 @@ def _add_train_motion(commands: Any) -> None:
 def run_train_motion(args: argparse.Namespace) -> None:
     """Train a motion LoRA, and print the path of its file."""
     settings, train = read_settings(args, MotionSettings()), read_settings(args, MOTION_TRAIN)
-    name = make_file_name(args.name or args.clip.resolve().stem)
+    # A pattern of numbered pictures is no file; its run is called after their folder.
+    clip_name = args.clip.resolve().stem if args.clip.exists() else args.clip.resolve().parent.name
+    name = make_file_name(args.name or clip_name)
     check_weight_file("a tiny decoder", "--tiny-decoder", args.tiny_decoder)
     backend = open_backend(args)
     check_fit(settings, backend.spec)
@@ -360,8 +377,9 @@ def run_train_motion(args: argparse.Namespace) -> None:
         else None
     )
     clip = read_motion_clip(
-        args.clip, (settings.width, settings.height), settings.frames, args.start, args.stride, args.caption
-    )
+        args.clip, (settings.width, settings.height), settings.frames, args.start, args.stride, args.caption,
+        args.frame_rate,
+    )  # fmt: skip
     _log_notes(clip.notes)
     with TrainingBar("motion LoRA") as report:
         trained = train_motion(backend, clip, sea_raft, settings, train, name, report, args.tiny_decoder)
@@ -413,13 +431,16 @@ def run_sample(args: argparse.Namespace) -> None:
     backend = open_backend(args)
     subject_strengths = args.subject_strength or STRENGTH_PRESETS[args.preset]
     chosen = [
-        (args.subject, args.subject_plan, subject_strengths),
-        (args.motion, args.motion_plan, args.motion_strength),
+        ("subject", args.subject, args.subject_plan, subject_strengths),
+        ("motion", args.motion, args.motion_plan, args.motion_strength),
     ]
     spec = backend.spec
     loras = tuple(
-        ScheduledLora(restrict(load_lora(path, spec).lora, plan, path.name), strengths)
-        for path, plan, strengths in chosen
+        ScheduledLora(
+            restrict(load_lora(path, spec, adapter=RELEASE_ADAPTERS[purpose]).lora, plan, path.name),
+            strengths,
+        )
+        for purpose, path, plan, strengths in chosen
         if path is not None
     )
     variant = Variant("video", "", loras, args.t_point)
@@ -428,6 +449,19 @@ def run_sample(args: argparse.Namespace) -> None:
     with tqdm(total=settings.steps, desc="sampling", unit="step") as bar:
         videos = generate(backend, [args.prompt], [variant], settings, args.negative, lambda *_: bar.update())
     print(write_or_rescue(args.video, lambda path: write_video(path, videos["video"][0], settings.fps)))
+
+
+def _parse_frame_rate(text: str) -> float | None:
+    if text.strip().lower() == KEEP_FRAMES:
+        return None
+    try:
+        fps = float(text)
+        check_frame_rate(fps)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no frame rate. Give frames per second, such as {WAN_FPS:g}, or {KEEP_FRAMES}."
+        ) from error
+    return fps
 
 
 def _parse_strengths(text: str) -> Strengths:
@@ -483,11 +517,22 @@ def _log_notes(notes: Sequence[str]) -> None:
 def _add_inspect(commands: Any) -> None:
     parser = _add_command(commands, "inspect", "Show what a LoRA file contains.", run_inspect)
     parser.add_argument("file", type=Path, help="LoRA file in any dialect, or PEFT's adapter folder.")
+    _add_choice(parser)
+
+
+def _add_choice(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose between several LoRAs in one file."""
+    _add_option(
+        parser, "--expert", "Expert of Wan 2.2, where the file holds both.", None, "none", choices=EXPERTS
+    )  # fmt: skip
+    _add_option(
+        parser, "--adapter", "Name of the adapter, where the file holds several: spatial_lora.", None, "none"
+    )
 
 
 def run_inspect(args: argparse.Namespace) -> None:
     """Print a report on a LoRA file."""
-    print(render_report(describe_lora(load_lora(args.file))))
+    print(render_report(describe_lora(load_lora(args.file, None, args.expert, args.adapter))))
 
 
 def _add_convert(commands: Any) -> None:
@@ -499,6 +544,7 @@ def _add_convert(commands: Any) -> None:
         parser, "--to", "Program whose names are written: comfyui, diffusers, kohya, or peft (a folder).",
         "comfyui", choices=DIALECTS_OUT,
     )  # fmt: skip
+    _add_choice(parser)
 
 
 def run_convert(args: argparse.Namespace) -> None:
@@ -507,7 +553,7 @@ def run_convert(args: argparse.Namespace) -> None:
         check_output_file(args.target, LORA_ENDINGS)
     elif args.target.suffix not in LORA_ENDINGS:  # which the writer refuses for a folder
         check_output_folder(args.target)
-    convert_lora(args.source, args.target, args.to)
+    convert_lora(args.source, args.target, args.to, args.expert, args.adapter)
 
 
 def _add_window_error(commands: Any) -> None:

@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...smra_core.lora.metadata import name_unknown_caption
 from ...smra_core.wan.spec import TEXT_DIM
 from .inference_tensors import as_normal_tensor
 
@@ -34,7 +35,7 @@ def match_captions(positive, count: int, captions: str = "") -> tuple[list[str],
 def _choose_name(lines: list[str], index: int) -> str:
     if index < len(lines):
         return lines[index]
-    return lines[0] if len(lines) == 1 else f"prompt {index + 1}"
+    return lines[0] if len(lines) == 1 else name_unknown_caption(index)
 
 
 def _read_context(row: Tensor) -> Tensor:

@@ -1,11 +1,14 @@
 """A LoRA chosen in a loader node, restricted to the layers of its plan."""
 
 from collections import Counter
+from pathlib import Path
 from typing import NamedTuple
 
 from ...smra_core.lora.adapter import Lora, restrict
+from ...smra_core.lora.choice import RELEASE_ADAPTERS
 from ...smra_core.lora.plan import ALL_LAYERS, MOTION, SUBJECT, SparsePlan
 from ...smra_core.lora.reader import LoadedLora, load_lora, parse_lora
+from ...smra_core.lora.scale import ADAPTER_CONFIG
 from ...smra_core.lora.schedule import Strengths
 from ...smra_core.wan.spec import Role, parse_linear
 
@@ -13,7 +16,6 @@ NONE = "None"
 PAPER, ALL, CUSTOM = "paper", "all", "custom"
 LAYER_CHOICES = (PAPER, ALL, CUSTOM)
 PAPER_PLANS = {"subject": SUBJECT, "motion": MOTION}
-_SHOWN = 3
 
 
 class ChosenLora(NamedTuple):
@@ -36,22 +38,44 @@ def choose_plan(purpose: str, choice: str, custom: str) -> SparsePlan:
     return ALL_LAYERS if choice == ALL else PAPER_PLANS[purpose]
 
 
-def choose_lora(purpose: str, file: str, lora_model: dict | None, plan: SparsePlan) -> ChosenLora | None:
+def choose_lora(
+    purpose: str, file: str, lora_model: dict | None, plan: SparsePlan, expert: str | None = None
+) -> ChosenLora | None:
     """Return the LoRA of one purpose, or None when neither a LORA_MODEL nor a file is given.
 
-    The LoRA of a training node is used in place of the file. Raises ValueError when the file cannot be used
-    as it is, or when the plan leaves nothing of it.
+    The LoRA of a training node is used in place of the file. Of a file that holds both adapters of the
+    authors' release, the one of this purpose is read; of one that holds both experts of Wan 2.2, the
+    `expert`. Raises ValueError when the file cannot be used as it is, or when the plan leaves nothing of it.
     """
+    adapter = RELEASE_ADAPTERS[purpose]
     if lora_model is not None:
-        source, loaded = "trained in this graph", parse_lora(lora_model, f"The {purpose} LORA_MODEL")
+        source = "trained in this graph"
+        loaded = parse_lora(lora_model, f"The {purpose} LORA_MODEL", expert=expert, adapter=adapter)
     elif file != NONE:
         import folder_paths
 
-        source, loaded = file, load_lora(folder_paths.get_full_path_or_raise("loras", file))
+        source = file
+        loaded = load_lora(folder_paths.get_full_path_or_raise("loras", file), None, expert, adapter)
     else:
         return None
     used_pairs = restrict(loaded.lora, plan, f"the {purpose} LoRA {source!r}")
     return ChosenLora(purpose, source, loaded, plan, used_pairs)
+
+
+def read_file_state(file: str | None) -> str:
+    """Return size and time of a LoRA file and of a PEFT configuration beside it, which change when they do.
+
+    ComfyUI compares this text before it takes a node's outputs from its cache. It is empty where no file is
+    chosen, or where another node gives its name, which ComfyUI does not tell before that node has run.
+    """
+    import folder_paths
+
+    path = folder_paths.get_full_path("loras", file) if file and file != NONE else None
+    if path is None:
+        return ""
+    beside = Path(path).with_name(ADAPTER_CONFIG)
+    stats = [each.stat() for each in (Path(path), beside) if each.is_file()]
+    return " ".join(f"{stat.st_size} {stat.st_mtime_ns}" for stat in stats)
 
 
 def describe_choice(chosen: ChosenLora, strengths: Strengths, merged: bool) -> list[str]:
@@ -66,9 +90,7 @@ def describe_choice(chosen: ChosenLora, strengths: Strengths, merged: bool) -> l
     left_out = {name: pair for name, pair in chosen.loaded.lora.items() if name not in chosen.lora}
     if left_out:
         lines.append(f"  left out by the layer choice: {_list_roles(left_out)} ({total - used} layers)")
-    if chosen.loaded.ignored:
-        shown = ", ".join(chosen.loaded.ignored[:_SHOWN])
-        lines.append(f"  not used: {len(chosen.loaded.ignored)} tensors outside the blocks' linears: {shown}")
+    lines += [f"  {sentence}" for sentence in (chosen.loaded.account, *chosen.loaded.notes)]
     role = chosen.loaded.metadata.purpose
     if role and role != chosen.purpose:
         lines.append(f"  note: the file says it is a {role} LoRA, but it is in the {chosen.purpose} slot")

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..storage.weight_check import fill_module
 from ..storage.weight_file import read_weight_file, write_weight_file
+from ..wan.recompute import run_checkpointed
 from .sea_raft_config import SeaRaftConfig, choose_scale
 from .sea_raft_files import find_config, to_metadata, with_both_norm_names
 from .sea_raft_layers import (
@@ -99,7 +99,7 @@ class SeaRaft(nn.Module):
         chunks = list(_split_overlapping(frames, pairs_per_chunk))
         if len(chunks) == 1 or not (frames.requires_grad and torch.is_grad_enabled()):
             return torch.cat([self._compute_chunk_flow(chunk) for chunk in chunks])
-        return torch.cat([_run_checkpointed(self._compute_chunk_flow, chunk) for chunk in chunks])
+        return torch.cat([run_checkpointed(self._compute_chunk_flow, chunk) for chunk in chunks])
 
     def _compute_chunk_flow(self, frames: Tensor) -> Tensor:
         with torch.autocast(frames.device.type, enabled=False):
@@ -217,9 +217,3 @@ def _split_overlapping(frames: Tensor, pairs: int) -> Iterator[Tensor]:
     """Yield chunks of pairs + 1 frames; adjacent chunks share a frame."""
     for start in range(0, len(frames) - 1, pairs):
         yield frames[start : start + pairs + 1]
-
-
-def _run_checkpointed(function, frames: Tensor) -> Tensor:
-    result = checkpoint(function, frames, use_reentrant=False, preserve_rng_state=False)
-    assert isinstance(result, Tensor)
-    return result

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from ..lora.schedule import Strengths, StrengthSchedule, TPoint, count_early_steps, describe_run
+from ..lora.schedule import Strengths, StrengthSchedule, TPoint, describe_run, find_early_steps
 from .line_plot import Axes, Line, Point, draw_line_plot, to_steps
 
 SIZE = (640, 320)
@@ -15,25 +15,32 @@ MOST_MARKERS = 60
 
 
 def draw_schedule(schedule: StrengthSchedule, t_point: TPoint, sigmas: Sequence[float]) -> Image.Image:
-    """Draw the run over these noise levels: both LoRAs' strengths, sigma, and the switch as a vertical line.
+    """Draw the run over these noise levels: both LoRAs' strengths, sigma, and each switch as a vertical line.
 
-    All share one axis from 0 to the largest strength, at least 1; negative strengths widen it downwards.
+    A run whose levels do not fall may switch more than once. All lines share one axis from 0 to the largest
+    strength, at least 1; negative strengths widen it downwards.
     """
-    steps, early = len(sigmas) - 1, count_early_steps(t_point, sigmas)
+    is_early = find_early_steps(t_point, sigmas)
+    steps = len(is_early)
     axes = choose_axes(schedule, steps, describe_run(t_point, sigmas))
     sigma_line = Line(list(enumerate(sigmas)), SIGMA_COLOR, 1.5, "sigma", markers=steps <= MOST_MARKERS)
-    switch = Line([(early, bound) for bound in axes.y], SWITCH_COLOR, 1.5, "switch")
-    motion = Line(_list_corners(schedule.motion, early, steps), MOTION_COLOR, 3, "motion strength")
-    subject = Line(_list_corners(schedule.subject, early, steps), SUBJECT_COLOR, 3, "subject strength")
-    switches = [switch] if 0 < early < steps else []
+    changes = [step for step in range(1, steps) if is_early[step] != is_early[step - 1]]
+    switches = [
+        Line([(step, bound) for bound in axes.y], SWITCH_COLOR, 1.5, "" if number else "switch")
+        for number, step in enumerate(changes)
+    ]
+    motion = Line(_list_corners(schedule.motion, is_early), MOTION_COLOR, 3, "motion strength")
+    subject = Line(_list_corners(schedule.subject, is_early), SUBJECT_COLOR, 3, "subject strength")
     return draw_line_plot([sigma_line, *switches, motion, subject], axes)
 
 
 def choose_axes(schedule: StrengthSchedule, steps: int, title: str = "") -> Axes:
     """Return axes for a run of some steps that show all strengths and sigma."""
     strengths = [*vars(schedule.subject).values(), *vars(schedule.motion).values()]
-    return Axes(SIZE, (0, steps), (min(0.0, *strengths), max(1.0, *strengths)), title, "step")
+    label = "step: high-noise expert, then low-noise expert" if schedule.at_hand_over else "step"
+    return Axes(SIZE, (0, steps), (min(0.0, *strengths), max(1.0, *strengths)), title, label)
 
 
-def _list_corners(strengths: Strengths, early: int, steps: int) -> list[Point]:
-    return to_steps([(0, strengths.early), (early, strengths.late), (steps, strengths.late)])
+def _list_corners(strengths: Strengths, is_early: Sequence[bool]) -> list[Point]:
+    values = [strengths.early if early else strengths.late for early in is_early]
+    return to_steps([*enumerate(values), (len(values), values[-1])])

@@ -6,23 +6,45 @@ from typing import NamedTuple
 from ..wan.module_names import to_diffusers_linear, to_native_linear
 from ..wan.spec import Role, parse_linear
 
-_PREFIXES = (
-    "base_model.model.diffusion_model.",
-    "base_model.model.",
-    "diffusion_model.",
-    "pipe.dit.",
-    "transformer.",
-    "dit.",
-)
-_FACTORS = {"lora_A": "a", "lora_down": "a", "down": "a", "lora_B": "b", "lora_up": "b", "up": "b"}
+EXPERTS = ("high", "low")
+"""The two experts of Wan 2.2: one for high noise, one for low noise."""
+_EXPERT_WORDS = {
+    "transformer_2": "low",
+    "transformer2": "low",
+    "dit2": "low",
+    "dit_2": "low",
+    "low_noise_model": "low",
+    "low_noise": "low",
+    "high_noise_model": "high",
+    "high_noise": "high",
+}
+"""Parts of a prefix that name an expert. `transformer` and `dit` alone name none: one expert has them too."""
+LONGEST_KEY = 500
+"""Largest number of letters of a key that is parsed, to bound the time that a hostile one takes."""
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""Parts that torch.compile, FSDP and checkpointing put before a wrapped module, anywhere in a name."""
+_WORDS = (
+    "base_model", "model", "diffusion_model", "pipe", "dit", "transformer", "unet", "wan", "net", "network",
+    "module", "denoiser", "generator", "student", "lora", "lycoris", *_EXPERT_WORDS,
+)  # fmt: skip
+"""Parts that a prefix before `blocks` may consist of, in any number and order."""
+_FACTORS = {
+    **dict.fromkeys(("lora_A", "lora_a", "lora_down", "down"), "a"),
+    **dict.fromkeys(("lora_B", "lora_b", "lora_up", "up"), "b"),
+}
 _FACTOR = re.compile(
     r"^(?P<module>.+?)(?:"
-    r"\.(?P<factor>lora_A|lora_B|lora_down|lora_up)(?:\.(?P<adapter>\w+))??(?:\.weight)?"
+    r"\.(?P<factor>lora_[ABab]|lora_down|lora_up)(?:\.(?P<adapter>\w+))??(?:\.weight)?"
     r"|(?:\.lora|_lora|\.lora_linear_layer)\.(?P<side>down|up)\.weight)$"
 )
-_FLAT = re.compile(r"^(?:lora_unet|lycoris)_+blocks_([0-9]{1,3})_(.+)$")
-_NUMBERED = re.compile(r"^blocks\.(?:0|[1-9][0-9]{0,2})\.")
-"""Block numbers without leading zeros: `blocks.007` would be a second name of block 7."""
+_DOTTED = re.compile(r"^(?P<prefix>(?:[^.]+\.)*?)blocks\.(?P<block>0|[1-9][0-9]{0,2})\.(?P<path>.+)$")
+"""Block numbers have no leading zeros: `blocks.007` would be a second name of block 7."""
+_FLAT = re.compile(r"^(?P<prefix>(?:[A-Za-z0-9]+_+)*?)blocks_(?P<block>[0-9]{1,3})_(?P<path>\w+)$")
+_FLAT_PREFIX = re.compile(rf"^(?:(?:{'|'.join(sorted(_WORDS, key=len, reverse=True))})_+)*$")
+_FLAT_LOW = re.compile(rf"_({'|'.join(word for word, name in _EXPERT_WORDS.items() if name == 'low')})_")
+_FLAT_HIGH = re.compile(rf"_({'|'.join(word for word, name in _EXPERT_WORDS.items() if name == 'high')})_")
+_OTHER_BLOCKS = re.compile(r"(?:^|[._])((?:vace|face|fuser|audio|motion|control|pose)\w*?_blocks)[._]\d")
+"""Names of further blocks that variants of WAN have beside `blocks`; with dots, any `x_blocks` is one."""
 _PATHS = [path for role in Role for path in role.paths]
 _FLAT_PATHS = {path.replace(".", "_"): path for path in _PATHS} | {
     to_diffusers_linear(f"blocks.0.{path}").removeprefix("blocks.0.").replace(".", "_"): path
@@ -51,32 +73,58 @@ class LoraKey(NamedTuple):
     name: str
     """Native name of the linear."""
     factor: str
-    """`a`, `b` or `alpha`."""
+    """`a`, `b` or `alpha`, or `diff` for a change of the whole weight."""
     dialect: str
     """Name of the dialect that the key is written in."""
     module: str
     """Name of the linear in the file, without the prefix before `blocks`."""
+    adapter: str | None = None
+    """Name of the adapter, where the file gives it one, such as `default` or `spatial_lora`."""
+    expert: str | None = None
+    """Expert of Wan 2.2 that the prefix names: `high` or `low`."""
 
 
 def parse_key(key: str) -> LoraKey | None:
-    """Parse a key of a LoRA file; return None when it does not belong to a linear of a WAN block."""
-    if key.endswith(".alpha"):
-        name, factor, adapter = key.removesuffix(".alpha"), "alpha", None
-    else:
-        match = _FACTOR.match(key)
-        if match is None:
-            return None
-        name, adapter = match["module"], match["adapter"]
-        factor = _FACTORS[match["factor"] or match["side"]]
+    """Parse a key of a LoRA file; return None when it is not of the weight of a linear of a WAN block."""
+    split = _split_key(key)
+    if split is None:
+        return None
+    name, factor, adapter = split
     module = _parse_module(name)
-    return module and LoraKey(module.native, factor, _detect_dialect(module, adapter), module.name)
+    if module is None or module.prefix is None:
+        return None
+    return LoraKey(
+        module.native, factor, _detect_dialect(module, adapter), module.name, adapter, module.expert
+    )
+
+
+def find_unknown_prefix(key: str) -> str | None:
+    """Return what stands before the name of a block's linear, when it holds words that are not known."""
+    split = _split_key(key)
+    module = split and _parse_module(split[0])
+    return split[0].removesuffix(module.name) if module and module.prefix is None else None
+
+
+def _split_key(key: str) -> tuple[str, str, str | None] | None:
+    """Return the name of the module, the factor and the adapter of a key; None for other keys."""
+    if len(key) > LONGEST_KEY:
+        return None
+    for factor in ("alpha", "diff"):
+        if key.endswith(f".{factor}"):
+            return key.removesuffix(f".{factor}"), factor, None
+    match = _FACTOR.match(key)
+    # The bias of a factor: `lora_B.bias`, of PEFT's lora_bias and diffusers' form of diff_b.
+    if match is None or match["adapter"] == "bias":
+        return None
+    return match["module"], _FACTORS[match["factor"] or match["side"]], match["adapter"]
 
 
 def detect_other_algorithm(key: str) -> tuple[str, bool] | None:
     """Return the kind of adapter, if not LoRA, of a key, and whether the key is of a block's linear."""
     for pattern, kind in _ALGORITHMS:
         if match := pattern.search(key):
-            return kind, _parse_module(key[: match.start()]) is not None
+            module = _parse_module(key[: match.start()])
+            return kind, module is not None and module.prefix is not None
     return None
 
 
@@ -86,37 +134,62 @@ class _Module(NamedTuple):
     native: str
     """Native name of the linear."""
     name: str
-    """Name in the file without the prefix."""
-    prefix: str
+    """Name in the file without the prefix; with a flat name, all of it."""
+    prefix: str | None
+    """Prefix before `blocks`, of known words; None when it holds others."""
     is_diffusers: bool
     """Whether the file uses diffusers' name for it."""
+    expert: str | None
+    """Expert of Wan 2.2 that the prefix names."""
 
 
 def _parse_module(module: str) -> _Module | None:
-    flat = _FLAT.match(module)
-    if flat is not None:
-        path = _FLAT_PATHS.get(flat[2])
-        return _Module(f"blocks.{int(flat[1])}.{path}", module, "", False) if path else None
-    prefix = next((p for p in _PREFIXES if module.startswith(p)), "")
-    bare = module.removeprefix(prefix)
-    if not _NUMBERED.match(bare):
-        return None
+    """Parse the name of a linear of a WAN block under any prefix; return None for all other names."""
+    parts = [part for part in module.split(".") if part not in _WRAPPERS]
+    match = _DOTTED.match(".".join(parts))
+    if match is None:
+        return _parse_flat_module(module)
+    bare = f"blocks.{match['block']}.{match['path']}"
     translated = to_native_linear(bare)
-    name = translated or bare
     try:
-        parse_linear(name)
+        parse_linear(translated or bare)
     except ValueError:
         return None
-    return _Module(name, bare, prefix, translated is not None)
+    words = match["prefix"].removesuffix(".").split(".") if match["prefix"] else []
+    # kohya's prefix with dots, as some converters write it
+    known = all(word in _WORDS or word == "lora_unet" for word in words)
+    expert = next((_EXPERT_WORDS[word] for word in words if word in _EXPERT_WORDS), None)
+    return _Module(
+        translated or bare, bare, match["prefix"] if known else None, translated is not None, expert
+    )
+
+
+def _parse_flat_module(module: str) -> _Module | None:
+    match = _FLAT.match(module)
+    path = match and _FLAT_PATHS.get(match["path"])
+    if not path or find_other_blocks(module):
+        return None
+    prefix = match["prefix"]
+    known = _FLAT_PREFIX.match(prefix) is not None
+    expert = "low" if _FLAT_LOW.search(f"_{prefix}") else "high" if _FLAT_HIGH.search(f"_{prefix}") else None
+    name = module if known else module.removeprefix(prefix)
+    return _Module(f"blocks.{int(match['block'])}.{path}", name, "" if known else None, False, expert)
+
+
+def find_other_blocks(key: str) -> str | None:
+    """Return the name of the blocks that a key is of, when they are not WAN's own: `vace_blocks`."""
+    match = _OTHER_BLOCKS.search(key) or re.search(r"(?:^|\.)(\w+_blocks)\.\d", key)
+    return match and match[1]
 
 
 def _detect_dialect(module: _Module, adapter: str | None) -> str:
-    if _FLAT.match(module.name):
+    if "." not in module.name:
         return "lycoris" if module.name.startswith("lycoris") else "kohya"
     if adapter in ("spatial_lora", "temporal_lora"):
         return "smrabooth release"
-    if module.prefix.startswith("base_model."):
+    words = (module.prefix or "").split(".")
+    if words[0] == "base_model":
         return "peft"
-    if module.is_diffusers or module.prefix == "transformer.":
+    if module.is_diffusers or words[0].startswith("transformer"):
         return "diffusers"
-    return "comfyui" if module.prefix == "diffusion_model." else "diffsynth"
+    return "comfyui" if "diffusion_model" in words else "diffsynth"

@@ -1,12 +1,23 @@
 """Metadata of a LoRA file, under the keys of this project and under those that LoRA managers show."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 _OWN = "smrabooth."
+_STAND_IN = re.compile(r"prompt \d+(?: \(\d+\))?")
+_NUMBERED = re.compile(r" \(\d+\)$")
 _IN_FILE = {"purpose": "role"}
 """Names in the file of fields that are called differently there."""
+
+
+def name_unknown_caption(index: int) -> str:
+    """Return what stands for the caption of sample `index` where only its context is known.
+
+    It is no text to prompt with, so that `LoraMetadata.to_file` leaves it out.
+    """
+    return f"prompt {index + 1}"
 
 
 @dataclass(frozen=True)
@@ -25,19 +36,30 @@ class LoraMetadata:
     version: str = ""
 
     def to_file(self) -> dict[str, str]:
-        """Return the metadata of a safetensors file: our own keys, and those that LoRA managers show."""
-        own = {_OWN + _IN_FILE.get(key, key): json.dumps(value) for key, value in vars(self).items()}
+        """Return the metadata of a safetensors file: our own keys, and those that LoRA managers show.
+
+        The trigger phrase is made of the captions; without any that are known it is empty.
+        """
+        captions = tuple(caption for caption in self.captions if not self._is_stand_in(caption))
+        values = vars(self) | {"captions": captions}
+        own = {_OWN + _IN_FILE.get(key, key): json.dumps(value) for key, value in values.items()}
         return own | {
             "format": "pt",
             "modelspec.sai_model_spec": "1.0.0",
             "modelspec.architecture": "wan2.1/lora",
             "modelspec.title": self.name,
             "modelspec.description": f"SMRABooth {self.purpose} LoRA for {self.base_model}",
-            "modelspec.trigger_phrase": " | ".join(self.captions),
+            "modelspec.trigger_phrase": " | ".join(captions),
             "ss_network_dim": str(self.rank),
             "ss_network_alpha": str(self.rank),
             "ss_steps": str(self.steps),
             "ss_base_model_version": self.base_model,
+        }
+
+    def _is_stand_in(self, caption: str) -> bool:
+        # A second context under one caption is called `a dog (2)`.
+        return bool(_STAND_IN.fullmatch(caption)) or _NUMBERED.sub("", caption) in set(self.captions) - {
+            caption
         }
 
     @classmethod

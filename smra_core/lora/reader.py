@@ -6,15 +6,18 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from ..storage.weight_check import READABLE_FLOATS, join_names
+from ..storage.weight_check import READABLE_FLOATS
 from ..storage.weight_file import read_weight_file
 from ..wan.spec import Role, WanSpec, parse_linear
+from .account import describe_use
 from .adapter import Lora, LoraPair, check_fit
+from .choice import ChosenKeys, choose_keys
 from .dialects import detect_other_algorithm, parse_key
 from .metadata import LoraMetadata
-from .scale import ADAPTER_WEIGHTS, AdapterConfig, read_adapter_config, resolve_scale
+from .scale import AdapterConfig, describe_scale, find_weights, read_adapter_config, resolve_scale
 
 log = logging.getLogger("smrabooth")
 
@@ -30,21 +33,36 @@ class LoadedLora(NamedTuple):
     dialect: str
     """Dialect of most keys."""
     ignored: list[str]
-    """Names in the file that belong to no linear of a WAN block: other modules, projectors, norms."""
+    """Names in the file that are not used: of other modules, norms, biases, another expert or adapter."""
+    account: str = ""
+    """Sentence on how many tensors are used, and what the others are."""
+    notes: tuple[str, ...] = ()
+    """Sentences on what the file leaves open and how it was read: its scale, its expert, its adapter."""
 
 
-def load_lora(path: str | Path, spec: WanSpec | None = None) -> LoadedLora:
+def load_lora(
+    path: str | Path, spec: WanSpec | None = None, expert: str | None = None, adapter: str | None = None
+) -> LoadedLora:
     """Read a LoRA in any of the known dialects, as float32 with the scales baked into B.
 
     The dialects are the names of ComfyUI, DiffSynth (with and without `pipe.dit.`), the SMRABooth release,
-    PEFT (a file, or the folder with its adapter_config.json), diffusers, kohya (`lora_unet_`) and LyCORIS
-    (`lycoris_`). Raises ValueError when no name matches, for other kinds of adapter, when a factor of a pair
-    is missing or has a wrong shape, when ranks and alphas disagree, or when the LoRA does not fit `spec`.
+    PEFT (a file with its adapter_config.json beside it, or their folder), diffusers, kohya (`lora_unet_`) and
+    LyCORIS (`lycoris_`), each with any stack of known words before `blocks`. A change of a linear's whole
+    weight (`.diff`) is read as a pair of full rank. `expert` (`high` or `low`) chooses where a file holds
+    both experts of Wan 2.2, and `adapter` where it holds several adapters; both are needed only then. What of
+    the file is not used is logged as a warning, what was assumed as information.
+
+    Raises ValueError when no name matches, for other kinds of adapter, when a factor of a pair is missing or
+    has a wrong shape, when ranks and alphas disagree, when a file holds two experts or adapters and none is
+    chosen, or when the LoRA does not fit `spec`.
     """
     path = Path(path)
-    file = read_weight_file(path / ADAPTER_WEIGHTS if path.is_dir() else path)
-    config = read_adapter_config(file.path, file.metadata)
-    loaded = parse_lora(file.tensors, file.path.name, file.metadata, config)
+    file = read_weight_file(find_weights(path) if path.is_dir() else path)
+    is_peft = path.is_dir() or any(key.startswith("base_model.") for key in file.tensors)
+    _refuse_other_algorithms(file.tensors, file.path.name)
+    chosen = choose_keys(file.tensors, file.path.name, expert, adapter)
+    config = read_adapter_config(file.path, file.metadata, is_peft, chosen.expert)
+    loaded = _build_lora(file.tensors, chosen, file.path.name, file.metadata, config)
     if spec is not None:
         shapes = {name: spec.linear_shape(name) for name in spec.linear_names()}
         check_fit(shapes, loaded.lora, file.path.name, spec.name)
@@ -55,58 +73,64 @@ def parse_lora(
     tensors: Mapping[str, Tensor],
     source: str,
     metadata: Mapping[str, str] | None = None,
-    config: AdapterConfig | None = None,
+    expert: str | None = None,
+    adapter: str | None = None,
 ) -> LoadedLora:
-    """Read a LoRA from tensors in memory; `source` is their name in messages. Raises ValueError as
-    `load_lora`.
+    """Read a LoRA from tensors in memory; `source` is their name in messages.
+
+    Logs and raises ValueError as `load_lora` does.
     """
     _refuse_other_algorithms(tensors, source)
-    keys = _sort_keys(tensors, source)
-    if not keys.factors:
-        raise ValueError(
-            f"{source} has no LoRA of a WAN block. Its {len(keys.ignored)} tensors look like: "
-            f"{join_names(keys.ignored)}; needed are names such as "
-            "'diffusion_model.blocks.0.self_attn.q.lora_A.weight'. It is for another "
-            "model, or no LoRA: choose another file."
-        )
+    chosen = choose_keys(tensors, source, expert, adapter)
+    return _build_lora(tensors, chosen, source, metadata or {}, None)
+
+
+def _build_lora(
+    tensors: Mapping[str, Tensor],
+    chosen: ChosenKeys,
+    source: str,
+    metadata: Mapping[str, str],
+    config: AdapterConfig | None,
+) -> LoadedLora:
+    keys = _sort_keys(tensors, chosen, source)
     lora = {
         name: _build_pair(name, parts, keys.modules[name], config, source)
         for name, parts in _sort_by_position(keys.factors)
     }
-    own = LoraMetadata.from_file(metadata or {})
+    own = LoraMetadata.from_file(metadata)
     _check_own_rank(own, lora, source)
-    _warn_of_unused_changes(keys.ignored, source)
     dialect = max(keys.dialects, key=keys.dialects.__getitem__)
-    return LoadedLora(lora, own, dialect, keys.ignored)
+    account = describe_use(len(chosen.parsed), len(lora), chosen.unused)
+    scale = describe_scale(keys.factors, metadata, config, own.rank > 0, dialect == "peft")
+    notes = (*chosen.notes, *_describe_dense(keys.factors), *([scale] if scale else ()))
+    if chosen.unused:
+        log.warning("%s: %s", source, account)
+    for note in notes:
+        log.info("%s: %s", source, note)
+    return LoadedLora(lora, own, dialect, [key for _, key in chosen.unused], account, notes)
 
 
 class _SortedKeys(NamedTuple):
     """Tensors of a LoRA file, sorted by the linear that they belong to."""
 
     factors: dict[str, dict[str, Tensor]]
-    """Tensors `a`, `b` and `alpha` of each linear, by native name."""
+    """Tensors `a`, `b`, `alpha` and `diff` of each linear, by native name."""
     modules: dict[str, str]
     """Name of each linear in the file, by native name."""
     dialects: Counter[str]
     """Number of keys in each dialect."""
-    ignored: list[str]
-    """Keys that belong to no linear of a WAN block."""
 
 
-def _sort_keys(tensors: Mapping[str, Tensor], source: str) -> _SortedKeys:
-    keys = _SortedKeys({}, {}, Counter(), [])
-    for key, tensor in tensors.items():
-        parsed = parse_key(key)
-        if parsed is None:
-            keys.ignored.append(key)
-            continue
+def _sort_keys(tensors: Mapping[str, Tensor], chosen: ChosenKeys, source: str) -> _SortedKeys:
+    keys = _SortedKeys({}, {}, Counter())
+    for key, parsed in chosen.parsed.items():
         factors = keys.factors.setdefault(parsed.name, {})
         if parsed.factor in factors:
             raise ValueError(
                 f"{source} has {parsed.factor} of {parsed.name} twice, second as {key[:120]!r}. Export the "
                 "LoRA again."
             )
-        factors[parsed.factor] = tensor
+        factors[parsed.factor] = tensors[key]
         keys.modules[parsed.name] = parsed.module
         keys.dialects[parsed.dialect] += 1
     return keys
@@ -125,13 +149,14 @@ def _refuse_other_algorithms(tensors: Mapping[str, Tensor], source: str) -> None
         )
 
 
-def _warn_of_unused_changes(ignored: list[str], source: str) -> None:
-    changes = [key for key in ignored if key.endswith((".diff", ".diff_b"))]
-    if changes:
-        log.warning(
-            "%s also changes %d norms and biases, such as %s. Only its low-rank pairs are used here; "
-            "ComfyUI's own LoRA loader applies all of it.", source, len(changes), changes[0][:120],
-        )  # fmt: skip
+def _describe_dense(factors: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
+    dense = [name for name, parts in factors.items() if "diff" in parts]
+    if not dense:
+        return []
+    return [
+        f"{len(dense)} changes of whole weights (.diff), such as that of {dense[0]}, are used as they are, "
+        "at full rank; they take as much memory and time as the linear itself."
+    ]
 
 
 def _check_own_rank(metadata: LoraMetadata, lora: Lora, source: str) -> None:
@@ -156,6 +181,8 @@ def _sort_by_position(factors: Mapping[str, dict[str, Tensor]]) -> Iterable[tupl
 def _build_pair(
     name: str, parts: Mapping[str, Tensor], module: str, config: AdapterConfig | None, source: str
 ) -> LoraPair:
+    if "diff" in parts:
+        return _build_dense_pair(name, parts, source)
     missing = [factor for factor in "ab" if factor not in parts]
     if missing:
         raise ValueError(f"{source} has {name} without its factor {missing[0].upper()}. Export it again.")
@@ -163,7 +190,29 @@ def _build_pair(
     _check_factors(name, a, b, source)
     configured = None if config is None else config.get_scale(module, a.shape[0], source)
     scale = resolve_scale(name, a.shape[0], parts.get("alpha"), configured, source)
-    pair = LoraPair(a.float(), b.float() * scale)
+    return _check_finite(name, LoraPair(a.float(), b.float() * scale), source)
+
+
+def _build_dense_pair(name: str, parts: Mapping[str, Tensor], source: str) -> LoraPair:
+    """Return a pair whose product is a change of the whole weight: one factor is the identity."""
+    if len(parts) > 1:
+        raise ValueError(
+            f"{source} has both a change of the whole weight (.diff) of {name} and a low-rank one. Which is "
+            "meant is not known: export the LoRA again with one of them."
+        )
+    diff = parts["diff"]
+    if diff.ndim != 2 or 0 in diff.shape or diff.dtype not in READABLE_FLOATS:
+        raise ValueError(
+            f"{source}: the .diff of {name} is {diff.dtype} of shape {tuple(diff.shape)}; floating-point "
+            "numbers of shape (out, in) are needed. Export the LoRA again."
+        )
+    out_features, in_features = diff.shape
+    if out_features >= in_features:
+        return _check_finite(name, LoraPair(torch.eye(in_features), diff.float()), source)
+    return _check_finite(name, LoraPair(diff.float(), torch.eye(out_features)), source)
+
+
+def _check_finite(name: str, pair: LoraPair, source: str) -> LoraPair:
     if not (pair.a.isfinite().all() and pair.b.isfinite().all()):
         raise ValueError(f"{source}: {name} holds NaN or infinite values. Train or download it again.")
     return pair

@@ -29,8 +29,10 @@ class LoraReport:
     role_norms: dict[str, float]
     block_norms: dict[int, float]
     """Frobenius norm of all weight changes of each role or block at strength 1."""
-    ignored: tuple[str, ...]
-    """Names in the file that belong to no linear of a WAN block."""
+    account: str
+    """Sentence on how many tensors of the file are used, and what the others are."""
+    notes: tuple[str, ...]
+    """Sentences on what the file leaves open and how it was read."""
 
 
 def describe_lora(loaded: LoadedLora) -> LoraReport:
@@ -51,7 +53,8 @@ def describe_lora(loaded: LoadedLora) -> LoraReport:
         dict(modules),
         {role: square**0.5 for role, square in by_role.items()},
         {block: square**0.5 for block, square in sorted(by_block.items())},
-        tuple(loaded.ignored),
+        loaded.account,
+        loaded.notes,
     )
 
 
@@ -85,12 +88,7 @@ def render_report(report: LoraReport) -> str:
     blocks = [f"  {block:<8}{norm:>17.4f}  {bar}" for block, norm, bar in _draw_bars(report.block_norms)]
     lines = [*about, *head, f"{'modules':<12}{total}", "", "  role    count        norm", *roles, ""]
     lines += ["  block                norm", *blocks]
-    if report.ignored:
-        lines += [
-            "",
-            f"{len(report.ignored)} tensors do not belong to a linear layer of a WAN block, for example "
-            f"{report.ignored[0]}",
-        ]
+    lines += ["", *(line for line in (report.account, *report.notes) if line)]
     return "\n".join(lines)
 
 

@@ -1,7 +1,8 @@
 """The scale alpha / rank of a LoRA, read from the file's alpha keys or from a PEFT configuration.
 
 kohya writes an `alpha` for each pair. PEFT and diffusers write one configuration: PEFT into
-adapter_config.json next to the weights, diffusers into the file's metadata. Without either the scale is 1.
+adapter_config.json next to the weights, diffusers into the file's metadata. Without either the scale 1 is
+assumed, and `describe_scale` says so.
 """
 
 import json
@@ -14,16 +15,26 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from ..storage.weight_check import READABLE_FLOATS, WHOLE_NUMBERS
+from ..storage.weight_check import READABLE_FLOATS, WHOLE_NUMBERS, join_names
+from ..storage.weight_file import SAFETENSORS_ENDINGS
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """Names of PEFT's two files (peft.utils.CONFIG_NAME and SAFETENSORS_WEIGHTS_NAME)."""
+WEIGHTS_NAMES = (
+    ADAPTER_WEIGHTS,
+    "adapter_model.bin",
+    "pytorch_lora_weights.safetensors",
+    "pytorch_lora_weights.bin",
+)
+"""Names of the weights in a LoRA's folder, of PEFT and of diffusers, in the order in which they are tried."""
+_ENDINGS = (*SAFETENSORS_ENDINGS, ".bin", ".pt", ".pth", ".ckpt")
 ADAPTER_METADATA = "lora_adapter_metadata"
 """Metadata key under which diffusers stores PEFT's configuration."""
-_DIFFUSERS_PREFIX = "transformer."
+_DIFFUSERS_PREFIXES = {"low": "transformer_2.", "high": "transformer.", None: "transformer."}
+"""Prefix of the configuration's keys in that metadata, by the expert of Wan 2.2 that the names are of."""
 _MOST_TEXT = 1 << 22
 """Largest number of characters of a configuration."""
 _MOST_PATTERNS = 1000
@@ -38,6 +49,8 @@ class AdapterConfig(NamedTuple):
     source: str
     """Name of the place where it is stored, for messages."""
     values: "LoraConfig"
+    has_alpha: bool = True
+    """Whether lora_alpha is given; without it PEFT takes 8."""
 
     def get_scale(self, module: str, rank: int, source: str) -> float:
         """Return the scale of a module whose factors have this rank, by PEFT's rules.
@@ -53,7 +66,7 @@ class AdapterConfig(NamedTuple):
         if expected != rank:
             raise ValueError(
                 f"{source}: the factors of {module} have rank {rank}, {self.source} says {expected}. They do "
-                "not belong together; take both files from the same place."
+                "not belong together: take both from the same place, or move the configuration away."
             )
         alpha = alphas.get(get_pattern_key(alphas, module), self.values.lora_alpha)
         return alpha / (math.sqrt(rank) if self.values.use_rslora else rank)
@@ -71,20 +84,57 @@ def import_peft() -> ModuleType:
     return peft
 
 
-def read_adapter_config(path: Path, metadata: Mapping[str, str]) -> AdapterConfig | None:
+def find_weights(folder: Path) -> Path:
+    """Find the weights in a LoRA's folder: under a name of PEFT or diffusers, or as its only weight file.
+
+    PEFT writes an adapter that is not called `default` into a subfolder of its name; the only one is taken.
+    Raises ValueError with what the folder holds when there is none, or more than one to choose from.
+    """
+    named = _list_named_weights(folder)
+    others = _list_weight_files(folder)
+    if named or len(others) == 1:
+        return (named or others)[0]
+    subfolders = [path for path in sorted(folder.iterdir()) if path.is_dir() and _list_named_weights(path)]
+    if not others and len(subfolders) == 1:
+        return _list_named_weights(subfolders[0])[0]
+    names = [path.name for path in (*others, *subfolders)]
+    raise ValueError(
+        f"{folder} holds {len(names)} LoRAs to choose from ({join_names(names)}); one is needed, or one that "
+        f"is called {', '.join(WEIGHTS_NAMES[:-1])} or {WEIGHTS_NAMES[-1]}. Give the file that you mean "
+        "instead of the folder."
+    )
+
+
+def _list_named_weights(folder: Path) -> list[Path]:
+    return [folder / name for name in WEIGHTS_NAMES if (folder / name).is_file()]
+
+
+def _list_weight_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in _ENDINGS)
+
+
+def read_adapter_config(
+    path: Path, metadata: Mapping[str, str], is_peft: bool = False, expert: str | None = None
+) -> AdapterConfig | None:
     """Read the PEFT configuration that belongs to a LoRA file; None when there is none.
 
-    Raises ValueError when it cannot be read or describes another adapter than a plain LoRA, and ImportError
-    when there is a configuration and peft is not installed.
+    The configuration is in the metadata, as diffusers writes it, or in adapter_config.json beside the file.
+    The latter is read for a file that has PEFT's own name, and with `is_peft` for a file of any name: in a
+    folder of many LoRAs it belongs to those with PEFT's names of modules. `expert` is the expert of Wan 2.2
+    that the file's names are of. Raises ValueError when the configuration cannot be read, lacks the rank or
+    describes another adapter than a plain LoRA, and ImportError when there is one and peft is not installed.
     """
     if ADAPTER_METADATA in metadata:
         values = _parse_json(metadata[ADAPTER_METADATA], path)
         # One text holds a configuration for each part of a pipeline; text encoders have another prefix.
-        stripped = {key.removeprefix(_DIFFUSERS_PREFIX): value for key, value in values.items()}
+        prefix = _DIFFUSERS_PREFIXES[expert]
+        if not any(key.startswith(prefix) for key in values):
+            prefix = _DIFFUSERS_PREFIXES[None]
+        stripped = {key.removeprefix(prefix): value for key, value in values.items()}
         own = {key: value for key, value in stripped.items() if "." not in key}
-        return _build_config(own, f"its metadata {ADAPTER_METADATA}", path) if "r" in own else None
+        return _build_config(own, f"its metadata {ADAPTER_METADATA}", path) if own else None
     beside = path.with_name(ADAPTER_CONFIG)
-    if path.name != ADAPTER_WEIGHTS or not beside.is_file():
+    if not (is_peft or path.name in WEIGHTS_NAMES[:2]) or not beside.is_file():
         return None
     try:
         text = beside.read_text(encoding="utf-8") if beside.stat().st_size <= 4 * _MOST_TEXT else ""
@@ -112,6 +162,11 @@ def _build_config(values: Mapping[str, Any], source: str, path: Path) -> Adapter
     if kind != "LORA" or values.get("use_dora"):
         kind = "DoRA" if kind == "LORA" else kind[:40]
         raise ValueError(f"{path.name} is an adapter of kind {kind}, {source} says; a plain LoRA is needed.")
+    if "r" not in values:
+        raise ValueError(
+            f"{path}: {source} has no r, the rank of the LoRA, so the scale is not known. Export the adapter "
+            "again, or take its configuration from where the file is from."
+        )
     peft = import_peft()
     try:
         # LoraConfig.from_pretrained does the same after it has read adapter_config.json, which here is read
@@ -125,7 +180,7 @@ def _build_config(values: Mapping[str, Any], source: str, path: Path) -> Adapter
             f"{path}: {source} has no usable r and lora_alpha ({str(error)[:200]}). Export the adapter again."
         ) from error
     _check_patterns(config, source, path)
-    return AdapterConfig(source, config)
+    return AdapterConfig(source, config, "lora_alpha" in values)
 
 
 def _check_patterns(config: "LoraConfig", source: str, path: Path) -> None:
@@ -173,6 +228,43 @@ def resolve_scale(name: str, rank: int, alpha: Tensor | None, configured: float 
             f"configuration says scale {configured:g}. Export the LoRA again, or delete one of the two."
         )
     return own
+
+
+def describe_scale(
+    factors: Mapping[str, Mapping[str, Tensor]],
+    metadata: Mapping[str, str],
+    config: AdapterConfig | None,
+    is_own: bool,
+    is_peft: bool,
+) -> str:
+    """Return a sentence on the scale that a LoRA is read with, where the file does not give it for each pair.
+
+    `factors` holds the tensors of each linear by its native name. `is_own` says that this project wrote the
+    file, which has the scale baked in, and `is_peft` that its modules have PEFT's names. The sentence is
+    empty when nothing was assumed.
+    """
+    without = [name for name, parts in factors.items() if "alpha" not in parts and "diff" not in parts]
+    if not without or is_own:
+        return ""
+    if config is not None:
+        alpha = (
+            "" if config.has_alpha else f"; it has no lora_alpha, so PEFT's {config.values.lora_alpha:g} is"
+        )
+        return f"The scale is that of {config.source}{alpha and alpha + ' assumed'}."
+    if len(without) < len(factors):
+        return (
+            f"{len(without)} of {len(factors)} linears have no alpha, such as {without[0]}; scale 1 is "
+            "assumed for them."
+        )
+    alpha, rank = (metadata.get(f"ss_network_{key}", "") for key in ("alpha", "dim"))
+    told = (
+        f" The metadata's ss_network_alpha {alpha[:20]} at rank {rank[:20]} is not applied; ComfyUI does not "
+        "apply it either."
+        if alpha and alpha != rank
+        else ""
+    )
+    peft = f" PEFT writes the scale into {ADAPTER_CONFIG}: put that file beside this one." if is_peft else ""
+    return f"No alpha and no PEFT configuration gives the scale; scale 1 is assumed.{told}{peft}"
 
 
 def _read_number(alpha: Tensor) -> float:

@@ -24,6 +24,13 @@ class Strengths:
     late: float
     """Strength at and below T_point."""
 
+    def __post_init__(self):
+        if not (math.isfinite(self.early) and math.isfinite(self.late)):
+            raise ValueError(
+                f"The strengths of a LoRA are {self.early} before T_point and {self.late} after it; give two "
+                "finite numbers, such as 0.4 and 0.8."
+            )
+
     @classmethod
     def from_value(cls, value: float) -> "Strengths":
         """Return the same strength on both sides of T_point."""
@@ -54,14 +61,25 @@ class TPoint:
 
     sigma: float = 0.70
 
+    def __post_init__(self):
+        if not 0.0 <= self.sigma <= 1.0:
+            raise ValueError(
+                f"T_point is {self.sigma}; give a sigma from 0 to 1, or a step of a run as 15/50."
+            )
+
     @classmethod
     def from_step(cls, step: float, steps: int, shift: float = 1.0) -> "TPoint":
         """Convert a step of a reference run to a noise level; step 0 switches at once, step `steps` never.
 
-        Raises ValueError for a step outside 0 to `steps`.
+        Raises ValueError for a step outside 0 to `steps`, for a run without steps, and for a shift that is
+        not above 0.
         """
+        if not 0 < steps < math.inf:
+            raise ValueError(f"T_point is step {step} of {steps}; give a run of at least 1 step, as 15/50.")
         if not 0 <= step <= steps:
             raise ValueError(f"T_point is step {step} of {steps}; give a step from 0 to {steps}.")
+        if not 0 < shift < math.inf:
+            raise ValueError(f"T_point has shift {shift}; give a finite shift above 0, such as 5.")
         share = 1 - step / steps
         return cls(shift * share / (1 + (shift - 1) * share))
 
@@ -69,15 +87,19 @@ class TPoint:
         """Return the noise level of this run at and below which the late strengths apply.
 
         The switch is at the run's own level nearest to T_point, so that rounding in a sampler's table never
-        moves it by a step. A run that ends at 0 has at least one late step, and a run from pure noise at
-        least one early step. For a part of a run that lies wholly on one side the result is -1 (all early) or
-        inf (all late).
+        moves it by a step. A run that holds 0 has at least one late level, and a run that holds pure noise at
+        least one early level. For a part of a run that lies wholly on one side the result is -1 (all early)
+        or inf (all late).
+
+        The order of the levels does not matter, and neither do repeated ones: runs that rise (unsampling,
+        FlipSigmas), that jump up first (resampling) or that are padded with zeros at the end have the
+        boundary that the same levels have when sorted from high to low.
         """
-        levels = [float(level) for level in sigmas]
         if self.sigma >= 1.0:
             return math.inf
         if self.sigma <= 0.0:
             return -1.0
+        levels = sorted({float(level) for level in sigmas}, reverse=True)
         if self.sigma >= levels[0]:
             return math.inf
         if self.sigma < levels[-1]:
@@ -112,6 +134,8 @@ class StrengthSchedule:
     """Whether `t_point` is a share of the steps."""
     subject: Strengths = SUBJECT_STRENGTHS
     motion: Strengths = MOTION_STRENGTHS
+    at_hand_over: bool = False
+    """Whether T_point is where the two experts of Wan 2.2 hand over: each of them then has one strength."""
 
     def __post_init__(self):
         if not 0.0 <= self.t_point <= 1.0:
@@ -123,9 +147,11 @@ class StrengthSchedule:
         """Return T_point as a noise level; a share is converted by the sampler's own table of noise levels.
 
         `sigma_of_share` returns the sigma that a run has reached after a share of its steps (ComfyUI's
-        `percent_to_sigma`).
+        `percent_to_sigma`). What lies outside 0 to 1, as the tables of other kinds of model do, is cut to it.
         """
-        return TPoint(sigma_of_share(self.t_point) if self.as_share else self.t_point)
+        if not self.as_share:
+            return TPoint(self.t_point)
+        return TPoint(min(max(float(sigma_of_share(self.t_point)), 0.0), 1.0))
 
 
 class ScheduledLora(NamedTuple):
@@ -156,23 +182,58 @@ def scheduled(
 
 
 def count_early_steps(t_point: TPoint, sigmas: Sequence[float]) -> int:
-    """Return the number of steps of this run that use the early strengths, from 0 to all."""
+    """Return the number of steps of this run that use the early strengths, from 0 to all.
+
+    In a run whose noise levels fall these are the first steps; `find_early_steps` tells which they are in any
+    other order.
+    """
+    return sum(find_early_steps(t_point, sigmas))
+
+
+def find_early_steps(t_point: TPoint, sigmas: Sequence[float]) -> list[bool]:
+    """Return for each step of this run whether it uses the early strengths.
+
+    A run over n levels has n - 1 steps; each step evaluates the model at its first level.
+    """
     boundary = t_point.boundary(sigmas)
-    return sum(1 for sigma in sigmas[:-1] if sigma > boundary)
+    return [float(sigma) > boundary for sigma in sigmas[:-1]]
 
 
 def describe_run(t_point: TPoint, sigmas: Sequence[float]) -> str:
     """Describe in one line where a run over these noise levels switches.
 
     For a run that stays on one side the line gives the reason: the two experts of Wan 2.2 each run over a
-    part of the levels.
+    part of the levels. For a run that uses the early strengths elsewhere than in its first steps, as its
+    noise levels do not fall, the line says in which steps.
     """
-    steps, first, last = len(sigmas) - 1, float(sigmas[0]), float(sigmas[-1])
-    early = count_early_steps(t_point, sigmas)
+    levels = [float(sigma) for sigma in sigmas]
+    is_early = find_early_steps(t_point, levels)
+    steps, early = len(is_early), sum(is_early)
     level = f"T_point at sigma {t_point.sigma:.2f}"
+    falls = all(sigma >= following for sigma, following in zip(levels, levels[1:], strict=False))
     if early == 0:
+        start, first = ("start", levels[0]) if falls else ("highest level", max(levels))
         reason = "lies at or below" if first <= t_point.sigma else "is the level nearest to"
-        return f"no switch, late strengths throughout: the start at sigma {first:.3f} {reason} {level}"
+        return f"no switch, late strengths throughout: the {start} at sigma {first:.3f} {reason} {level}"
     if early == steps:
-        return f"no switch, early strengths throughout: the end at sigma {last:.3f} lies above {level}"
-    return f"switch at step {early} of {steps}, sigma {float(sigmas[early]):.3f} ({level})"
+        end, last = ("end", levels[-1]) if falls else ("lowest level", min(levels))
+        reason = "lies above" if last > t_point.sigma else "is the level nearest to"
+        return f"no switch, early strengths throughout: the {end} at sigma {last:.3f} {reason} {level}"
+    if all(is_early[:early]):
+        return f"switch at step {early} of {steps}, sigma {levels[early]:.3f} ({level})"
+    return (
+        f"early strengths in {_list_steps(is_early)} of {steps}, counted from 1, and late strengths in the "
+        f"others: the noise levels do not fall from step to step ({level})"
+    )
+
+
+def _list_steps(chosen: Sequence[bool]) -> str:
+    """Return the chosen steps, counted from 1, as text such as `steps 2 to 7, 9`."""
+    ranges: list[list[int]] = []
+    for step in (index for index, is_chosen in enumerate(chosen, start=1) if is_chosen):
+        if ranges and ranges[-1][1] == step - 1:
+            ranges[-1][1] = step
+        else:
+            ranges.append([step, step])
+    texts = [str(first) if first == last else f"{first} to {last}" for first, last in ranges]
+    return ("step " if sum(chosen) == 1 else "steps ") + ", ".join(texts)

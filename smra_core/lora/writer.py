@@ -6,9 +6,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from safetensors.torch import save_file
 
 from ..storage.atomic_write import write_atomically
+from ..storage.weight_file import SAFETENSORS_ENDINGS, write_weight_file
 from ..wan.module_names import to_diffusers_linear
 from .adapter import Lora, LoraPair
 from .metadata import LoraMetadata
@@ -30,22 +30,32 @@ def _write(path: str | Path, named: Mapping[str, LoraPair], metadata: dict[str, 
     for name, pair in named.items():
         tensors[f"{name}.lora_A.weight"] = pair.a.detach().to("cpu", dtype).contiguous()
         tensors[f"{name}.lora_B.weight"] = (pair.scale * pair.b.detach()).to("cpu", dtype).contiguous()
-    with write_atomically(path) as draft:
-        save_file(tensors, draft, metadata)
+    write_weight_file(path, tensors, metadata)
 
 
 DIALECTS_OUT = ("comfyui", "diffusers", "kohya", "peft")
 """Dialects that can be written."""
 
 
-def convert_lora(source: str | Path, target: str | Path, dialect: str = "comfyui") -> None:
-    """Write a LoRA under the names of one of DIALECTS_OUT, with its metadata.
+def convert_lora(
+    source: str | Path,
+    target: str | Path,
+    dialect: str = "comfyui",
+    expert: str | None = None,
+    adapter: str | None = None,
+) -> LoadedLora:
+    """Write a LoRA under the names of one of DIALECTS_OUT, with its metadata; return what was read.
 
-    `peft` writes a folder that PeftModel.from_pretrained reads, with diffusers' module names. Raises
-    ValueError for an unknown dialect or an unreadable source, and ImportError when `peft` is asked for and
-    not installed.
+    `peft` writes a folder that PeftModel.from_pretrained reads, with diffusers' module names. `expert` and
+    `adapter` choose as in `load_lora`. Raises ValueError for an unknown dialect, a target of another ending
+    than .safetensors or .sft, or an unreadable source, and ImportError when `peft` is asked for and not
+    installed.
     """
-    loaded = load_lora(source)
+    target = Path(target)
+    if dialect not in DIALECTS_OUT:
+        raise ValueError(f"Dialect {dialect!r} is not known; give one of {DIALECTS_OUT}.")
+    _check_target(target, dialect)
+    loaded = load_lora(source, None, expert, adapter)
     metadata = loaded.metadata.to_file()
     if dialect == "comfyui":
         save_lora(target, loaded.lora, loaded.metadata)
@@ -54,10 +64,24 @@ def convert_lora(source: str | Path, target: str | Path, dialect: str = "comfyui
         _write(target, named, metadata, torch.float32)
     elif dialect == "kohya":
         _write_kohya(target, loaded.lora, metadata)
-    elif dialect == "peft":
-        _write_peft(Path(target), loaded)
     else:
-        raise ValueError(f"Dialect {dialect!r} is not known; give one of {DIALECTS_OUT}.")
+        _write_peft(target, loaded)
+    return loaded
+
+
+def _check_target(target: Path, dialect: str) -> None:
+    is_file_name = target.suffix.lower() in SAFETENSORS_ENDINGS
+    if dialect == "peft" and is_file_name:
+        raise ValueError(
+            f"PEFT keeps an adapter in a folder; give {target.with_suffix('')} instead of {target}."
+        )
+    if dialect != "peft" and target.is_dir():
+        raise ValueError(f"{target} is a folder; give a file, such as {target / 'lora.safetensors'}.")
+    if dialect != "peft" and not is_file_name:
+        raise ValueError(
+            f"{target} is no name of a safetensors file, under which ComfyUI would find it. Give "
+            f"{target}.safetensors instead."
+        )
 
 
 def _write_kohya(target: str | Path, lora: Lora, metadata: dict[str, str]) -> None:
@@ -67,15 +91,10 @@ def _write_kohya(target: str | Path, lora: Lora, metadata: dict[str, str]) -> No
         tensors[f"{module}.lora_down.weight"] = pair.a.detach().clone()
         tensors[f"{module}.lora_up.weight"] = pair.b.detach().clone()
         tensors[f"{module}.alpha"] = torch.tensor(float(pair.rank))
-    with write_atomically(target) as draft:
-        save_file(tensors, draft, metadata)
+    write_weight_file(target, tensors, metadata)
 
 
 def _write_peft(folder: Path, loaded: LoadedLora) -> None:
-    if folder.suffix == ".safetensors":
-        raise ValueError(
-            f"PEFT keeps an adapter in a folder; give {folder.with_suffix('')} instead of {folder}."
-        )
     peft = import_peft()  # before anything is written
     named = {to_diffusers_linear(name): pair for name, pair in loaded.lora.items()}
     prefixed = {f"base_model.model.{name}": pair for name, pair in named.items()}

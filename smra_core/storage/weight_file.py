@@ -19,9 +19,22 @@ INDEX = ".safetensors.index.json"
 _MOST_PARTS = 200
 """Largest number of parts that an index may list."""
 _WRAPPERS = ("state_dict", "model", "teacher")
-"""Keys under which training programs store the weights, next to optimizer states and counters."""
+"""Keys under which training programs store the weights, next to optimizer states and counters; without one of
+them, the only dict of tensors in the file is taken."""
 _MOST_NAMES = 20_000
 """Largest number of tensors in a file."""
+SAFETENSORS_ENDINGS = (".safetensors", ".sft")
+"""Endings of safetensors files, in lower case. A file is recognized by its content; the ending decides only
+what a damaged file is called."""
+_STRANGERS = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the weights. Run `git lfs pull`, or download"),
+    (b"<", "a web page, not weights. Sign in where the file is published and download"),
+    (b"Rar!", "a RAR archive. Unpack it, and take"),
+    (b"7z\xbc\xaf", "a 7-Zip archive. Unpack it, and take"),
+    (b"\x1f\x8b", "a gzip archive. Unpack it, and take"),
+    (b"\x89HDF", "an HDF5 file of Keras. Get"),
+)
+"""First bytes of what is often found in the place of a weight file, with its name and the way out."""
 
 
 class WeightFile(NamedTuple):
@@ -35,26 +48,52 @@ class WeightFile(NamedTuple):
 
 
 def read_weight_file(path: str | Path) -> WeightFile:
-    """Read the tensors of a .safetensors, .pth, .pt, .ckpt or .bin file to the CPU, by their names in it.
+    """Read the tensors of a safetensors file or of a file by torch.save to the CPU, by their names in it.
 
-    A dict wrapped as `{"state_dict": ...}` is unwrapped and the `module.` prefix of parallel training is
-    dropped. Raises ValueError when the file is missing, truncated, compressed, in torch's format from before
-    1.6, holds objects other than plain tensors, or holds no tensor.
+    Which of the two it is shows in its content, whatever its ending is (.safetensors, .sft, .pth, .pt, .ckpt,
+    .bin). A dict wrapped as `{"state_dict": ...}` is unwrapped and the `module.` prefix of parallel training
+    is dropped. Raises ValueError when the file is missing, truncated, compressed, in torch's format from
+    before 1.6, holds objects other than plain tensors, or holds no tensor.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path} is not a file. Choose a weight file ending in .safetensors or .pth.")
-    if path.suffix == ".gguf":
+    if _read_start(path).startswith(b"GGUF") or path.suffix.lower() == ".gguf":
         raise ValueError(
             f"{path} is a GGUF file, quantized in blocks. Get the model's bf16, fp16 or fp8 .safetensors."
         )
     if path.name.endswith(INDEX):
         parts = [read_weight_file(part) for part in list_parts(path)]
         return WeightFile(path, _join_parts([part.tensors for part in parts], path), {})
-    tensors, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    tensors, metadata = _read_safetensors(path) if is_safetensors(path) else _read_pickle(path)
     if not tensors:
         raise ValueError(f"{path} holds no tensors. Download the file again, or choose another.")
     return WeightFile(path, _without_module_prefix(tensors), metadata)
+
+
+def is_safetensors(path: Path) -> bool:
+    """Return whether a file is to be read as safetensors: by its first bytes, or by its ending if damaged.
+
+    A safetensors file begins with the length of its header in 8 bytes and with the header's `{`; a file by
+    torch.save is a zip archive.
+    """
+    start = _read_start(path)
+    if len(start) > 8 and start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size:
+        return True
+    return path.suffix.lower() in SAFETENSORS_ENDINGS and not start.startswith(b"PK")
+
+
+def _read_start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(64)
+
+
+def _name_stranger(path: Path) -> str:
+    """Return what a file that holds no weights is, with the way out; empty when that is not known."""
+    start = _read_start(path).lstrip()
+    if not start:
+        return "empty. Download" if path.stat().st_size == 0 else ""
+    return next((text for first, text in _STRANGERS if start.startswith(first)), "")
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -80,7 +119,7 @@ def read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
     path = Path(path)
     if path.name.endswith(INDEX):
         return _join_parts([read_shapes(part) for part in list_parts(path)], path)
-    if path.suffix != ".safetensors" or not path.is_file():
+    if not path.is_file() or not is_safetensors(path):
         return collect_shapes(read_weight_file(path).tensors)
     try:
         # As numpy: torch would reserve memory for the whole file, 28 GB for the 14B, to read the header only.
@@ -123,11 +162,17 @@ def _join_parts(parts: list[dict[str, Value]], path: Path) -> dict[str, Value]:
 
 
 def _build_read_error(path: Path, error: Exception) -> ValueError:
+    if stranger := _name_stranger(path):
+        return ValueError(f"{path} is {stranger} the file again.")
     return ValueError(f"{path} is not a readable safetensors file ({error}). Download it again.")
 
 
 def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     _refuse_odd_archive(path)
+    if path.suffix.lower() in SAFETENSORS_ENDINGS:  # torch.load would take it for safetensors
+        raise ValueError(
+            f"{path} was written by torch.save and is only called {path.suffix}. Rename it to end in .pt."
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds, which all mean that this is no plain weight file
@@ -145,6 +190,8 @@ def _refuse_odd_archive(path: Path) -> None:
     The size of such a file limits the memory that reading it takes.
     """
     if not zipfile.is_zipfile(path):
+        if stranger := _name_stranger(path):
+            raise ValueError(f"{path} is {stranger} the file again.")
         raise ValueError(
             f"{path} is not a weight file of PyTorch 1.6 or newer: it is truncated, or in the older format. "
             "Download it again, or get a .safetensors version."
@@ -169,6 +216,7 @@ def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
     for name in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
+    content = _unwrap_only_dict(content, path)
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}; a dict of named tensors is needed.")
     _refuse_too_many(len(content), path)
@@ -194,6 +242,23 @@ def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
     return dict(content)
 
 
+def _unwrap_only_dict(content: object, path: Path) -> object:
+    """Return the only dict of tensors in a dict without tensors of its own; other content as it is."""
+    if not isinstance(content, Mapping) or any(isinstance(value, Tensor) for value in content.values()):
+        return content
+    nested = {
+        str(name): value
+        for name, value in content.items()
+        if isinstance(value, Mapping) and any(isinstance(each, Tensor) for each in value.values())
+    }
+    if len(nested) > 1:
+        raise ValueError(
+            f"{path} holds {len(nested)} sets of weights: {join_names(list(nested))}. Get a file "
+            "with one of them."
+        )
+    return next(iter(nested.values())) if nested else content
+
+
 def _is_plain_tensor(value: object) -> bool:
     # Other tensors that a pickle may hold (quantized, nested, on the meta device) would fail in later code.
     if not isinstance(value, Tensor) or value.is_meta or value.is_quantized or value.is_nested:
@@ -211,6 +276,28 @@ def _without_module_prefix(tensors: dict[str, Value]) -> dict[str, Value]:
 
 
 def write_weight_file(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file atomically: `path` always holds the whole old file or the whole new one."""
+    """Write a safetensors file atomically: `path` always holds the whole old file or the whole new one.
+
+    Equal tensors and metadata give equal bytes.
+    """
     with write_atomically(path) as draft:
         save_file(dict(tensors), draft, dict(metadata))
+        sort_metadata(draft)
+
+
+def sort_metadata(path: Path) -> None:
+    """Sort the metadata of a safetensors file by key, in place.
+
+    The library writes it in the order of a hash table, which is another in every process, so that equal files
+    would differ in their hash.
+    """
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        if "__metadata__" not in header:
+            return
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:  # the same content, so as long as before; the rest is filled with spaces
+            file.seek(8)
+            file.write(text.ljust(length))

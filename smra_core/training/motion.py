@@ -16,7 +16,7 @@ from ..storage.content_hash import hash_content
 from ..storage.on_demand import loaded_on_first_use
 from .backend import Backend
 from .decode_choice import DecodeChoice, choose_decode, choose_memory_advice
-from .job import TrainedLora, TrainingJob, run_job
+from .job import TrainedLora, TrainingJob, check_precision, run_job
 from .model_fit import check_fit
 from .mora import MotionObjective, MotionSample, MotionSettings
 from .trainer import StepInfo, TrainSettings
@@ -41,6 +41,7 @@ def train_motion(
     otherwise), and is not read then. `tiny_decoder` is a file that is needed if decode is `tiny`, and that
     lets `auto` choose it. `choice` says how to decode if that was chosen before.
     """
+    check_precision(backend)
     flow_file = _check_flow_file(sea_raft, settings)
     check_fit(settings, backend.spec)
     choice = choice or choose_decode(settings, backend.spec, backend.device, tiny_decoder)

@@ -253,6 +253,19 @@ def test_t_point_is_a_sigma_or_a_step_of_a_run(text, sigma):
     assert parsed("sample", "x", "--t-point", text).t_point.sigma == pytest.approx(sigma, abs=1e-5)
 
 
+def test_the_frame_rate_is_a_number_or_keep(capsys):
+    assert parsed("train-motion", "x").frame_rate == 16.0
+    assert parsed("train-motion", "x", "--frame-rate", "24").frame_rate == 24.0
+    assert parsed("train-motion", "x", "--frame-rate", "Keep").frame_rate is None
+    for wrong in ("fast", "0", "nan"):
+        with pytest.raises(SystemExit):
+            parsed("train-motion", "x", "--frame-rate", wrong)
+        assert (
+            f"'{wrong}' is no frame rate. Give frames per second, such as 16, or keep."
+            in capsys.readouterr().err
+        )
+
+
 def test_strengths_and_plans_are_read_from_text():
     args = parsed(
         "sample", "x", "--subject-strength", "0.5,1", "--motion-strength", "2",

@@ -12,12 +12,27 @@ WORKFLOWS = Path(__file__).parents[2] / "workflows"
 TITLE_BAR = 30
 GRAPHS = sorted(WORKFLOWS.glob("*.json"))
 ON_BOTH_HOSTS = {
-    "CLIPLoader", "CLIPTextEncode", "EmptyHunyuanLatentVideo", "KSampler", "KSamplerAdvanced", "MarkdownNote",
-    "ModelSamplingSD3", "PreviewImage", "SaveImage", "SaveWEBM", "UNETLoader", "VAEDecode", "VAELoader",
+    "CLIPLoader", "CLIPTextEncode", "EmptyHunyuanLatentVideo", "KSampler", "KSamplerAdvanced", "LoadImage",
+    "LoraLoaderModelOnly", "MarkdownNote", "ModelSamplingSD3", "PreviewImage", "PrimitiveBoolean",
+    "PrimitiveFloat", "PrimitiveInt", "SaveImage", "SaveWEBM", "UNETLoader", "VAEDecode", "VAELoader",
+    "WanImageToVideo",
 }  # fmt: skip
 SHIPPED = {
-    "quickstart_miniature", "train_subject", "train_motion", "all_in_one", "combine", "combine_wan22_pair",
-    "combine_two_samplers", "ablation_grid",
+    "quickstart_miniature", "train_subject", "train_motion", "all_in_one", "combine", "combine_wan22_i2v",
+    "combine_wan22_t2v", "combine_two_samplers", "ablation_grid",
+}  # fmt: skip
+PAIRS = ("combine_wan22_i2v", "combine_wan22_t2v")
+ONLY_ON_NEW_HOSTS = {"ComfySwitchNode"}
+"""Nodes that Wan 2.2's graphs share with ComfyUI's own, and that its older versions lack."""
+FILE_WIDGETS = {
+    "UNETLoader": "unet_name", "CLIPLoader": "clip_name", "VAELoader": "vae_name",
+    "LoraLoaderModelOnly": "lora_name", "SMRALoadDINOv2": "file", "SMRALoadSEARAFT": "file",
+    "SMRALoadSAM": "file",
+}  # fmt: skip
+"""Loader nodes and their widget with a file's name."""
+FOLDERS = {
+    "UNETLoader": "diffusion_models", "CLIPLoader": "text_encoders", "VAELoader": "vae",
+    "LoraLoaderModelOnly": "loras",
 }  # fmt: skip
 
 
@@ -97,9 +112,82 @@ def test_notes_say_what_to_load(graph):
     assert any(node["type"] == "MarkdownNote" and node["widgets_values"][0] for node in graph["nodes"])
 
 
-def test_only_our_nodes_and_those_of_every_host_are_used(graph):
-    kinds = {node["type"] for node in graph["nodes"]}
-    assert all(kind in ON_BOTH_HOSTS or kind.startswith("SMRA") for kind in kinds)
+@pytest.mark.parametrize("path", GRAPHS, ids=lambda path: path.stem)
+def test_only_our_nodes_and_those_of_every_host_are_used(path):
+    kinds = {node["type"] for node in json.loads(path.read_text("utf-8"))["nodes"]}
+    allowed = ON_BOTH_HOSTS | (ONLY_ON_NEW_HOSTS if path.stem in PAIRS else set())
+    assert all(kind in allowed or kind.startswith("SMRA") for kind in kinds)
+
+
+def test_every_loader_says_where_its_file_is_from(graph):
+    """The page offers to download what is missing: it reads name, url and directory of each file."""
+    for node in graph["nodes"]:
+        if node["type"] not in FILE_WIDGETS:
+            continue
+        names = [slot["name"] for slot in node["inputs"] if "widget" in slot]
+        value = node["widgets_values"][names.index(FILE_WIDGETS[node["type"]])]
+        folder, _, name = value.rpartition("/")
+        (model,) = node["properties"]["models"]
+        assert model["name"] == name and model["url"].startswith("https://")
+        assert model["directory"] == (folder or FOLDERS[node["type"]])
+
+
+@pytest.fixture(params=PAIRS)
+def pair(request):
+    return json.loads((WORKFLOWS / f"{request.param}.json").read_text("utf-8"))
+
+
+def follow(graph, node, name):
+    """(node, output) that an input of a node is connected to."""
+    links = {link[0]: link for link in graph["links"]}
+    nodes = {each["id"]: each for each in graph["nodes"]}
+    link = links[next(slot["link"] for slot in node["inputs"] if slot["name"] == name)]
+    return nodes[link[1]], nodes[link[1]]["outputs"][link[2]]["name"]
+
+
+def find_all(graph, kind):
+    return [node for node in graph["nodes"] if node["type"] == kind]
+
+
+def value_of(node):
+    return node["widgets_values"][0]
+
+
+def test_the_pair_is_cut_where_t_point_is(pair):
+    (scheduler,) = find_all(pair, "SMRATPointScheduler")
+    assert value_of(scheduler) == "hand-over of the experts"
+    first, second = find_all(pair, "KSamplerAdvanced")
+    for node, name in ((first, "end_at_step"), (second, "start_at_step")):
+        source, output = follow(pair, node, name)
+        assert (source["type"], output) == ("SMRATPointScheduler", "switch_step")
+    steps = {follow(pair, n, name)[0]["id"] for n, name in
+             ((first, "steps"), (second, "steps"), (scheduler, "run_steps"))}  # fmt: skip
+    assert len(steps) == 1
+    assert follow(pair, second, "latent_image")[0] is first
+
+
+def test_each_expert_goes_its_own_way_from_its_file_to_its_sampler(pair):
+    for sampler, expert in zip(find_all(pair, "KSamplerAdvanced"), ("high", "low"), strict=True):
+        loader, output = follow(pair, sampler, "model")
+        assert loader["type"] == "SMRASparseLoRAPairLoader" and output == f"model_{expert}_noise"
+        shift, _ = follow(pair, loader, f"model_{expert}_noise")
+        assert shift["type"] == "ModelSamplingSD3" and value_of(shift) == 5.0
+        switch, _ = follow(pair, shift, "model")
+        plain, (fast, _) = follow(pair, switch, "on_false")[0], follow(pair, switch, "on_true")
+        assert f"_{expert}_noise_14B_fp8_scaled" in value_of(plain)
+        assert "lightx2v_4steps_lora" in value_of(fast) and f"_{expert}_noise" in value_of(fast)
+        assert follow(pair, fast, "model")[0] is plain
+
+
+def test_one_boolean_turns_20_steps_at_cfg_35_into_4_at_cfg_1(pair):
+    (boolean,) = find_all(pair, "PrimitiveBoolean")
+    assert value_of(boolean) is False
+    switches = find_all(pair, "ComfySwitchNode")
+    assert len(switches) == 4 and all(follow(pair, node, "switch")[0] is boolean for node in switches)
+    choices = {
+        tuple(value_of(follow(pair, node, side)[0]) for side in ("on_false", "on_true")) for node in switches
+    }
+    assert {(20, 4), (3.5, 1.0)} <= choices
 
 
 def overlap(a, b):

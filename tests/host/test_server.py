@@ -8,8 +8,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 NODES = (
-    "SMRATPointScheduler", "SMRASparseLoRALoader", "SMRALoadMiniature", "SMRAStrengthOptions",
-    "SMRALoaderOptions",
+    "SMRATPointScheduler", "SMRASparseLoRALoader", "SMRASparseLoRAPairLoader", "SMRALoadMiniature",
+    "SMRAStrengthOptions", "SMRALoaderOptions",
 )  # fmt: skip
 
 
@@ -184,6 +184,32 @@ def test_the_loader_reports_what_it_used(server, lora_files, model_blocks):
     used, all_of_them = 4 * model_blocks, 8 * model_blocks
     assert f"diffsynth.safetensors (diffsynth names), {used} of {all_of_them} layers [q,k,ffn.0]" in report
     assert f"left out by the layer choice: v,o ({used} layers)" in report
+
+
+def test_a_loader_without_a_lora_is_refused_before_the_run(server):
+    prompt = {
+        "1": {"class_type": "SMRALoadMiniature", "inputs": {}},
+        "4": loader(subject_lora="None"),
+        "5": {"class_type": "PreviewAny", "inputs": {"source": ["4", 3]}},
+    }
+    with pytest.raises(AssertionError, match="No LoRA is chosen, so the plain model would be sampled"):
+        server.queue(prompt)
+    prompt["4"] = loader(subject_lora="gone.safetensors")
+    with pytest.raises(AssertionError, match="gone.safetensors.* is not in models/loras"):
+        server.queue(prompt)
+
+
+def test_a_file_replaced_under_its_name_is_read_anew(server, lora_files, model_blocks):
+    file = server.base / "models" / "loras" / "again.safetensors"
+    prompt = {"1": {"class_type": "SMRAInspectLoRA", "inputs": {"file": "again.safetensors"}}}
+    ranks = []
+    for rank in (4, 7):
+        name = "diffusion_model.blocks.0.self_attn.q"
+        pair = {f"{name}.lora_A.weight": torch.ones(rank, 8), f"{name}.lora_B.weight": torch.ones(8, rank)}
+        save_file(pair, file)
+        (text,) = shown(server.run(prompt), "1")["text"]
+        ranks.append([line.split()[1] for line in text.splitlines() if line.startswith("ranks")])
+    assert ranks == [["4"], ["7"]]
 
 
 @pytest.mark.parametrize(

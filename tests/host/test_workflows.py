@@ -1,16 +1,28 @@
 """The shipped workflows against the schemas of the running host, and the quickstart as shipped."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
+import random_wan
+import torch
 from comfyui import PACK
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 GRAPHS = sorted((PACK / "workflows").glob("*.json"))
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 FRONTEND_ONLY = {"MarkdownNote"}
-MODEL_FILES = {"unet_name", "clip_name", "vae_name", "subject_lora", "motion_lora", "file"}
+MODEL_FILES = {
+    "unet_name", "clip_name", "vae_name", "lora_name", "subject_lora", "motion_lora", "file", "image",
+}  # fmt: skip
 """What an artist has or has not: any file name is allowed."""
+ANY_TYPE = "COMFY_MATCHTYPE_V3"
+"""Type of a slot that takes the type of what is connected, as those of ComfySwitchNode."""
+OFFICIAL = {"combine_wan22_i2v": "video_wan2_2_14B_i2v", "combine_wan22_t2v": "video_wan2_2_14B_t2v"}
+"""Our workflows and the host's own templates of which they are the settings."""
+OUR_LOADERS = {"SMRALoadDINOv2", "SMRALoadSEARAFT", "SMRALoadSAM"}
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +52,8 @@ def widgets(node, saved):
             yield name, kind, options, next(values)
             if options.get("control_after_generate"):
                 assert next(values) in ("fixed", "increment", "decrement", "randomize")
+            if options.get("image_upload"):
+                assert next(values) == "image"
     assert next(values, None) is None, f"{saved['type']} has widgets too many"
 
 
@@ -48,8 +62,11 @@ def real_nodes(graph):
 
 
 @pytest.fixture(params=GRAPHS, ids=lambda path: path.stem)
-def graph(request):
-    return json.loads(request.param.read_text("utf-8"))
+def graph(request, info):
+    loaded = json.loads(request.param.read_text("utf-8"))
+    if request.param.stem in OFFICIAL and "ComfySwitchNode" not in info:
+        pytest.skip("This version of ComfyUI lacks ComfySwitchNode, as it lacks the official Wan 2.2 graph.")
+    return loaded
 
 
 def test_every_node_is_there_with_its_inputs_in_their_order(info, graph):
@@ -60,7 +77,9 @@ def test_every_node_is_there_with_its_inputs_in_their_order(info, graph):
         wanted = slots + [name for name, kind, options in live if is_widget(kind, options)]
         assert [slot["name"] for slot in saved["inputs"]] == wanted, saved["type"]
         live_outputs, outputs = info[saved["type"]]["output"], saved["outputs"]
-        assert [out["type"] for out in outputs][: len(live_outputs)] == live_outputs, saved["type"]
+        types = [out["type"] for out in outputs[: len(live_outputs)]]
+        expected = [out if kind == ANY_TYPE else kind for out, kind in zip(types, live_outputs, strict=True)]
+        assert types == expected, saved["type"]
         # On 0.3.64 SaveWEBM and PreviewImage hand nothing on, on 0.33 their pictures.
         assert not any(out["links"] for out in outputs[len(live_outputs) :]), saved["type"]
 
@@ -89,6 +108,70 @@ def as_prompt(info, graph):
     return prompt
 
 
+def list_nodes(graph):
+    """All nodes of a graph and of its subgraphs."""
+    subgraphs = graph.get("definitions", {}).get("subgraphs", [])
+    return [node for part in (graph, *subgraphs) for node in part["nodes"]]
+
+
+def list_models(graph):
+    """(name, directory, url) of each file that the nodes of a graph name, without the query of the url."""
+    return {
+        (model["name"], model["directory"], model["url"].partition("?")[0])
+        for node in list_nodes(graph)
+        if node["type"] not in OUR_LOADERS
+        for model in node.get("properties", {}).get("models", [])
+    }
+
+
+@pytest.fixture(scope="module")
+def templates(host):
+    """The host's own graphs by name, where its package of templates is installed."""
+    command = "import comfyui_workflow_templates_json as t; print(t.__path__[0])"
+    found = subprocess.run([host.python, "-c", command], capture_output=True, text=True)
+    if found.returncode:
+        pytest.skip("This host has no package comfyui_workflow_templates_json.")
+    files = Path(found.stdout.strip(), "templates").glob("*wan*.json")
+    return {path.stem: json.loads(path.read_text("utf-8")) for path in files}
+
+
+def test_files_are_named_and_placed_as_in_the_hosts_own_templates(templates):
+    official = {model for graph in templates.values() for model in list_models(graph)}
+    for path in GRAPHS:
+        ours = list_models(json.loads(path.read_text("utf-8")))
+        assert ours <= official, f"{path.stem}: {ours - official}"
+
+
+def list_settings(graph):
+    """What both samplers, the shifts, the frame size and the constants of a Wan 2.2 graph are set to."""
+    found = {}
+    for node in list_nodes(graph):
+        values = node.get("widgets_values")
+        if node["type"] == "KSamplerAdvanced":
+            noise, leftover = values[0], values[9]
+            found.setdefault("sampler", set()).add((noise, *values[5:7], leftover))
+        elif node["type"] in ("ModelSamplingSD3", "PrimitiveInt", "PrimitiveBoolean"):
+            found.setdefault(node["type"], set()).add(round(float(values[0]), 6))
+        elif node["type"] in ("WanImageToVideo", "EmptyHunyuanLatentVideo"):
+            found["size"] = values
+        elif node["type"] == "LoraLoaderModelOnly":
+            found.setdefault("loras", set()).add((values[0], round(values[1], 6)))
+        elif node["type"] == "UNETLoader":
+            found.setdefault("experts", set()).add(tuple(values))
+    return found
+
+
+@pytest.mark.parametrize("name, official", OFFICIAL.items())
+def test_the_settings_of_the_pair_are_those_of_the_hosts_own_graph(templates, name, official):
+    if official not in templates:
+        pytest.skip(f"This host has no template {official}.")
+    ours = list_settings(json.loads((PACK / "workflows" / f"{name}.json").read_text("utf-8")))
+    wanted = list_settings(templates[official])
+    # The steps of the split, 10 and 2, come from T_point in our graph.
+    assert wanted.pop("PrimitiveInt") == ours.pop("PrimitiveInt") | {10.0, 2.0}
+    assert ours == wanted
+
+
 FEW = {"SMRATrainSubjectLoRA": 2, "SMRATrainMotionLoRA": 2, "KSampler": 4}
 """Steps in place of those that the quickstart needs to learn something."""
 
@@ -105,3 +188,121 @@ def test_the_quickstart_runs_as_shipped_but_for_its_steps_and_leaves_a_video(ser
     assert videos and videos[0].stat().st_size > 1000
     names = {path.name.split("_2_")[0] for path in (Path(server.base) / "output" / "loras").iterdir()}
     assert names >= {"quickstart_ball", "quickstart_zigzag"}
+
+
+SUBJECT_FILES = {"high": "cat_high_noise.safetensors", "low": "cat_low_noise.safetensors"}
+MOTION_FILE = "jump.safetensors"
+EARLY, LATE = 0.4, 0.8
+"""The preset `paper`, which the workflows use."""
+
+
+@pytest.fixture(scope="module")
+def tiny_pair(server):
+    """Files under the names of the pair's workflows: random experts and LoRAs, and a first frame."""
+    models = server.base / "models"
+    for folder in ("diffusion_models", "loras"):
+        (models / folder).mkdir(parents=True, exist_ok=True)
+    for name in OFFICIAL:
+        graph = json.loads((PACK / "workflows" / f"{name}.json").read_text("utf-8"))
+        for place, (file, folder, _) in enumerate(sorted(list_models(graph))):
+            if folder == "diffusion_models":
+                channels = 36 if "i2v" in file else 16
+                save_file(random_wan.dit_state(seed=place, channels=channels), models / folder / file)
+            elif folder == "loras":
+                save_lora(models / folder / file, ("q", "v", "ffn.2"), place)
+    for place, file in enumerate(SUBJECT_FILES.values()):
+        save_lora(models / "loras" / file, random_wan.SUBJECT_LAYERS, 20 + place)
+    save_lora(models / "loras" / MOTION_FILE, random_wan.MOTION_LAYERS, 22)
+    (server.base / "input").mkdir(exist_ok=True)
+    Image.new("RGB", (64, 64), (90, 120, 60)).save(server.base / "input" / "example.png")
+
+
+def save_lora(path, layers, seed):
+    named = {}
+    for name, (a, b) in random_wan.lora_tensors(layers, seed).items():
+        named[f"diffusion_model.{name}.lora_A.weight"] = a.contiguous()
+        named[f"diffusion_model.{name}.lora_B.weight"] = b.contiguous()
+    save_file(named, path)
+
+
+def find_node(prompt, kind, number=0):
+    return [name for name, node in prompt.items() if node["class_type"] == kind][number]
+
+
+def redirect(prompt, source, target):
+    """Connect what was connected to one output to another one."""
+    for node in prompt.values():
+        node["inputs"] = {key: target if value == source else value for key, value in node["inputs"].items()}
+
+
+def make_tiny(prompt, fast):
+    """The prompt with the miniature's encoders in place of the large ones, on few pixels."""
+    prompt["mini"] = {"class_type": "SMRALoadMiniature", "inputs": {}}
+    for kind, output in (("CLIPLoader", 1), ("VAELoader", 2)):
+        node = find_node(prompt, kind)
+        redirect(prompt, [node, 0], ["mini", output])
+        del prompt[node]
+    for node in prompt.values():
+        if node["class_type"] in ("WanImageToVideo", "EmptyHunyuanLatentVideo"):
+            node["inputs"] |= {"width": 64, "height": 64, "length": 5}
+    prompt[find_node(prompt, "PrimitiveBoolean")]["inputs"]["value"] = fast
+    prompt[find_node(prompt, "SMRASparseLoRAPairLoader")]["inputs"] |= {
+        "subject_lora": SUBJECT_FILES["low"], "motion_lora": MOTION_FILE,
+    }  # fmt: skip
+
+
+def with_stock_loaders(prompt):
+    """The prompt with ComfyUI's own loaders in place of ours, at the strengths that each expert must have."""
+    pair = find_node(prompt, "SMRASparseLoRAPairLoader")
+    given = prompt.pop(pair)["inputs"]
+    for output, (expert, strength) in enumerate((("high", EARLY), ("low", LATE))):
+        model = given[f"model_{expert}_noise"]
+        for purpose, file, value in (("s", SUBJECT_FILES[expert], strength), ("m", MOTION_FILE, 1.0)):
+            inputs = {"model": model, "lora_name": file, "strength_model": value}
+            prompt[f"{expert}{purpose}"] = {"class_type": "LoraLoaderModelOnly", "inputs": inputs}
+            model = [f"{expert}{purpose}", 0]
+        redirect(prompt, [pair, output], model)
+
+
+def run_for_latents(server, prompt, name):
+    """(latents of the second sampler, entry of the history) of a prompt."""
+    sampler = find_node(prompt, "KSamplerAdvanced", 1)
+    inputs = {"samples": [sampler, 0], "filename_prefix": f"pair/{name}"}
+    prompt["latents"] = {"class_type": "SaveLatent", "inputs": inputs}
+    entry = server.run(prompt)
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    (file,) = (server.base / "output" / "pair").glob(f"{name}_*.latent")
+    return load_file(file)["latent_tensor"], entry
+
+
+@pytest.mark.parametrize("fast", [False, True], ids=["20 steps", "4 steps"])
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_the_pair_runs_as_shipped_and_is_stock_loaders_at_the_strengths_of_each_expert(
+    server, info, tiny_pair, name, fast
+):
+    if "ComfySwitchNode" not in info:
+        pytest.skip("This version of ComfyUI lacks ComfySwitchNode.")
+    steps = 4 if fast else 20
+    made = []
+    for kind in ("ours", "stock", "none"):
+        prompt = as_prompt(info, json.loads((PACK / "workflows" / f"{name}.json").read_text("utf-8")))
+        make_tiny(prompt, fast)
+        pair, scheduler = (
+            find_node(prompt, each) for each in ("SMRASparseLoRAPairLoader", "SMRATPointScheduler")
+        )
+        if kind == "ours":
+            prompt["report"] = {"class_type": "PreviewAny", "inputs": {"source": [pair, 2]}}
+            prompt["run"] = {"class_type": "PreviewAny", "inputs": {"source": [scheduler, 2]}}
+        elif kind == "stock":
+            with_stock_loaders(prompt)
+        else:
+            prompt[pair]["inputs"] |= {"subject_lora": "None", "motion_lora": "None"}
+        made.append(run_for_latents(server, prompt, f"{name}_{steps}_{kind}"))
+    (ours, entry), (stock, _), (none, _) = made
+    assert torch.equal(ours, stock) and (ours - none).abs().max() > 0.01
+    (run,), (report,) = (entry["outputs"][each]["text"] for each in ("run", "report"))
+    assert f"hand-over of the experts at step {steps // 2} of {steps}, sigma 0.833" in run
+    high, _, low = report.partition("low-noise expert:")
+    assert SUBJECT_FILES["high"] in high and "strength 0.40" in high
+    assert SUBJECT_FILES["low"] in low and "strength 0.80" in low
+    assert list((server.base / "output" / "smrabooth").glob(f"{name}_*.webm"))

@@ -51,7 +51,29 @@ def test_the_switch_is_a_vertical_line_at_its_step():
     assert columns and sum(columns) / len(columns) == pytest.approx(axes.find_pixel((3, 0))[0], abs=1.5)
 
 
+def test_a_run_that_rises_is_late_at_its_left_and_early_at_its_right():
+    schedule = StrengthSchedule(0.7, subject=Strengths(0.2, 0.6))
+    image, axes = draw_schedule(schedule, T_POINT, TENTHS[::-1]), choose_axes(schedule, 10)
+    for step, strength in ((4.5, 0.6), (8.5, 0.2)):
+        row = axes.find_pixel((step, strength))[1]
+        assert mean_row(image, axes, SUBJECT_COLOR, step) == pytest.approx(row, abs=2)
+
+
+def test_a_run_that_is_resampled_has_a_line_at_each_switch():
+    schedule = StrengthSchedule(0.7, subject=Strengths(0.2, 0.6))
+    image, axes = draw_schedule(schedule, T_POINT, [0.0, *TENTHS]), choose_axes(schedule, 11)
+    height = round(axes.find_pixel((0, 0.75))[1])
+    for step in (1, 4):
+        assert image.getpixel((round(axes.find_pixel((step, 0))[0]), height)) == rgb_of(SWITCH_COLOR)
+
+
 def test_the_axis_holds_zero_one_and_every_strength():
     subject = Strengths(-0.5, 1.6)
     assert choose_axes(StrengthSchedule(0.7, subject=subject), 10).y == (-0.5, 1.6)
     assert choose_axes(StrengthSchedule(0.7, subject=Strengths(0.2, 0.6)), 10).y == (0, 1)
+
+
+def test_the_axis_names_the_experts_where_they_hand_over():
+    assert choose_axes(StrengthSchedule(0.7), 10).x_label == "step"
+    label = choose_axes(StrengthSchedule(0.7, at_hand_over=True), 10).x_label
+    assert "high-noise expert, then low-noise expert" in label

@@ -8,7 +8,7 @@ from toy_models import random_lora
 
 from smra_core.lora.adapter import LoraPair
 from smra_core.lora.dialects import parse_key
-from smra_core.lora.metadata import LoraMetadata
+from smra_core.lora.metadata import LoraMetadata, name_unknown_caption
 from smra_core.lora.plan import MOTION, SUBJECT
 from smra_core.lora.reader import load_lora
 from smra_core.lora.report import compute_delta_norm, describe_lora, render_report
@@ -228,7 +228,7 @@ def test_changes_of_norms_and_biases_are_left_out_aloud(tmp_path, caplog):
     tensors = pair_tensors() | {"diffusion_model.blocks.0.norm3.diff_b": torch.ones(6)}
     save_file(tensors, tmp_path / "lora.safetensors")
     assert load_lora(tmp_path / "lora.safetensors").ignored == ["diffusion_model.blocks.0.norm3.diff_b"]
-    assert "also changes 1 norms and biases, such as diffusion_model.blocks.0.norm3.diff_b" in caplog.text
+    assert "norms: 1, such as diffusion_model.blocks.0.norm3.diff_b. ComfyUI's own LoRA" in caplog.text
 
 
 def test_a_file_of_another_rank_than_it_says_is_refused(tmp_path):
@@ -259,6 +259,34 @@ def test_absurd_block_numbers_are_no_blocks(number, tmp_path):
     assert parse_key(f"lora_unet_blocks_{number}_ffn_0.alpha") is None or number == "007"
 
 
+@pytest.mark.parametrize("name", ["out", "out.pt"])
+@pytest.mark.parametrize("dialect", ["comfyui", "kohya", "diffusers"])
+def test_a_target_that_no_loader_would_find_is_refused(tmp_path, name, dialect):
+    save_lora(tmp_path / "own.safetensors", random_lora(SPEC), LoraMetadata())
+    with pytest.raises(ValueError, match=rf"{name} is no name of a safetensors file.* Give .*{name}.safet"):
+        convert_lora(tmp_path / "own.safetensors", tmp_path / name, dialect)
+
+
+def test_a_target_that_is_a_folder_is_refused(tmp_path):
+    save_lora(tmp_path / "own.safetensors", random_lora(SPEC), LoraMetadata())
+    with pytest.raises(ValueError, match=r"is a folder; give a file, such as .*lora.safetensors"):
+        convert_lora(tmp_path / "own.safetensors", tmp_path)
+
+
+def test_equal_loras_have_equal_bytes(tmp_path):
+    metadata = LoraMetadata("motion", "v,o", RANK, captions=("a", "b"))
+    for name in ("first.safetensors", "second.safetensors"):
+        save_lora(tmp_path / name, random_lora(SPEC, MOTION), metadata)
+    assert (tmp_path / "first.safetensors").read_bytes() == (tmp_path / "second.safetensors").read_bytes()
+
+
+def test_a_lora_of_the_5b_model_is_named(tmp_path):
+    model = WanSpec("5B", blocks=30, dim=3072, ffn=14336, heads=24)
+    save_lora(tmp_path / "lora.safetensors", random_lora(model, SUBJECT, rank=1), LoraMetadata())
+    with pytest.raises(ValueError, match="It was trained on Wan2.2-TI2V-5B: load that model"):
+        load_lora(tmp_path / "lora.safetensors", WAN_1_3B)
+
+
 def test_a_peft_adapter_is_a_folder(tmp_path):
     save_lora(tmp_path / "own.safetensors", random_lora(SPEC), LoraMetadata())
     with pytest.raises(ValueError, match="PEFT keeps an adapter in a folder; give .*there instead of"):
@@ -273,6 +301,19 @@ def test_metadata_of_strangers_is_not_trusted():
         "smrabooth.captions": '["a"]',
     }
     assert LoraMetadata.from_file(odd) == LoraMetadata(captions=("a",))
+
+
+def test_a_caption_that_is_not_known_is_no_trigger_phrase(tmp_path):
+    for captions, phrase in (
+        ((name_unknown_caption(0),), ""),
+        ((name_unknown_caption(0), name_unknown_caption(11), "prompt 1 (2)"), ""),
+        (("a sks dog", name_unknown_caption(1)), "a sks dog"),
+        (("a sks dog", "a prompt 1"), "a sks dog | a prompt 1"),
+        (("a sks dog", "a sks dog (2)", "a cat (2)"), "a sks dog | a cat (2)"),
+    ):
+        metadata = LoraMetadata("subject", captions=captions).to_file()
+        assert metadata["modelspec.trigger_phrase"] == phrase
+        assert LoraMetadata.from_file(metadata).captions == tuple(filter(None, phrase.split(" | ")))
 
 
 def test_norms_equal_those_of_the_dense_changes(tmp_path):

@@ -133,6 +133,15 @@ def test_a_second_run_encodes_nothing_and_a_finished_one_loads_nothing(backend, 
     assert other.path != first.path and kinds(loaded) == ["denoiser"] and backend.cache.misses == misses
 
 
+def test_fewer_steps_than_trained_are_told_with_the_way_out(backend, dinov2, caplog):
+    longer = train(backend, dinov2, count=3)
+    shorter = train(backend, dinov2, count=1)
+    assert longer.notes == () and (shorter.path, shorter.steps) == (longer.path, 3)
+    (note,) = shorter.notes
+    assert "'dog' has 3 trained steps already, more than the 1 asked for" in note and note in caplog.text
+    assert "Give another name to train one of 1 steps" in note
+
+
 def test_the_frozen_model_is_the_same_after_training(empty_backend, dinov2, loaded):
     train(empty_backend, dinov2)
     used = dict(loaded)

@@ -188,7 +188,11 @@ def test_masks_that_the_crop_cuts_are_noted():
     images, masks = torch.zeros(1, 64, 128, 3), torch.zeros(1, 64, 128)
     masks[0, :, 16:48] = 1  # a central crop to a square keeps columns 32 to 95
     (kept,), notes = crop_masks(masks, images, (64, 64))
-    assert kept.sum() == 16 * 64 and notes == ["the crop cuts off 50 % of the subject in picture 1"]
+    assert kept.sum() == 16 * 64
+    assert notes == [
+        "picture 1: its mask covers 25 % of the picture and touches the top and bottom edges",
+        "the crop cuts off 50 % of the subject in picture 1",
+    ]
     masks[0, :, 32:48] = 0
     with pytest.raises(ValueError, match="no subject left after cropping"):
         crop_masks(masks, images, (64, 64))
