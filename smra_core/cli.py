@@ -59,6 +59,7 @@ from .training.sura import SubjectSettings
 from .training.trainer import MOTION_TRAIN, SUBJECT_TRAIN
 from .wan.flow_matching import sampling_sigmas
 from .wan.sampler import SamplingSettings
+from .wan.settings import NOT_NEGATIVE
 
 log = logging.getLogger("smrabooth")
 
@@ -91,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     It is 0 on success, 1 for bad input, of which one line says what is wrong, and 130 when interrupted; steps
     that were trained and saved are kept.
     """
-    _escape_unknown_letters()
+    _enable_all_letters()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     args = build_parser().parse_args(argv)
     try:
@@ -115,7 +116,7 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     return any(words in str(error) for words in ("out of memory", "can't allocate memory"))
 
 
-def _escape_unknown_letters() -> None:
+def _enable_all_letters() -> None:
     """Let streams write letters that the console or pipe lacks as escapes, instead of raising an error.
 
     Windows encodes pipes in a code page of a few hundred letters, and a file name on Linux may hold bytes
@@ -155,7 +156,7 @@ def _add_command(
     return parser
 
 
-def _let_through(parse: Callable[[str], Value]) -> Callable[[str], Value]:
+def _wrap_parser(parse: Callable[[str], Value]) -> Callable[[str], Value]:
     """Return `parse` with its ValueError as the error whose text argparse shows."""
 
     def parse_option(text: str) -> Value:
@@ -194,7 +195,7 @@ def add_settings(parser: argparse.ArgumentParser, defaults: Any, names: Sequence
             text = f"{text} (default: {'on' if default else 'off'})".replace("%", "%%")
             parser.add_argument(option, action=argparse.BooleanOptionalAction, help=text, default=None)
             continue
-        value_type = _let_through(SparsePlan.parse) if isinstance(default, SparsePlan) else type(default)
+        value_type = _wrap_parser(SparsePlan.parse) if isinstance(default, SparsePlan) else type(default)
         shown = str(default)
         if small is not None and field.name in SIZES:
             shown += f"; {getattr(small, field.name)} for the miniature"
@@ -398,23 +399,23 @@ def _add_sample(commands: Any) -> None:
     _add_option(
         parser, "--subject-strength",
         "Strengths of the subject LoRA, early,late or one number for both. They replace the preset's.",
-        type=_let_through(_parse_strengths),
+        type=_wrap_parser(_parse_strengths),
     )  # fmt: skip
     _add_option(
         parser, "--motion-strength", "Strengths of the motion LoRA, early,late or one number for both.",
         MOTION_STRENGTHS, f"{MOTION_STRENGTHS.early},{MOTION_STRENGTHS.late}",
-        type=_let_through(_parse_strengths),
+        type=_wrap_parser(_parse_strengths),
     )  # fmt: skip
     for purpose in ("subject", "motion"):
         _add_option(
             parser, f"--{purpose}-plan", f"Plan of the {purpose} LoRA's layers to use, such as q,k,ffn.0.",
-            shown="all that the file has", type=_let_through(SparsePlan.parse),
+            shown="all that the file has", type=_wrap_parser(SparsePlan.parse),
         )  # fmt: skip
     _add_option(
         parser, "--t-point",
         "Noise level at which the strengths switch: a sigma (0.7), or a step of a run (15/50, or 15/50@5 at "
         "shift 5).",
-        TPoint(), str(TPoint().sigma), type=_let_through(_parse_t_point),
+        TPoint(), str(TPoint().sigma), type=_wrap_parser(_parse_t_point),
     )  # fmt: skip
     _add_option(parser, "--video", "Video file to write, .mp4.", Path("video.mp4"), type=Path)
     add_settings(parser, SamplingSettings())
@@ -548,10 +549,10 @@ def _add_convert(commands: Any) -> None:
 
 def run_convert(args: argparse.Namespace) -> None:
     """Write a LoRA in another dialect."""
-    if args.to == "peft":
-        check_output_folder(args.target)
-    else:
+    if args.to != "peft":
         check_output_file(args.target, LORA_ENDINGS)
+    elif args.target.suffix not in LORA_ENDINGS:  # which the writer refuses for a folder
+        check_output_folder(args.target)
     convert_lora(args.source, args.target, args.to, args.expert, args.adapter)
 
 
@@ -571,6 +572,8 @@ def _add_window_error(commands: Any) -> None:
 def run_window_error(args: argparse.Namespace) -> None:
     """Print the errors of windows, a table for each noise level."""
     settings = read_settings(args, MotionSettings())
+    if not all(NOT_NEGATIVE.holds(level) for level in args.noise):
+        raise ValueError(f"--noise must be finite and at least 0, got {args.noise}. The default is 0.1 0.3.")
     backend = open_backend(args)
     clip = read_motion_clip(args.clip, (settings.width, settings.height), settings.frames)
     (latents,) = backend.encode_clips([clip.frames])

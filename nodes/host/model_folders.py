@@ -48,10 +48,10 @@ class WeightFolder:
         """Return the files that are there, with the folder's name before each."""
         files = [(folder, file) for folder in self.own_folders for file in _list_files(folder)]
         for folder in self.shared_folders:
-            files += [(folder, file) for file in _list_files(folder) if self._accepts(folder, file)]
+            files += [(folder, file) for file in _list_files(folder) if self._is_of_kind(folder, file)]
         return [f"{folder}/{file}" for folder, file in files]
 
-    def _accepts(self, folder: str, file: str) -> bool:
+    def _is_of_kind(self, folder: str, file: str) -> bool:
         """Return whether a file of a shared folder is of this kind, by its name or else by its header."""
         if any(word in file.lower() for word in self.words):
             return True

@@ -397,6 +397,25 @@ def test_what_is_there_already_stays_as_it_is_when_its_path_is_tried(tmp_path):
     assert file.read_bytes() == b"old" and [*(tmp_path / "new" / "folder").iterdir()] == []
 
 
+@pytest.mark.parametrize("target, to, said", [
+    ("out", "kohya", "out does not end with .safetensors or .sft"),
+    ("file/x.safetensors", "comfyui", "x.safetensors cannot be written ("),
+    ("folder.safetensors", "diffusers", "folder.safetensors is a folder."),
+    ("file", "peft", "cannot be used as a folder for results"),
+    ("x.safetensors", "peft", "PEFT keeps an adapter in a folder"),
+])  # fmt: skip
+def test_converting_refuses_a_target_before_it_reads(subject, tmp_path, capsys, target, to, said):
+    (tmp_path / "folder.safetensors").mkdir()
+    (tmp_path / "file").write_text("")
+    assert said in fails(capsys, "convert", subject, tmp_path / target, "--to", to)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.safetensors"]
+
+
+@pytest.mark.parametrize("level", ["nan", "-1", "inf"])
+def test_noise_of_a_window_error_is_a_number(tmp_path, capsys, level):
+    assert "--noise must be finite" in fails(capsys, "window-error", tmp_path, "--noise", "0.1", f"{level}")
+
+
 TRAIN_BADLY = [
     ("train-motion", ["--width", 100], "Size 100x32 is not a multiple of 16. Use 96x32."),
     ("train-motion", ["--rank", -1], "rank must be at least 1, got -1"),

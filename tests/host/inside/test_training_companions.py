@@ -1,5 +1,7 @@
 """What stands around the training nodes: choosing files, masks, flow pictures, data, inspection."""
 
+import asyncio
+
 import pytest
 import torch
 from encoder_nets import sea_raft_file
@@ -72,6 +74,20 @@ def test_a_workflow_finds_a_file_in_another_folder_of_its_kind(folders, nodes):
         assert load.execute(asked).args[0] == folders / "models" / there
     assert "Download dinov2_vitg14_pretrain.pth" in load.validate_inputs(file="dinov2/absent.pth")
     assert load.validate_inputs(file=None) is True  # linked from another node
+
+
+def test_the_host_lets_a_file_pass_that_its_list_of_choices_lacks(folders, nodes, monkeypatch):
+    import execution
+
+    import nodes as host_nodes
+
+    monkeypatch.setitem(host_nodes.NODE_CLASS_MAPPINGS, "SMRALoadDINOv2", nodes["SMRALoadDINOv2"])
+    (folders / "models" / "clip_vision" / "a.pth").write_bytes(b"")
+    for file, passes in (("dinov2/a.pth", True), ("dinov2/b.pth", False)):
+        prompt = {"1": {"class_type": "SMRALoadDINOv2", "inputs": {"file": file}}}
+        valid, errors, _ = asyncio.run(execution.validate_inputs("prompt", prompt, "1", {}))
+        assert valid is passes
+        assert passes or "Download dinov2_vitg14_pretrain.pth" in errors[0]["details"]
 
 
 def test_an_empty_folder_still_gives_the_browser_a_choice(folders, nodes):
