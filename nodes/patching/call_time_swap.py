@@ -47,10 +47,10 @@ class CallTimeSwap:
         state.prepare(x.device, compute_dtype_of(model))
         changed = state.set_strengths(self._t_point_of(model), float(t.max()), _read_levels(options))
         forget_cached_values(options, changed)
-        state.reach_check.begin()
+        state.reach_check.start_evaluation()
         with replaced_forwards(state.make_replacements(model)):
             result = executor(x, t, *args, **kwargs)
-        state.reach_check.finish(changed)
+        state.reach_check.finish_evaluation(changed)
         return result
 
     def _get_state(self, model) -> "_ModelState":

@@ -35,15 +35,17 @@ class ReachCheck:
     def __init__(self, additions: Iterable[Reachable]):
         self._additions = list(additions)
         self._blocks = sorted({_get_block(addition) for addition in self._additions})
-        self._forwards: dict[int, tuple[Callable, Callable]] = {}
-        """Replaced `forward` of each block with the function it was made for; a compiler guards on it."""
+        self._forwards: dict[int, tuple[tuple, Callable]] = {}
+        """Replaced `forward` of each block, with the block and function that it was made for; kept because a
+        compiler guards on its identity.
+        """
         self._computed: set[int] = set()
         """Blocks that returned something other than their input in this evaluation."""
         self._unused: set[int] = set(self._blocks)
         """Blocks of which no linear was called since the strengths last changed."""
         self._evaluations = 0
 
-    def begin(self) -> None:
+    def start_evaluation(self) -> None:
         """Clear the marks before an evaluation."""
         self._computed.clear()
         for addition in self._additions:
@@ -55,10 +57,10 @@ class ReachCheck:
             block = blocks.get_submodule(str(index))
             block = getattr(block, "_orig_mod", block)  # of a block that is compiled by itself
             original = block.forward
-            function = getattr(original, "__func__", original)
+            key = block, getattr(original, "__func__", original)
             known = self._forwards.get(index)
-            if known is None or known[0] is not function:
-                known = self._forwards[index] = (function, self._note_computation(index, original))
+            if known is None or known[0] != key:
+                known = self._forwards[index] = (key, self._note_computation(index, original))
             yield block, known[1]
 
     def _note_computation(self, index: int, original: Callable) -> Callable:
@@ -73,7 +75,7 @@ class ReachCheck:
 
         return forward
 
-    def finish(self, changed: bool) -> None:
+    def finish_evaluation(self, changed: bool) -> None:
         """Raise RuntimeError when an evaluation lost a part of the LoRA; `changed` says whether the strengths
         differed from those of the evaluation before.
         """

@@ -20,7 +20,10 @@ VARIANT = BY_NAME["T2V"]
 
 @pytest.fixture(scope="module")
 def model():
-    return random_variants.load(VARIANT)
+    loaded = random_variants.load(VARIANT)
+    # EasyCache reads the shift before the host loads the MODEL: its first run would take the default.
+    advanced(loaded, cfg=1.0)
+    return loaded
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +115,7 @@ def test_caches_that_skip_whole_evaluations(model, factors, name):
     node = getattr(nodes, name, None)
     if node is None:
         pytest.skip(f"This version of ComfyUI has no {name}.")
-    computed = same_with(model, factors, lambda m: node.execute(m, 0.9, 0.1, 0.8, False).args[0])
+    computed = same_with(model, factors, lambda m: node.execute(m, 0.9, 0.1, 0.8, False).args[0], cfg=1.0)
     assert 0 < len(computed) < STEPS
     strengths = [(sigma, LATE if sigma <= LATE_BELOW else EARLY) for sigma, _ in computed]
     assert computed == strengths
@@ -152,6 +155,23 @@ def test_patches_on_the_outputs_of_both_attentions(model, factors):
         return m
 
     check_log(same_with(model, factors, add))
+
+
+@pytest.mark.parametrize("ours_first", [True, False], ids=["before", "after"])
+def test_blocks_that_are_compiled_one_by_one(model, factors, ours_first):
+    """Traced by dynamo, run by eager kernels; our loader before and after the node that compiles."""
+    torch_helpers = pytest.importorskip("comfy_api.torch_helpers")
+
+    def compiled(m):
+        m = m.clone()
+        keys = [f"diffusion_model.blocks.{i}" for i in range(VARIANT.blocks)]
+        torch_helpers.set_torch_compile_wrapper(model=m, backend="eager", keys=keys)
+        return m
+
+    ours = compiled(applied(model, factors)) if ours_first else applied(compiled(model), factors)
+    exact = advanced(reference(model, [(factors, EARLY, LATE)], LATE_BELOW), cfg=1.0)
+    assert difference(advanced(ours, cfg=1.0), exact) < EXACT
+    assert leftovers(model) == []
 
 
 def test_two_stock_loras_around_two_of_our_loaders(model, factors):
