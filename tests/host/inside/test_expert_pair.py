@@ -160,23 +160,23 @@ def choose_constant(nodes, constant):
 
 @pytest.mark.parametrize("boundary", [None, 0.875, 0.9], ids=["half", "T2V", "I2V"])
 @pytest.mark.parametrize("shift", [1.0, 3.0, 5.0, 8.0])
-def test_two_single_loaders_switch_where_the_experts_hand_over(nodes, states, files, shift, boundary):
-    """For 4 to 50 steps of the host's own table, against a count of the steps on paper."""
+def test_t_point_lies_where_the_experts_hand_over(nodes, model, shift, boundary):
+    """For 4 to 50 steps of the host's own table, cut as KSampler (Advanced) cuts it."""
     import comfy.samplers
+    from smrabooth_pack.smra_core.lora.schedule import TPoint
 
-    models = [random_wan.with_shift(random_wan.load(state), shift) for state in states.values()]
+    shifted = random_wan.with_shift(model, shift)
+    sampling = shifted.get_model_object("model_sampling")
     kind = "hand-over of the experts" if boundary is None else "hand-over at sigma"
     for steps in (4, 6, 8, 20, 50):
-        sampling = models[0].get_model_object("model_sampling")
         levels = comfy.samplers.calculate_sigmas(sampling, "simple", steps).tolist()
         oracle = steps // 2 if boundary is None else sum(level >= boundary for level in levels)
-        schedule, cut, _ = run_scheduler(nodes, models[0], kind, steps, sigma=boundary or 0.7)
+        schedule, cut, _ = run_scheduler(nodes, shifted, kind, steps, sigma=boundary or 0.7)
+        t_point = TPoint(schedule.t_point)
+        high, low = levels[: cut + 1], levels[cut:]
         assert cut == oracle
-        two = [result[0] for result in load_two(nodes, models, schedule)]
-        logs = measured(two, states, files, steps, cut, cfg=1.0)
-        assert [line[1:] for line in logs["high"]] == [(0.4, 1.0)] * cut
-        assert {line[1:] for line in logs["low"]} == {(0.8, 1.0)}
-        assert len({line[0] for line in logs["low"]}) == steps - cut
+        assert all(sigma > t_point.boundary(high) for sigma in high[:-1])
+        assert all(sigma <= t_point.boundary(low) for sigma in low[:-1])
 
 
 @pytest.mark.parametrize("steps", [4, 20])
