@@ -1,22 +1,25 @@
 """The SMRA Load Subject Folder and Load Motion Clip nodes: read the authors' data layout, encode captions."""
 
-import logging
+import glob
 from pathlib import Path
 
 import torch
 from comfy_api.latest import io
 
+from ..smra_core.data.frame_rate import WAN_FPS
+from ..smra_core.data.metadata_table import TABLE_NAME
 from ..smra_core.data.motion_clip import FEWEST_FRAMES, read_motion_clip
+from ..smra_core.data.picture import PICTURE_SUFFIXES
 from ..smra_core.data.subject_set import SubjectImage, read_subject_set
 from ..smra_core.training.mora import MotionSettings
 from ..smra_core.training.sura import SubjectSettings
 from ..smra_core.wan.spec import check_size, latent_frames
 from .host.images import as_image
-from .host.widgets import show_text
-
-log = logging.getLogger("smrabooth")
+from .host.widgets import show_notes
 
 SUBJECT, MOTION = SubjectSettings(), MotionSettings()
+FRAME_RATES: dict[str, float | None] = {f"{WAN_FPS:g} fps": WAN_FPS, "as they are": None}
+"""Choices of the motion loader, and the rate that each reads at."""
 
 
 class LoadSubjectFolder(io.ComfyNode):
@@ -57,14 +60,14 @@ class LoadSubjectFolder(io.ComfyNode):
     def execute(cls, clip, folder: str, caption: str, width: int, height: int) -> io.NodeOutput:
         check_size(width, height)
         found = read_subject_set(resolve_input(folder), (width, height), caption=caption.strip() or None)
-        _show_notes(cls, f"{len(found.images)} pictures", found.notes)
+        show_notes(cls, f"{len(found.images)} pictures", found.notes)
         pictures = torch.stack([image.pixels for image in found.images])
         masks = torch.cat([_fill_mask(image) for image in found.images])
         captions = [image.caption for image in found.images]
         return io.NodeOutput(as_image(pictures), masks, encode_captions(clip, captions), "\n".join(captions))
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str, **_) -> str:
+    def fingerprint_inputs(cls, folder: str | None, **_) -> str:
         return describe_files(folder)
 
 
@@ -78,8 +81,9 @@ class LoadMotionClip(io.ComfyNode):
             display_name="SMRA Load Motion Clip",
             category="SMRABooth",
             description=(
-                "Reads one clip and its caption: a video file, or a folder with a metadata.csv as the "
-                "authors have it. The frames are cut to 4n+1, as WAN needs."
+                "Reads one clip and its caption: a video, GIF or animated WebP, a folder of numbered "
+                "pictures, or a folder with a metadata.csv as the authors have it. The frames are brought "
+                "to 16 per second and cut to 4n+1, as WAN needs."
             ),
             inputs=[
                 io.Clip.Input("clip", tooltip="WAN's text encoder, for the caption."),
@@ -93,14 +97,21 @@ class LoadMotionClip(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "start", default=0, min=0, max=100_000,
-                    tooltip="Number of the first frame. Raising it skips the beginning of the clip.",
+                    tooltip="Number of the first frame, as the file counts them. Raising it skips the "
+                    "beginning of the clip.",
                 ),
                 io.Int.Input(
                     "stride", default=1, min=1, max=16,
-                    tooltip="Distance between two frames that are read. Raising it skips frames, so that "
-                    "the motion gets faster.",
+                    tooltip="Distance between two frames that are read, counted at frame_rate. Raising it "
+                    "skips frames, so that the motion gets faster.",
                 ),
                 *_make_size_inputs(MOTION.width, MOTION.height),
+                io.Combo.Input(
+                    "frame_rate", options=[*FRAME_RATES], default=next(iter(FRAME_RATES)), optional=True,
+                    tooltip="Frame rate that the clip is brought to by the times of its frames. WAN's videos "
+                    "have 16 frames per second, so that at 16 fps the motion keeps its speed. 'as they are' "
+                    "takes every frame, which makes the motion of a 60 fps clip 3.75 times slower.",
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="frames", tooltip="The clip, cropped to width and height."),
@@ -109,7 +120,9 @@ class LoadMotionClip(io.ComfyNode):
                     display_name="captions",
                     tooltip="The prompt in words, for the training node's captions.",
                 ),
-                io.Float.Output(display_name="fps", tooltip="Frames per second, after the stride."),
+                io.Float.Output(
+                    display_name="fps", tooltip="Frames per second, after frame_rate and stride."
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip
@@ -125,17 +138,20 @@ class LoadMotionClip(io.ComfyNode):
         stride: int,
         width: int,
         height: int,
+        frame_rate: str = next(iter(FRAME_RATES)),
     ) -> io.NodeOutput:
         check_size(width, height)
         latent_frames(frame_count)
         words = caption.strip() or None
-        found = read_motion_clip(resolve_input(folder), (width, height), frame_count, start, stride, words)
-        _show_notes(cls, f"{len(found.frames)} frames of {found.name}", found.notes)
+        found = read_motion_clip(
+            resolve_input(folder), (width, height), frame_count, start, stride, words, FRAME_RATES[frame_rate]
+        )
+        show_notes(cls, f"{len(found.frames)} frames of {found.name}", found.notes)
         positive = encode_captions(clip, [found.caption])
         return io.NodeOutput(as_image(found.frames), positive, found.caption, found.fps)
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str, **_) -> str:
+    def fingerprint_inputs(cls, folder: str | None, **_) -> str:
         return describe_files(folder)
 
 
@@ -143,19 +159,41 @@ def resolve_input(text: str) -> Path:
     """Return the path that a text field means. Raises ValueError for an empty one."""
     import folder_paths
 
-    cleaned = text.strip().strip('"')
+    cleaned = (text or "").strip().strip("\"'").strip()
     if not cleaned:
-        raise ValueError("No folder is given. Write its path, such as input/my_dog.")
+        raise ValueError("No folder is given. Write its name in ComfyUI's input folder, such as my_dog.")
     path = Path(cleaned).expanduser()
-    return path if path.is_absolute() else Path(folder_paths.get_input_directory()) / path
+    if path.is_absolute():
+        return path
+    home = Path(folder_paths.get_input_directory())
+    # People also write the path as they see it from ComfyUI's own folder.
+    is_seen_from_above = path.parts[0] == home.name and not (home / path).exists()
+    return home.parent / path if is_seen_from_above else home / path
 
 
-def describe_files(folder: str) -> str:
-    """Return names, sizes and times of the files, by which ComfyUI sees that they have changed."""
-    path = resolve_input(folder)
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+def describe_files(folder: str | None) -> str:
+    """Return names, sizes and times of the files, by which ComfyUI sees that they have changed.
+
+    For a linked folder ComfyUI asks without its value (None). The answer is then always the same, so that the
+    node runs again when the linked text changes and not at every queue.
+    """
+    if folder is None or not folder.strip():
+        return ""
+    files = sorted(_list_read_files(resolve_input(folder)))
     states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
     return repr(states)
+
+
+def _list_read_files(path: Path) -> set[Path]:
+    """Return the files that reading this path may open: those in it, captions beside it, and tables."""
+    if path.suffix.lower() == ".csv":
+        path = path.parent
+    beside = set(path.parent.glob(f"{glob.escape(path.stem)}.*"))
+    tables = {path.parent / TABLE_NAME, path.parent.parent / TABLE_NAME}
+    if path.is_dir():
+        return {*path.rglob("*"), *beside, *tables}
+    is_sequence = not path.is_file() or path.suffix.lower() in PICTURE_SUFFIXES
+    return {path, *(path.parent.glob("*") if is_sequence else beside), *tables}
 
 
 def encode_captions(clip, captions: list[str]) -> list:
@@ -166,12 +204,6 @@ def encode_captions(clip, captions: list[str]) -> list:
 
 def _fill_mask(image: SubjectImage) -> torch.Tensor:
     return torch.zeros_like(image.pixels[:1]) if image.mask_px is None else image.mask_px
-
-
-def _show_notes(node: type, what: str, notes: list[str]) -> None:
-    for note in notes:
-        log.info(note)
-    show_text(node, "\n".join([what, *notes]))
 
 
 def _make_folder_input(about: str):

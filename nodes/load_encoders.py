@@ -18,6 +18,18 @@ def _make_schema(kind: WeightFolder, node_id: str, output, about: str) -> io.Sch
     )
 
 
+def check_choice(kind: WeightFolder, choice: str | None) -> bool | str:
+    """Return True for a file that can be found, else the reason, as ComfyUI's validation of inputs wants it.
+
+    A workflow may name a file in another folder of the kind, which the list of choices does not show. A
+    linked input has no value yet.
+    """
+    try:
+        return choice is None or bool(kind.find(choice))
+    except ValueError as error:
+        return str(error)
+
+
 class LoadDINOv2(io.ComfyNode):
     """Node that chooses DINOv2's weight file."""
 
@@ -27,6 +39,10 @@ class LoadDINOv2(io.ComfyNode):
             "Chooses the weights of DINOv2, whose features of each patch the subject LoRA is aligned with."
         )
         return _make_schema(DINOV2, "SMRALoadDINOv2", DinoV2Type, about)
+
+    @classmethod
+    def validate_inputs(cls, file: str | None = None) -> bool | str:
+        return check_choice(DINOV2, file)
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
@@ -42,6 +58,10 @@ class LoadSEARAFT(io.ComfyNode):
         return _make_schema(SEA_RAFT, "SMRALoadSEARAFT", SeaRaftType, about)
 
     @classmethod
+    def validate_inputs(cls, file: str | None = None) -> bool | str:
+        return check_choice(SEA_RAFT, file)
+
+    @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
         return io.NodeOutput(SEA_RAFT.find(file))
 
@@ -53,6 +73,10 @@ class LoadSAM(io.ComfyNode):
     def define_schema(cls):
         about = "Chooses the weights of SAM, which finds the subject in pictures that have no mask."
         return _make_schema(SAM, "SMRALoadSAM", SamType, about)
+
+    @classmethod
+    def validate_inputs(cls, file: str | None = None) -> bool | str:
+        return check_choice(SAM, file)
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:

@@ -6,14 +6,24 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from ..smra_core.data import mask_morphology
 from ..smra_core.encoders.sam import find_subject_mask, load_sam
 from ..smra_core.storage.on_demand import loaded_on_first_use
 from .host.images import as_image
 from .host.inference_tensors import as_normal_tensor
+from .host.picture_strip import DIMMED
 from .host.wire_types import SamType
 
-_DIMMED = 0.25
-"""Brightness of what is not the subject in the preview."""
+MENDING = (
+    (
+        "close_holes",
+        "Radius in pixels up to which holes and gaps of the mask are filled.",
+        "fills larger ones",
+    ),
+    ("drop_specks", "Radius in pixels up to which specks and spikes are removed.", "removes larger ones"),
+    ("soften", "Radius in pixels over which the mask's edge is blurred.", "blurs it more widely"),
+)
+"""Inputs that mend the mask, in the order in which they work: what each is, and what raising it does."""
 
 
 class SegmentSubject(io.ComfyNode):
@@ -50,6 +60,17 @@ class SegmentSubject(io.ComfyNode):
                     tooltip="Point on the subject, as a share of the height. Raising it moves the point "
                     "down; 0.5 is the center.",
                 ),
+                *(
+                    io.Int.Input(
+                        name,
+                        default=0,
+                        min=0,
+                        max=64,
+                        optional=True,
+                        tooltip=f"{about} Raising it {raised}; 0 leaves the mask as SAM finds it.",
+                    )
+                    for name, about, raised in MENDING
+                ),
             ],
             outputs=[
                 io.Mask.Output(display_name="masks", tooltip="White on the subject, one for each picture."),
@@ -61,11 +82,23 @@ class SegmentSubject(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, images, sam: Path, x: float, y: float) -> io.NodeOutput:
+    def execute(
+        cls,
+        images,
+        sam: Path,
+        x: float,
+        y: float,
+        close_holes: int = 0,
+        drop_specks: int = 0,
+        soften: int = 0,
+    ) -> io.NodeOutput:
         with torch.inference_mode(False), torch.no_grad():
             pixels = as_normal_tensor(images)[..., :3].movedim(-1, 1)
             masks = segment_pictures(pixels, sam, (x, y))
-            preview = as_image(pixels * (_DIMMED + (1 - _DIMMED) * masks))
+            masks = mask_morphology.close_holes(masks, close_holes)
+            masks = mask_morphology.drop_specks(masks, drop_specks)
+            masks = mask_morphology.soften(masks, soften)
+            preview = as_image(pixels * (DIMMED + (1 - DIMMED) * masks))
         return io.NodeOutput(masks[:, 0], preview, ui=ui.PreviewImage(preview))
 
 

@@ -9,17 +9,21 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..smra_core.data.motion_clip import FEWEST_FRAMES, MotionClip
+from ..smra_core.data.pixel_check import check_clip, split_alpha
+from ..smra_core.storage.file_name import make_file_name
 from ..smra_core.training.decode_choice import DecodeChoice, choose_decode
 from ..smra_core.training.mora import DECODE_MODES, MotionSettings
 from ..smra_core.training.motion import train_motion
-from ..smra_core.training.trainer import TrainSettings
-from ..smra_core.wan.spec import check_size, latent_frames, latent_shape, trim_frames
+from ..smra_core.training.trainer import MOTION_TRAIN, TrainSettings
+from ..smra_core.wan.spec import latent_shape, trim_frames
 from .host.backend import ComfyBackend
 from .host.conditioning import match_captions
 from .host.denoiser import choose_training_dtype
 from .host.images import crop_images
 from .host.inference_tensors import as_normal_tensor
+from .host.model_patches import check_conditioning
 from .host.versions import measure_trainable_memory
+from .host.widgets import log_notes
 from .host.wire_types import LossOptions, SeaRaftType, TrainingOptions
 from .training.forecast import estimate_motion_run
 from .training.inputs import (
@@ -31,12 +35,12 @@ from .training.inputs import (
     make_outputs,
     make_preview_input,
 )
-from .training.outputs import make_file_name, make_node_output, publish_lora
+from .training.outputs import make_node_output, publish_lora
 from .training.progress import GraphProgress, Preview
 from .training.run import run_training, show_forecast
 from .training.settings_widgets import Widget, make_widgets, update_settings
 
-DEFAULTS, TRAIN_DEFAULTS = MotionSettings(), TrainSettings(steps=400)
+DEFAULTS, TRAIN_DEFAULTS = MotionSettings(), MOTION_TRAIN
 MEMORY_ADVICE = (
     "Choose decode 'tiny' and the tiny decoder's file in SMRA Loss Options, or decode 'windowed' with window "
     "3 or less there; or lower frame_count, then width and height, or batch_size in SMRA Training Options."
@@ -97,6 +101,8 @@ class TrainMotionLoRA(io.ComfyNode):
             show_motion_forecast(cls, backend, given, choice, clip.notes)
             progress = GraphProgress(cls, make_preview(backend, given))
             trained = run_training(
+                cls,
+                backend,
                 lambda: train_motion(
                     backend, clip, given.sea_raft, given.settings, given.train, given.name, progress,
                     given.tiny_decoder, choice,
@@ -147,6 +153,7 @@ def parse_inputs(
     settings = parse_settings(widgets, training, losses)
     train = update_settings(training.train, [STEPS], widgets)
     name = make_file_name(widgets["name"])
+    check_conditioning(positive)
     (caption,), contexts = match_captions(positive, 1, captions or "")
     return MotionInputs(
         model, vae, as_normal_tensor(frames), caption, contexts[caption], sea_raft, losses.tiny_decoder,
@@ -155,12 +162,9 @@ def parse_inputs(
 
 
 def parse_settings(widgets: dict, training: TrainingOptions, losses: LossOptions) -> MotionSettings:
-    """Return the settings of the motion loss. Raises ValueError for sizes that WAN does not have."""
+    """Return the settings of the motion loss. Raises ValueError as the dataclass does."""
     _, motion_plan = training.plans
-    settings = update_settings(replace(losses.motion, plan=motion_plan), (RANK, *ROWS), widgets)
-    check_size(settings.width, settings.height)
-    latent_frames(settings.frames)
-    return settings
+    return update_settings(replace(losses.motion, plan=motion_plan), (RANK, *ROWS), widgets)
 
 
 def make_motion_clip(frames: Tensor, settings: MotionSettings, caption: str) -> MotionClip:
@@ -171,7 +175,9 @@ def make_motion_clip(frames: Tensor, settings: MotionSettings, caption: str) -> 
             "49 is the paper's number."
         )
     used_frames = min(settings.frames, trim_frames(len(frames)))
-    pixels, notes = crop_images(frames[:used_frames], (settings.width, settings.height))
+    rgb, _, notes = split_alpha(frames[:used_frames], "frame")
+    pixels, crop_notes = crop_images(rgb, (settings.width, settings.height))
+    notes += check_clip(rgb) + crop_notes
     if used_frames < settings.frames:
         notes.append(
             f"{settings.frames} frames were asked for, {len(frames)} are there, {used_frames} are used"
@@ -192,6 +198,7 @@ def show_motion_forecast(
     """Show on the node what the run will take."""
     dtype = choose_training_dtype(backend.device)
     forecast = estimate_motion_run(backend.spec, given.settings, given.train, choice, dtype)
+    log_notes(notes)
     show_forecast(node, backend, forecast, notes)
 
 

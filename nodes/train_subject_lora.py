@@ -8,16 +8,23 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..smra_core.data.subject_set import SubjectImage
+from ..smra_core.data.mask_check import may_be_mask
+from ..smra_core.data.pixel_check import check_none_is_black, split_alpha
+from ..smra_core.data.subject_set import SubjectImage, describe_new_masks
+from ..smra_core.storage.file_name import make_file_name
+from ..smra_core.training.model_fit import check_fit
 from ..smra_core.training.subject import find_missing_masks, train_subject
 from ..smra_core.training.sura import SubjectSettings
-from ..smra_core.training.trainer import TrainSettings
-from ..smra_core.wan.spec import WanSpec, check_size, latent_shape
+from ..smra_core.training.trainer import SUBJECT_TRAIN, TrainSettings
+from ..smra_core.wan.spec import latent_shape
 from .host.backend import ComfyBackend
 from .host.conditioning import match_captions
 from .host.denoiser import choose_training_dtype
 from .host.images import crop_images, crop_masks
 from .host.inference_tensors import as_normal_tensor
+from .host.model_patches import check_conditioning
+from .host.picture_strip import show_masked_pictures
+from .host.widgets import log_notes
 from .host.wire_types import DinoV2Type, LossOptions, SamType, TrainingOptions
 from .training.forecast import estimate_subject_run
 from .training.inputs import (
@@ -29,12 +36,12 @@ from .training.inputs import (
     make_outputs,
     make_preview_input,
 )
-from .training.outputs import make_file_name, make_node_output, publish_lora
+from .training.outputs import make_node_output, publish_lora
 from .training.progress import GraphProgress, Preview
 from .training.run import run_training, show_forecast
 from .training.settings_widgets import Widget, make_widgets, update_settings
 
-DEFAULTS, TRAIN_DEFAULTS = SubjectSettings(), TrainSettings()
+DEFAULTS, TRAIN_DEFAULTS = SubjectSettings(), SUBJECT_TRAIN
 MEMORY_ADVICE = (
     "Lower batch_size in SMRA Training Options, or lower width and height, or choose a smaller DINOv2."
 )
@@ -94,12 +101,16 @@ class TrainSubjectLoRA(io.ComfyNode):
         with torch.inference_mode(False), torch.enable_grad():
             given = parse_inputs(**inputs)
             backend = ComfyBackend(given.model, given.vae, given.contexts)
-            check_settings(given.settings, backend.spec)
+            check_fit(given.settings, backend.spec)
             pictures, notes = make_subject_set(given)
             show_subject_forecast(cls, backend, given, notes)
-            pictures = find_missing_masks(pictures, given.sam, backend)
+            unmasked, pictures = pictures, find_missing_masks(pictures, given.sam, backend)
+            log_notes(describe_new_masks(unmasked, pictures))
+            show_masked_pictures(pictures)
             progress = GraphProgress(cls, make_preview(backend, given))
             trained = run_training(
+                cls,
+                backend,
                 lambda: train_subject(
                     backend, pictures, given.dinov2, given.settings, given.train, given.name, progress
                 ),
@@ -156,6 +167,7 @@ def parse_inputs(
     settings = update_settings(settings, (RANK, *ROWS), widgets)
     train = update_settings(training.train, [STEPS], widgets)
     name = make_file_name(widgets["name"])
+    check_conditioning(positive)
     names, contexts = match_captions(positive, len(images), captions or "")
     return SubjectInputs(
         model, vae, as_normal_tensor(images), None if masks is None else as_normal_tensor(masks), names,
@@ -163,24 +175,28 @@ def parse_inputs(
     )  # fmt: skip
 
 
-def check_settings(settings: SubjectSettings, spec: WanSpec) -> None:
-    """Raise ValueError for a size or block that this model does not have."""
-    check_size(settings.width, settings.height)
-    if settings.sura_weight and settings.align_block >= spec.blocks:
-        raise ValueError(
-            f"align_block is {settings.align_block}, but this model has blocks 0 to {spec.blocks - 1}. The "
-            "paper's is 0."
-        )
-
-
 def make_subject_set(given: SubjectInputs) -> tuple[list[SubjectImage], list[str]]:
     """Return the pictures with their masks at the training size, and notes on what the crop cut off."""
     size = given.settings.width, given.settings.height
-    pixels, notes = crop_images(given.images, size)
-    masks: list[Tensor | None] = [None] * len(given.images)
+    images, alpha, notes = split_alpha(given.images)
+    check_none_is_black(images)
+    pixels, crop_notes = crop_images(images, size)
+    notes += crop_notes
+    notes += [
+        f"picture {number}: holds black and white alone. If it is a mask, connect it to masks"
+        for number, picture in enumerate(images.movedim(-1, 1), 1)
+        if may_be_mask(picture)
+    ]
+    masks: list[Tensor | None] = [None] * len(images)
     if given.masks is not None:
-        masks, mask_notes = crop_masks(given.masks, given.images, size)
+        masks, mask_notes = crop_masks(given.masks, images, size)
         notes += mask_notes
+    if alpha is not None and None in masks:
+        # An opaque picture has no mask, as among files.
+        cut_outs = (alpha >= 0.5).float() * (alpha < 0.5).flatten(1).any(1)[:, None, None]
+        alpha_masks, mask_notes = crop_masks(cut_outs, images, size)
+        masks = [own if own is not None else cut_out for own, cut_out in zip(masks, alpha_masks, strict=True)]
+        notes += ["transparency serves as the mask of pictures without another", *mask_notes]
     return [
         SubjectImage(f"picture {i}", Path(f"picture {i}"), picture, mask, caption)
         for i, (picture, mask, caption) in enumerate(zip(pixels, masks, given.captions, strict=True), 1)
@@ -193,6 +209,7 @@ def show_subject_forecast(
     """Show on the node what the run will take."""
     dtype = choose_training_dtype(backend.device)
     forecast = estimate_subject_run(backend.spec, given.settings, given.train, len(given.images), dtype)
+    log_notes(notes)
     show_forecast(node, backend, forecast, notes)
 
 

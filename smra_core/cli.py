@@ -2,9 +2,10 @@
 
 import argparse
 import dataclasses
+import io
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,8 +13,9 @@ import torch
 from tqdm import tqdm
 
 from . import __version__
+from .data.frame_rate import WAN_FPS, check_frame_rate
 from .data.motion_clip import read_motion_clip
-from .data.subject_set import read_subject_set
+from .data.subject_set import describe_new_masks, read_subject_set
 from .data.video import write_video
 from .decoding.window_error import measure_window_errors, render_errors
 from .lora.adapter import restrict
@@ -22,8 +24,16 @@ from .lora.dialects import EXPERTS
 from .lora.plan import SparsePlan
 from .lora.reader import load_lora
 from .lora.report import describe_lora, render_report
-from .lora.schedule import MOTION_STRENGTHS, STRENGTH_PRESETS, ScheduledLora, Strengths, TPoint
+from .lora.schedule import (
+    MOTION_STRENGTHS,
+    STRENGTH_PRESETS,
+    ScheduledLora,
+    Strengths,
+    TPoint,
+    describe_run,
+)
 from .lora.writer import DIALECTS_OUT, convert_lora
+from .miniature import small_settings
 from .miniature.demo import run_demo
 from .miniature.model_files import MINIATURE, MINIATURE_FILES
 from .miniature.weight_paths import DINOV2_FILE, SEA_RAFT_FILE
@@ -31,18 +41,49 @@ from .standalone.backend import StandaloneBackend
 from .standalone.device import DTYPES, choose_device, choose_dtype
 from .standalone.generate import Variant, generate
 from .standalone.model_files import find_wan_files
+from .standalone.output_file import (
+    LORA_ENDINGS,
+    VIDEO_ENDINGS,
+    check_output_file,
+    check_output_folder,
+    write_or_rescue,
+)
 from .standalone.progress_bar import TrainingBar
+from .storage.file_name import make_file_name
 from .storage.tensor_cache import TensorCache
+from .training.model_fit import check_fit
 from .training.mora import MotionSettings
 from .training.motion import train_motion
 from .training.subject import find_missing_masks, train_subject
 from .training.sura import SubjectSettings
-from .training.trainer import TrainSettings
+from .training.trainer import MOTION_TRAIN, SUBJECT_TRAIN
+from .wan.flow_matching import sampling_sigmas
 from .wan.sampler import SamplingSettings
+from .wan.settings import NOT_NEGATIVE
 
 log = logging.getLogger("smrabooth")
 
 Settings = TypeVar("Settings")
+KEEP_FRAMES = "keep"
+Value = TypeVar("Value")
+
+MINIATURE_SIZES: Mapping[type, Any] = {
+    SubjectSettings: small_settings.SUBJECT,
+    MotionSettings: small_settings.MOTION,
+    SamplingSettings: small_settings.SAMPLING,
+}
+"""Settings whose sizes are the defaults for the miniature."""
+SIZES = ("width", "height", "frames")
+
+CONTINUES = "Run the command again to continue from the last saved step."
+STARTS_OVER = "Nothing was written. The same command starts from the beginning."
+"""What is true after an interrupt: of a training, and of a command that writes its result at the end."""
+DEMO_CONTINUES = "The same command continues the trainings; what was sampled is sampled again."
+
+NO_MODEL = (
+    "No --model is given, so the miniature is used: a tiny model of painted shapes, at its own sizes. Its "
+    "LoRAs fit no other model. For a real one give --model, and with a native file --vae and --text-encoder."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,17 +92,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     It is 0 on success, 1 for bad input, of which one line says what is wrong, and 130 when interrupted; steps
     that were trained and saved are kept.
     """
+    _enable_all_letters()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     args = build_parser().parse_args(argv)
     try:
         args.run(args)
-    except (ValueError, OSError, torch.OutOfMemoryError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError, ImportError, MemoryError, torch.OutOfMemoryError) as error:
+        print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        print(f"error: Out of memory. Lower the frames, or the width and height. ({error})", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("Interrupted. Run the command again to continue from the last saved step.", file=sys.stderr)
+        print(f"Interrupted. {args.after_interrupt}", file=sys.stderr)
         return 130
     return 0
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether a plain RuntimeError means full memory, as on a CPU and on a Mac's GPU it does."""
+    return any(words in str(error) for words in ("out of memory", "can't allocate memory"))
+
+
+def _enable_all_letters() -> None:
+    """Let streams write letters that the console or pipe lacks as escapes, instead of raising an error.
+
+    Windows encodes pipes in a code page of a few hundred letters, and a file name on Linux may hold bytes
+    that are no letters.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -77,11 +140,32 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_command(commands: Any, name: str, text: str, run: Callable[[argparse.Namespace], None]) -> Any:
-    """Add a command that calls `run` with the parsed options; return its parser."""
+def _add_command(
+    commands: Any,
+    name: str,
+    text: str,
+    run: Callable[[argparse.Namespace], None],
+    after_interrupt: str = STARTS_OVER,
+) -> Any:
+    """Add a command that calls `run` with the parsed options; return its parser.
+
+    `after_interrupt` says what an interrupt leaves behind.
+    """
     parser = commands.add_parser(name, help=text, description=text)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, after_interrupt=after_interrupt)
     return parser
+
+
+def _wrap_parser(parse: Callable[[str], Value]) -> Callable[[str], Value]:
+    """Return `parse` with its ValueError as the error whose text argparse shows."""
+
+    def parse_option(text: str) -> Value:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return parse_option
 
 
 def _add_option(
@@ -96,25 +180,42 @@ def _add_option(
     parser.add_argument(name, default=default, help=text.replace("%", "%%"), **arguments)
 
 
-def add_settings(parser: argparse.ArgumentParser, settings: type, names: Sequence[str] = ()) -> None:
-    """Add an option for each field of a settings dataclass, or for those named, with default and help."""
-    for field in dataclasses.fields(settings):
+def add_settings(parser: argparse.ArgumentParser, defaults: Any, names: Sequence[str] = ()) -> None:
+    """Add an option for each field of a settings dataclass, or for those named, with default and help.
+
+    An option that is not given is None, so that `read_settings` can choose the default by the model.
+    """
+    small = MINIATURE_SIZES.get(type(defaults))
+    for field in dataclasses.fields(defaults):
         if names and field.name not in names:
             continue
-        option, text, default = "--" + field.name.replace("_", "-"), field.metadata["help"], field.default
+        option, text = "--" + field.name.replace("_", "-"), field.metadata["help"]
+        default = getattr(defaults, field.name)
         if isinstance(default, bool):
             text = f"{text} (default: {'on' if default else 'off'})".replace("%", "%%")
-            parser.add_argument(option, action=argparse.BooleanOptionalAction, help=text)
-            # Python 3.10 would write the default behind the help once more, were it given above.
-            parser.set_defaults(**{field.name: default})
-        else:
-            value_type = _parse_plan if isinstance(default, SparsePlan) else type(default)
-            _add_option(parser, option, text, default, type=value_type)
+            parser.add_argument(option, action=argparse.BooleanOptionalAction, help=text, default=None)
+            continue
+        value_type = _wrap_parser(SparsePlan.parse) if isinstance(default, SparsePlan) else type(default)
+        shown = str(default)
+        if small is not None and field.name in SIZES:
+            shown += f"; {getattr(small, field.name)} for the miniature"
+        _add_option(parser, option, text, shown=shown, type=value_type)
 
 
-def read_settings(args: argparse.Namespace, settings: type[Settings]) -> Settings:
-    """Build a settings dataclass from the options that `add_settings` added; ValueError for bad values."""
-    return settings(**{field.name: getattr(args, field.name) for field in dataclasses.fields(settings)})
+def read_settings(args: argparse.Namespace, defaults: Settings) -> Settings:
+    """Return `defaults` with the options that were given and that `add_settings` added.
+
+    The sizes of the miniature are its own, unless they are given. Raises ValueError for bad values.
+    """
+    small = MINIATURE_SIZES.get(type(defaults))
+    values = {}
+    if small is not None and args.model in (None, MINIATURE):
+        values = {name: getattr(small, name) for name in SIZES if hasattr(small, name)}
+    for field in dataclasses.fields(defaults):  # type: ignore[arg-type]
+        given = getattr(args, field.name, None)
+        if given is not None:
+            values[field.name] = given
+    return dataclasses.replace(defaults, **values)  # type: ignore[type-var]
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -123,7 +224,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         parser,
         "--model",
         "WAN 2.1: a diffusers folder, a native DiT file, or the word miniature.",
-        MINIATURE,
+        shown="the miniature, a tiny model of painted shapes to try things on",
     )
     _add_option(parser, "--vae", "Native VAE file. Needed if --model is a file.")
     _add_option(
@@ -142,40 +243,58 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "auto, float32 on a CPU, else bfloat16 or float16",
         choices=["auto", *DTYPES],
     )
-    _add_option(parser, "--out", "Folder for runs and the cache.", Path("smra_runs"), type=Path)
+    _add_option(
+        parser, "--out", "Folder for results: a folder of each run in runs/, and the cache.",
+        Path("smra_output"), type=Path,
+    )  # fmt: skip
     _add_option(
         parser, "--cache", "Folder of encoded inputs, shared by all runs.", shown="OUT/cache", type=Path
     )
 
 
 def open_backend(args: argparse.Namespace) -> StandaloneBackend:
-    """Find the model that the options name, and choose device, precision and folders."""
-    miniature = args.model == MINIATURE
-    files = MINIATURE_FILES if miniature else find_wan_files(args.model, args.vae, args.text_encoder)
-    cache = TensorCache(args.cache or args.out / "cache")
+    """Find the model that the options name, and choose device, precision and folders.
+
+    Raises ValueError when a part of the model is missing, or when nothing can be written to the folders.
+    """
     device = choose_device(args.device)
-    return StandaloneBackend(files, args.out / "runs", cache, device, choose_dtype(args.dtype, device))
+    dtype = choose_dtype(args.dtype, device)
+    folders = args.out / "runs", args.cache or args.out / "cache"
+    if args.model is None:
+        _log_notes([NO_MODEL])
+    miniature = args.model in (None, MINIATURE)
+    files = MINIATURE_FILES if miniature else find_wan_files(args.model, args.vae, args.text_encoder)
+    for folder in folders:
+        check_output_folder(folder)
+    return StandaloneBackend(files, folders[0], TensorCache(folders[1]), device, dtype)
 
 
-def choose_encoder_file(name: str, option: str, given: Path | None, model: str, miniature_file: Path) -> Path:
+def choose_encoder_file(
+    name: str, option: str, given: Path | None, model: str | None, miniature_file: Path
+) -> Path:
     """Return the weight file given with `option`, or the miniature's own if the model is the miniature.
 
     Raises ValueError when another model is trained and no file is given, or when the file does not exist.
     """
-    if given is None and model == MINIATURE:
+    if given is None and model in (None, MINIATURE):
         return miniature_file
     if given is None:
         raise ValueError(
             f"Training on {model} needs the weights of {name}. Give their file with {option} FILE."
         )
-    if not given.is_file():
-        raise ValueError(f"{given} is not a file. Give the weights of {name} with {option} FILE.")
+    check_weight_file(name, option, given)
     return given
+
+
+def check_weight_file(name: str, option: str, given: Path | None) -> None:
+    """Raise ValueError when a path that was given is not a file."""
+    if given is not None and not given.is_file():
+        raise ValueError(f"{given} is not a file. Give the weights of {name} with {option} FILE.")
 
 
 def _add_train_subject(commands: Any) -> None:
     text = "Train a subject LoRA on a folder of images."
-    parser = _add_command(commands, "train-subject", text, run_train_subject)
+    parser = _add_command(commands, "train-subject", text, run_train_subject, CONTINUES)
     parser.add_argument(
         "folder", type=Path, help="Folder of images, with masks/ and metadata.csv or .txt captions."
     )
@@ -186,15 +305,18 @@ def _add_train_subject(commands: Any) -> None:
     _add_option(parser, "--sam", "SAM weights, to segment the subject in images without a mask.", type=Path)
     _add_option(parser, "--caption", "Caption of images that have none, such as 'A picture of sks dog'.")
     _add_option(parser, "--name", "Name of the run.", shown="the folder's name")
-    add_settings(parser, SubjectSettings)
-    add_settings(parser, TrainSettings)
+    add_settings(parser, SubjectSettings())
+    add_settings(parser, SUBJECT_TRAIN)
     _add_model(parser)
 
 
 def run_train_subject(args: argparse.Namespace) -> None:
     """Train a subject LoRA, and print the path of its file."""
-    settings = read_settings(args, SubjectSettings)
+    settings, train = read_settings(args, SubjectSettings()), read_settings(args, SUBJECT_TRAIN)
+    name = make_file_name(args.name or args.folder.resolve().name)
+    check_weight_file("SAM", "--sam", args.sam)
     backend = open_backend(args)
+    check_fit(settings, backend.spec)
     dinov2 = (
         choose_encoder_file("DINOv2", "--dinov2", args.dinov2, args.model, DINOV2_FILE)
         if settings.sura_weight
@@ -203,16 +325,20 @@ def run_train_subject(args: argparse.Namespace) -> None:
     subject = read_subject_set(args.folder, (settings.width, settings.height), caption=args.caption)
     _log_notes(subject.notes)
     images = find_missing_masks(subject.images, args.sam, backend)
-    train = read_settings(args, TrainSettings)
+    _log_notes(describe_new_masks(subject.images, images))
     with TrainingBar("subject LoRA") as report:
-        name = args.name or args.folder.name
         trained = train_subject(backend, images, dinov2, settings, train, name, report)
     print(trained.path)
 
 
 def _add_train_motion(commands: Any) -> None:
-    parser = _add_command(commands, "train-motion", "Train a motion LoRA on a clip.", run_train_motion)
-    parser.add_argument("clip", type=Path, help="Video file, or a folder with one and its metadata.csv.")
+    text = "Train a motion LoRA on a clip."
+    parser = _add_command(commands, "train-motion", text, run_train_motion, CONTINUES)
+    parser.add_argument(
+        "clip",
+        type=Path,
+        help="Video, GIF or animated WebP, a folder with one and its metadata.csv, or numbered pictures.",
+    )
     _add_option(
         parser, "--sea-raft", "SEA-RAFT weights: spring-M, or S for small cards.",
         shown="the miniature's, for the miniature", type=Path,
@@ -223,29 +349,39 @@ def _add_train_motion(commands: Any) -> None:
     )  # fmt: skip
     _add_option(parser, "--caption", "Caption of the clip, such as 'a person is vvt walking'.")
     _add_option(parser, "--start", "First frame that is used.", 0, type=int)
-    _add_option(parser, "--stride", "Use every n-th frame.", 1, type=int)
+    _add_option(
+        parser, "--frame-rate",
+        "Frames per second that the clip is brought to by time, so that the motion keeps its speed; keep "
+        "takes the frames as they are.",
+        WAN_FPS, f"{WAN_FPS:g}, WAN's", type=_parse_frame_rate,
+    )  # fmt: skip
+    _add_option(parser, "--stride", "Use every n-th frame at that rate.", 1, type=int)
     _add_option(parser, "--name", "Name of the run.", shown="the clip's name")
-    add_settings(parser, MotionSettings)
-    add_settings(parser, TrainSettings)
+    add_settings(parser, MotionSettings())
+    add_settings(parser, MOTION_TRAIN)
     _add_model(parser)
 
 
 def run_train_motion(args: argparse.Namespace) -> None:
     """Train a motion LoRA, and print the path of its file."""
-    settings = read_settings(args, MotionSettings)
+    settings, train = read_settings(args, MotionSettings()), read_settings(args, MOTION_TRAIN)
+    # A pattern of numbered pictures is no file; its run is called after their folder.
+    clip_name = args.clip.resolve().stem if args.clip.exists() else args.clip.resolve().parent.name
+    name = make_file_name(args.name or clip_name)
+    check_weight_file("a tiny decoder", "--tiny-decoder", args.tiny_decoder)
     backend = open_backend(args)
+    check_fit(settings, backend.spec)
     sea_raft = (
         choose_encoder_file("SEA-RAFT", "--sea-raft", args.sea_raft, args.model, SEA_RAFT_FILE)
         if settings.mora_weight
         else None
     )
     clip = read_motion_clip(
-        args.clip, (settings.width, settings.height), settings.frames, args.start, args.stride, args.caption
-    )
+        args.clip, (settings.width, settings.height), settings.frames, args.start, args.stride, args.caption,
+        args.frame_rate,
+    )  # fmt: skip
     _log_notes(clip.notes)
-    train = read_settings(args, TrainSettings)
     with TrainingBar("motion LoRA") as report:
-        name = args.name or args.clip.stem
         trained = train_motion(backend, clip, sea_raft, settings, train, name, report, args.tiny_decoder)
     print(trained.path)
 
@@ -263,31 +399,35 @@ def _add_sample(commands: Any) -> None:
     _add_option(
         parser, "--subject-strength",
         "Strengths of the subject LoRA, early,late or one number for both. They replace the preset's.",
-        type=_parse_strengths,
+        type=_wrap_parser(_parse_strengths),
     )  # fmt: skip
     _add_option(
         parser, "--motion-strength", "Strengths of the motion LoRA, early,late or one number for both.",
-        MOTION_STRENGTHS, f"{MOTION_STRENGTHS.early},{MOTION_STRENGTHS.late}", type=_parse_strengths,
+        MOTION_STRENGTHS, f"{MOTION_STRENGTHS.early},{MOTION_STRENGTHS.late}",
+        type=_wrap_parser(_parse_strengths),
     )  # fmt: skip
     for purpose in ("subject", "motion"):
         _add_option(
             parser, f"--{purpose}-plan", f"Plan of the {purpose} LoRA's layers to use, such as q,k,ffn.0.",
-            shown="all that the file has", type=_parse_plan,
+            shown="all that the file has", type=_wrap_parser(SparsePlan.parse),
         )  # fmt: skip
     _add_option(
         parser, "--t-point",
         "Noise level at which the strengths switch: a sigma (0.7), or a step of a run (15/50, or 15/50@5 at "
         "shift 5).",
-        TPoint(), str(TPoint().sigma), type=_parse_t_point,
+        TPoint(), str(TPoint().sigma), type=_wrap_parser(_parse_t_point),
     )  # fmt: skip
-    _add_option(parser, "--video", "Video file to write.", Path("video.mp4"), type=Path)
-    add_settings(parser, SamplingSettings)
+    _add_option(parser, "--video", "Video file to write, .mp4.", Path("video.mp4"), type=Path)
+    add_settings(parser, SamplingSettings())
     _add_model(parser)
 
 
 def run_sample(args: argparse.Namespace) -> None:
     """Sample a video, write it and print its path."""
-    settings = read_settings(args, SamplingSettings)
+    settings = read_settings(args, SamplingSettings())
+    # H.264 of 8 bits and 4:2:0 takes far less than the pixels themselves, 1.5 bytes each.
+    size = settings.frames * settings.width * settings.height * 3 // 2
+    check_output_file(args.video, VIDEO_ENDINGS, size)
     backend = open_backend(args)
     subject_strengths = args.subject_strength or STRENGTH_PRESETS[args.preset]
     chosen = [
@@ -304,17 +444,24 @@ def run_sample(args: argparse.Namespace) -> None:
         if path is not None
     )
     variant = Variant("video", "", loras, args.t_point)
+    if loras:
+        log.info("%s", describe_run(args.t_point, sampling_sigmas(settings.steps, settings.shift).tolist()))
     with tqdm(total=settings.steps, desc="sampling", unit="step") as bar:
         videos = generate(backend, [args.prompt], [variant], settings, args.negative, lambda *_: bar.update())
-    write_video(args.video, videos["video"][0], settings.fps)
-    print(args.video)
+    print(write_or_rescue(args.video, lambda path: write_video(path, videos["video"][0], settings.fps)))
 
 
-def _parse_plan(text: str) -> SparsePlan:
+def _parse_frame_rate(text: str) -> float | None:
+    if text.strip().lower() == KEEP_FRAMES:
+        return None
     try:
-        return SparsePlan.parse(text)
+        fps = float(text)
+        check_frame_rate(fps)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no frame rate. Give frames per second, such as {WAN_FPS:g}, or {KEEP_FRAMES}."
+        ) from error
+    return fps
 
 
 def _parse_strengths(text: str) -> Strengths:
@@ -323,7 +470,7 @@ def _parse_strengths(text: str) -> Strengths:
     except ValueError:
         values = []
     if len(values) not in (1, 2):
-        raise argparse.ArgumentTypeError(f"{text!r} is no strength. Give one number, or two as early,late.")
+        raise ValueError(f"{text!r} is no strength. Give one number, or two as early,late.")
     return Strengths(values[0], values[-1])
 
 
@@ -335,7 +482,7 @@ def _parse_t_point(text: str) -> TPoint:
             return TPoint(float(run))
         return TPoint.from_step(int(step), int(steps), float(shift or 1))
     except ValueError as error:
-        raise argparse.ArgumentTypeError(
+        raise ValueError(
             f"{text!r} is no noise level ({error}). Give a sigma such as 0.7, a step such as 15/50, or "
             "15/50@5 for shift 5."
         ) from error
@@ -343,7 +490,7 @@ def _parse_t_point(text: str) -> TPoint:
 
 def _add_demo(commands: Any) -> None:
     text = "Run the whole method on the miniature, in minutes, and write a report."
-    parser = _add_command(commands, "demo", text, run_demo_command)
+    parser = _add_command(commands, "demo", text, run_demo_command, DEMO_CONTINUES)
     _add_option(parser, "--out", "Folder for LoRAs, videos and the report.", Path("smra_demo"), type=Path)
     _add_option(
         parser, "--subject", "Folder of your own subject, as for train-subject.", shown="a ball", type=Path
@@ -352,11 +499,14 @@ def _add_demo(commands: Any) -> None:
         parser, "--motion", "Your own clip or its folder, as for train-motion.", shown="a zigzag", type=Path
     )
     _add_option(parser, "--prompt", "Prompt to sample.", shown="made of the two captions")
+    _add_option(parser, "--subject-caption", "Caption of all your pictures, in place of those in the folder.")
+    _add_option(parser, "--motion-caption", "Caption of your clip, in place of the one beside it.")
 
 
 def run_demo_command(args: argparse.Namespace) -> None:
     """Run the demo, and print the path of its report."""
-    print(run_demo(args.out, args.subject, args.motion, args.prompt))
+    captions = args.subject_caption, args.motion_caption
+    print(run_demo(args.out, args.subject, args.motion, args.prompt, *captions))
 
 
 def _log_notes(notes: Sequence[str]) -> None:
@@ -399,6 +549,10 @@ def _add_convert(commands: Any) -> None:
 
 def run_convert(args: argparse.Namespace) -> None:
     """Write a LoRA in another dialect."""
+    if args.to != "peft":
+        check_output_file(args.target, LORA_ENDINGS)
+    elif args.target.suffix not in LORA_ENDINGS:  # which the writer refuses for a folder
+        check_output_folder(args.target)
     convert_lora(args.source, args.target, args.to, args.expert, args.adapter)
 
 
@@ -411,19 +565,22 @@ def _add_window_error(commands: Any) -> None:
         "Standard deviations of the noise that makes a prediction of the clip's latents, in units of theirs.",
         [0.1, 0.3], "0.1 0.3", type=float, nargs="+",
     )  # fmt: skip
-    add_settings(parser, MotionSettings, ("width", "height", "frames", "window"))
+    add_settings(parser, MotionSettings(), ("width", "height", "frames", "window"))
     _add_model(parser)
 
 
 def run_window_error(args: argparse.Namespace) -> None:
     """Print the errors of windows, a table for each noise level."""
+    settings = read_settings(args, MotionSettings())
+    if not all(NOT_NEGATIVE.holds(level) for level in args.noise):
+        raise ValueError(f"--noise must be finite and at least 0, got {args.noise}. The default is 0.1 0.3.")
     backend = open_backend(args)
-    clip = read_motion_clip(args.clip, (args.width, args.height), args.frames)
+    clip = read_motion_clip(args.clip, (settings.width, settings.height), settings.frames)
     (latents,) = backend.encode_clips([clip.frames])
     latents = latents.to(backend.device)
     decoder = backend.load_decoder()
     for level in args.noise:
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(latents)
-        errors = measure_window_errors(decoder, latents, latents + level * noise, args.window)
-        print(f"Noise of {level} standard deviations, windows of {args.window} latents:")
+        errors = measure_window_errors(decoder, latents, latents + level * noise, settings.window)
+        print(f"Noise of {level} standard deviations, windows of {settings.window} latents:")
         print(render_errors(errors))

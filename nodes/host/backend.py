@@ -15,6 +15,7 @@ from ...smra_core.storage.tensor_cache import TensorCache
 from ...smra_core.training.backend import encode_clips_once
 from .denoiser import HostDenoiser, choose_training_dtype, read_spec, training_denoiser
 from .model_identity import fingerprint_model, fingerprint_vae
+from .model_patches import check_patches
 from .vae import check_vae, encode, load_decoder
 
 
@@ -22,15 +23,19 @@ class ComfyBackend:
     """The MODEL and VAE of a graph (training.backend.Backend). Create it outside of inference mode."""
 
     def __init__(self, model, vae, contexts: Mapping[str, Tensor], memory_required: int = 0):
-        """Wrap a MODEL and a VAE. Raises ValueError unless they are WAN 2.1's.
+        """Wrap a MODEL and a VAE. Raises ValueError unless they are WAN 2.1's, and for patches of the MODEL
+        that cannot be trained with.
 
         `contexts` holds the text context `T 4096` of each caption; `memory_required` is the number of bytes
         that a step's activations need.
         """
         check_vae(vae)
         self.model, self.vae, self.spec = model, vae, read_spec(model)
+        self.notes = check_patches(model)
+        """Sentences on what of the MODEL takes no part in training."""
         self._contexts, self.memory_required = contexts, memory_required
         self.device = model.load_device
+        self.dtype = choose_training_dtype(self.device)
         self.runs, self.cache = find_output_folder("runs"), TensorCache(find_output_folder("cache"))
         self.denoiser: HostDenoiser | None = None
         """Loaded DiT while a job trains, else None."""
@@ -38,7 +43,7 @@ class ComfyBackend:
     @property
     def base_fingerprint(self) -> dict[str, str]:
         """What identifies the frozen DiT and how it computes (see Backend)."""
-        return {"base": fingerprint_model(self.model), "dtype": str(choose_training_dtype(self.device))}
+        return {"base": fingerprint_model(self.model), "dtype": str(self.dtype)}
 
     @property
     def vae_fingerprint(self) -> str:
@@ -52,7 +57,8 @@ class ComfyBackend:
     def encode_clips(self, clips: Sequence[Tensor]) -> list[Tensor]:
         """Return the latents of each clip, in model space (see Backend)."""
         encode_clip = partial(encode, self.vae, self.model)
-        return encode_clips_once(self.cache, self.vae_fingerprint, clips, encode_clip)
+        vae_dtype = self.vae.vae_dtype
+        return encode_clips_once(self.cache, self.vae_fingerprint, vae_dtype, clips, encode_clip)
 
     def load_decoder(self, recompute: bool = False) -> WanVideoDecoder:
         """Copy the VAE's decoder for gradients through it (see Backend)."""

@@ -10,13 +10,14 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ...smra_core.lora.adapter import replaced_forwards
 from ...smra_core.wan.interfaces import Prediction
+from ...smra_core.wan.recompute import run_checkpointed
 from ...smra_core.wan.spec import LATENT_CHANNELS, WanSpec, find_spec
 from .frozen_linear import freeze_forward
-from .inference_tensors import make_normal
+from .inference_tensors import as_normal_tensor, make_normal
+from .model_patches import list_injected_adapters, loses_forwards_when_unloaded, read_plain_options
 from .versions import compute_dtype_of, is_dynamic, training_mode
 
 log = logging.getLogger("smrabooth")
@@ -71,12 +72,13 @@ class HostDenoiser:
         self._reload_if_needed()
         timestep = self.patcher.get_model_object("model_sampling").timestep(sigma).float()
         self._token_block, self._tokens = token_block, None
-        # Not the model's own options, which could bring kernels without a backward, or skip steps.
+        # Not all of the model's own options, which could bring kernels without a backward, or skip steps.
+        options = read_plain_options(self.patcher)
         velocity = self.dit(
             noisy_latents.to(self.dtype),
             timestep,
             context=context.to(self.dtype),
-            transformer_options={"optimized_attention_override": _compute_attention},
+            transformer_options=options | {"optimized_attention_override": _compute_attention},
         )
         tokens, self._tokens = self._tokens, None
         return Prediction(velocity.to(noisy_latents.dtype), tokens)
@@ -94,9 +96,9 @@ class HostDenoiser:
     def _wrap_block(self, index: int, block: nn.Module) -> Callable[..., Tensor]:
         forward = block.forward
 
-        def run_checkpointed(x: Tensor, *args, **kwargs) -> Tensor:
+        def run_block(x: Tensor, *args, **kwargs) -> Tensor:
             if torch.is_grad_enabled():
-                x = checkpoint(forward, x, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+                x = run_checkpointed(forward, x, *args, **kwargs)
             else:
                 x = forward(x, *args, **kwargs)
             # Outside of the checkpoint, inside of which it would be taken twice and lose its graph.
@@ -104,13 +106,19 @@ class HostDenoiser:
                 self._tokens = x
             return x
 
-        return run_checkpointed
+        return run_block
 
     def _reload_if_needed(self) -> None:
         """Load the model again if another node or ComfyUI itself has unloaded it since the last step."""
         import comfy.model_management as management
 
         if not any(loaded.model is self.patcher for loaded in management.current_loaded_models):
+            if loses_forwards_when_unloaded(self.patcher, self.linears()):
+                raise RuntimeError(
+                    "The MODEL was unloaded while it was trained, and LoRAs of other nodes run beside its "
+                    "weights, so that it cannot be loaded again in the middle of a run. All finished steps "
+                    "are kept: queue the graph again."
+                )
             load(self.patcher, self.memory_required)
 
 
@@ -160,6 +168,9 @@ def load(patcher, memory_required: int = 0) -> None:
     management.load_models_gpu([patcher], memory_required=memory_required)
     # A second time, because loading may have restored weights that were saved in inference mode.
     make_normal(patcher.model)
+    for adapter in list_injected_adapters(patcher):
+        normal = [as_normal_tensor(part) if isinstance(part, Tensor) else part for part in adapter.weights]
+        adapter.weights = type(adapter.weights)(normal)
 
 
 def choose_training_dtype(device: torch.device) -> torch.dtype:

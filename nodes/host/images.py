@@ -4,57 +4,89 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...smra_core.data.crop import Size, cover_box, describe_crop, fit, to_pixels
+from ...smra_core.data.crop import (
+    Size,
+    cover_box,
+    describe_crop,
+    describe_enlargement,
+    fit,
+    has_same_shape,
+    to_pixels,
+)
+from ...smra_core.data.mask_check import describe_mask, may_be_inverted
+from ...smra_core.data.pixel_check import check_mask_values
 from ...smra_core.wan.latents import to_uint8
 
 
 def crop_images(images: Tensor, size: Size) -> tuple[Tensor, list[str]]:
-    """Return pictures `B 3 height width` in [0, 1] of an IMAGE `B H W 3`, and notes on what the crop cut off.
+    """Return pictures `B 3 height width` in [0, 1] of an IMAGE `B H W 3`, and notes on crop and enlargement.
 
     `size` is (width, height).
     """
     pictures = [_to_picture(image) for image in images]
     box = cover_box(pictures[0].size, size)
-    note = describe_crop(pictures[0].size, box)
+    fitted = (describe_crop(pictures[0].size, box), describe_enlargement(box, size))
     pixels = torch.stack([to_pixels(fit(picture, size, box)) for picture in pictures])
-    return pixels, [f"every picture of {note}"] if note else []
+    return pixels, [f"every picture of {note}" for note in fitted if note]
 
 
 def crop_masks(masks: Tensor, images: Tensor, size: Size) -> tuple[list[Tensor | None], list[str]]:
-    """Return a mask `1 height width` of 0 and 1 for each picture, and notes on what the crop cut off.
+    """Return a mask `1 height width` of 0 and 1 for each picture, and notes on what each covers and loses.
 
-    `masks` is `B H W`, `images` `B H W 3`, `size` (width, height). A mask that is black all over becomes
-    None. Raises ValueError when masks and pictures differ in number or shape, or when the crop leaves
-    nothing of a mask.
+    `masks` is `B H W`, `B 1 H W` or `H W`, `images` `B H W 3`, `size` (width, height). A mask that is black
+    all over becomes None, whatever its size: Load Image gives 64x64 for a picture without transparency. A
+    mask of another size and the same shape is resized, as a file's is. Raises ValueError when masks and
+    pictures differ in number or shape, when values are not in [0, 1], or when the crop leaves nothing of a
+    mask.
     """
-    masks = masks[None] if masks.ndim == 2 else masks
-    if len(masks) != len(images) or masks.shape[1:] != images.shape[1:3]:
+    masks = masks[None] if masks.ndim == 2 else masks[:, 0] if masks.ndim == 4 else masks
+    check_mask_values(masks)
+    masks = masks.float().clamp(0, 1).cpu()
+    if not masks.any():
+        return [None] * len(images), ["the masks are black all over, which counts as none"]
+    height, width = images.shape[1:3]
+    is_filled = masks.flatten(1).any(1)
+    fits = has_same_shape((masks.shape[2], masks.shape[1]), (width, height))
+    if len(masks) != len(images) or not fits:
         raise ValueError(
             f"There are {len(masks)} masks of {masks.shape[2]}x{masks.shape[1]} for {len(images)} pictures "
-            f"of {images.shape[2]}x{images.shape[1]}. Give one mask of the same size for each picture."
+            f"of {width}x{height}. Give one mask of the same shape for each picture."
         )
     cropped_masks, notes = [], []
-    for number, mask in enumerate(masks, 1):
-        box = cover_box((mask.shape[1], mask.shape[0]), size)
-        whole = mask.float().clamp(0, 1).cpu()
-        if not whole.any():
+    if (masks.shape[2], masks.shape[1]) != (width, height):
+        notes.append(f"masks are resized from {masks.shape[2]}x{masks.shape[1]} to {width}x{height}")
+    for number, (mask, filled) in enumerate(zip(masks, is_filled, strict=True), 1):
+        if not filled:
             cropped_masks.append(None)
+            notes.append(f"picture {number}: its mask is black all over, which counts as none")
             continue
-        image = Image.fromarray(to_uint8(whole).numpy())
-        cropped = (to_pixels(fit(image, size, box)) >= 0.5).float()
-        if not cropped.any():
-            raise ValueError(
-                f"Mask {number} has no subject left after cropping at the center to {size[0]}x{size[1]}. "
-                "Crop the picture around the subject, or paint the mask again."
-            )
-        left, top, right, bottom = (round(edge) for edge in box)
-        lost = 1 - (whole[top:bottom, left:right].sum() / whole.sum()).item()
-        if lost > 0.005:
-            notes.append(
-                f"the crop cuts off {max(1, round(100 * lost))} % of the subject in picture {number}"
-            )
+        image = Image.fromarray(to_uint8(mask).numpy())
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling.NEAREST)
+        cropped, mask_notes = _crop_mask(image, size, number)
         cropped_masks.append(cropped)
+        notes += mask_notes
     return cropped_masks, notes
+
+
+def _crop_mask(image: Image.Image, size: Size, number: int) -> tuple[Tensor, list[str]]:
+    """Return the mask `1 height width` of 0 and 1 of a gray picture, and notes on it."""
+    box, whole = cover_box(image.size, size), to_pixels(image)[0]
+    cropped = (to_pixels(fit(image, size, box)) >= 0.5).float()
+    if not cropped.any():
+        raise ValueError(
+            f"Mask {number} has no subject left after cropping at the center to {size[0]}x{size[1]}. "
+            "Crop the picture around the subject, or paint the mask again."
+        )
+    mask_px = (whole >= 0.5).float()
+    notes = [f"picture {number}: its mask {describe_mask(mask_px)}"]
+    if may_be_inverted(mask_px):
+        notes[0] += ". Load Image gives white where a picture is transparent; connect InvertMask behind it"
+    left, top, right, bottom = (round(edge) for edge in box)
+    lost = 1 - (whole[top:bottom, left:right].sum() / whole.sum()).item()
+    if lost > 0.005:
+        notes.append(f"the crop cuts off {max(1, round(100 * lost))} % of the subject in picture {number}")
+    return cropped, notes
 
 
 def as_image(pixels: Tensor) -> Tensor:

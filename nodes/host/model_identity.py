@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ...smra_core.storage.content_hash import fingerprint_weights, hash_content
+from .model_patches import describe_trained_patches
 from .versions import find_source_file
 
 _SAMPLED = 64
@@ -13,7 +14,8 @@ _SAMPLED = 64
 
 
 def fingerprint_model(model) -> str:
-    """Return a hash of a MODEL's weights and of the LoRAs patched onto them.
+    """Return a hash of a MODEL's weights, of the LoRAs patched onto them, and of other patches that it is
+    trained with.
 
     At this moment the weights in memory may be patched in place for another node. Therefore they are hashed
     only where no file is known, and then only those that LoRAs do not change.
@@ -25,7 +27,9 @@ def fingerprint_model(model) -> str:
     else:
         named = model.model.diffusion_model.named_parameters()
         base = fingerprint_values((name, value) for name, value in named if value.ndim != 2)
-    return hash_content(f"{base} {_describe_patches(model.patches)}".encode())
+    # Nothing is added for a model without such patches, whose runs keep their names.
+    others = describe_trained_patches(model)
+    return hash_content(f"{base} {_describe_patches(model.patches)}{others}".encode())
 
 
 def fingerprint_vae(vae) -> str:

@@ -11,6 +11,7 @@ from ...smra_core.lora.adapter import Lora, check_fit
 from ...smra_core.lora.schedule import ScheduledLora, Strengths, StrengthSchedule
 from ...smra_core.wan.spec import Role
 from .call_time_swap import PREFIX, CallTimeSwap
+from .fused_linears import refuse_fused_linears
 
 AUTO, MERGE, ON_THE_FLY = "auto", "merge", "on the fly"
 CONSTANT_MODES = (AUTO, MERGE, ON_THE_FLY)
@@ -38,6 +39,8 @@ def apply_loras(
     """
     shapes = _read_linear_shapes(model)
     for lora, _ in loras:
+        missing = [name for name in lora if name not in shapes]
+        refuse_fused_linears(getattr(model.model.diffusion_model, "blocks", ()), missing)
         check_fit(shapes, lora, model="this model")
     merged = tuple(_is_merged(model, lora, strengths, constant) for lora, strengths in loras)
     clone = model.clone()

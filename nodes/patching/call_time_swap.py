@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from ...smra_core.lora.adapter import replaced_forwards
 from ...smra_core.lora.schedule import ScheduledLora, TPoint, choose_strength, describe_run
-from ...smra_core.wan.spec import parse_linear
 from ..host.versions import compute_dtype_of
+from .reach_check import ReachCheck
+from .run_caches import forget_cached_values
 
 log = logging.getLogger("smrabooth")
 PREFIX = "diffusion_model."
@@ -42,12 +43,14 @@ class CallTimeSwap:
         """Evaluate the model with the LoRAs; `t` holds the sigma of each sample, not the timestep."""
         model = executor.class_obj
         state = self._get_state(model)
-        levels = _read_levels(args, kwargs)
+        options = _read_options(args, kwargs)
         state.prepare(x.device, compute_dtype_of(model))
-        state.set_strengths(self._t_point_of(model), float(t.max()), levels)
+        changed = state.set_strengths(self._t_point_of(model), float(t.max()), _read_levels(options))
+        forget_cached_values(options, changed)
+        state.reach_check.start_evaluation()
         with replaced_forwards(state.make_replacements(model)):
             result = executor(x, t, *args, **kwargs)
-        state.check_reached()
+        state.reach_check.finish_evaluation(changed)
         return result
 
     def _get_state(self, model) -> "_ModelState":
@@ -63,11 +66,13 @@ class CallTimeSwap:
             state.release()
 
 
-def _read_levels(args: tuple, kwargs: dict) -> list[float]:
+def _read_options(args: tuple, kwargs: dict) -> dict:
+    """Return the transformer_options of an evaluation."""
+    return kwargs.get("transformer_options") or next((a for a in reversed(args) if isinstance(a, dict)), {})
+
+
+def _read_levels(options: dict) -> list[float]:
     """Return the noise levels of the run; none where a sampler of another pack does not give them."""
-    options = kwargs.get("transformer_options") or next(
-        (a for a in reversed(args) if isinstance(a, dict)), {}
-    )
     levels = options.get("sample_sigmas")
     return [] if levels is None or len(levels) < 2 else levels.tolist()
 
@@ -124,7 +129,9 @@ class _ModelState:
         """Device and dtype that the factors are loaded for, or None."""
         self.forwards: dict[str, tuple[tuple, Callable]] = {}
         self.levels: list[float] = []
-        self.checked = False
+        self.values: list[float] = []
+        """Strengths of the last evaluation, one for each LoRA."""
+        self.reach_check = ReachCheck(self.additions.values())
 
     def prepare(self, device: torch.device, dtype: torch.dtype) -> None:
         """Load the factors for this device and dtype, unless they are there."""
@@ -139,22 +146,29 @@ class _ModelState:
         self.loaded_for = (device, dtype)
 
     def release(self) -> None:
-        """Free the factors."""
-        self.loaded_for = None
+        """Free the factors, and begin a new run."""
+        self.reach_check.finish_run()
+        self.loaded_for, self.values = None, []
         for addition in self.additions.values():
             addition.factors = []
 
-    def set_strengths(self, t_point: TPoint, sigma: float, levels: list[float]) -> None:
-        """Set the strengths for an evaluation at `sigma`, in a run over these noise levels."""
+    def set_strengths(self, t_point: TPoint, sigma: float, levels: list[float]) -> bool:
+        """Set the strengths for an evaluation at `sigma`, in a run over these noise levels; return whether
+        they differ from those of the evaluation before.
+        """
         if levels and levels != self.levels:
             log.info("Sparse LoRA: %s", describe_run(t_point, levels))
         self.levels = levels
         boundary = t_point.estimate_boundary(levels)
-        for tensor, (_, strengths) in zip(self.strengths, self.loras, strict=True):
-            tensor.fill_(choose_strength(strengths, sigma, boundary))
+        values = [choose_strength(strengths, sigma, boundary) for _, strengths in self.loras]
+        for tensor, value in zip(self.strengths, values, strict=True):
+            tensor.fill_(value)
+        before, self.values = self.values, values
+        return values != before
 
     def make_replacements(self, model) -> Iterator[tuple[nn.Module, Callable]]:
         """Yield the modules to change and their forwards with this loader's additions."""
+        yield from self.reach_check.make_replacements(model.get_submodule(PREFIX + "blocks"))
         for name, addition in self.additions.items():
             yield self._make_replacement(model, name, addition)
 
@@ -178,28 +192,6 @@ class _ModelState:
         if known is None or known[0] != key:
             known = self.forwards[name] = (key, make())
         return known[1]
-
-    def check_reached(self) -> None:
-        """Raise RuntimeError when an evaluation did not call a linear, which would silently lose a part of
-        the LoRA.
-
-        A block of which nothing ran was skipped on purpose (skip-layer guidance) and is checked again at the
-        next evaluation.
-        """
-        if self.checked:
-            return
-        missed = [name for name, addition in self.additions.items() if not addition.reached]
-        ran = {parse_linear(name).block for name in self.additions if name not in missed}
-        lost = [name for name in missed if parse_linear(name).block in ran] if ran else missed
-        if lost:
-            raise RuntimeError(
-                f"{len(lost)} of {len(self.additions)} layers of the LoRA cannot be reached on this model, "
-                f"first {lost[0]}: another node or this checkpoint's format computes them without calling "
-                "them. Set constant_lora to 'merge' in SMRA Loader Options, connect it to the Sparse LoRA "
-                "Loader, and use the loader's model_early and model_late outputs with two KSampler "
-                "(Advanced) nodes."
-            )
-        self.checked = not missed
 
 
 def _make_forward(original: Callable, addition: _Addition) -> Callable:

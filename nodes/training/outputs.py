@@ -65,11 +65,3 @@ def make_node_output(outputs: Outputs) -> io.NodeOutput:
     """Return the node's outputs, with the loss curves drawn on it."""
     curves = {name: values for name, values in outputs.loss_map.items() if name != "loss"}
     return io.NodeOutput(*outputs, ui=ui.PreviewImage(draw_loss_image(curves)))
-
-
-def make_file_name(text: str) -> str:
-    """Return a name that is safe in a path. Raises ValueError when nothing of it is left."""
-    cleaned = "".join(c if c.isalnum() or c in "-_" else "_" for c in text.strip())
-    if not cleaned.strip("_"):
-        raise ValueError(f"The name {text!r} has no letter or digit. Give one, such as my_dog.")
-    return cleaned[:64]

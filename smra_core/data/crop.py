@@ -38,6 +38,23 @@ def describe_crop(source: Size, box: Box) -> str | None:
     return f"{source[0]}x{source[1]} is cropped to its central {width}x{height}"
 
 
+def has_same_shape(size: Size, other: Size) -> bool:
+    """Return whether two sizes have the same aspect ratio, to 1 % or one pixel."""
+    expected_height = size[0] * other[1] / other[0]
+    return abs(size[1] - expected_height) <= max(1, 0.01 * expected_height)
+
+
+def describe_enlargement(box: Box, size: Size) -> str | None:
+    """Return a sentence when the box is smaller than the wanted size in both directions; otherwise None."""
+    factor = min(size[0] / (box[2] - box[0]), size[1] / (box[3] - box[1]))
+    if factor <= 1.005:
+        return None
+    return (
+        f"{round(box[2] - box[0])}x{round(box[3] - box[1])} is enlarged {factor:.3g} times to "
+        f"{size[0]}x{size[1]}, which adds no detail"
+    )
+
+
 def fit(image: Image.Image, size: Size, box: Box) -> Image.Image:
     """Resize the box to the wanted size, bilinear with antialiasing (as the authors' release does)."""
     # PIL, not kornia. Root mean square error, in 8-bit levels, against the same triangle filter in float64,

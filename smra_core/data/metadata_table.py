@@ -2,11 +2,14 @@
 folder.
 """
 
+import codecs
 import csv
 import io
 import os
 from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
+
+from .file_names import find_similar_path
 
 TABLE_NAME = "metadata.csv"
 PICTURE_COLUMNS = ("image", "file_name", "video")
@@ -14,6 +17,15 @@ PICTURE_COLUMNS = ("image", "file_name", "video")
 VIDEO_COLUMNS = ("video", "file_name")
 MASK_COLUMNS = ("mask",)
 CAPTION_COLUMNS = ("prompt", "caption", "text")
+CAPTION_SUFFIXES = (".txt", ".caption")
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+"""Byte order marks and their encodings; UTF-32's begins as UTF-16's does and comes first."""
 
 
 class Row(NamedTuple):
@@ -49,17 +61,18 @@ def find_table(path: Path) -> Path | None:
     """Return the table at a path: the csv file itself, or the folder's metadata.csv; None without a table."""
     if path.is_file():
         return path if path.suffix.lower() == ".csv" else None
-    table = path / TABLE_NAME
+    table = find_similar_path(path, TABLE_NAME)
     return find_file_inside(path, TABLE_NAME, str(path)) if table.is_file() else None
 
 
 def read_table(table: Path, columns: tuple[str, ...]) -> list[Row]:
     """Read the rows of a comma-separated table that has at least one of the columns, in upper or lower case.
 
-    Raises ValueError when the file is not UTF-8, is not a table, or has none of the columns.
+    Raises ValueError when the file is not UTF-8 (or UTF-16 with a mark), is not a table, or has none of the
+    columns.
     """
     try:
-        reader = csv.reader(io.StringIO(_read_utf8(table), newline=""), strict=True)
+        reader = csv.reader(io.StringIO(_read_text(table), newline=""), strict=True)
         lines = [(reader.line_num, cells) for cells in reader]
     except csv.Error as error:
         raise ValueError(
@@ -112,7 +125,7 @@ def find_file_inside(folder: Path, name: str, source: str) -> Path:
 def _list_candidates(folder: Path, name: str) -> list[Path]:
     home = Path(os.path.abspath(folder))
     relative = name.replace("\\", "/")  # tables made on Windows
-    return [home / relative, home.parent / relative]
+    return [find_similar_path(home, relative), find_similar_path(home.parent, relative)]
 
 
 def _resolve_file(path: Path) -> Path | None:
@@ -124,23 +137,42 @@ def _resolve_file(path: Path) -> Path | None:
         return None
 
 
-def read_caption_beside(folder: Path, file: Path) -> str:
-    """Return the caption in the .txt file of the same stem, on one line; an empty string without such a file.
+def find_caption_beside(file: Path) -> Path | None:
+    """Return the caption file of the same stem, .txt or as others call it .caption; None without one."""
+    for suffix in CAPTION_SUFFIXES:
+        found = find_similar_path(file.parent, file.stem + suffix)
+        if found.is_file():
+            return found
+    return None
 
-    Raises ValueError when the caption file is not UTF-8 or leads out of the folder.
+
+def read_caption_beside(folder: Path, file: Path) -> str:
+    """Return the caption in the caption file of the same stem, on one line; an empty string without such a
+    file.
+
+    Raises ValueError when the caption file is not UTF-8 (or UTF-16 with a mark) or leads out of the folder.
     """
-    text = file.with_suffix(".txt")
-    if not text.is_file():
+    text = find_caption_beside(file)
+    if text is None:
         return ""
     inside = find_file_inside(folder, os.path.relpath(text, folder), str(folder))
-    return " ".join(_read_utf8(inside).split())
+    return " ".join(_read_text(inside).split())
 
 
-def _read_utf8(path: Path) -> str:
+def _read_text(path: Path) -> str:
+    """Read a text in UTF-8, or in UTF-16 or UTF-32 that begins with a byte order mark."""
+    content = path.read_bytes()
+    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        text = content.decode(encoding)
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} is not UTF-8 text (byte {error.start} is 0x{error.object[error.start]:02x}). Save it "
             "as UTF-8."
         ) from error
+    if "\0" in text:
+        raise ValueError(
+            f"{path} is not UTF-8 text (character {text.index(chr(0))} is NUL, as in UTF-16 without a mark). "
+            "Save it as UTF-8."
+        )
+    return text

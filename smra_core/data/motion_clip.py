@@ -8,6 +8,8 @@ from torch import Tensor
 
 from ..wan.spec import latent_frames
 from .crop import Size
+from .file_names import list_visible_files
+from .frame_rate import WAN_FPS
 from .metadata_table import (
     CAPTION_COLUMNS,
     VIDEO_COLUMNS,
@@ -17,7 +19,9 @@ from .metadata_table import (
     read_caption_beside,
     read_table,
 )
-from .video import VIDEO_SUFFIXES, read_video, trim_video
+from .picture import PICTURE_SUFFIXES
+from .picture_sequence import find_sequence, is_animation, read_animation, read_sequence
+from .video import VIDEO_SUFFIXES, Selection, Video, read_video, trim_video
 
 FEWEST_FRAMES = 5
 """Frames of two latents, the shortest clip that has motion."""
@@ -43,14 +47,18 @@ def read_motion_clip(
     start: int = 0,
     stride: int = 1,
     caption: str | None = None,
+    fps: float | None = WAN_FPS,
 ) -> MotionClip:
     """Read `frames` frames from number `start`, every `stride`-th, resized to cover `size` (width, height).
 
-    A folder stands for the first row of its metadata.csv, or for its first video when it has no table. A
-    shorter clip is trimmed to 4n+1 frames with a note. The caption is `caption`, else the table's, else
-    `<stem>.txt`, else a row about this file in a metadata.csv beside it or one folder up. Raises ValueError,
-    naming the file, when it cannot be read, leads out of its folder, has fewer than 5 frames, or has no
-    caption.
+    The clip is brought to `fps` frames per second first, by the times of its frames, so that the motion keeps
+    its speed; None takes the frames as they are. Steady clips within 5 % of that rate, slower ones, and ones
+    of unknown rate are taken frame by frame. Clips are video files, GIF, animated WebP, PNG and AVIF, and
+    numbered pictures. A folder stands for the first row of its metadata.csv, or for its first video when it
+    has no table, or for its numbered pictures. A shorter clip is trimmed to 4n+1 frames with a note. The
+    caption is `caption`, else the table's, else `<stem>.txt`, else a row about this file in a metadata.csv
+    beside it or one folder up. Raises ValueError, naming the file, when it cannot be read, leads out of its
+    folder, has fewer than 5 frames, or has no caption.
     """
     if frames < FEWEST_FRAMES:
         raise ValueError(
@@ -60,15 +68,31 @@ def read_motion_clip(
     latent_frames(frames)
     file, row, notes = _choose_video(Path(path))
     text = (caption or "").strip() or (row and row.get_cell(CAPTION_COLUMNS)) or _find_caption(file)
-    video = read_video(file, size, frames, start, stride)
+    video = _read_frames(file, size, Selection(frames, start, stride, fps))
     if len(video.frames) < FEWEST_FRAMES:
         raise ValueError(
             f"{file} gives {len(video.frames)} frames from number {start} at stride {stride}; a motion needs "
-            f"at least {FEWEST_FRAMES}. Choose a longer clip, an earlier start or a smaller stride."
+            f"at least {FEWEST_FRAMES}. Choose a longer clip, an earlier start, a smaller stride, "
+            "or its frames as they are."
         )
     video = trim_video(video, frames)
     notes += [f"{file.name}: {note}" for note in video.notes]
-    return MotionClip(file.stem, file, video.frames, text, video.fps, notes)
+    return MotionClip(_name_clip(file), file, video.frames, text, video.fps, notes)
+
+
+def _read_frames(file: Path, size: Size, selection: Selection) -> Video:
+    if is_animation(file):
+        return read_animation(file, size, selection)
+    is_video = file.is_file() and file.suffix.lower() not in PICTURE_SUFFIXES
+    sequence = None if is_video else find_sequence(file)
+    return (
+        read_video(file, size, *selection) if sequence is None else read_sequence(sequence, size, selection)
+    )
+
+
+def _name_clip(file: Path) -> str:
+    """Return the stem of a file, or the folder's name for a pattern of numbered pictures."""
+    return file.stem if file.exists() else file.parent.name
 
 
 def _choose_video(path: Path) -> tuple[Path, Row | None, list[str]]:
@@ -78,9 +102,12 @@ def _choose_video(path: Path) -> tuple[Path, Row | None, list[str]]:
         return _choose_first_row(table)
     if path.is_dir():
         return _choose_first_video(path)
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist. Give a video file, a folder with one, or a metadata.csv.")
-    return path, None, []
+    if path.is_file() or find_sequence(path):
+        return path, None, []
+    raise ValueError(
+        f"{path} does not exist. Give a video file, a folder with one or with numbered pictures, or a "
+        "metadata.csv."
+    )
 
 
 def _choose_first_row(table: Path) -> tuple[Path, Row, list[str]]:
@@ -95,15 +122,18 @@ def _choose_first_row(table: Path) -> tuple[Path, Row, list[str]]:
 
 
 def _choose_first_video(folder: Path) -> tuple[Path, None, list[str]]:
-    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    names = list_visible_files(folder)
     videos = [name for name in names if Path(name).suffix.lower() in VIDEO_SUFFIXES]
-    if not videos:
-        raise ValueError(
-            f"{folder} holds no video ({', '.join(VIDEO_SUFFIXES)}) and no metadata.csv; seen: {names[:8]}. "
-            "Give the folder of one motion, or the video file."
-        )
-    notes = [f"{name}: not used, the first video is" for name in videos[1:]]
-    return find_file_inside(folder, videos[0], str(folder)), None, notes
+    videos = videos or [name for name in names if is_animation(folder / name)]
+    if videos:
+        notes = [f"{name}: not used, the first video is" for name in videos[1:]]
+        return find_file_inside(folder, videos[0], str(folder)), None, notes
+    if find_sequence(folder):
+        return folder, None, []
+    raise ValueError(
+        f"{folder} holds no video ({', '.join(VIDEO_SUFFIXES)}, GIF, animated WebP), no numbered pictures "
+        f"and no metadata.csv; seen: {names[:8]}. Give the folder of one motion, or the video file."
+    )
 
 
 def _find_caption(file: Path) -> str:

@@ -1,25 +1,46 @@
 """Read pictures of one subject, with masks and captions, from a plain folder or by a metadata.csv."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
 from torch import Tensor
 
-from .crop import Size, check_target, cover_box, describe_crop, fit, to_pixels
+from .crop import (
+    Size,
+    check_target,
+    cover_box,
+    describe_crop,
+    describe_enlargement,
+    fit,
+    has_same_shape,
+    to_pixels,
+)
+from .file_names import list_visible_files
+from .mask_check import describe_mask, may_be_mask
+from .mask_files import (
+    MASK_FOLDER,
+    describe_unread_folders,
+    find_mask_beside,
+    list_mask_folders,
+    select_pictures,
+)
 from .metadata_table import (
     CAPTION_COLUMNS,
     MASK_COLUMNS,
     PICTURE_COLUMNS,
+    find_caption_beside,
     find_file_inside,
     find_table,
     read_caption_beside,
     read_table,
 )
-from .picture import PICTURE_SUFFIXES, read_mask, read_picture
+from .picture import PICTURE_SUFFIXES, Picture, read_mask, read_picture, rotate_as_stored
 
-MASK_FOLDER = "masks"
+_SAMPLED = (256, 256)
+"""Pixels of a picture at which its colors are looked at, without mixing neighbors."""
 
 
 class SubjectImage(NamedTuple):
@@ -59,10 +80,11 @@ def read_subject_set(
     """Read the pictures of a subject, resized to cover `size` (width, height) and cropped at the center.
 
     With a metadata.csv its rows are the set; without one, every picture directly in the folder is. A mask is
-    read from the `mask` column, else from `masks/<stem>.*` beside the picture or in the folder, else from the
-    picture's own transparency. A caption is `caption` for all pictures, else the table's, else `<stem>.txt`.
-    Raises ValueError, naming the file, for anything that cannot be read, leads out of the folder, lacks a
-    caption, or has an empty mask.
+    read from the `mask` column, else from `masks/<stem>.*` beside the picture or in the folder, else from a
+    file beside the picture that is called like a mask (`mask_files.find_mask_beside` has the names), else
+    from the picture's own transparency. A caption is `caption` for all pictures, else the table's, else
+    `<stem>.txt`. Raises ValueError, naming the file, for anything that cannot be read, leads out of the
+    folder, lacks a caption, or has an empty mask.
     """
     check_target(size)
     source = Path(folder)
@@ -76,9 +98,18 @@ def read_subject_set(
     ]
     notes: list[str] = []
     images = [_read_image(home, entry, size, notes) for entry in entries]
-    notes += _list_unused_files(home, entries)
+    notes += _find_equal_stems(home, entries) + _list_unused_files(home, entries)
     _check_masks(images, require_masks, notes)
     return SubjectSet(images, notes)
+
+
+def describe_new_masks(before: Sequence[SubjectImage], after: Sequence[SubjectImage]) -> list[str]:
+    """Return what the masks cover that SAM found for pictures without one."""
+    return [
+        f"{image.name}: the mask that SAM found {describe_mask(image.mask_px[0])}"
+        for earlier, image in zip(before, after, strict=True)
+        if earlier.mask_px is None and image.mask_px is not None
+    ]
 
 
 def _read_entries(table: Path) -> list[_Entry]:
@@ -96,8 +127,8 @@ def _read_entries(table: Path) -> list[_Entry]:
 
 def _find_entries(folder: Path) -> list[_Entry]:
     """Make an entry for each picture of a plain folder."""
-    names = _list_visible_files(folder)
-    pictures = [name for name in names if _is_picture(name)]
+    names = list_visible_files(folder)
+    pictures = select_pictures(names)
     if not pictures:
         raise ValueError(
             f"{folder} holds no pictures ({', '.join(PICTURE_SUFFIXES)}) and no metadata.csv; seen: "
@@ -115,54 +146,67 @@ def _complete_entry(home: Path, entry: _Entry, caption: str | None) -> _Entry:
             f"{entry.image.with_suffix('.txt').name} or the prompt column of metadata.csv, or give one for "
             "all."
         )
-    return _Entry(entry.image, entry.mask or _find_mask_beside(home, entry.image), text)
-
-
-def _find_mask_beside(home: Path, image: Path) -> Path | None:
-    for folder in (image.parent / MASK_FOLDER, home / MASK_FOLDER):
-        for name in _list_visible_files(folder):
-            if Path(name).stem == image.stem and _is_picture(name):
-                return find_file_inside(home, os.path.relpath(folder / name, home), str(home))
-    return None
+    return _Entry(entry.image, entry.mask or find_mask_beside(home, entry.image), text)
 
 
 def _read_image(home: Path, entry: _Entry, size: Size, notes: list[str]) -> SubjectImage:
     name, picture = _get_relative_name(home, entry.image), read_picture(entry.image)
     box = cover_box(picture.rgb.size, size)
-    cropped = describe_crop(picture.rgb.size, box)
-    notes += [f"{name}: {note}" for note in [*picture.notes, cropped] if note]
-    mask = _read_full_mask(home, entry, picture.alpha_mask, picture.rgb.size, notes)
+    fitted = (describe_crop(picture.rgb.size, box), describe_enlargement(box, size))
+    notes += [f"{name}: {note}" for note in (*picture.notes, *fitted) if note]
+    mask = _read_full_mask(home, entry, picture, notes)
     mask_px = None
     if mask is not None:
+        source = f"its mask {_get_relative_name(home, entry.mask)}" if entry.mask else "its opaque part"
+        notes.append(f"{name}: {source} {describe_mask(to_pixels(mask)[0])}")
         mask_px = (to_pixels(fit(mask, size, box)) >= 0.5).float()
         _check_subject_kept(entry.mask or entry.image, name, mask, box, mask_px, notes)
-    return SubjectImage(name, entry.image, to_pixels(fit(picture.rgb, size, box)), mask_px, entry.caption)
+    pixels = to_pixels(fit(picture.rgb, size, box))
+    if may_be_mask(to_pixels(picture.rgb.resize(_SAMPLED, Image.Resampling.NEAREST))):
+        notes.append(
+            f"{name}: holds black and white alone. If it is a mask, move it to {MASK_FOLDER}/ and give it "
+            "its "
+            "picture's name"
+        )
+    return SubjectImage(name, entry.image, pixels, mask_px, entry.caption)
 
 
-def _read_full_mask(
-    home: Path, entry: _Entry, alpha_mask: Image.Image | None, size: Size, notes: list[str]
-) -> Image.Image | None:
+def _read_full_mask(home: Path, entry: _Entry, picture: Picture, notes: list[str]) -> Image.Image | None:
     """Read the mask of 0 and 255 at the picture's own size; None when the picture has none."""
     if entry.mask is None:
-        if alpha_mask is not None:
+        if picture.alpha_mask is not None:
             notes.append(f"{_get_relative_name(home, entry.image)}: its transparency serves as the mask")
-        return alpha_mask
+        return picture.alpha_mask
     mask, mask_notes = read_mask(entry.mask)
-    notes += [f"{_get_relative_name(home, entry.mask)}: {note}" for note in mask_notes]
+    mask, turned = _rotate_with_picture(mask, picture)
+    name = _get_relative_name(home, entry.mask)
+    notes += [f"{name}: {note}" for note in (*mask_notes, turned) if note]
+    size = picture.rgb.size
     if mask.size == size:
         return mask
     # A mask of another aspect ratio belongs to another crop or to the picture before it was rotated.
-    expected_height = mask.width * size[1] / size[0]
-    if abs(mask.height - expected_height) > max(1, 0.01 * expected_height):
+    if not has_same_shape(mask.size, size):
         raise ValueError(
             f"The mask {entry.mask} is {mask.width}x{mask.height}, its picture is {size[0]}x{size[1]} "
             "(upright). Give a mask of the same shape, rotated the same way."
         )
-    notes.append(
-        f"{_get_relative_name(home, entry.mask)}: resized from {mask.width}x{mask.height} to its picture's "
-        f"{size[0]}x{size[1]}"
-    )
+    notes.append(f"{name}: resized from {mask.width}x{mask.height} to its picture's {size[0]}x{size[1]}")
     return mask.resize(size, Image.Resampling.NEAREST)
+
+
+def _rotate_with_picture(mask: Image.Image, picture: Picture) -> tuple[Image.Image, str | None]:
+    """Turn a mask that has the shape of the picture as it is stored, and say what the mask was taken for."""
+    if picture.orientation == 1:
+        return mask, None
+    turned, size = rotate_as_stored(mask, picture.orientation), picture.rgb.size
+    if not has_same_shape(mask.size, size) and has_same_shape(turned.size, size):
+        return turned, "turned as its picture's EXIF orientation says"
+    if has_same_shape(turned.size, size):
+        return mask, (
+            f"its picture is turned by its EXIF orientation ({picture.orientation}); the mask is taken as "
+            "upright"
+        )
+    return mask, None
 
 
 def _check_subject_kept(
@@ -184,12 +228,30 @@ def _check_subject_kept(
 def _list_unused_files(home: Path, entries: list[_Entry]) -> list[str]:
     """List a note for each file in the set's folders that is not part of the set."""
     used = {path.resolve() for entry in entries for path in (entry.image, entry.mask) if path}
-    used |= {entry.image.with_suffix(".txt").resolve() for entry in entries}
+    captions = (find_caption_beside(entry.image) for entry in entries)
+    used |= {caption.resolve() for caption in captions if caption}
     folders = dict.fromkeys([home, *(path.parent for entry in entries for path in entry[:2] if path)])
-    folders = dict.fromkeys([*folders, home / MASK_FOLDER])
-    files = [folder / name for folder in folders for name in _list_visible_files(folder)]
+    folders = dict.fromkeys([*folders, *list_mask_folders(*folders)])
+    files = [folder / name for folder in folders for name in list_visible_files(folder)]
     unused = dict.fromkeys(_get_relative_name(home, file) for file in files if file.resolve() not in used)
-    return [f"{name}: not part of the set" for name in unused]
+    read = used | {folder.resolve() for folder in folders}
+    has_masks = any(entry.mask for entry in entries)
+    return [f"{name}: not part of the set" for name in unused] + describe_unread_folders(
+        home, read, has_masks
+    )
+
+
+def _find_equal_stems(home: Path, entries: list[_Entry]) -> list[str]:
+    """Return a note on pictures whose names differ in their ending alone, as one may be the other's mask."""
+    by_stem: dict[Path, list[str]] = {}
+    for entry in entries:
+        by_stem.setdefault(entry.image.with_suffix(""), []).append(entry.image.name)
+    return [
+        f"{' and '.join(names)} are both pictures of the set. If one is the mask of the other, move it to "
+        f"{MASK_FOLDER}/."
+        for names in by_stem.values()
+        if len(names) > 1
+    ]
 
 
 def _check_masks(images: list[SubjectImage], require_masks: bool, notes: list[str]) -> None:
@@ -201,18 +263,6 @@ def _check_masks(images: list[SubjectImage], require_masks: bool, notes: list[st
             "the masks."
         )
     notes += [f"{name}: no mask" for name in without_mask]
-
-
-def _list_visible_files(folder: Path) -> list[str]:
-    """List the names of a folder's files, sorted, without hidden files and tables; empty without a folder."""
-    if not folder.is_dir():
-        return []
-    names = sorted(path.name for path in folder.iterdir() if path.is_file())
-    return [name for name in names if not name.startswith(".") and not name.lower().endswith(".csv")]
-
-
-def _is_picture(name: str) -> bool:
-    return Path(name).suffix.lower() in PICTURE_SUFFIXES
 
 
 def _get_relative_name(home: Path, path: Path) -> str:

@@ -1,9 +1,12 @@
 """Read and write video files, one frame at a time."""
 
+import errno
 import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -14,15 +17,26 @@ from torch import Tensor
 from ..storage.atomic_write import write_atomically
 from ..wan.latents import to_uint8
 from ..wan.spec import trim_frames
-from .crop import Size, check_target, cover_box, describe_crop, fit
+from .crop import Size, check_target, cover_box, describe_crop, describe_enlargement, fit
+from .frame_rate import (
+    Timing,
+    check_frame_rate,
+    choose_frame_rate,
+    describe_frame_rate,
+    measure_timing,
+    pick_frames,
+)
+from .tone_mapping import find_hdr_transfer, map_frame_tones, name_transfer
+
+Item = TypeVar("Item")
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
+_STILL_PICTURES = 1 << 10 | 1 << 11 | 1 << 20
+"""FFmpeg's flags AV_DISPOSITION_ATTACHED_PIC, _TIMED_THUMBNAILS and _STILL_IMAGE."""
+_TIMED_FRAMES = 2000
+"""Frames after the start whose times decide the rate; more would only take time."""
 # FFmpeg detects the format from the content: a playlist called .mp4 could make it open other files or URLs.
 _SAFE_INPUT = {"format_whitelist": "mov,mp4,matroska,webm,avi", "protocol_whitelist": "file"}
-_DEFAULT_FPS = 16.0
-"""Frame rate of WAN 2.1, assumed for files that do not give theirs."""
-_JITTER = 1.5
-"""Ratio of longest to shortest frame time above which the rate counts as variable; rounding stays below."""
 
 
 class Video(NamedTuple):
@@ -31,96 +45,195 @@ class Video(NamedTuple):
     frames: Tensor
     """`F 3 H W`, RGB in [0, 1]."""
     fps: float
-    """Frame rate of the returned frames: the file's rate divided by the stride."""
+    """Frame rate of the returned frames: the clip's own or the wanted rate, divided by the stride."""
     notes: list[str]
     """Notes on what was cropped, trimmed or assumed."""
 
 
-def read_video(path: Path, size: Size, frames: int, start: int = 0, stride: int = 1) -> Video:
-    """Read up to `frames` frames from number `start`, every `stride`-th, resized to cover `size` and cropped.
+class Selection(NamedTuple):
+    """Choice of the frames that are read from a clip."""
 
-    Frames are used as stored, whatever their timestamps; the file's rotation and pixel aspect ratio are
-    applied. Only frames of the wanted size are held in memory. Raises ValueError, with the path, when no
-    frame can be read.
+    frames: int
+    """Most frames that are read."""
+    start: int = 0
+    """Number of the clip's frame that comes first, from 0."""
+    stride: int = 1
+    """Every how many-th of the frames at the wanted rate is used."""
+    fps: float | None = None
+    """Frame rate that the clip is brought to by time; None takes its frames as they are."""
+
+
+def read_video(
+    path: Path, size: Size, frames: int, start: int = 0, stride: int = 1, fps: float | None = None
+) -> Video:
+    """Read up to `frames` frames from number `start`, resized to cover `size` and cropped.
+
+    With `fps` the clip is brought to that rate by the times of its frames first
+    (`frame_rate.choose_frame_rate` says when), otherwise its frames are used as stored; of these every
+    `stride`-th is read. The file's rotation, pixel aspect ratio and color range are applied, HDR is
+    tone-mapped, and a cover picture is no clip. Only frames of the wanted size are held in memory. Raises
+    ValueError, with the path, when no frame can be read.
     """
-    import av
     from av.error import FFmpegError
 
+    selection = Selection(frames, start, stride, fps)
+    check_selection(path, size, selection)
+    try:
+        return _read_stream(path, size, selection)
+    except FFmpegError as error:
+        # FFmpeg answers so for kinds that are not among _SAFE_INPUT's.
+        reason = "it is of another kind" if error.errno == errno.EINVAL else error
+        raise ValueError(
+            f"{path} cannot be read as a video ({reason}). Convert it to mp4 (H.264) and try again. Read are "
+            f"{', '.join(VIDEO_SUFFIXES)}, GIF, animated WebP, and folders of numbered pictures."
+        ) from error
+
+
+def check_selection(path: Path, size: Size, selection: Selection) -> None:
+    """Raise ValueError unless size, frames, start, stride and rate can be read."""
     check_target(size)
+    check_frame_rate(selection.fps)
+    frames, start, stride, _ = selection
     if frames < 1 or start < 0 or stride < 1:
         raise ValueError(
             f"Reading {path} needs frames >= 1, start >= 0, stride >= 1; got {frames}, {start}, {stride}."
         )
-    try:
-        with av.open(str(path), options=_SAFE_INPUT) as container:
-            if not container.streams.video:
-                raise ValueError(f"{path} has no video stream. Give a video file.")
-            return _read_stream(path, container, size, range(start, start + frames * stride, stride))
-    except FFmpegError as error:
+
+
+def build_video(
+    path: Path,
+    frames: Iterable[tuple[float | None, Item]],
+    convert: Callable[[Item], np.ndarray],
+    timing: Timing,
+    selection: Selection,
+    notes: list[str],
+) -> Video:
+    """Read the selected ones of a clip's frames (time in seconds, frame), converted to `H W 3`, uint8.
+
+    Raises ValueError, with the path, when the clip has no frame from `selection.start` on.
+    """
+    choice, seen = choose_frame_rate(timing, selection.fps), 0
+
+    def count_seen() -> Iterator[tuple[float | None, Item]]:
+        nonlocal seen
+        for seen, frame in enumerate(frames, 1):  # noqa: B007
+            yield frame
+
+    counts = (selection.frames, selection.start, selection.stride)
+    picked, last, repeated = [], None, 0
+    for frame in pick_frames(count_seen(), choice, timing, *counts):
+        repeated += frame is last
+        picked.append(picked[-1] if frame is last else convert(frame))
+        last = frame
+    if not picked:
         raise ValueError(
-            f"{path} cannot be read as a video ({error}). Convert it to mp4 (H.264) and try again."
-        ) from error
-
-
-def _read_stream(path: Path, container, size: Size, wanted: range) -> Video:
-    from av.error import FFmpegError
-
-    stream = container.streams.video[0]
-    stream.thread_type = "AUTO"
-    pictures, times, notes, seen = [], [], [], 0
-    try:
-        for seen, frame in enumerate(container.decode(stream), 1):
-            times.append(frame.time)
-            if seen - 1 in wanted:
-                pictures.append(_crop_frame(frame, stream, size, notes))
-            if seen > wanted[-1]:
-                break
-    except FFmpegError as error:  # the frames before the damage may be enough
-        notes.append(f"the file is damaged after frame {seen} ({error})")
-    if not pictures:
-        raise ValueError(
-            f"{path} has {seen} readable frames, none from number {wanted.start} on. "
+            f"{path} has {seen} readable frames, none from number {selection.start} on. "
             "Choose an earlier start or another file."
         )
-    unused = stream.frames - seen
+    notes += describe_frame_rate(timing, choice, selection.stride)
+    notes += [f"repeated frames, where the clip stands still: {repeated}"] if repeated else []
+    unused = timing.frames - seen
     notes += [f"{unused} frames after number {seen - 1} are not used"] if unused > 0 else []
-    notes += _note_uneven_times(times)
-    return Video(_stack_frames(pictures), _get_frame_rate(stream, wanted.step, notes), notes)
+    return Video(_stack_frames(picked), choice.fps / selection.stride, notes)
+
+
+def _read_stream(path: Path, size: Size, selection: Selection) -> Video:
+    notes: list[str] = []
+    timing = _measure_times(path, selection)
+    with _open_video(path) as (container, stream):
+        others = [other for other in container.streams.video if not _is_cover(other) and other is not stream]
+        notes += [f"it holds {len(others) + 1} videos, the first is used"] if others else []
+
+        def convert(frame) -> np.ndarray:
+            return _crop_frame(frame, stream, size, notes)
+
+        return build_video(path, _decode(container, stream, notes), convert, timing, selection, notes)
+
+
+@contextmanager
+def _open_video(path: Path) -> Iterator[tuple[Any, Any]]:
+    """Open a file and its first video stream that is no cover picture."""
+    import av
+
+    with av.open(str(path), options=_SAFE_INPUT) as container:
+        streams = [stream for stream in container.streams.video if not _is_cover(stream)]
+        if not streams:
+            what = "only a cover picture" if container.streams.video else "no video stream"
+            raise ValueError(f"{path} has {what}. Give a video file.")
+        streams[0].thread_type = "AUTO"
+        yield container, streams[0]
+
+
+def _is_cover(stream) -> bool:
+    """Return whether a stream is a picture attached to the file, such as a cover or thumbnails."""
+    # PyAV tells dispositions since version 13.
+    return bool(int(getattr(stream, "disposition", 0)) & _STILL_PICTURES)
+
+
+def _measure_times(path: Path, selection: Selection) -> Timing:
+    """Measure the rate from the times in a file's packets, without decoding them."""
+    from av.error import FFmpegError
+
+    times: list[float | None] = []
+    with _open_video(path) as (container, stream):
+        try:
+            for packet in container.demux(stream):
+                stamp = packet.dts if packet.pts is None else packet.pts
+                times.append(None if stamp is None else float(stamp * packet.time_base))
+                if len(times) > selection.start + _TIMED_FRAMES:
+                    break
+        except FFmpegError:  # damage is told when the frames are decoded
+            pass
+        rate = stream.average_rate or stream.guessed_rate
+        return measure_timing(times, float(rate) if rate else None, stream.frames)
+
+
+def _decode(container, stream, notes: list[str]) -> Iterator[tuple[float | None, Any]]:
+    """Yield time and frame; ends with a note where the file is damaged."""
+    from av.error import FFmpegError
+
+    seen = 0
+    try:
+        for seen, frame in enumerate(container.decode(stream), 1):  # noqa: B007
+            yield frame.time, frame
+    except FFmpegError as error:  # the frames before the damage may be enough
+        notes.append(f"the file is damaged after frame {seen} ({error})")
 
 
 def _crop_frame(frame, stream, size: Size, notes: list[str]) -> np.ndarray:
     """Turn a decoded frame upright, crop it and resize it; returns `H W 3`, uint8."""
-    image = frame.to_image()
+    transfer = find_hdr_transfer(frame, stream)
+    image = frame.to_image() if transfer is None else map_frame_tones(frame, transfer)
+    hdr = transfer and f"HDR video ({name_transfer(transfer)}), its brightness is mapped to ordinary video"
     aspect = float(stream.sample_aspect_ratio or 1)
     quarter_turns = round(getattr(frame, "rotation", 0) / 90) % 4
     if quarter_turns:
         image = image.transpose(Image.Transpose(Image.Transpose.ROTATE_90 + quarter_turns - 1))
         aspect = 1 / aspect if quarter_turns % 2 else aspect
     box = cover_box(image.size, size, aspect)
-    note = describe_crop(image.size, box)
-    if note and note not in notes:
-        notes.append(note)
+    add_new_notes(
+        notes, [hdr, *_describe_frame(frame), describe_crop(image.size, box), describe_enlargement(box, size)]
+    )
     return np.asarray(fit(image, size, box))
+
+
+def _describe_frame(frame) -> list[str]:
+    """Return notes on what a frame has that is used as it is or not at all."""
+    notes = []
+    if getattr(frame, "interlaced_frame", False):
+        notes.append("interlaced video, whose comb lines would be learned: deinterlace it first")
+    if any(component.is_alpha for component in frame.format.components):
+        notes.append("its transparency is not used")
+    return notes
+
+
+def add_new_notes(notes: list[str], found: Iterable[str | None]) -> None:
+    """Add the notes that are not there yet; every frame of a clip makes the same ones."""
+    notes += [note for note in found if note and note not in notes]
 
 
 def _stack_frames(pictures: list[np.ndarray]) -> Tensor:
     return rearrange(torch.from_numpy(np.stack(pictures)), "f h w c -> f c h w").float().div_(255)
-
-
-def _note_uneven_times(times: list[float | None]) -> list[str]:
-    known = [time for time in times if time is not None]
-    gaps = [later - earlier for earlier, later in zip(known, known[1:], strict=False) if later > earlier]
-    if not gaps or max(gaps) <= _JITTER * min(gaps):
-        return []
-    apart = f"{1000 * min(gaps):.0f} to {1000 * max(gaps):.0f} ms apart"
-    return [f"variable frame rate: frames are {apart} and used as stored"]
-
-
-def _get_frame_rate(stream, stride: int, notes: list[str]) -> float:
-    rate = stream.average_rate or stream.guessed_rate
-    if not rate:
-        notes.append(f"the file does not say its frame rate; {_DEFAULT_FPS:g} fps is assumed")
-    return float(rate or _DEFAULT_FPS) / stride
 
 
 def trim_video(video: Video, wanted: int) -> Video:

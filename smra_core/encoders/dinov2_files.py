@@ -6,6 +6,7 @@ keeps in clip_vision.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isqrt
 
@@ -61,6 +62,20 @@ class DinoV2Config:
     grid: int
     """Patches along each side of the square that the position embeddings were trained on."""
     registers: int
+
+
+def is_dinov2(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Return whether these names and shapes are DINOv2's, in any of the three naming schemes.
+
+    A patch of 14 px and a layer scale in each block are what DINOv2 has, and CLIP and DINOv3 have not.
+    """
+    for patch, scale in (
+        (_PATCH_WEIGHT, "blocks.0.ls1.gamma"),
+        ("embeddings.patch_embeddings.projection.weight", "encoder.layer.0.layer_scale1.lambda1"),
+    ):
+        if tuple(shapes.get(patch, ()))[1:] == (3, PATCH, PATCH) and scale in shapes:
+            return True
+    return False
 
 
 def with_timm_names(file: WeightFile) -> dict[str, Tensor]:

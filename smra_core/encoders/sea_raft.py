@@ -4,7 +4,6 @@ Frames are RGB `B 3 H W` in 0..255; flow is `B 2 H W`, (dx, dy) in pixels of the
 frame to the second. `load_sea_raft` returns a frozen net in eval mode.
 """
 
-import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..storage.weight_check import fill_module
 from ..storage.weight_file import read_weight_file, write_weight_file
+from ..wan.recompute import run_checkpointed
 from .sea_raft_config import SeaRaftConfig, choose_scale
 from .sea_raft_files import find_config, to_metadata, with_both_norm_names
 from .sea_raft_layers import (
@@ -27,8 +26,6 @@ from .sea_raft_layers import (
     make_cell_grid,
     upsample_convex,
 )
-
-log = logging.getLogger("smrabooth")
 
 PAIRS_PER_CHUNK = 4
 """Number of frame pairs whose activations are in memory at the same time: 3.4 GB for M at 576x320 (0.84 GB a
@@ -102,7 +99,7 @@ class SeaRaft(nn.Module):
         chunks = list(_split_overlapping(frames, pairs_per_chunk))
         if len(chunks) == 1 or not (frames.requires_grad and torch.is_grad_enabled()):
             return torch.cat([self._compute_chunk_flow(chunk) for chunk in chunks])
-        return torch.cat([_run_checkpointed(self._compute_chunk_flow, chunk) for chunk in chunks])
+        return torch.cat([run_checkpointed(self._compute_chunk_flow, chunk) for chunk in chunks])
 
     def _compute_chunk_flow(self, frames: Tensor) -> Tensor:
         with torch.autocast(frames.device.type, enabled=False):
@@ -182,7 +179,6 @@ def load_sea_raft(path: str | Path, scale: int | None = None, iterations: int | 
     with torch.device("meta"):  # memory is allocated once the file's weights are known to fit
         net = SeaRaft(replace(config, **changes))
     fill_module(net, with_both_norm_names(file.tensors), str(file.path))
-    log.info("SEA-RAFT: %s from %s", config.name, file.path.name)
     return net.freeze()
 
 
@@ -221,9 +217,3 @@ def _split_overlapping(frames: Tensor, pairs: int) -> Iterator[Tensor]:
     """Yield chunks of pairs + 1 frames; adjacent chunks share a frame."""
     for start in range(0, len(frames) - 1, pairs):
         yield frames[start : start + pairs + 1]
-
-
-def _run_checkpointed(function, frames: Tensor) -> Tensor:
-    result = checkpoint(function, frames, use_reentrant=False, preserve_rng_state=False)
-    assert isinstance(result, Tensor)
-    return result

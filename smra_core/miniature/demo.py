@@ -6,7 +6,7 @@ works; its metrics are not comparable with the paper's.
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data.motion_clip import MotionClip, read_motion_clip
-from ..data.subject_set import SubjectSet, read_subject_set
+from ..data.subject_set import SubjectImage, SubjectSet, read_subject_set
 from ..data.video import write_video
 from ..evaluation.contact_sheet import write_contact_sheet
 from ..evaluation.flow_colors import write_flow_sheet
@@ -29,6 +29,7 @@ from ..lora.reader import load_lora
 from ..lora.schedule import MOTION_STRENGTHS, SUBJECT_STRENGTHS, ScheduledLora, Strengths, TPoint
 from ..standalone.backend import StandaloneBackend
 from ..standalone.generate import Variant, generate
+from ..standalone.output_file import check_output_folder
 from ..standalone.progress_bar import TrainingBar
 from ..storage.atomic_write import write_atomically
 from ..storage.tensor_cache import TensorCache
@@ -37,6 +38,7 @@ from ..training.mora import MotionSettings
 from ..training.motion import train_motion
 from ..training.subject import train_subject
 from ..training.sura import SubjectSettings
+from ..wan.sampler import SamplingSettings
 from .held_out_files import write_motion, write_subject
 from .model_files import MINIATURE_FILES
 from .small_settings import MOTION, MOTION_TRAINING, SAMPLING, SUBJECT, SUBJECT_TRAINING
@@ -60,11 +62,13 @@ PICTURES = [
 
 
 class Materials(NamedTuple):
-    """Subject and motion that the demo trains on, and the prompts that it samples."""
+    """Subject and motion that the demo trains on, and what it samples."""
 
     subject: SubjectSet
     motion: MotionClip
     prompts: list[str]
+    sampling: SamplingSettings
+    """Settings whose videos are as long as the clip, because the metrics compare the two."""
 
 
 @dataclass(frozen=True)
@@ -78,38 +82,65 @@ class Loras:
 
 
 def run_demo(
-    out: Path, subject: Path | None = None, motion: Path | None = None, prompt: str | None = None
+    out: Path,
+    subject: Path | None = None,
+    motion: Path | None = None,
+    prompt: str | None = None,
+    subject_caption: str | None = None,
+    motion_caption: str | None = None,
 ) -> Path:
     """Train the LoRAs, sample the four variants, and write their metrics and a report; return its path.
 
     `subject` and `motion` are a user's own folder or clip, and `prompt` is what to sample; without them the
-    demo's own are used. Called again with the same inputs, it continues where it stopped and repeats nothing.
+    demo's own are used. The captions replace those of the user's files. Called again with the same inputs, it
+    continues where it stopped and trains nothing twice. ValueError if nothing can be written to `out`, or for
+    files that cannot be used, before anything is trained.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    check_output_folder(out)
     backend = StandaloneBackend(
         MINIATURE_FILES, out / "runs", TensorCache(out / "cache"), torch.device("cpu"), torch.float32
     )
-    materials = read_materials(out, subject, motion, prompt)
+    materials = read_materials(out, subject, motion, prompt, subject_caption, motion_caption)
     loras = train_all(backend, materials)
     variants = build_variants(backend, loras)
-    with tqdm(total=SAMPLING.steps * len(variants), desc="sampling", unit="step") as bar:
-        videos = generate(backend, materials.prompts, variants, SAMPLING, on_step=lambda *_: bar.update())
+    sampling = materials.sampling
+    with tqdm(total=sampling.steps * len(variants), desc="sampling", unit="step") as bar:
+        videos = generate(backend, materials.prompts, variants, sampling, on_step=lambda *_: bar.update())
     return write_results(out, materials, loras, variants, videos)
 
 
-def read_materials(out: Path, subject: Path | None, motion: Path | None, prompt: str | None) -> Materials:
+def read_materials(
+    out: Path,
+    subject: Path | None,
+    motion: Path | None,
+    prompt: str | None,
+    subject_caption: str | None = None,
+    motion_caption: str | None = None,
+) -> Materials:
     """Read the user's files; write the demo's own to disk first where the user gives none."""
     own = subject is None and motion is None
     folder = subject or write_subject(out / "data" / "subject")
-    pictures = read_subject_set(folder, SIZE, require_masks=True)
-    clip = read_motion_clip(motion or write_motion(out / "data" / "motion"), SIZE, SAMPLING.frames)
+    pictures = read_subject_set(folder, SIZE, caption=subject_caption)
+    _check_masks(pictures.images)
+    video = motion or write_motion(out / "data" / "motion")
+    clip = read_motion_clip(video, SIZE, SAMPLING.frames, caption=motion_caption)
     for note in (*pictures.notes, *clip.notes):
         log.info("note: %s", note)
     if prompt is None and own:
         prompts = [f"a sks ball vvt moving on a {name} background" for name in BACKGROUNDS]
     else:
         prompts = [prompt or combine_captions(pictures.images[0].caption, clip.caption)] * VIDEOS
-    return Materials(pictures, clip, prompts)
+    return Materials(pictures, clip, prompts, replace(SAMPLING, frames=len(clip.frames)))
+
+
+def _check_masks(images: Sequence[SubjectImage]) -> None:
+    """Raise ValueError for pictures without a mask, because the demo has no SAM that could find one."""
+    without_mask = [image.name for image in images if image.mask_px is None]
+    if without_mask:
+        raise ValueError(
+            f"{len(without_mask)} of {len(images)} pictures have no mask, first {without_mask[0]}. The demo "
+            "needs one for each: white on the subject, under the picture's name, in masks/."
+        )
 
 
 def combine_captions(subject_caption: str, motion_caption: str) -> str:
@@ -191,7 +222,7 @@ def write_results(
     shown = _write_videos(out, variants, videos)
     links = _copy_loras(out, loras)
     _draw_pictures(out, materials, loras, variants, videos, scorer)
-    about = {"prompts": materials.prompts, "sampling": asdict(SAMPLING), "variants": metrics}
+    about = {"prompts": materials.prompts, "sampling": asdict(materials.sampling), "variants": metrics}
     with write_atomically(out / METRICS_FILE) as draft:
         draft.write_text(json.dumps(about, indent=1), encoding="utf-8")
     links["metrics"] = METRICS_FILE

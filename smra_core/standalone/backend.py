@@ -12,7 +12,7 @@ from torch import Tensor
 from ..decoding.wan_decoder import WanVideoDecoder
 from ..storage.on_demand import loaded_on_first_use
 from ..storage.tensor_cache import TensorCache
-from ..training.backend import encode_clips_once
+from ..training.backend import describe_precision, encode_clips_once
 from ..wan.interfaces import Denoiser
 from ..wan.latents import as_video
 from ..wan.spec import WanSpec
@@ -61,7 +61,7 @@ class StandaloneBackend:
                 def compute() -> dict[str, Tensor]:
                     return {"context": text().encode([caption])[0].float().cpu()}
 
-                key = {"text encoder": fingerprint, "caption": caption}
+                key = {"text encoder": fingerprint, "caption": caption, **describe_precision(self.dtype)}
                 return self.cache.get_or_compute("context", key, compute)["context"]
 
             return {caption: encode(caption) for caption in dict.fromkeys(captions)}
@@ -73,7 +73,7 @@ class StandaloneBackend:
             def encode(clip: Tensor) -> Tensor:
                 return codec().encode(as_video(clip))[0].float().cpu()
 
-            return encode_clips_once(self.cache, self.vae_fingerprint, clips, encode)
+            return encode_clips_once(self.cache, self.vae_fingerprint, self.codec_dtype, clips, encode)
 
     def load_decoder(self, recompute: bool = False) -> WanVideoDecoder:
         """See Backend."""

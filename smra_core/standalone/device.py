@@ -25,10 +25,11 @@ def choose_device(text: str = "auto") -> torch.device:
 def choose_dtype(text: str, device: torch.device) -> torch.dtype:
     """Return the precision of the frozen model.
 
-    `auto` is float32 on a CPU, and on a GPU bfloat16 if it supports that, else float16.
+    `auto` is bfloat16 on a GPU that supports it, else float32: float16 cannot be trained in (see
+    training.job.check_precision).
     """
     if text != "auto":
         return DTYPES[text]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return torch.bfloat16
     return torch.float32

@@ -12,6 +12,7 @@ from ..decoding.fast_conv3d import with_fast_layers
 from ..wan.interfaces import Prediction
 from ..wan.latents import denormalize, normalize
 from ..wan.module_names import to_native_linear
+from ..wan.recompute import run_checkpointed
 from ..wan.spec import TIMESTEPS, WanSpec, find_spec
 
 
@@ -23,7 +24,7 @@ class DiffusersDenoiser:
         self.dit = dit.eval().requires_grad_(False)
         self.spec = read_spec(dit.config)
         if checkpoint:
-            dit.enable_gradient_checkpointing()
+            dit.enable_gradient_checkpointing(run_checkpointed)
 
     def linears(self) -> dict[str, nn.Module]:
         """Return the linears of all blocks by native name."""

@@ -18,6 +18,11 @@ from .native_part import DIT, VAE
 from .umt5 import TOKENIZER_KEY, Umt5Text, check_umt5, find_tokenizer_folder, load_umt5
 
 _AUTHORS_VAE, _AUTHORS_TEXT = "Wan2.1_VAE.pth", "models_t5_umt5-xxl-enc-bf16.pth"
+_TRANSFORMERS_WEIGHTS = (
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+)  # fmt: skip
+_TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer_config.json")
+"""Files of which transformers needs one."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +84,16 @@ class WanFiles:
     def check(self) -> None:
         """Raise ValueError unless every name and shape in headers and configurations is as it must be.
 
-        A text encoder that is a file without a tokenizer inside needs one beside it.
+        A text encoder that is a file without a tokenizer inside needs one beside it, and one that is a folder
+        needs both in it.
         """
         _ = self.transformer_arguments, self.vae_arguments
         if self.transformer.is_file():
             DIT.check_shapes(self.transformer_shapes, self.transformer.name)
         if self.vae.is_file():
             VAE.check_shapes(self.vae_shapes, self.vae.name)
+        if self.text_encoder is not None and self.text_encoder.is_dir():
+            _check_text_folder(self.text_encoder)
         if self.text_encoder is not None and self.text_encoder.is_file():
             shapes = read_shapes(self.text_encoder)
             check_umt5(shapes, self.text_encoder.name)
@@ -176,6 +184,21 @@ def _find_native_files(model: Path, vae: str | None, text_encoder: str | None) -
             "UMT5 with --text-encoder (umt5_xxl_fp16.safetensors, or a folder with its tokenizer)."
         )
     return WanFiles(model, Path(vae), Path(text_encoder))
+
+
+def _check_text_folder(folder: Path) -> None:
+    """Raise ValueError unless a folder holds a text encoder and its tokenizer in transformers' files."""
+    inner, tokens = (_choose_subfolder(folder, part) for part in ("text_encoder", "tokenizer"))
+    for place, what, files in (
+        (inner, "text encoder", ("config.json",)),
+        (inner, "text encoder", _TRANSFORMERS_WEIGHTS),
+        (tokens, "tokenizer", _TOKENIZER_FILES),
+    ):
+        if not any((place / file).is_file() for file in files):
+            raise ValueError(
+                f"{place} holds no {what}: it has none of {', '.join(files)}. Give --text-encoder a file "
+                "such as umt5_xxl_fp16.safetensors, or a folder with text_encoder/ and tokenizer/."
+            )
 
 
 def _choose_subfolder(folder: Path, part: str) -> Path:

@@ -36,7 +36,8 @@ class TensorCache:
 
         The tensors are on the CPU, contiguous and without gradient. `key_parts` consists of JSON values and
         must name everything that the result depends on: content hashes of inputs and weights, sizes, dtypes.
-        The tensors of a file that cannot be read are computed again, with a warning in the log.
+        The tensors of a file that cannot be read are computed again, with a warning in the log. Where they
+        cannot be written a warning is logged, and they are returned all the same.
         """
         path = self.get_path(kind, key_parts)
         cached = _read(path)
@@ -45,7 +46,10 @@ class TensorCache:
             return cached
         self.misses += 1
         tensors = {name: _as_plain_tensor(tensor) for name, tensor in compute().items()}
-        _write(path, kind, tensors)
+        try:
+            _write(path, kind, tensors)
+        except OSError as error:
+            log.warning("What was encoded (%s) is not kept for other runs: %s", kind, error)
         return tensors
 
     def get_path(self, kind: str, key_parts: Mapping | Sequence) -> Path:

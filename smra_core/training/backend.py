@@ -34,6 +34,11 @@ class Backend(Protocol):
         ...
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Precision that the DiT computes in."""
+        ...
+
+    @property
     def spec(self) -> WanSpec:
         """Sizes of the DiT."""
         ...
@@ -68,15 +73,28 @@ class Backend(Protocol):
 
 
 def encode_clips_once(
-    cache: TensorCache, vae_fingerprint: str, clips: Sequence[Tensor], encode: Callable[[Tensor], Tensor]
+    cache: TensorCache,
+    vae_fingerprint: str,
+    vae_dtype: torch.dtype,
+    clips: Sequence[Tensor],
+    encode: Callable[[Tensor], Tensor],
 ) -> list[Tensor]:
-    """Return the latents of each clip `F 3 H W`, from the cache or from `encode`."""
+    """Return the latents of each clip `F 3 H W`, from the cache or from `encode`, which computes in
+    `vae_dtype`.
+    """
 
     def encode_once(clip: Tensor) -> Tensor:
         def compute() -> dict[str, Tensor]:
             return {"latents": encode(clip)}
 
-        key = {"vae": vae_fingerprint, "frames": hash_content(clip)}
+        key = {"vae": vae_fingerprint, "frames": hash_content(clip), **describe_precision(vae_dtype)}
         return cache.get_or_compute("latents", key, compute)["latents"]
 
     return [encode_once(clip) for clip in clips]
+
+
+def describe_precision(dtype: torch.dtype) -> dict[str, str]:
+    """Return the part of a cache key that says which precision a result was computed in: nothing for float32,
+    so that keys from before precisions were in them still hold.
+    """
+    return {} if dtype == torch.float32 else {"dtype": str(dtype)}

@@ -1,4 +1,4 @@
-"""Estimate the memory of a motion step for each decode mode, and choose the mode that fits the free memory.
+"""Estimate the memory of a motion step for each decode mode, and choose the mode that fits the memory.
 
 The estimate adds up the large tensors that each part keeps, from their sizes alone;
 `python -m tests.benchmarks.motion_step` compares it with the sizes counted on the meta device. Weights,
@@ -123,14 +123,15 @@ def choose_decode(
     spec: WanSpec,
     device: torch.device,
     tiny_decoder: Path | None,
-    free: float | None = None,
+    memory: float | None = None,
 ) -> DecodeChoice:
     """Return the mode named in the settings; for `auto`, the first of three (fastest first) that fits into
-    `free` bytes.
+    `memory` bytes.
 
-    If `free` is not given, the device is asked for it. Where mora_weight is 0 nothing is decoded, and the
-    mode stays as it is. ValueError if the mode is `tiny` and there is no tiny decoder's file. Logs what the
-    step will need.
+    If `memory` is not given, it is all of the device's: what is free at this moment depends on other
+    programs, and another choice would be another run. A warning is logged if less than needed is free now.
+    Where mora_weight is 0 nothing is decoded, and the mode stays as it is. ValueError if the mode is `tiny`
+    and there is no tiny decoder's file. Logs what the step will need.
     """
     if not settings.mora_weight:
         return DecodeChoice(settings.decode, False, 0.0)
@@ -138,21 +139,27 @@ def choose_decode(
         raise ValueError(
             "decode 'tiny' needs a tiny decoder's file. Give lighttaew2_1 or taew2_1, or change decode."
         )
-    if free is None and device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
+    free = memory
+    if memory is None and device.type == "cuda":
+        free, memory = torch.cuda.mem_get_info(device)
     modes = [mode for mode in _list_modes(settings.decode) if mode[0] != "tiny" or tiny_decoder is not None]
     choices = [estimate(settings, *mode, spec, tiny_decoder) for mode in modes]
-    if free is None:
+    if memory is None or free is None:
         return choices[0]
     other = estimate_other_memory(settings, spec)
-    choice = _choose_first_that_fits(choices, free, other)
+    choice = _choose_first_that_fits(choices, memory, other)
     needed = choice.bytes + other
     log.info(
-        "decode: %s%s, about %.1f GiB (%.1f of them activations) of %.1f GiB free",
+        "decode: %s%s, about %.1f GiB (%.1f of them activations) of %.1f GiB",
         choice.decode, " with recompute" if choice.recompute else "",
-        needed / GIB, choice.bytes / GIB, free / GIB,
+        needed / GIB, choice.bytes / GIB, memory / GIB,
     )  # fmt: skip
-    if needed > free:
+    if free < needed <= memory:
+        log.warning(
+            "Only %.1f GiB are free now, and the step may run out of memory. Close what else uses the card.",
+            free / GIB,
+        )
+    elif needed > memory:
         hint = "" if tiny_decoder else " A tiny decoder's file (lighttaew2_1) would need the least."
         log.warning("The step may run out of memory. Lower the frames, width or height.%s", hint)
     return choice
@@ -175,9 +182,9 @@ def _list_modes(decode: str) -> list[tuple[str, bool]]:
     }[decode]
 
 
-def _choose_first_that_fits(choices: list[DecodeChoice], free: float, other: float) -> DecodeChoice:
+def _choose_first_that_fits(choices: list[DecodeChoice], memory: float, other: float) -> DecodeChoice:
     """Return the first choice that fits, or the smallest if none fits."""
-    fitting = [choice for choice in choices if choice.bytes * _MARGIN + other <= free]
+    fitting = [choice for choice in choices if choice.bytes * _MARGIN + other <= memory]
     return fitting[0] if fitting else min(choices, key=lambda choice: choice.bytes)
 
 

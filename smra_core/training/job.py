@@ -15,6 +15,7 @@ from ..lora.adapter import init_lora
 from ..lora.metadata import LoraMetadata
 from ..lora.writer import save_lora
 from ..storage.content_hash import hash_content
+from ..storage.file_name import make_file_name
 from .backend import Backend
 from .mora import MotionSample, MotionSettings
 from .run_folder import LOSSES, RunFolder
@@ -59,6 +60,8 @@ class TrainedLora(NamedTuple):
     """Table of the losses (see run_folder.read_losses)."""
     steps: int
     """Number of trained steps."""
+    notes: tuple[str, ...] = ()
+    """Sentences for the user on what is not as asked for."""
 
 
 def run_job(
@@ -68,16 +71,39 @@ def run_job(
 
     ValueError if another process trains the same run.
     """
-    run = RunFolder(backend.runs, f"{job.purpose}-{job.name}", run_fingerprint(backend, job))
+    run = RunFolder(backend.runs, f"{job.purpose}-{make_file_name(job.name)}", run_fingerprint(backend, job))
     with run.locked():
         path = run.path / LORA_FILE
         finished_steps = run.read_finished_steps()
         if finished_steps >= job.train.steps and path.is_file():
             log.info("%s is trained already (%d steps): %s", job.name, finished_steps, path)
-            return TrainedLora(path, run.path / LOSSES, finished_steps)
+            return TrainedLora(path, run.path / LOSSES, finished_steps, _note_more_steps(job, finished_steps))
         state = _train(backend, job, run, path, on_step)
         run.finish(state.step)
-        return TrainedLora(path, run.path / LOSSES, state.step)
+        return TrainedLora(path, run.path / LOSSES, state.step, _note_more_steps(job, state.step))
+
+
+def _note_more_steps(job: TrainingJob, steps: int) -> tuple[str, ...]:
+    """Return a note, which is also logged, if the run has more steps than were asked for."""
+    if steps <= job.train.steps:
+        return ()
+    note = (
+        f"{job.name!r} has {steps} trained steps already, more than the {job.train.steps} asked for, and "
+        f"this is the LoRA of {steps} steps. Give another name to train one of {job.train.steps} steps."
+    )
+    log.warning("%s", note)
+    return (note,)
+
+
+def check_precision(backend: Backend) -> None:
+    """Raise ValueError for float16: the gradient of the flow loss with respect to a pixel is about 1e-10,
+    which float16 rounds to zero, and the gradients inside of the DiT would need scaling.
+    """
+    if backend.dtype == torch.float16:
+        raise ValueError(
+            "float16 cannot be trained in, because its smallest number is larger than the gradients of the "
+            "flow loss. Give --dtype bfloat16, or float32 on a device without bfloat16."
+        )
 
 
 def _train(

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..data.motion_clip import FEWEST_FRAMES
 from ..decoding.flow_gradient import FlowComparison, PairFlows, compute_flow_loss
 from ..decoding.state import StreamingDecoder
 from ..decoding.windows import DecodeWindow, take_whole_clip
@@ -18,7 +19,8 @@ from ..encoders.sea_raft import PAIRS_PER_CHUNK
 from ..lora.plan import MOTION, SparsePlan
 from ..wan.flow_matching import add_noise, velocity_target, velocity_weight, x0_from_velocity
 from ..wan.interfaces import Denoiser
-from ..wan.settings import declare_setting
+from ..wan.settings import COUNT, NOT_NEGATIVE, POSITIVE, Limits, check_limits, declare_setting
+from ..wan.spec import check_size, latent_frames
 
 ANCHOR_SCALE = 2**0.5
 """Factor a of MotionDirector's debiasing; b is 1, so that a^2 - b^2 = 1 keeps the size of the motion part."""
@@ -46,6 +48,7 @@ class MotionSettings:
     rank: int = declare_setting(
         64,
         "Rank of the LoRA. Higher holds more detail of the motion, and more of the clip's looks.",
+        COUNT,
     )
     width: int = declare_setting(
         576,
@@ -58,11 +61,13 @@ class MotionSettings:
     frames: int = declare_setting(
         49,
         "Frames of the clip, 4n+1. More show more of the motion and need more memory and time.",
+        Limits(FEWEST_FRAMES),
     )
     mora_weight: float = declare_setting(
         1.0,
         "Weight of the optical-flow loss (MoRA; alpha in the paper). Higher follows the clip's motion "
         "more closely; 0 turns it off, and SEA-RAFT and the decoder are then not needed.",
+        NOT_NEGATIVE,
     )
     debias: bool = declare_setting(
         True,
@@ -83,6 +88,7 @@ class MotionSettings:
         1.0,
         "Shift of the noise levels in training. Higher trains more at high noise, on layout rather than "
         "detail.",
+        POSITIVE,
     )
     decode: str = declare_setting(
         "auto",
@@ -103,6 +109,9 @@ class MotionSettings:
     )
 
     def __post_init__(self):
+        check_limits(self)
+        check_size(self.width, self.height)
+        latent_frames(self.frames)
         if self.decode not in DECODE_MODES:
             raise ValueError(f"decode {self.decode!r} is not known; give one of {', '.join(DECODE_MODES)}.")
         for name in ("window", "context"):

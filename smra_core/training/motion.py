@@ -1,5 +1,6 @@
 """Train a motion LoRA from a reference clip: encode it once, compute its optical flow once, train, save."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,12 @@ from ..storage.content_hash import hash_content
 from ..storage.on_demand import loaded_on_first_use
 from .backend import Backend
 from .decode_choice import DecodeChoice, choose_decode, choose_memory_advice
-from .job import TrainedLora, TrainingJob, run_job
+from .job import TrainedLora, TrainingJob, check_precision, run_job
+from .model_fit import check_fit
 from .mora import MotionObjective, MotionSample, MotionSettings
 from .trainer import StepInfo, TrainSettings
+
+log = logging.getLogger("smrabooth")
 
 
 def train_motion(
@@ -37,7 +41,9 @@ def train_motion(
     otherwise), and is not read then. `tiny_decoder` is a file that is needed if decode is `tiny`, and that
     lets `auto` choose it. `choice` says how to decode if that was chosen before.
     """
+    check_precision(backend)
     flow_file = _check_flow_file(sea_raft, settings)
+    check_fit(settings, backend.spec)
     choice = choice or choose_decode(settings, backend.spec, backend.device, tiny_decoder)
     # The run's folder is named after the mode that was chosen, so that `auto` resumes the same run.
     settings = replace(settings, decode=choice.decode)
@@ -133,7 +139,10 @@ def load_objective(
     advice = choose_memory_advice(settings)
     if sea_raft is None:
         return MotionObjective(settings, None, None, memory_advice=advice)
-    flow_net = _load_flow_net(backend, sea_raft).compute_pair_flows
+    net = _load_flow_net(backend, sea_raft)
+    # It is loaded for the reference flow, too, but told only once.
+    log.info("SEA-RAFT: %s from %s", net.config.name, sea_raft.name)
+    flow_net = net.compute_pair_flows
     if choice is not None and choice.tiny_file is not None:
         decoder = _load_tiny(backend, choice.tiny_file, samples[0].latents.to(backend.device))
         return MotionObjective(settings, decoder, flow_net, memory_advice=advice)

@@ -13,7 +13,8 @@ from ..encoders.sam import find_subject_mask, load_sam
 from ..storage.content_hash import fingerprint_weights, hash_content
 from ..storage.on_demand import loaded_on_first_use
 from .backend import Backend
-from .job import TrainedLora, TrainingJob, run_job
+from .job import TrainedLora, TrainingJob, check_precision, run_job
+from .model_fit import check_fit
 from .sura import SubjectObjective, SubjectSample, SubjectSettings, mask_to_latent
 from .trainer import StepInfo, TrainSettings
 
@@ -34,11 +35,13 @@ def train_subject(
     `dinov2` is the file of DINOv2's weights. It may be None if sura_weight is 0 (ValueError otherwise), and
     is not read then. Every image needs a mask (see `find_missing_masks`).
     """
+    check_precision(backend)
     if settings.sura_weight and dinov2 is None:
         raise ValueError(
             f"SuRA at sura_weight {settings.sura_weight} needs DINOv2's weights. Give their file, or set "
             "sura_weight to 0 to train on the region loss alone."
         )
+    check_fit(settings, backend.spec)
     dinov2 = dinov2 if settings.sura_weight else None
     samples = prepare_subject(backend, images, dinov2)
     job = TrainingJob(

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from ..lora.plan import SUBJECT, SparsePlan
 from ..wan.flow_matching import add_noise, velocity_target, velocity_weight
 from ..wan.interfaces import Denoiser
-from ..wan.settings import declare_setting
-from ..wan.spec import SPATIAL_STRIDE
+from ..wan.settings import COUNT, NOT_NEGATIVE, POSITIVE, check_limits, declare_setting
+from ..wan.spec import SPATIAL_STRIDE, check_size
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,9 @@ class SubjectSettings:
         "Layers that get the LoRA: the name of a plan, or roles such as q,k,ffn.0. 'subject' is the "
         "paper's: it leaves room for a motion LoRA.",
     )
-    rank: int = declare_setting(32, "Rank of the LoRA. Higher holds more detail and makes a larger file.")
+    rank: int = declare_setting(
+        32, "Rank of the LoRA. Higher holds more detail and makes a larger file.", COUNT
+    )
     width: int = declare_setting(
         512,
         "Width that pictures are resized and cropped to, a multiple of 16. Higher needs more memory.",
@@ -43,16 +45,19 @@ class SubjectSettings:
         0.05,
         "Weight of the DINOv2 alignment loss (SuRA; lambda in the paper). Higher keeps the subject's "
         "identity more strictly; 0 turns it off, and DINOv2 is then not needed.",
+        NOT_NEGATIVE,
     )
     align_block: int = declare_setting(
         0,
         "Block whose output is aligned with DINOv2. Higher lets more blocks learn from the alignment; the "
         "paper's is 0, the authors' code uses 2.",
+        NOT_NEGATIVE,
     )
     projector_width: int = declare_setting(
         2048,
         "Width of the small network between the model and DINOv2, used in training only. Higher makes the "
         "alignment easier and asks less of the LoRA.",
+        COUNT,
     )
     weighted_velocity: bool = declare_setting(
         True,
@@ -63,7 +68,12 @@ class SubjectSettings:
         1.0,
         "Shift of the noise levels in training. Higher trains more at high noise, on layout rather than "
         "detail.",
+        POSITIVE,
     )
+
+    def __post_init__(self):
+        check_limits(self)
+        check_size(self.width, self.height)
 
 
 class SubjectSample(NamedTuple):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..lora.adapter import Injection, Lora, injected
 from ..wan.flow_matching import sample_training_sigma
 from ..wan.interfaces import Denoiser
-from ..wan.settings import declare_setting
+from ..wan.settings import COUNT, NOT_NEGATIVE, POSITIVE, SEED, Limits, check_limits, declare_setting
 from .run_folder import RunFolder
 from .state import TrainState
 
@@ -51,44 +51,53 @@ class TrainSettings:
         1000,
         "Training steps. More fit the data more closely, in the end too closely; raising it later extends "
         "the run.",
+        COUNT,
     )
     batch_size: int = declare_setting(
         1,
         "Samples that go through the model at once. More give steadier steps and need more memory.",
+        COUNT,
     )
     accumulate: int = declare_setting(
         2,
         "Batches that one step averages over. More give steadier steps and need more time.",
+        COUNT,
     )
     learning_rate: float = declare_setting(
         1e-4,
         "Size of a step. Higher learns faster, and too high breaks the model; the paper's is 1e-4.",
+        POSITIVE,
     )
     weight_decay: float = declare_setting(
         0.01,
         "AdamW's weight decay. Higher values keep the LoRA weaker and forget details.",
+        NOT_NEGATIVE,
     )
     grad_clip: float = declare_setting(
-        1.0, "Gradient norm above which a step is scaled down. 0 turns clipping off."
+        1.0, "Gradient norm above which a step is scaled down. 0 turns clipping off.", NOT_NEGATIVE
     )
-    seed: int = declare_setting(0, "Random seed. Changing it starts a new run.")
+    seed: int = declare_setting(0, "Random seed. Changing it starts a new run.", SEED)
     save_every: int = declare_setting(
         50,
         "Steps between two saved states. Raising it writes less often; a hard kill then loses more steps.",
+        COUNT,
     )
     save_minutes: float = declare_setting(
         5.0,
         "Minutes after which the state is saved in any case. Raising it risks more work on slow cards.",
+        Limits(most=math.inf, above=0),
     )
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "accumulate", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if not self.save_minutes > 0:
-            raise ValueError(f"save_minutes must be above 0, got {self.save_minutes}. 5 is a good value.")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}. The paper uses 1e-4.")
+        check_limits(self)
+
+
+SUBJECT_TRAIN = TrainSettings()
+MOTION_TRAIN = TrainSettings(steps=400)
+"""Defaults for a subject and for a motion, whose data is a single clip: 400 steps that average over 2 are 800
+samples of it. The paper gives no number; the authors' release takes 400 samples of each picture, and 500 of
+a clip.
+"""
 
 
 class StepInfo(NamedTuple):
@@ -160,7 +169,9 @@ def train_lora(
                         saved_at = time.monotonic()
                 if on_step is not None:
                     on_step(info)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise torch.OutOfMemoryError(
             f"Out of memory in step {state.step + 1}; the steps before are kept. {objective.memory_advice}"
         ) from error
@@ -169,6 +180,16 @@ def train_lora(
         if run is not None and state.step and not is_updating:
             run.save(state)
     return state
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory ran out: on CUDA an error of its own, on a CPU and on Apple's GPUs a plain one."""
+    words = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or any(text in words for text in _OUT_OF_MEMORY)
+
+
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+"""Words in torch's errors on a CPU (of Linux and of Windows) and on Apple's GPUs."""
 
 
 def _accumulate(

@@ -51,11 +51,9 @@ def velocity_weight(sigma: Tensor, shift: float = 1.0) -> Tensor:
     levels = shift_sigma(torch.arange(TIMESTEPS, 0, -1, dtype=torch.float64) / TIMESTEPS, shift)
     gaussian = _compute_gaussian(levels)
     minimum = gaussian.min()
-    return (
-        ((_compute_gaussian(sigma.double()) - minimum) / (gaussian - minimum).mean())
-        .clamp_min(0)
-        .to(sigma.dtype)
-    )
+    # On the CPU, because Apple's GPUs have no float64.
+    weight = (_compute_gaussian(sigma.cpu().double()) - minimum) / (gaussian - minimum).mean()
+    return weight.clamp_min(0).to(sigma)
 
 
 def _compute_gaussian(sigma: Tensor) -> Tensor:

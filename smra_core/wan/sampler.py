@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .interfaces import Denoiser
-from .settings import declare_setting
+from .settings import COUNT, FINITE, POSITIVE, SEED, Limits, check_limits, declare_setting
 from .spec import check_size, latent_frames, latent_shape
 
 
@@ -19,23 +19,25 @@ class SamplingSettings:
     second.
     """
 
-    steps: int = declare_setting(50, "Denoising steps. More take more time and give finer results.")
+    steps: int = declare_setting(50, "Denoising steps. More take more time and give finer results.", COUNT)
     shift: float = declare_setting(
-        1.0, "Shift of the noise levels. Above 1, more steps are spent at high noise."
+        1.0, "Shift of the noise levels. Above 1, more steps are spent at high noise.", POSITIVE
     )
     guidance: float = declare_setting(
         5.0,
         "Classifier-free guidance. Higher follows the prompt more closely; 1 turns it off and takes half "
         "the time.",
+        FINITE,
     )
     width: int = declare_setting(832, "Width of the video in pixels, a multiple of 16.")
     height: int = declare_setting(480, "Height of the video in pixels, a multiple of 16.")
     frames: int = declare_setting(49, "Frames of the video, 4n+1.")
-    fps: int = declare_setting(15, "Frames per second of the video file.")
-    seed: int = declare_setting(0, "Random seed. Another seed gives another video.")
+    fps: int = declare_setting(15, "Frames per second of the video file.", Limits(most=1000, above=0))
+    seed: int = declare_setting(0, "Random seed. Another seed gives another video.", SEED)
     sampler: str = declare_setting("euler", "euler, or heun with two evaluations of the model in each step.")
 
     def __post_init__(self):
+        check_limits(self)
         check_size(self.width, self.height)
         latent_frames(self.frames)
         if self.sampler not in SAMPLERS:

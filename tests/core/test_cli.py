@@ -2,13 +2,15 @@
 
 import contextlib
 import io
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 from random_models import Sizes, write_random_dinov2, write_random_wan
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from smra_core import cli
 from smra_core.data.video import read_video, write_video
@@ -18,12 +20,13 @@ from smra_core.encoders.sea_raft_config import SEA_RAFT_MINIATURE
 from smra_core.lora.plan import ALL_LAYERS, MOTION, SUBJECT
 from smra_core.lora.reader import load_lora
 from smra_core.lora.schedule import Strengths, TPoint
+from smra_core.standalone import output_file
 from smra_core.standalone.model_files import WanFiles
 from smra_core.training import motion as motion_training
 from smra_core.training import subject as subject_training
 from smra_core.training.mora import MotionSettings
 from smra_core.training.sura import SubjectSettings
-from smra_core.training.trainer import TrainSettings
+from smra_core.training.trainer import MOTION_TRAIN, SUBJECT_TRAIN
 from smra_core.wan.sampler import SamplingSettings
 
 SIDE = 32
@@ -204,16 +207,43 @@ def parsed(*arguments):
 
 
 def test_options_left_out_are_the_papers_settings():
-    subject, motion, sample = parsed("train-subject", "x"), parsed("train-motion", "x"), parsed("sample", "x")
-    assert cli.read_settings(subject, SubjectSettings) == SubjectSettings()
-    assert cli.read_settings(motion, MotionSettings) == MotionSettings()
-    assert cli.read_settings(motion, TrainSettings) == TrainSettings()
-    assert cli.read_settings(sample, SamplingSettings) == SamplingSettings()
-    assert (subject.rank, subject.sura_weight, subject.width) == (32, 0.05, 512)
-    assert (motion.rank, motion.mora_weight, motion.learning_rate) == (64, 1.0, 1e-4)
-    assert (motion.width, motion.height, motion.frames) == (576, 320, 49)
-    assert (sample.steps, sample.width, sample.height, sample.frames, sample.fps) == (50, 832, 480, 49, 15)
+    model = ["--model", "wan.safetensors"]
+    subject = parsed("train-subject", "x", *model)
+    motion, sample = parsed("train-motion", "x", *model), parsed("sample", "x", *model)
+    assert cli.read_settings(subject, SubjectSettings()) == SubjectSettings(rank=32, sura_weight=0.05)
+    assert cli.read_settings(subject, SUBJECT_TRAIN).steps == 1000
+    assert cli.read_settings(motion, MotionSettings()) == MotionSettings(rank=64, mora_weight=1.0)
+    assert cli.read_settings(motion, MOTION_TRAIN).steps == 400
+    settings = cli.read_settings(sample, SamplingSettings())
+    sizes = settings.steps, settings.width, settings.height, settings.frames, settings.fps
+    assert sizes == (50, 832, 480, 49, 15)
     assert sample.t_point == TPoint(0.7) and sample.motion_strength == Strengths(1.0, 1.0)
+
+
+@pytest.mark.parametrize("model", [[], ["--model", "miniature"]])
+def test_the_miniature_is_used_at_its_own_sizes_alone(model):
+    subject, motion = parsed("train-subject", "x", *model), parsed("train-motion", "x", *model)
+    assert cli.read_settings(subject, SubjectSettings()) == SubjectSettings(width=64, height=64)
+    assert cli.read_settings(motion, MotionSettings()) == MotionSettings(width=64, height=64, frames=17)
+    sample = cli.read_settings(parsed("sample", "x", *model, "--width", "96"), SamplingSettings())
+    assert (sample.width, sample.height, sample.frames, sample.shift) == (96, 64, 17, 1.0)
+
+
+def test_a_forgotten_model_is_told(tmp_path, caplog):
+    said = []
+    for model in ([], ["--model", "miniature"]):
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            backend = cli.open_backend(parsed("sample", "x", "--out", str(tmp_path), *model))
+        assert backend.files.spec.blocks == 4
+        said.append("No --model is given, so the miniature is used" in caplog.text)
+    assert said == [True, False]
+
+
+def test_options_can_be_switched_off_and_given_as_the_default():
+    args = parsed("train-motion", "x", "--no-debias", "--weighted-velocity", "--shift", "3")
+    settings = cli.read_settings(args, MotionSettings())
+    assert (settings.debias, settings.weighted_velocity, settings.shift) == (False, True, 3.0)
 
 
 @pytest.mark.parametrize(
@@ -221,6 +251,19 @@ def test_options_left_out_are_the_papers_settings():
 )
 def test_t_point_is_a_sigma_or_a_step_of_a_run(text, sigma):
     assert parsed("sample", "x", "--t-point", text).t_point.sigma == pytest.approx(sigma, abs=1e-5)
+
+
+def test_the_frame_rate_is_a_number_or_keep(capsys):
+    assert parsed("train-motion", "x").frame_rate == 16.0
+    assert parsed("train-motion", "x", "--frame-rate", "24").frame_rate == 24.0
+    assert parsed("train-motion", "x", "--frame-rate", "Keep").frame_rate is None
+    for wrong in ("fast", "0", "nan"):
+        with pytest.raises(SystemExit):
+            parsed("train-motion", "x", "--frame-rate", wrong)
+        assert (
+            f"'{wrong}' is no frame rate. Give frames per second, such as 16, or keep."
+            in capsys.readouterr().err
+        )
 
 
 def test_strengths_and_plans_are_read_from_text():
@@ -232,13 +275,16 @@ def test_strengths_and_plans_are_read_from_text():
     assert args.motion_plan.roles == MOTION.roles - SUBJECT.roles
 
 
-@pytest.mark.parametrize(
-    "option", [["--t-point", "soon"], ["--subject-strength", "1,2,3"], ["--subject-plan", "w"]]
-)
-def test_options_that_mean_nothing_are_refused(option, capsys):
+@pytest.mark.parametrize("option, value, said", [
+    ("--t-point", "soon", "'soon' is no noise level"),
+    ("--t-point", "60/50", "T_point is step 60 of 50; give a step from 0 to 50"),
+    ("--subject-strength", "1,2,3", "'1,2,3' is no strength. Give one number, or two as early,late."),
+    ("--subject-plan", "w", "Plan 'w' is not known. Give one of"),
+])  # fmt: skip
+def test_options_that_mean_nothing_are_refused_in_our_words(option, value, said, capsys):
     with pytest.raises(SystemExit):
-        parsed("sample", "x", *option)
-    assert option[0] in capsys.readouterr().err
+        parsed("sample", "x", option, value)
+    assert f"argument {option}: " in (error := capsys.readouterr().err) and said in error
 
 
 def fails(capsys, *arguments):
@@ -264,13 +310,14 @@ def test_bad_input_gives_one_line_that_names_it(world, tmp_path, capsys):
     assert "Device 'toaster' cannot be used" in fails(capsys, *bare, "--device", "toaster")
 
 
-@pytest.mark.parametrize(
-    "error, code, said",
-    [
-        (KeyboardInterrupt(), 130, "continue from the last saved step"),
-        (torch.OutOfMemoryError("Lower the frames"), 1, "error: Lower the frames"),
-    ],
-)
+@pytest.mark.parametrize("error, code, said", [
+    (KeyboardInterrupt(), 130, "Interrupted. Nothing was written."),
+    (torch.OutOfMemoryError("Lower the frames"), 1, "error: Lower the frames"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "error: Out of memory. Lower the frames"),
+    (RuntimeError("MPS backend out of memory"), 1, "error: Out of memory."),
+    (ImportError("Install peft"), 1, "error: Install peft"),
+    (MemoryError(), 1, "error: MemoryError"),
+])  # fmt: skip
 def test_an_interrupt_and_full_memory_end_without_a_traceback(monkeypatch, capsys, error, code, said):
     def fail(*args):
         raise error
@@ -278,3 +325,148 @@ def test_an_interrupt_and_full_memory_end_without_a_traceback(monkeypatch, capsy
     monkeypatch.setattr(cli, "load_lora", fail)
     assert cli.main(["inspect", "x"]) == code
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command, said", [
+    (["train-subject", "x"], "continue from the last saved step"),
+    (["train-motion", "x"], "continue from the last saved step"),
+    (["sample", "x"], "Nothing was written. The same command starts from the beginning."),
+    (["window-error", "x"], "Nothing was written."), (["demo"], "continues the trainings"),
+])  # fmt: skip
+def test_an_interrupt_says_what_is_true_of_the_command(command, said):
+    assert said in parsed(*command).after_interrupt
+
+
+SAMPLE_BADLY = [
+    (["--fps", 0], "fps must be above 0 and at most 1000, got 0"),
+    (["--fps", 5000], "fps must be above 0 and at most 1000, got 5000"),
+    (["--shift", 0], "shift must be above 0, got 0.0"),
+    (["--guidance", "nan"], "guidance must be finite, got nan"),
+    (["--steps", 0], "steps must be at least 1, got 0"),
+    (["--seed", 2**70], "seed must be at least"),
+    (
+        ["--video", "FOLDER/x.gif"],
+        "x.gif does not end with .mp4 or .m4v, which says what is",
+    ),
+    (["--video", "FOLDER/video"], "video.mp4."),
+    (["--video", "FOLDER/folder.mp4"], "folder.mp4 is a folder. Give the path of a file"),
+    (["--video", "FOLDER/file/x.mp4"], "x.mp4 cannot be written ("),
+    (["--video", "FOLDER/" + "x" * 240 + ".mp4"], "cannot be written ("),
+    (["--out", "FOLDER/file"], "cannot be used as a folder for results ("),
+    (["--cache", "FOLDER/file"], "cannot be used as a folder for results ("),
+]
+
+
+@pytest.mark.parametrize("option, said", SAMPLE_BADLY)
+def test_sampling_refuses_before_it_loads_anything(world, loads, tmp_path, capsys, option, said):
+    (tmp_path / "folder.mp4").mkdir()
+    (tmp_path / "file").write_text("")
+    option = [str(part).replace("FOLDER", str(tmp_path)) for part in option]
+    video = ["--video", tmp_path / "video.mp4", "--out", tmp_path / "out"]
+    assert said in fails(capsys, "sample", "a dog", *video, *world.wan["native"], *SIZE, *option)
+    assert loads == [] and sorted(path.name for path in tmp_path.rglob("*mp4")) == ["folder.mp4"]
+
+
+def test_a_video_that_fits_no_longer_is_written_elsewhere(world, tmp_path, capsys, monkeypatch):
+    target, write = tmp_path / "video.mp4", cli.write_video
+
+    def fill_the_disk(path, frames, fps):
+        if Path(path) == target:
+            raise OSError(28, "No space left on device")
+        write(path, frames, fps)
+
+    monkeypatch.setattr(cli, "write_video", fill_the_disk)
+    settings = ["--steps", 1, "--frames", 5, "--video", target, "--out", world.folder / "out", *SIZE]
+    printed = run("sample", "a dog", *settings, *world.wan["native"]).strip()
+    assert Path(printed).name == "video.mp4" and Path(printed).is_file() and not target.exists()
+    Path(printed).unlink()
+
+
+def test_a_disk_without_room_for_the_video_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(output_file.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**6))
+    output_file.check_output_file(tmp_path / "a.mp4", (".mp4",), 10**6)
+    with pytest.raises(ValueError, match="has 1.0 MB free, and the file may take 2.0 MB"):
+        output_file.check_output_file(tmp_path / "a.mp4", (".mp4",), 2 * 10**6)
+
+
+def test_what_is_there_already_stays_as_it_is_when_its_path_is_tried(tmp_path):
+    file = tmp_path / "a.mp4"
+    file.write_bytes(b"old")
+    output_file.check_output_file(file, (".mp4",))
+    output_file.check_output_folder(tmp_path / "new" / "folder")
+    assert file.read_bytes() == b"old" and [*(tmp_path / "new" / "folder").iterdir()] == []
+
+
+@pytest.mark.parametrize("target, to, said", [
+    ("out", "kohya", "out does not end with .safetensors or .sft"),
+    ("file/x.safetensors", "comfyui", "x.safetensors cannot be written ("),
+    ("folder.safetensors", "diffusers", "folder.safetensors is a folder."),
+    ("file", "peft", "cannot be used as a folder for results"),
+    ("x.safetensors", "peft", "PEFT keeps an adapter in a folder"),
+])  # fmt: skip
+def test_converting_refuses_a_target_before_it_reads(subject, tmp_path, capsys, target, to, said):
+    (tmp_path / "folder.safetensors").mkdir()
+    (tmp_path / "file").write_text("")
+    assert said in fails(capsys, "convert", subject, tmp_path / target, "--to", to)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.safetensors"]
+
+
+@pytest.mark.parametrize("level", ["nan", "-1", "inf"])
+def test_noise_of_a_window_error_is_a_number(tmp_path, capsys, level):
+    assert "--noise must be finite" in fails(capsys, "window-error", tmp_path, "--noise", "0.1", f"{level}")
+
+
+TRAIN_BADLY = [
+    ("train-motion", ["--width", 100], "Size 100x32 is not a multiple of 16. Use 96x32."),
+    ("train-motion", ["--rank", -1], "rank must be at least 1, got -1"),
+    ("train-motion", ["--mora-weight", "nan"], "mora_weight must be finite and at least 0, got nan"),
+    ("train-motion", ["--plan", "v,o@10:20"], "this model has blocks 0 to 1"),
+    (
+        "train-motion",
+        ["--tiny-decoder", "nowhere.pth"],
+        "nowhere.pth is not a file. Give the weights of",
+    ),
+    ("train-motion", ["--name", "../.."], "has no letter or digit"),
+    ("train-motion", ["--seed", 2**70], "seed must be at least"),
+    ("train-subject", ["--align-block", 99], "align_block is 99, but this model has blocks 0 to 1"),
+    ("train-subject", ["--align-block", -1], "align_block must be at least 0, got -1"),
+    ("train-subject", ["--steps", 0], "steps must be at least 1, got 0"),
+    ("train-subject", ["--learning-rate", "inf"], "learning_rate must be finite and above 0, got inf"),
+    ("train-subject", ["--sam", "nowhere.pth"], "nowhere.pth is not a file. Give the weights of SAM"),
+    ("train-subject", ["--out", __file__], "cannot be used as a folder for results"),
+]
+
+
+@pytest.mark.parametrize("command, option, said", TRAIN_BADLY)
+def test_training_refuses_before_it_loads_anything(world, loads, tmp_path, capsys, command, option, said):
+    data = {"train-motion": world.walk, "train-subject": world.dog}[command]
+    encoders = {"train-motion": ["--sea-raft", world.sea_raft], "train-subject": ["--dinov2", world.dinov2]}
+    arguments = [*encoders[command], "--out", tmp_path, *SHORT, *world.wan["native"], *option]
+    assert said in fails(capsys, command, data, *arguments)
+    assert loads == []
+
+
+def test_a_run_stays_in_the_runs_folder(world, tmp_path):
+    plain = ["--sura-weight", 0, *SHORT, *world.wan["native"]]
+    run("train-subject", world.dog, "--out", tmp_path / "out", "--name", "../../../a/b", *plain)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    (folder,) = (tmp_path / "out" / "runs").iterdir()
+    assert folder.name.startswith("subject-_________a_b-")
+
+
+@pytest.mark.parametrize("command", [["inspect", "LORA"], ["convert", "--help"]])
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_letters_that_a_console_lacks_are_escaped(tmp_path, monkeypatch, command, encoding):
+    file = tmp_path / "犬.safetensors"
+    pair = {"lora_A.weight": torch.ones(2, 8), "lora_B.weight": torch.ones(8, 2)}
+    captions = {"smrabooth.captions": '["一只 sks 狗"]'}
+    save_file({f"diffusion_model.blocks.0.self_attn.q.{k}": t for k, t in pair.items()}, file, captions)
+    written = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", written)
+    arguments = [str(file) if part == "LORA" else part for part in command]
+    try:
+        assert cli.main(arguments) == 0
+    except SystemExit as end:
+        assert end.code == 0
+    written.flush()
+    assert written.buffer.getvalue()

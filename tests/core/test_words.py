@@ -18,15 +18,15 @@ FRAGMENTS = (
 VERBS = frozenset(
     """
     accept accumulate add adjust align allocate analyze append apply assign average backpropagate
-    backward bind blend bootstrap bring build cache calculate calibrate canonicalize cast center chain
+    backward bind blend begin bootstrap bring build cache calculate calibrate canonicalize cast center chain
     change check choose clamp clear clip close coarsen collate collect color combine compare complete
     compute concatenate configure convert convolve copy count cover crop cut debias decide declare
     decode default define delete denormalize describe detach detect determine dilate discard disable
-    display divide download drain draw drop embed enable encode enlarge ensure enumerate erode estimate
+    display divide download drain draw drop embed enable encode enlarge ensure enumerate erode escape estimate
     evaluate exchange execute expand explain export extend extract fill filter find finish fingerprint
     fit fold follow forget format forward free freeze generate get give guess hash hide hold identify
     import include index init initialize inject insert inspect install interpolate invert iterate join
-    keep leave limit link list load lock log look lower main make map mark mask match matmul measure
+    keep leave let limit link list load lock log look lower main make map mark mask match matmul measure
     merge minimize mix move multiply name normalize note offload open order pack pad paint parse paste
     patch permute pick plan plot pool predict prefer prepare prepend preview print process prune publish
     put quantize raise ramp randomize rank read rebuild receive recolor record recompute reduce refine
@@ -43,7 +43,9 @@ VERBS = frozenset(
 """First words of function names. Add a verb here when it is missing; never a noun."""
 
 QUESTIONS = frozenset(
-    "is has can may needs does are was holds fits multiplies wastes includes doubles differs".split()
+    """
+    accepts are can differs does doubles fits has holds includes is loses may multiplies needs was wastes
+    """.split()
 )
 """First words of functions that answer a question with True or False."""
 

@@ -1,4 +1,5 @@
 import os
+import unicodedata
 
 import pytest
 
@@ -63,10 +64,14 @@ def test_a_malformed_table_is_named_with_the_way_out(folder, text, message):
         read_table(table(folder, text), PICTURE_COLUMNS)
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
-def test_a_table_that_is_not_utf8_is_named(folder, encoding):
-    path = table(folder, "image,prompt\na.png,Hündchen\n", encoding)
-    with pytest.raises(ValueError, match=r"metadata.csv is not UTF-8 text \(byte .*Save it as UTF-8"):
+@pytest.mark.parametrize(
+    "encoding, where", [("latin-1", "byte"), ("cp1252", "byte"), ("gbk", "byte"), ("utf-16-le", "character")]
+)
+def test_a_table_that_is_not_utf8_is_named(folder, encoding, where):
+    text = "image,prompt\na.png,小狗\n" if encoding == "gbk" else "image,prompt\na.png,Hund\n"
+    text = text if encoding in ("gbk", "utf-16-le") else text.replace("Hund", "Hündchen")
+    path = table(folder, text, encoding)
+    with pytest.raises(ValueError, match=rf"metadata.csv is not UTF-8 text \({where} .*Save it as UTF-8"):
         read_table(path, PICTURE_COLUMNS)
 
 
@@ -134,3 +139,33 @@ def test_a_caption_that_is_not_utf8_is_named(folder):
     picture.with_suffix(".txt").write_bytes("ein Hündchen".encode("latin-1"))
     with pytest.raises(ValueError, match=r"00.txt is not UTF-8 text \(byte 5 is 0xfc\). Save it as UTF-8"):
         read_caption_beside(folder, picture)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_text_with_a_byte_order_mark_is_read_in_its_encoding(folder, encoding):
+    picture = folder / "images" / "00.png"
+    picture.with_suffix(".txt").write_bytes("ein Hündchen".encode(encoding))
+    assert read_caption_beside(folder, picture) == "ein Hündchen"
+
+
+@pytest.mark.parametrize("name", ["00.TXT", "00.caption"])
+def test_captions_are_found_under_other_endings(folder, name):
+    (folder / "images" / name).write_text("a sks dog")
+    assert read_caption_beside(folder, folder / "images" / "00.png") == "a sks dog"
+
+
+@pytest.mark.parametrize("written, asked", [("NFD", "NFC"), ("NFC", "NFD")])
+def test_accented_names_are_found_in_either_normal_form(folder, written, asked):
+    stem = "Hündchen"
+    (folder / unicodedata.normalize(written, f"{stem}.png")).write_bytes(b"x")
+    (folder / unicodedata.normalize(written, f"{stem}.txt")).write_text("a sks dog")
+    found = find_file_inside(folder, unicodedata.normalize(asked, f"{stem}.png"), "a table")
+    assert found.is_file()
+    assert read_caption_beside(folder, folder / unicodedata.normalize(asked, f"{stem}.png")) == "a sks dog"
+
+
+def test_a_name_in_other_letter_case_is_found_unless_the_exact_one_is_there(folder):
+    (folder / "images" / "A.PNG").write_bytes(b"x")
+    assert find_file_inside(folder, "Images/a.png", "a table").samefile(folder / "images" / "A.PNG")
+    (folder / "images" / "a.png").write_bytes(b"y")
+    assert find_file_inside(folder, "images/a.png", "a table").name == "a.png"

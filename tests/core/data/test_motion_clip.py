@@ -7,6 +7,7 @@ from smra_core.data.video import write_video
 SIDE = 32
 SIZE = (SIDE, SIDE)
 CAPTION = "a person is vvt walking"
+SIXTEEN = "16 fps clip: frames are taken one by one"
 
 
 def video(path, frames=9):
@@ -35,7 +36,7 @@ def read(path, **options):
 @pytest.mark.parametrize("given", [".", "metadata.csv", "00.mp4"])
 def test_the_authors_layout_is_read_from_folder_table_or_file(authors, given):
     clip = read(authors / given)
-    assert (clip.name, clip.caption, clip.fps, clip.notes) == ("00", CAPTION, 16, [])
+    assert (clip.name, clip.caption, clip.fps, clip.notes) == ("00", CAPTION, 16, [f"00.mp4: {SIXTEEN}"])
     assert clip.path.samefile(authors / "00.mp4") and clip.frames.shape == (9, 3, SIDE, SIDE)
 
 
@@ -59,17 +60,17 @@ def test_other_rows_and_other_videos_are_told(authors):
     video(authors / "01.mp4")
     table(authors, "video,prompt", f"person_walking/01.mp4,{CAPTION}", "person_walking/00.mp4,b")
     clip = read(authors)
-    assert clip.name == "01" and clip.notes == ["metadata.csv, line 3: person_walking/00.mp4 is not used"]
+    assert clip.name == "01" and clip.notes[0] == "metadata.csv, line 3: person_walking/00.mp4 is not used"
     (authors / "metadata.csv").unlink()
     clip = read(authors, caption=CAPTION)
-    assert clip.name == "00" and clip.notes == ["01.mp4: not used, the first video is"]
+    assert clip.name == "00" and clip.notes[0] == "01.mp4: not used, the first video is"
 
 
 def test_a_short_clip_is_trimmed_and_told(authors):
     video(authors / "00.mp4", frames=8)
     clip = read(authors)
     assert len(clip.frames) == 5
-    assert clip.notes == ["00.mp4: 9 frames were asked for, 8 are there, 5 are used (WAN needs 4n+1)"]
+    assert clip.notes[-1:] == ["00.mp4: 9 frames were asked for, 8 are there, 5 are used (WAN needs 4n+1)"]
 
 
 def test_a_clip_of_fewer_than_five_frames_is_named(authors):
@@ -107,8 +108,8 @@ def test_a_table_that_leads_outside_is_refused(authors):
 def test_what_is_not_there_is_named(tmp_path):
     with pytest.raises(ValueError, match="nowhere.mp4 does not exist"):
         read(tmp_path / "nowhere.mp4")
-    (tmp_path / "a.gif").write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"holds no video .*seen: \['a.gif'\]"):
+    (tmp_path / "a.doc").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"holds no video .*seen: \['a.doc'\]"):
         read(tmp_path)
 
 
@@ -118,3 +119,30 @@ def test_what_is_not_there_is_named(tmp_path):
 def test_frame_counts_that_wan_cannot_take_are_refused(authors, frames, message):
     with pytest.raises(ValueError, match=message):
         read(authors, frames=frames)
+
+
+def test_a_clip_of_another_rate_is_brought_to_sixteen_frames_a_second(tmp_path):
+    levels = (32 + 4 * torch.arange(40)) / 255
+    write_video(tmp_path / "fast.mp4", levels[:, None, None, None].expand(40, 3, SIDE, SIDE), 60)
+    clip = read(tmp_path / "fast.mp4", caption=CAPTION)
+    numbers = [round((frame.mean().item() * 255 - 32) / 4) for frame in clip.frames]
+    assert numbers == [0, 4, 7, 11, 15, 19, 22, 26, 30] and clip.fps == 16
+    assert clip.notes[0] == "fast.mp4: 60 fps clip: every 3.75th frame by time, 16 fps"
+    kept = read(tmp_path / "fast.mp4", caption=CAPTION, fps=None)
+    assert (
+        kept.fps == 60
+        and "fast.mp4: WAN's videos have 16 fps: the motion becomes 3.75 times slower" in kept.notes
+    )
+
+
+def test_the_miniatures_clip_of_eight_frames_a_second_is_taken_frame_by_frame(tmp_path):
+    levels = (32 + 16 * torch.arange(9)) / 255
+    write_video(tmp_path / "slow.mp4", levels[:, None, None, None].expand(9, 3, SIDE, SIDE), 8)
+    clip, kept = (read(tmp_path / "slow.mp4", caption=CAPTION, fps=fps) for fps in (16.0, None))
+    assert torch.equal(clip.frames, kept.frames) and clip.fps == kept.fps == 8
+    assert "slow.mp4: WAN's videos have 16 fps: the motion becomes 2 times faster" in clip.notes
+
+
+def test_an_impossible_frame_rate_is_refused(authors):
+    with pytest.raises(ValueError, match="frame rate to read at is 0; give more than 0"):
+        read(authors, fps=0.0)

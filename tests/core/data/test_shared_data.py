@@ -16,7 +16,11 @@ def test_the_subject_is_read_as_the_authors_wrote_it():
     assert [image.name for image in images] == [f"images/0{i}.png" for i in range(5)]
     assert {image.caption for image in images} == {"A picture of sks dog"}
     assert all(0.05 < image.mask_px.mean() < 0.95 for image in images)
-    assert notes == ["prompts.txt: not part of the set"]
+    assert len(notes) == 6 and notes[5] == "prompts.txt: not part of the set"
+    assert (
+        notes[0]
+        == "images/00.png: its mask masks/00.png covers 54 % of the picture and touches the bottom edge"
+    )
 
 
 @pytest.mark.parametrize(
@@ -29,5 +33,8 @@ def test_the_subject_is_read_as_the_authors_wrote_it():
 def test_the_motions_are_read_as_the_authors_wrote_them(name, caption):
     clip = read_motion_clip(DATA / "motion_customized" / "video" / name, (144, 80))
     assert clip.caption == caption and clip.fps == 16 and clip.frames.shape == (49, 3, 80, 144)
-    assert clip.notes == ["00.mp4: 720x480 is cropped to its central 720x400"]
+    assert clip.notes == [
+        "00.mp4: 720x480 is cropped to its central 720x400",
+        "00.mp4: 16 fps clip: frames are taken one by one",
+    ]
     assert (clip.frames[1:] - clip.frames[:-1]).abs().mean() > 1e-3

@@ -2,8 +2,10 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
+from PIL import Image
 
-from smra_core.data.video import read_video
+from smra_core.data.video import read_video, write_video
 from smra_core.miniature import demo
 from smra_core.miniature.demo import combine_captions, run_demo
 
@@ -47,3 +49,32 @@ def test_the_demo_leaves_everything_it_promises(tmp_path, short_demo):
     runs = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/lora.safetensors")}
     run_demo(tmp_path)
     assert runs == {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/lora.safetensors")}
+
+
+def write_clip(folder, frames):
+    picture = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
+    write_video(folder / "clip.mp4", torch.stack([picture.roll(i, -1) for i in range(frames)]), 16)
+    return folder / "clip.mp4"
+
+
+def test_a_clip_that_is_shorter_than_the_demos_gives_videos_of_its_length(tmp_path, short_demo, monkeypatch):
+    monkeypatch.setattr(demo, "SAMPLING", replace(demo.SAMPLING, frames=9))
+    clip = write_clip(tmp_path, 5)
+    page = run_demo(tmp_path / "out", motion=clip, motion_caption="a square vvt moving")
+    assert page.is_file()
+    about = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert about["sampling"]["frames"] == 5 and len(about["variants"]) == 4
+
+
+def test_what_the_demo_cannot_use_is_refused_at_once_without_options_that_it_lacks(tmp_path):
+    with pytest.raises(ValueError, match="needs? at least 5|5 frames"):
+        run_demo(tmp_path / "out", motion=write_clip(tmp_path, 4), motion_caption="vvt moving")
+    (tmp_path / "dog").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "dog" / "a.png")
+    with pytest.raises(ValueError, match=r"1 of 1 pictures have no mask, first a\.png\.") as error:
+        run_demo(tmp_path / "out", subject=tmp_path / "dog", subject_caption="A picture of sks dog")
+    assert "SAM" not in str(error.value)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot be used as a folder for results"):
+        run_demo(tmp_path / "file")
+    assert not (tmp_path / "out" / "runs").exists()

@@ -23,7 +23,7 @@ def test_a_device_that_is_not_there_is_refused():
         choose_device("toaster")
 
 
-@pytest.mark.parametrize("bfloat16, expected", [(True, torch.bfloat16), (False, torch.float16)])
+@pytest.mark.parametrize("bfloat16, expected", [(True, torch.bfloat16), (False, torch.float32)])
 def test_the_precision_is_the_best_that_the_device_has(monkeypatch, bfloat16, expected):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bfloat16)
     assert choose_dtype("auto", torch.device("cuda")) == expected

@@ -26,8 +26,25 @@ def native(models, tmp_path):
     dit, vae = models
     save_file(to_native_dit_state(dit.state_dict()), tmp_path / "dit.safetensors")
     save_file(to_native_vae_state(vae.state_dict()), tmp_path / "vae.safetensors")
-    (tmp_path / "umt5").mkdir()
+    write_text_folder(tmp_path / "umt5")
     return tmp_path
+
+
+TEXT_FILES = "config.json", "model.safetensors", "tokenizer.json"
+
+
+def write_text_folder(folder):
+    """Write empty files under the names that transformers gives; they are not read here."""
+    folder.mkdir()
+    for name in TEXT_FILES:
+        (folder / name).touch()
+
+
+@pytest.mark.parametrize("missing", TEXT_FILES)
+def test_a_text_folder_without_a_part_is_refused_by_its_name(native, missing):
+    (native / "umt5" / missing).unlink()
+    with pytest.raises(ValueError, match=rf"umt5 holds no t\w+.*: it has none of {missing}"):
+        files_of(native)
 
 
 def files_of(folder, dit="dit.safetensors", vae="vae.safetensors"):
@@ -73,6 +90,8 @@ def test_a_pickled_vae_is_read_as_plain_weights(models, native):
 def test_a_diffusers_folder_loads(models, tmp_path):
     models[0].save_pretrained(tmp_path / "transformer")
     models[1].save_pretrained(tmp_path / "vae")
+    for part in ("text_encoder", "tokenizer"):
+        write_text_folder(tmp_path / part)
     files = find_wan_files(str(tmp_path))
     assert files.spec.blocks == 2
     weights = files.load_denoiser(torch.bfloat16, CPU).dit.patch_embedding.weight

@@ -1,6 +1,9 @@
+import errno
 import os
+import time
 
 import pytest
+from safetensors import SafetensorError
 
 from smra_core.storage.atomic_write import write_atomically
 
@@ -40,3 +43,37 @@ def test_a_written_file_has_the_rights_of_any_other(tmp_path):
         draft.write_bytes(b"")
         draft.chmod(0o600)
     assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_a_sentence_that_names_the_file(tmp_path, error):
+    target = tmp_path / "file.bin"
+    with pytest.raises(OSError, match=r"file.bin cannot be written: no space is left.*Free some space"):
+        with write_atomically(target) as draft:
+            draft.write_bytes(b"half")
+            raise error
+    assert os.listdir(tmp_path) == []
+
+
+def test_other_errors_of_safetensors_are_errors_of_the_disk_for_all_that_catch_those(tmp_path):
+    with pytest.raises(OSError, match="file.bin cannot be written .read-only"):
+        with write_atomically(tmp_path / "file.bin"):
+            raise SafetensorError("read-only file system")
+
+
+def test_what_a_kill_left_a_day_ago_is_deleted_and_another_writers_draft_is_not(tmp_path):
+    old, new, other = (tmp_path / f".{name}.tmp.bin" for name in ("a[1].0123", "a[1].4567", "b.0123"))
+    for draft in (old, new, other):
+        draft.write_bytes(b"half")
+    for draft in (old, other):
+        os.utime(draft, (time.time() - 2 * 24 * 3600,) * 2)
+    with write_atomically(tmp_path / "a[1].bin") as draft:
+        draft.write_bytes(b"whole")
+    assert sorted(os.listdir(tmp_path)) == sorted([new.name, other.name, "a[1].bin"])

@@ -15,8 +15,8 @@ TINY = Path("lighttaew2_1.safetensors")
 
 @pytest.fixture
 def free(monkeypatch):
-    def set_free(gib):
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (gib * GIB, 80 * GIB))
+    def set_free(gib, card=None):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (gib * GIB, (card or gib) * GIB))
 
     return set_free
 
@@ -33,9 +33,9 @@ def test_auto_takes_the_quickest_way_that_fits(free, card, expected):
 @pytest.mark.parametrize("card, expected", [
     (24, ("windowed", False)), (16, ("windowed", True)), (12, ("tiny", False)),
 ])  # fmt: skip
-def test_each_size_of_card_gets_its_way_even_if_it_is_quite_empty(free, card, expected):
-    for taken in (0.0, 0.8):
-        free(card - taken)
+def test_each_size_of_card_gets_its_way_whatever_another_program_holds(free, card, expected):
+    for taken in (0.0, 0.8, 0.5 * card):
+        free(card - taken, card)
         choice = choose_decode(MotionSettings(), WAN_1_3B, CUDA, tiny_decoder=TINY)
         assert (choice.decode, choice.recompute) == expected, taken
 
@@ -64,12 +64,19 @@ def test_without_a_tiny_decoder_the_least_of_the_others_is_taken_with_a_warning(
         choice = choose_decode(MotionSettings(), WAN_1_3B, CUDA, tiny_decoder=None)
     assert choice.decode == "windowed" and choice.recompute
     assert "may run out of memory" in caplog.text and "lighttaew2_1" in caplog.text
-    assert "decode: windowed with recompute, about" in caplog.text and "of 8.0 GiB free" in caplog.text
+    assert "decode: windowed with recompute, about" in caplog.text and "of 8.0 GiB" in caplog.text
+
+
+def test_memory_that_another_program_holds_is_told(free, caplog):
+    free(13, card=30)
+    choice = choose_decode(MotionSettings(), WAN_1_3B, CUDA, TINY)
+    assert (choice.decode, choice.recompute) == ("windowed", False)
+    assert "Only 13.0 GiB are free now" in caplog.text and "Close what else uses the card" in caplog.text
 
 
 def test_memory_that_somebody_else_knows_of_counts_instead_of_the_devices(free):
     free(40)
-    assert choose_decode(MotionSettings(), WAN_1_3B, CUDA, TINY, free=11.5 * GIB).decode == "tiny"
+    assert choose_decode(MotionSettings(), WAN_1_3B, CUDA, TINY, memory=11.5 * GIB).decode == "tiny"
 
 
 def test_a_tiny_decode_without_its_file_is_refused():

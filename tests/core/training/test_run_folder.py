@@ -9,7 +9,15 @@ import torch
 from torch import nn
 
 from smra_core.lora.adapter import LoraPair
-from smra_core.training.run_folder import LOSSES, OWNER, PREVIOUS, STATE, RunFolder
+from smra_core.training.run_folder import (
+    DAMAGED_LOSSES,
+    LOSSES,
+    OWNER,
+    PREVIOUS,
+    STATE,
+    RunFolder,
+    read_losses,
+)
 from smra_core.training.state import TrainState
 
 PARTS = {"data": "abc", "rank": 2}
@@ -79,6 +87,44 @@ def test_losses_past_the_restored_step_are_forgotten(tmp_path):
     run.save(stepped(steps=2))
     RunFolder(tmp_path, "dog", PARTS).restore(new_state())
     assert (run.path / LOSSES).read_text().split() == ["step,total,region", "1,0.5,1", "2,1,1"]
+
+
+def test_a_run_that_was_killed_before_its_first_state_starts_an_empty_table(tmp_path):
+    run = RunFolder(tmp_path, "dog", PARTS)
+    for _ in range(2):
+        run.restore(new_state())
+        for step in (1, 2):
+            run.log_losses(step, {"total": 0.5 * step})
+    assert read_losses(run.path / LOSSES) == {"step": [1, 2], "total": [0.5, 1]}
+
+
+def test_files_that_a_killed_process_was_writing_are_deleted(tmp_path):
+    run = RunFolder(tmp_path, "dog", PARTS)
+    for name in (".state.0123456789ab.tmp.safetensors", ".finished.0123456789ab.tmp"):
+        (run.path / name).write_bytes(b"half")
+    with run.locked():
+        assert not list(run.path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    "damaged, kept_steps",
+    [
+        (b"step,total\r\n1,0.5\r\n2,\xff\xfe\r\n3,0.25\r\n", [1, 3]),
+        (b"step,total\r\n1,0.5\r\n\x00\x00\x00\r\n", [1]),
+        (b"step,total\r\n1,0.5\r\n2,0.5,3,0.5\r\n", [1]),
+        (b"step,total\r\n1,0.5\r\n2,nan\r\n", [1]),
+        (b"\xff\xd8\xff\r\n1,0.5\r\n", []),
+    ],
+)
+def test_a_damaged_table_is_named_and_set_aside(tmp_path, caplog, damaged, kept_steps):
+    run = RunFolder(tmp_path, "dog", PARTS)
+    (run.path / LOSSES).write_bytes(damaged)
+    with run.locked():
+        assert str(run.path / LOSSES) in caplog.text and DAMAGED_LOSSES in caplog.text
+    assert (run.path / DAMAGED_LOSSES).read_bytes() == damaged
+    assert read_losses(run.path / LOSSES)["step"] == kept_steps
+    run.log_losses(4, {"total": 0.125})
+    assert read_losses(run.path / LOSSES)["step"] == [*kept_steps, 4]
 
 
 def test_a_folder_is_for_one_run_at_a_time(tmp_path):

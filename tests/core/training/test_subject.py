@@ -110,11 +110,12 @@ def same_tensors(first, second):
 def test_pictures_become_a_lora_that_says_what_it_is(empty_backend, dinov2, loaded):
     infos = []
     trained = train(empty_backend, dinov2, on_step=infos.append)
-    lora, metadata, dialect, ignored = load_lora(trained.path, empty_backend.spec)
-    assert list(lora) == SUBJECT.select(empty_backend.spec.linear_names()) and ignored == []
+    found = load_lora(trained.path, empty_backend.spec)
+    lora, metadata = found.lora, found.metadata
+    assert list(lora) == SUBJECT.select(empty_backend.spec.linear_names()) and found.ignored == []
     assert all(pair.rank == 2 and pair.b.any() for pair in lora.values())
     assert (metadata.purpose, metadata.plan, metadata.rank, metadata.steps) == ("subject", str(SUBJECT), 2, 2)
-    assert metadata.captions == ("A picture of sks dog",) and dialect == "comfyui"
+    assert metadata.captions == ("A picture of sks dog",) and found.dialect == "comfyui"
     assert [set(info.losses) for info in infos] == [{"region", "sura"}] * 2
     assert kinds(loaded) == ["text", "codec", "dinov2", "denoiser"]  # each once, the encoders first
     with open(trained.losses) as file:
@@ -131,6 +132,15 @@ def test_a_second_run_encodes_nothing_and_a_finished_one_loads_nothing(backend, 
     misses = backend.cache.misses
     other = train(backend, dinov2, settings=replace(SETTINGS, rank=3))
     assert other.path != first.path and kinds(loaded) == ["denoiser"] and backend.cache.misses == misses
+
+
+def test_fewer_steps_than_trained_are_told_with_the_way_out(backend, dinov2, caplog):
+    longer = train(backend, dinov2, count=3)
+    shorter = train(backend, dinov2, count=1)
+    assert longer.notes == () and (shorter.path, shorter.steps) == (longer.path, 3)
+    (note,) = shorter.notes
+    assert "'dog' has 3 trained steps already, more than the 1 asked for" in note and note in caplog.text
+    assert "Give another name to train one of 1 steps" in note
 
 
 def test_the_frozen_model_is_the_same_after_training(empty_backend, dinov2, loaded):

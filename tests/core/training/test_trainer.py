@@ -196,10 +196,15 @@ def test_adapters_that_the_losses_do_not_reach_are_named(toy_denoiser):
         run.start(data=flat_samples())
 
 
-def test_out_of_memory_says_what_to_lower(toy_denoiser, tmp_path):
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 9.06 GB)"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory"),
+])  # fmt: skip
+def test_out_of_memory_says_what_to_lower(toy_denoiser, tmp_path, error):
     def fail(info):
         if info.step == 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
 
     with pytest.raises(
         torch.OutOfMemoryError, match="step 3; the steps before are kept. Lower batch_size, or the w"

@@ -73,3 +73,12 @@ def test_a_flow_loss_reaches_the_latents_as_in_one_graph_through_the_host(net, a
     expected = squared(smooth_flow(frames), reference[0])
     assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
     assert relative(*(torch.autograd.grad(some, z)[0] for some in (loss, expected))) < 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_decoder_never_computes_in_float16_in_which_the_flow_gradient_is_zero(tmp_path, dtype):
+    vae = load_vae(tmp_path)
+    vae.vae_dtype = dtype
+    net = pack("nodes.host.vae").copy_vae(vae, torch.device("cpu"))
+    expected = torch.float32 if dtype == torch.float16 else dtype
+    assert {value.dtype for value in net.decoder.parameters()} == {expected}

@@ -201,13 +201,44 @@ def test_what_is_not_wan_is_refused_with_what_to_load():
     other = SimpleNamespace(model=SimpleNamespace(diffusion_model=torch.nn.Linear(2, 2)))
     with pytest.raises(ValueError, match="This MODEL is Linear, not WAN. Load Wan2.1-T2V"):
         pack("nodes.host.denoiser").read_spec(other)
-    for net in (torch.nn.Linear(2, 2), SimpleNamespace(z_dim=48)):
-        with pytest.raises(ValueError, match="latent channels; WAN 2.1's has 16. Load wan_2.1_vae"):
+    for net in (torch.nn.Linear(2, 2), SimpleNamespace(z_dim=48), None):
+        with pytest.raises(ValueError, match="This VAE is not WAN 2.1's: it has class .* Load wan_2.1_vae"):
             pack("nodes.host.vae").check_vae(SimpleNamespace(first_stage_model=net))
 
 
+VAE = dict(dim=8, z_dim=16, temperal_downsample=[False, True, True])
+
+
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        (dict(z_dim=48), "channels of latents 48 instead of 16"),
+        (dict(image_channels=4), "channels of pixels in 4 instead of 3"),
+        (dict(conv_out_channels=12), "channels of pixels out 12 instead of 3"),
+        (dict(image_channels=4, conv_out_channels=4), "pixels in 4 instead of 3, channels of pixels out 4"),
+        (dict(temperal_downsample=[False, False, False]), "frames a latent 1 instead of 4"),
+        (
+            dict(dim_mult=[1, 2, 4, 4, 4], temperal_downsample=[False, True, True, False]),
+            "pixels a latent 16",
+        ),
+    ],
+)
+def test_a_vae_of_other_channels_or_strides_is_refused_by_both_nodes_before_anything_is_encoded(
+    changes, told, nodes, graph, monkeypatch
+):
+    from comfy.ldm.wan.vae import WanVAE
+    from training_graph import train_motion, train_subject
+
+    check = pack("nodes.host.vae").check_vae
+    check(SimpleNamespace(first_stage_model=WanVAE(**VAE)))
+    other = SimpleNamespace(first_stage_model=WanVAE(**VAE | changes))  # which cannot encode
+    for train in (train_subject, train_motion):
+        with pytest.raises(ValueError, match=told):
+            train(nodes, graph, vae=other)
+
+
 def test_a_block_that_is_not_there_is_refused_before_anything_is_loaded(core):
-    check = pack("nodes.train_subject_lora").check_settings
+    check = pack("smra_core.training.model_fit").check_fit
     check(core.Subject(align_block=29), core.spec)
     with pytest.raises(ValueError, match="align_block is 30, but this model has blocks 0 to 29"):
         check(core.Subject(align_block=30), core.spec)

@@ -1,11 +1,15 @@
 """What stands around the training nodes: choosing files, masks, flow pictures, data, inspection."""
 
+import asyncio
+
 import pytest
 import torch
 from encoder_nets import sea_raft_file
 from PIL import Image
 from random_wan import pack
 from safetensors.torch import save_file
+
+FOLDERS = ("dinov2", "clip_vision", "optical_flow", "sea_raft", "loras")
 
 
 @pytest.fixture
@@ -18,7 +22,7 @@ def folders(tmp_path, monkeypatch):
     """The host's folders, in a place of the test's own."""
     import folder_paths
 
-    known = {name: ([str(tmp_path / "models" / name)], set()) for name in ("dinov2", "clip_vision", "loras")}
+    known = {name: ([str(tmp_path / "models" / name)], set()) for name in FOLDERS}
     for paths, _ in known.values():
         (tmp_path / paths[0]).mkdir(parents=True)
     monkeypatch.setattr(folder_paths, "folder_names_and_paths", folder_paths.folder_names_and_paths | known)
@@ -38,6 +42,52 @@ def test_a_loader_offers_our_folder_and_the_hosts_and_refuses_others(folders):
     for wrong in ("loras/x.pth", "dinov2/absent.pth", "dinov2/../loras/x.pth", "nothing"):
         with pytest.raises(ValueError, match="Download dinov2_vitg14_pretrain.pth"):
             kind.find(wrong)
+
+
+def test_files_under_the_hubs_names_are_offered(folders):
+    module = pack("nodes.host.model_folders")
+    patch, scale = "embeddings.patch_embeddings.projection.weight", "encoder.layer.0.layer_scale1.lambda1"
+    dino = {patch: torch.zeros(8, 3, 14, 14), scale: torch.zeros(8)}
+    clip = {"vision_model.embeddings.patch_embedding.weight": torch.zeros(8, 3, 14, 14)}
+    for file, tensors in (
+        ("dinov2/model.safetensors", dino), ("dinov2/giant/model.SAFETENSORS", dino),
+        ("optical_flow/model.safetensors", clip), ("sea_raft/model.pth", clip),
+        ("clip_vision/model.safetensors", dino), ("clip_vision/clip_h.safetensors", clip),
+    ):  # fmt: skip
+        path = folders / "models" / file
+        path.parent.mkdir(exist_ok=True)
+        save_file(tensors, path)
+    (folders / "models" / "clip_vision" / "broken.safetensors").write_bytes(b"no header")
+    offered = {kind.name: [choice for choice in kind.list_choices() if "miniature" not in choice]
+               for kind in (module.DINOV2, module.SEA_RAFT)}  # fmt: skip
+    assert sorted(offered["DINOv2"]) == [
+        "clip_vision/model.safetensors", "dinov2/giant/model.SAFETENSORS", "dinov2/model.safetensors",
+    ]  # fmt: skip
+    assert offered["SEA-RAFT"] == ["optical_flow/model.safetensors", "sea_raft/model.pth"]
+
+
+def test_a_workflow_finds_a_file_in_another_folder_of_its_kind(folders, nodes):
+    load = nodes["SMRALoadDINOv2"]
+    for there, asked in (("clip_vision/a.pth", "dinov2/a.pth"), ("dinov2/b.pth", "clip_vision/b.pth")):
+        (folders / "models" / there).write_bytes(b"")
+        assert load.validate_inputs(file=asked) is True
+        assert load.execute(asked).args[0] == folders / "models" / there
+    assert "Download dinov2_vitg14_pretrain.pth" in load.validate_inputs(file="dinov2/absent.pth")
+    assert load.validate_inputs(file=None) is True  # linked from another node
+
+
+def test_the_host_lets_a_file_pass_that_its_list_of_choices_lacks(folders, nodes, monkeypatch):
+    import execution
+
+    import nodes as host_nodes
+
+    monkeypatch.setitem(host_nodes.NODE_CLASS_MAPPINGS, "SMRALoadDINOv2", nodes["SMRALoadDINOv2"])
+    (folders / "models" / "clip_vision" / "a.pth").write_bytes(b"")
+    for file, passes in (("dinov2/a.pth", True), ("dinov2/b.pth", False)):
+        prompt = {"1": {"class_type": "SMRALoadDINOv2", "inputs": {"file": file}}}
+        valid, errors, _ = asyncio.run(execution.validate_inputs("prompt", prompt, "1", {}))
+        assert valid is passes
+        assert passes or "Download dinov2_vitg14_pretrain.pth" in errors[0]["details"]
 
 
 def test_an_empty_folder_still_gives_the_browser_a_choice(folders, nodes):
@@ -138,7 +188,11 @@ def test_masks_that_the_crop_cuts_are_noted():
     images, masks = torch.zeros(1, 64, 128, 3), torch.zeros(1, 64, 128)
     masks[0, :, 16:48] = 1  # a central crop to a square keeps columns 32 to 95
     (kept,), notes = crop_masks(masks, images, (64, 64))
-    assert kept.sum() == 16 * 64 and notes == ["the crop cuts off 50 % of the subject in picture 1"]
+    assert kept.sum() == 16 * 64
+    assert notes == [
+        "picture 1: its mask covers 25 % of the picture and touches the top and bottom edges",
+        "the crop cuts off 50 % of the subject in picture 1",
+    ]
     masks[0, :, 32:48] = 0
     with pytest.raises(ValueError, match="no subject left after cropping"):
         crop_masks(masks, images, (64, 64))

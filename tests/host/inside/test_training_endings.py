@@ -130,4 +130,4 @@ def test_a_host_that_unloads_everything_after_each_step_changes_nothing(
 
     monkeypatch.setattr(comfy.utils.ProgressBar, "update_absolute", unload)
     same(train_subject(nodes, graph, model=model, steps=3, name="unloaded"), expected)
-    assert unloaded == [1, 2, 3] and fingerprint(model) == before
+    assert unloaded == [0, 1, 2, 3] and fingerprint(model) == before

@@ -142,5 +142,6 @@ def test_previews_show_the_model_and_change_nothing_that_is_learned(nodes, graph
         lambda self, value, total, preview=None: pictures.append(preview),
     )
     shown = train_subject(nodes, graph, steps=2, name="shown", preview_every=2)
-    assert pictures[0] is None and pictures[1][1].size == (512, 512)
+    masked, first, second = pictures  # before training: the pictures with their masks
+    assert masked[1].size == (2 * 64, 2 * 64) and first is None and second[1].size == (512, 512)
     assert all(torch.equal(shown[0][name], plain[0][name]) for name in plain[0])

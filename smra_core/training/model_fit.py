@@ -1,0 +1,31 @@
+"""Check settings against the model that is to be trained, once its sizes are known."""
+
+from ..lora.plan import SparsePlan
+from ..wan.spec import WanSpec
+from .mora import MotionSettings
+from .sura import SubjectSettings
+
+
+def check_fit(settings: SubjectSettings | MotionSettings, spec: WanSpec) -> None:
+    """Raise ValueError for a block that this model does not have, and for a plan without any layer.
+
+    The sizes come from the file's header, so that this is known before anything is loaded.
+    """
+    _check_plan(settings.plan, spec)
+    if isinstance(settings, SubjectSettings) and settings.sura_weight:
+        if settings.align_block >= spec.blocks:
+            raise ValueError(
+                f"align_block is {settings.align_block}, but this model has blocks 0 to {spec.blocks - 1}. "
+                "The paper's is 0."
+            )
+
+
+def _check_plan(plan: SparsePlan, spec: WanSpec) -> None:
+    if plan.blocks is not None and plan.blocks[1] > spec.blocks:
+        raise ValueError(
+            f"Plan {plan} names blocks {plan.blocks[0]} to {plan.blocks[1] - 1}, but this model has blocks "
+            f"0 to {spec.blocks - 1}. Give a range that ends with {spec.blocks} or less, such as "
+            f"@0:{spec.blocks}."
+        )
+    if not plan.select(spec.linear_names()):
+        raise ValueError("The plan names no layer, so that nothing would be trained. Give one such as q,k.")

@@ -1,0 +1,264 @@
+"""Pictures, masks and clips of the graph: what is accepted, what is told, and what the artist sees of it."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from random_wan import pack
+
+import nodes as host_nodes
+
+SIZE = (64, 64)
+SIDE = 96
+
+
+@pytest.fixture
+def nodes():
+    return pack("nodes").NODE_CLASS_MAPPINGS
+
+
+@pytest.fixture
+def input_folder(tmp_path, monkeypatch):
+    import folder_paths
+
+    folder = tmp_path / "input"
+    folder.mkdir()
+    monkeypatch.setattr(folder_paths, "input_directory", str(folder))
+    return folder
+
+
+def pictures(count=1, channels=3):
+    return 0.1 + 0.8 * torch.rand(count, SIDE, SIDE, channels, generator=torch.Generator().manual_seed(0))
+
+
+def box(count=1, side=SIDE):
+    masks = torch.zeros(count, side, side)
+    masks[:, side // 4 : 3 * side // 4, side // 4 : 3 * side // 4] = 1
+    return masks
+
+
+def make_set(images, masks=None):
+    settings = SimpleNamespace(width=SIZE[0], height=SIZE[1])
+    given = SimpleNamespace(images=images, masks=masks, settings=settings, captions=["a ball"] * len(images))
+    return pack("nodes.train_subject_lora").make_subject_set(given)
+
+
+def load(folder, image):
+    """The IMAGE and MASK that ComfyUI's own Load Image gives."""
+    image.save(folder / "a.png")
+    return host_nodes.LoadImage().load_image("a.png")[:2]
+
+
+def test_the_stand_in_mask_of_load_image_counts_as_none(input_folder):
+    images, masks = load(input_folder, Image.new("RGB", (SIDE, SIDE), (200, 60, 20)))
+    assert masks.shape == (1, 64, 64)
+    (picture,), notes = make_set(images, masks)
+    assert picture.mask_px is None and "the masks are black all over, which counts as none" in notes
+
+
+def test_the_inverted_mask_of_load_image_is_warned_of(input_folder):
+    cut_out = Image.new("RGBA", (SIDE, SIDE), (0, 0, 0, 0))
+    cut_out.paste((200, 60, 20, 255), (30, 30, 60, 60))
+    images, masks = load(input_folder, cut_out)
+    (picture,), notes = make_set(images, masks)
+    assert picture.mask_px.mean() > 0.85
+    assert any("Is it inverted?" in note and "connect InvertMask" in note for note in notes)
+    (picture,), notes = make_set(images, 1 - masks)
+    assert picture.mask_px.mean() < 0.15 and not any("inverted" in note for note in notes)
+
+
+@pytest.mark.parametrize("shape", [(1, 7, 9), (3, 64, 64), (1, SIDE, SIDE)])
+def test_black_masks_of_any_number_and_size_count_as_none(shape):
+    found, _ = make_set(pictures(2), torch.zeros(shape))
+    assert [picture.mask_px for picture in found] == [None, None]
+
+
+def test_smaller_masks_of_the_same_shape_are_resized_and_told():
+    (full,), _ = make_set(pictures(), box())
+    (small,), notes = make_set(pictures(), box(side=48))
+    assert torch.equal(full.mask_px, small.mask_px) and "masks are resized from 48x48 to 96x96" in notes
+    with pytest.raises(
+        ValueError, match="1 masks of 48x32 for 1 pictures of 96x96. Give one mask of the same shape"
+    ):
+        make_set(pictures(), torch.ones(1, 32, 48))
+    with pytest.raises(ValueError, match="1 masks of 96x96 for 3 pictures of 96x96"):
+        make_set(pictures(3), box())
+
+
+@pytest.mark.parametrize("shape", [(SIDE, SIDE), (1, SIDE, SIDE), (1, 1, SIDE, SIDE)])
+def test_masks_of_every_layout_are_understood(shape):
+    (picture,), notes = make_set(pictures(), box().reshape(shape))
+    assert picture.mask_px.sum() == 32 * 32
+    assert "picture 1: its mask covers 25 % of the picture and touches no edge" in notes
+
+
+def test_alpha_of_pictures_serves_as_the_mask_where_there_is_no_other():
+    images = pictures(2, channels=4)
+    images[..., 3] = 1
+    images[0, ..., 3] = box()[0]
+    found, notes = make_set(images)
+    assert found[0].mask_px.sum() == 32 * 32 and found[1].mask_px is None
+    assert (found[0].pixels[:, 0, 0] == 1).all()
+    assert "transparency serves as the mask of pictures without another" in notes
+    masks = torch.zeros(2, SIDE, SIDE)
+    masks[0, :24] = 1
+    found, _ = make_set(images, masks)
+    assert found[0].mask_px[0, :16].all() and not found[0].mask_px[0, 16:].any()
+
+
+@pytest.mark.parametrize(
+    "images, message",
+    [
+        (pictures() * 255, "divide by 255"),
+        (pictures() * float("nan"), "no numbers"),
+        (pictures(channels=1), "The pictures have 1 channels"),
+        (torch.zeros(1, SIDE, SIDE, 3), "Picture 1 of 1 is black all over"),
+    ],
+)
+def test_what_is_no_picture_is_refused_before_training(images, message):
+    with pytest.raises(ValueError, match=message):
+        make_set(images)
+
+
+def test_a_mask_connected_as_a_picture_is_told():
+    _, notes = make_set(box()[..., None].expand(-1, -1, -1, 3))
+    assert notes == ["picture 1: holds black and white alone. If it is a mask, connect it to masks"]
+
+
+def make_clip(frames):
+    settings = SimpleNamespace(width=SIZE[0], height=SIZE[1], frames=5)
+    return pack("nodes.train_motion_lora").make_motion_clip(frames, settings, "a ball is vvt")
+
+
+def test_frames_are_checked_as_pictures_are():
+    assert len(make_clip(pictures(6)).frames) == 5
+    assert "the clip's 5 frames are all the same" in make_clip(pictures(1).repeat(5, 1, 1, 1)).notes[0]
+    assert "every picture of 96x96" not in make_clip(pictures(5)).notes
+    with pytest.raises(ValueError, match="Frame 2 of 5 holds values that are no numbers"):
+        frames = pictures(5)
+        frames[1, 0, 0, 0] = float("nan")
+        make_clip(frames)
+    with pytest.raises(ValueError, match="The frames have 1 channels"):
+        make_clip(pictures(5, channels=1))
+    with pytest.raises(ValueError, match="5 frames are all black"):
+        make_clip(torch.zeros(5, SIDE, SIDE, 3))
+
+
+def test_an_enlarged_picture_is_told():
+    _, notes = pack("nodes.host.images").crop_images(pictures(), (192, 192))
+    assert notes == ["every picture of 96x96 is enlarged 2 times to 192x192, which adds no detail"]
+
+
+def test_pictures_and_masks_are_shown_on_the_node_before_training(monkeypatch):
+    import comfy.utils
+
+    shown = []
+    monkeypatch.setattr(
+        comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, preview, node_id=None: shown.append(preview)
+    )
+    found, _ = make_set(pictures(12), box(12))
+    pack("nodes.host.picture_strip").show_masked_pictures(found)
+    ((kind, picture, largest),) = shown
+    assert kind == "JPEG" and picture.size == (10 * 64, 2 * 64) and largest == 640
+    above, below = (picture.getpixel((0, y)) for y in (0, 64))
+    assert below == pytest.approx([level / 4 for level in above], abs=1)  # outside of the mask
+    assert picture.getpixel((32, 32)) == picture.getpixel((32, 96))
+
+
+@pytest.mark.parametrize("node", ["SMRALoadSubjectFolder", "SMRALoadMotionClip"])
+def test_a_linked_folder_has_a_constant_fingerprint(nodes, node):
+    assert nodes[node].fingerprint_inputs(folder=None) == nodes[node].fingerprint_inputs(
+        folder=None, caption=None
+    )
+    assert isinstance(nodes[node].fingerprint_inputs(folder=" "), str)
+
+
+@pytest.mark.parametrize(
+    "given, changed",
+    [
+        ("dog", "dog/masks/a.png"), ("dog", "dog/a.txt"), ("dog/metadata.csv", "dog/a.png"),
+        ("walk.mp4", "walk.txt"),
+        ("walk.mp4", "metadata.csv"), ("frames", "frames.txt"), ("frames/%04d.png", "frames/0003.png"),
+        ("frames/0001.png", "frames/0003.png"),
+    ],
+)  # fmt: skip
+def test_every_file_that_is_read_counts_as_changed(input_folder, nodes, given, changed):
+    fingerprint = nodes["SMRALoadMotionClip"].fingerprint_inputs
+    for name in ("dog/metadata.csv", "walk.mp4", "frames/0001.png", "other.txt"):
+        (input_folder / name).parent.mkdir(exist_ok=True)
+        (input_folder / name).write_bytes(b"x")
+    before = fingerprint(folder=given)
+    assert fingerprint(folder=given) == before
+    (input_folder / "other.txt").write_bytes(b"other")
+    assert fingerprint(folder=given) == before
+    (input_folder / changed).parent.mkdir(exist_ok=True)
+    (input_folder / changed).write_bytes(b"changed")
+    assert fingerprint(folder=given) != before
+
+
+def test_the_hint_for_an_empty_folder_can_be_followed(input_folder):
+    resolve_input = pack("nodes.load_data").resolve_input
+    (input_folder / "my_dog").mkdir()
+    for empty in ("", "  ", '""'):
+        with pytest.raises(ValueError) as error:
+            resolve_input(empty)
+        hinted = str(error.value).rpartition("such as ")[2].rstrip(".")
+        assert resolve_input(hinted).is_dir()
+    for written in ("my_dog/", "'my_dog'", "input/my_dog", str(input_folder / "my_dog")):
+        assert resolve_input(written).samefile(input_folder / "my_dog")
+    (input_folder / "input").mkdir()
+    assert resolve_input("input") == input_folder / "input"
+
+
+class Clip:
+    """Encodes every caption alike."""
+
+    def tokenize(self, text):
+        return text
+
+    def encode_from_tokens_scheduled(self, tokens):
+        return [[torch.zeros(1, 3, 4096), {}]]
+
+
+@pytest.mark.parametrize(
+    "choice, first, fps", [({}, [0, 2], 16), (dict(frame_rate="as they are"), [0, 1], 32)]
+)
+def test_a_clip_is_read_at_sixteen_frames_a_second_or_as_it_is(input_folder, nodes, choice, first, fps):
+    write_video = pack("smra_core.data.video").write_video
+
+    levels = (32 + 16 * torch.arange(12)) / 255
+    write_video(input_folder / "fast.mp4", levels[:, None, None, None].expand(12, 3, 64, 64), 32)
+    frames, _, _, rate = (
+        nodes["SMRALoadMotionClip"]
+        .execute(Clip(), "fast.mp4", "a ball is vvt", 5, 0, 1, 64, 64, **choice)
+        .args
+    )
+    numbers = [round((frame.mean().item() * 255 - 32) / 16) for frame in frames]
+    assert numbers[:2] == first and rate == fps
+
+
+def test_masks_of_sam_are_mended_where_that_is_asked_for(nodes, monkeypatch):
+    module = pack("nodes.segment_subject")
+    mask_px = torch.zeros(1, 32, 32)
+    mask_px[:, 8:24, 8:24] = 1
+    mask_px[:, 15, 15], mask_px[:, 2, 2] = 0, 1  # a hole and a speck
+
+    class Net:
+        def to(self, device):
+            return self
+
+    monkeypatch.setattr(module, "load_sam", lambda path: Net())
+    monkeypatch.setattr(module, "find_subject_mask", lambda net, picture, point: mask_px)
+
+    def segment(**mending):
+        return (
+            nodes["SMRASegmentSubject"]
+            .execute(torch.ones(1, 32, 32, 3), None, 0.5, 0.5, **mending)
+            .args[0][0]
+        )
+
+    assert torch.equal(segment(), mask_px[0])
+    assert segment(close_holes=2)[15, 15] == 1 and segment(close_holes=2)[2, 2] == 1
+    assert segment(drop_specks=1)[2, 2] == 0
+    assert 0 < segment(soften=2)[8, 16] < 1
