@@ -101,8 +101,8 @@ def test_samplers_guidance_and_batches(model, factors, sampler, cfg, batch):
 
 def same_with(model, factors, add, **options):
     """Check that a node behind our loader gives what it gives behind overwritten weights; return our log."""
-    ours, seen = logged(applied(model, factors))
-    result = advanced(add(ours), **options)
+    ours, seen = logged(add(applied(model, factors)))
+    result = advanced(ours, **options)
     exact = advanced(add(reference(model, [(factors, EARLY, LATE)], LATE_BELOW)), **options)
     assert difference(result, exact) < EXACT
     return seen
@@ -145,8 +145,13 @@ def test_skip_layer_guidance(model, factors, name, caplog):
     assert "skipped" not in caplog.text
 
 
+def test_normalized_attention_guidance(model, factors):
+    nodes = pytest.importorskip("comfy_extras.nodes_nag")
+    check_log(same_with(model, factors, lambda m: nodes.NAGuidance.execute(m, 5.0, 0.5, 1.5).args[0]))
+
+
 def test_patches_on_the_outputs_of_both_attentions(model, factors):
-    """As NAG and its like put them there."""
+    """As nodes that reweight an attention put them there."""
 
     def add(m):
         m = m.clone()
