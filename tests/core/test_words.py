@@ -43,7 +43,7 @@ VERBS = frozenset(
 """First words of function names. Add a verb here when it is missing; never a noun."""
 
 QUESTIONS = frozenset(
-    "is has can may needs does are was holds loses fits multiplies wastes includes doubles differs".split()
+    "is has can may needs does are was holds fits multiplies wastes includes doubles differs".split()
 )
 """First words of functions that answer a question with True or False."""
 
