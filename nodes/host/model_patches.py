@@ -1,8 +1,8 @@
 """What other nodes have put on a MODEL, and whether it can be trained with.
 
-Weight patches (LoRAs) and object patches are put into the model when it is loaded, and so are injections
-(LoRAs that run beside the weights): the model is trained with them. Wrappers, and patches that stand in the
-options of a sampling run, act only while ComfyUI samples. Training calls the model itself, so that these
+Weight patches (LoRAs) and object patches are put into the model when it is loaded, and it is trained with
+them. Injections (LoRAs that run beside the weights) and forwards that training replaces itself are refused.
+Wrappers, and patches that stand in the options of a sampling run, act only while ComfyUI samples. Training calls the model itself, so that these
 would be missing without a word; they are refused by name unless they only save time or only steer the
 sampling.
 """
