@@ -2,9 +2,9 @@
 
 Weight patches (LoRAs) and object patches are put into the model when it is loaded, and it is trained with
 them. Injections (LoRAs that run beside the weights) and forwards that training replaces itself are refused.
-Wrappers, and patches that stand in the options of a sampling run, act only while ComfyUI samples. Training calls the model itself, so that these
-would be missing without a word; they are refused by name unless they only save time or only steer the
-sampling.
+Wrappers, and patches that stand in the options of a sampling run, act only while ComfyUI samples. Training
+calls the model itself, so that these would be missing without a word; they are refused by name unless they
+only save time or only steer the sampling.
 """
 
 import re
