@@ -16,8 +16,8 @@ from ...smra_core.wan.interfaces import Prediction
 from ...smra_core.wan.recompute import run_checkpointed
 from ...smra_core.wan.spec import LATENT_CHANNELS, WanSpec, find_spec
 from .frozen_linear import freeze_forward
-from .inference_tensors import as_normal_tensor, make_normal
-from .model_patches import list_injected_adapters, loses_forwards_when_unloaded, read_plain_options
+from .inference_tensors import make_normal
+from .model_patches import read_plain_options
 from .versions import compute_dtype_of, is_dynamic, training_mode
 
 log = logging.getLogger("smrabooth")
@@ -113,12 +113,6 @@ class HostDenoiser:
         import comfy.model_management as management
 
         if not any(loaded.model is self.patcher for loaded in management.current_loaded_models):
-            if loses_forwards_when_unloaded(self.patcher, self.linears()):
-                raise RuntimeError(
-                    "The MODEL was unloaded while it was trained, and LoRAs of other nodes run beside its "
-                    "weights, so that it cannot be loaded again in the middle of a run. All finished steps "
-                    "are kept: queue the graph again."
-                )
             load(self.patcher, self.memory_required)
 
 
@@ -168,9 +162,6 @@ def load(patcher, memory_required: int = 0) -> None:
     management.load_models_gpu([patcher], memory_required=memory_required)
     # A second time, because loading may have restored weights that were saved in inference mode.
     make_normal(patcher.model)
-    for adapter in list_injected_adapters(patcher):
-        normal = [as_normal_tensor(part) if isinstance(part, Tensor) else part for part in adapter.weights]
-        adapter.weights = type(adapter.weights)(normal)
 
 
 def choose_training_dtype(device: torch.device) -> torch.dtype:

@@ -1,12 +1,13 @@
 """What other nodes have put on a MODEL, and whether it can be trained with.
 
-Weight patches (LoRAs) and object patches are put into the model when it is loaded, and so are injections
-(LoRAs that run beside the weights): the model is trained with them. Wrappers, and patches that stand in the
-options of a sampling run, act only while ComfyUI samples. Training calls the model itself, so that these
-would be missing without a word; they are refused by name unless they only save time or only steer the
-sampling.
+Weight patches (LoRAs) and object patches are put into the model when it is loaded, and it is trained with
+them. Injections (LoRAs that run beside the weights) and forwards that training replaces itself are refused.
+Wrappers, and patches that stand in the options of a sampling run, act only while ComfyUI samples. Training
+calls the model itself, so that these would be missing without a word; they are refused by name unless they
+only save time or only steer the sampling.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -37,6 +38,8 @@ _HANDLED_OPTIONS = {"wrappers", "callbacks", "patches", "patches_replace", "opti
 """Transformer options that are looked into one by one."""
 _BEFORE_SAMPLING = ("on_pre_run", "on_prepare_state", "on_apply_hooks")
 """Kinds of callbacks that can change the model when a sampling run or a step begins."""
+_TRAINED_FORWARD = re.compile(r"diffusion_model\.blocks\.\d+(\.\w+_attn\.[qkvo]|\.ffn\.[02])?\.forward")
+"""Forwards that training replaces itself."""
 _DEEPEST = 6
 """Number of levels of attributes and closures that are looked through for what a function holds."""
 
@@ -139,29 +142,6 @@ def describe_trained_patches(model) -> str:
     return "\n".join(lines)
 
 
-def loses_forwards_when_unloaded(model, linears: Mapping[str, nn.Module]) -> bool:
-    """Whether unloading this MODEL puts back the `forward` of linears, which takes a LoRA in training off."""
-    if getattr(model, "injections", {}):
-        return True
-    return any(f"diffusion_model.{name}.forward" in model.object_patches for name in linears)
-
-
-def list_injected_adapters(model) -> list:
-    """Return ComfyUI's adapters (objects with `weights`) that the injections of a MODEL run beside it."""
-    found, seen = [], set()
-    rest = [injection for injections in getattr(model, "injections", {}).values() for injection in injections]
-    while rest:
-        value = rest.pop()
-        if id(value) in seen or isinstance(value, (nn.Module, Tensor, str)):
-            continue
-        seen.add(id(value))
-        if isinstance(getattr(value, "weights", None), (tuple, list)):
-            found.append(value)
-        else:
-            rest += _list_parts(value)
-    return found
-
-
 def describe_function(function) -> str:
     """Return module and name of a function, or of an object's class."""
     function = getattr(function, "func", function)  # functools.partial
@@ -174,6 +154,13 @@ def _list_sampling_patches(model) -> Iterator[Patch]:
     """Yield all that acts only while ComfyUI samples."""
     options = model.model_options
     inner = options.get("transformer_options", {})
+    # Both are put back when the model is unloaded in the middle of a run, under the LoRA that is trained.
+    for key, injections in getattr(model, "injections", {}).items():
+        for injection in injections:
+            yield Patch("injection", f"injection {key}", injection.inject)
+    for name, patch in model.object_patches.items():
+        if _TRAINED_FORWARD.fullmatch(name):
+            yield Patch("object patch", name, patch)
     for kinds in (getattr(model, "wrappers", {}), inner.get("wrappers", {})):
         for kind, by_key in kinds.items():
             yield from _list_by_key(f"wrapper of {kind}", by_key)
