@@ -303,7 +303,10 @@ def _add_train_subject(commands: Any) -> None:
         shown="the miniature's, for the miniature", type=Path,
     )  # fmt: skip
     _add_option(parser, "--sam", "SAM weights, to segment the subject in images without a mask.", type=Path)
-    _add_option(parser, "--caption", "Caption of all images, in place of those in the folder, such as 'A picture of sks dog'.")
+    _add_option(
+        parser, "--caption",
+        "Caption of all images, in place of those in the folder, such as 'A picture of sks dog'.",
+    )  # fmt: skip
     _add_option(parser, "--name", "Name of the run.", shown="the folder's name")
     add_settings(parser, SubjectSettings())
     add_settings(parser, SUBJECT_TRAIN)

@@ -19,6 +19,7 @@ from ..wan.flow_matching import add_noise, velocity_target, velocity_weight
 from ..wan.interfaces import Denoiser
 from ..wan.settings import COUNT, NOT_NEGATIVE, POSITIVE, check_limits, declare_setting
 from ..wan.spec import SPATIAL_STRIDE, check_size
+from .trainer import make_generator
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,8 @@ class SubjectObjective:
         """Build the objective for tokens of width `dim` and features of width `feature_dim`."""
         self.settings, self.shift = settings, settings.shift
         self.weights: Mapping[str, float] = {"region": 1.0, "sura": settings.sura_weight}
-        generator = torch.Generator().manual_seed(seed)
+        # Another stream than the LoRA's, which would begin with the same numbers.
+        generator = make_generator(seed, "projector")
         self.projector = make_projector(dim, feature_dim, settings.projector_width, generator)
 
     def trainables(self) -> dict[str, nn.Parameter]:

@@ -199,3 +199,11 @@ def test_the_losses_equal_numpy_from_the_noise_to_the_number(toy_denoiser):
     losses = objective.losses(denoiser, batch, sigma, noise, torch.Generator())
     np.testing.assert_allclose(losses["region"], region, rtol=1e-5)
     np.testing.assert_allclose(losses["sura"].detach(), sura, atol=1e-5)
+
+
+def test_the_projector_and_the_lora_are_two_draws(toy_denoiser):
+    denoiser = toy_denoiser()
+    lora = init_lora(denoiser.spec, ALL_LAYERS, 2, torch.Generator().manual_seed(5))
+    objective = SubjectObjective(SubjectSettings(projector_width=8), denoiser.spec.dim, 4, seed=5)
+    first = next(iter(lora.values())).a
+    assert not torch.allclose(objective.projector[0].weight[: len(first)], first)
