@@ -8,6 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(path for folder in ("smra_core", "nodes") for path in (ROOT / folder).rglob("*.py"))
+TEST_FILES = sorted((ROOT / "tests").rglob("*.py"))
 
 FRAGMENTS = (
     "Of ", "Or ", "Or,", "Whose ", "From which", "Than ", "Which ", "That ", "And ", "But ", "Beside ",
@@ -115,7 +116,7 @@ def functions_without_a_verb(source: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", FILES + TEST_FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_docstrings_and_tooltips_are_no_fragments(path):
     assert not fragments(path.read_text("utf-8"))
 

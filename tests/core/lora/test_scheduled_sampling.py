@@ -60,7 +60,7 @@ def first_late_step(levels, t_point):
 
 
 def evaluated(steps, sampler):
-    """Which level each evaluation of the model is at."""
+    """Return the noise level of each evaluation of the model."""
     if sampler == "euler":
         return list(range(steps))
     return [0] + [place for place in range(1, steps) for _ in "ab"]

@@ -33,7 +33,7 @@ ROUNDS = 120
 DTYPES = ["F32", "F16", "BF16", "F64", "I64", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "C64", "X", 7]
 SIDES = [0, 1, 2, 3, 16, 128, 384, 4096, 1 << 20, 1 << 40, 1 << 62, 1 << 64, -1, 1.5, "3", None]
 ROUNDS_OF_ALL = 40
-"""Of damaged headers, each shown to all readers."""
+"""The number of damaged headers, each shown to all readers."""
 
 
 def read_as_lora(path):
