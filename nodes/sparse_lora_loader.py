@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..smra_core.lora.schedule import ScheduledLora, Strengths, StrengthSchedule
 from .host.widgets import show_text
-from .host.wire_types import LoaderOptions, LoaderOptionsType, Schedule
+from .host.wire_types import LoaderOptions, Schedule, make_loader_options_input
 from .patching.apply_loras import AUTO, apply_loras, at_constant_strength
 from .patching.chosen_lora import NONE, PAPER_PLANS, ChosenLora, choose_lora, describe_choice, read_file_state
 
@@ -57,12 +57,7 @@ class SparseLoRALoader(io.ComfyNode):
                     )
                     for purpose in PAPER_PLANS
                 ),
-                LoaderOptionsType.Input(
-                    "loader_options",
-                    optional=True,
-                    tooltip="Other layers than the paper's, and how constant LoRAs are applied, from SMRA "
-                    "Loader Options. Not connected, the defaults of that node hold.",
-                ),
+                make_loader_options_input(),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="For a sampler that runs all the steps."),

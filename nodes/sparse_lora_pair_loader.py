@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..smra_core.lora.expert_pair import find_expert, find_pair
 from ..smra_core.lora.schedule import ScheduledLora, Strengths, StrengthSchedule
 from .host.widgets import show_text
-from .host.wire_types import LoaderOptions, LoaderOptionsType, Schedule
+from .host.wire_types import LoaderOptions, Schedule, make_loader_options_input
 from .patching.apply_loras import apply_loras, at_constant_strength
 from .patching.chosen_lora import NONE, ChosenLora, choose_lora, read_file_state
 from .sparse_lora_loader import DEFAULTS, log, make_lora_inputs, multiply_strengths, write_report
@@ -71,12 +71,7 @@ class SparseLoRAPairLoader(io.ComfyNode):
                     tooltip="Strengths before and after T_point, from SMRA T_point Scheduler; they are "
                     "multiplied by the strengths here. Not connected, the strengths here hold throughout.",
                 ),
-                LoaderOptionsType.Input(
-                    "loader_options",
-                    optional=True,
-                    tooltip="Other layers than the paper's, and how constant LoRAs are applied, from SMRA "
-                    "Loader Options. Not connected, the defaults of that node hold.",
-                ),
+                make_loader_options_input(),
             ],
             outputs=[
                 io.Model.Output(

@@ -62,3 +62,13 @@ class LoaderOptions:
     motion_plan: SparsePlan
     constant_lora: str
     """One of apply_loras.CONSTANT_MODES."""
+
+
+def make_loader_options_input() -> io.Input:
+    """Return the optional input of a Sparse LoRA Loader that takes LoaderOptions."""
+    return LoaderOptionsType.Input(
+        "loader_options",
+        optional=True,
+        tooltip="Other layers than the paper's, and how constant LoRAs are applied, from SMRA Loader "
+        "Options. Not connected, the defaults of that node hold.",
+    )
