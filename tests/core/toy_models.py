@@ -12,11 +12,14 @@ from smra_core.lora.plan import ALL_LAYERS
 from smra_core.wan.interfaces import Prediction
 from smra_core.wan.spec import WanSpec
 
+TEXT = 6
+"""Width of the toy's text context."""
+
 
 class ToyDenoiser(nn.Module):
     """Blocks of self-attention, cross-attention and a feed-forward net over 1x2x2 tokens; frozen."""
 
-    def __init__(self, blocks=2, dim=8, ffn=12, channels=16, text=6):
+    def __init__(self, blocks=2, dim=8, ffn=12, channels=16, text=TEXT):
         super().__init__()
         self.spec = WanSpec("toy", blocks, dim, ffn, heads=1)
         torch.manual_seed(3)
@@ -52,6 +55,22 @@ class ToyDenoiser(nn.Module):
         shape = dict(f=f, h=h // 2, w=w // 2, p=2, q=2)
         velocity = rearrange(self.head(x), "b (f h w) (c p q) -> b c f (h p) (w q)", **shape)
         return Prediction(velocity, tokens)
+
+
+class ExponentialField:
+    """A model without linears, whose field dx/dsigma = x ends at x(0) = x(1) / e."""
+
+    def linears(self):
+        return {}
+
+    def velocity(self, noisy, sigma, context, token_block=None):
+        return Prediction(noisy, None)
+
+
+def make_contexts():
+    """Return the text contexts of a prompt and of a negative prompt, `1 3 TEXT` each."""
+    torch.manual_seed(0)
+    return torch.randn(1, 3, TEXT), torch.randn(1, 3, TEXT)
 
 
 def smooth_flow(frames):

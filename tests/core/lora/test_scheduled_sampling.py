@@ -4,30 +4,15 @@ from fractions import Fraction
 
 import pytest
 import torch
+from toy_models import ExponentialField, make_contexts
 
 from smra_core.lora.adapter import LoraPair, init_lora
 from smra_core.lora.plan import MOTION, SUBJECT
 from smra_core.lora.schedule import ScheduledLora, Strengths, TPoint, choose_strength, scheduled
 from smra_core.wan.flow_matching import sampling_sigmas
-from smra_core.wan.interfaces import Prediction
 from smra_core.wan.sampler import sample
 
-SHAPE, TEXT = (1, 16, 2, 4, 4), 6
-
-
-def contexts():
-    torch.manual_seed(0)
-    return torch.randn(1, 3, TEXT), torch.randn(1, 3, TEXT)
-
-
-class Field:
-    """A model without linears, whose field dx/dsigma = x ends at x(0) = x(1) / e."""
-
-    def linears(self):
-        return {}
-
-    def velocity(self, noisy, sigma, context, token_block=None):
-        return Prediction(noisy, None)
+SHAPE = (1, 16, 2, 4, 4)
 
 
 def sample_with(denoiser, start, sigmas, context, negative, loras, **options):
@@ -80,7 +65,7 @@ def test_every_evaluation_has_the_strengths_of_its_sigma(steps, shift, sampler, 
         seen.append(sigma)
         strengths.append(choose_strength(Strengths(0.4, 0.8), sigma, boundary))
 
-    sample(Field(), start, sigmas, start, start, 1.0, sampler, on_evaluation=record)
+    sample(ExponentialField(), start, sigmas, start, start, 1.0, sampler, on_evaluation=record)
     levels, places = exact_levels(steps, shift, denoise), evaluated(steps, sampler)
     late = first_late_step(levels, t_point)
     assert strengths == [0.8 if place >= late else 0.4 for place in places]
@@ -116,12 +101,12 @@ def test_the_strengths_given_are_those_the_model_computes_with(toy_denoiser):
     noise, sigmas = torch.randn(SHAPE), sampling_sigmas(2)
     lora = loud_lora(denoiser, SUBJECT)
     switched = sample_with(
-        denoiser, noise, sigmas, *contexts(), loras=[ScheduledLora(lora, Strengths(0.3, 0.6))]
+        denoiser, noise, sigmas, *make_contexts(), loras=[ScheduledLora(lora, Strengths(0.3, 0.6))]
     )
     by_hand = noise
     for step, strength in enumerate((0.3, 0.6)):  # T_point 0.7 lies nearest to the second level, 0.5
         constant = [ScheduledLora(lora, Strengths.from_value(strength))]
-        by_hand = sample_with(denoiser, by_hand, sigmas[step : step + 2], *contexts(), loras=constant)
+        by_hand = sample_with(denoiser, by_hand, sigmas[step : step + 2], *make_contexts(), loras=constant)
     assert torch.equal(switched, by_hand)
 
 
@@ -129,10 +114,10 @@ def test_strengths_zero_give_the_base_bit_for_bit(toy_denoiser):
     denoiser = toy_denoiser()
     noise, sigmas = torch.randn(SHAPE), sampling_sigmas(4)
     off = [ScheduledLora(loud_lora(denoiser, plan), Strengths.from_value(0.0)) for plan in (SUBJECT, MOTION)]
-    base = sample(denoiser, noise, sigmas, *contexts())
-    assert torch.equal(base, sample_with(denoiser, noise, sigmas, *contexts(), loras=off))
+    base = sample(denoiser, noise, sigmas, *make_contexts())
+    assert torch.equal(base, sample_with(denoiser, noise, sigmas, *make_contexts(), loras=off))
     on = [ScheduledLora(lora, Strengths(0.0, 0.5)) for lora, _ in off]
-    assert not torch.equal(base, sample_with(denoiser, noise, sigmas, *contexts(), loras=on))
+    assert not torch.equal(base, sample_with(denoiser, noise, sigmas, *make_contexts(), loras=on))
 
 
 def test_the_model_is_left_as_found_when_sampling_is_canceled(toy_denoiser):
@@ -144,6 +129,6 @@ def test_the_model_is_left_as_found_when_sampling_is_canceled(toy_denoiser):
     loras = [ScheduledLora(loud_lora(denoiser, SUBJECT), Strengths(0.4, 0.8))]
     with pytest.raises(KeyboardInterrupt):
         sample_with(
-            denoiser, torch.randn(SHAPE), sampling_sigmas(4), *contexts(), loras=loras, on_step=cancel
+            denoiser, torch.randn(SHAPE), sampling_sigmas(4), *make_contexts(), loras=loras, on_step=cancel
         )
     assert all("forward" not in module.__dict__ for module in denoiser.linears().values())

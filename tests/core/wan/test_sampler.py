@@ -1,32 +1,17 @@
 import pytest
 import torch
+from toy_models import ExponentialField, make_contexts
 
 from smra_core.wan.flow_matching import sampling_sigmas
-from smra_core.wan.interfaces import Prediction
 from smra_core.wan.sampler import SamplingSettings, initial_noise, sample
 
-SHAPE, TEXT = (1, 16, 2, 4, 4), 6
-
-
-def contexts():
-    torch.manual_seed(0)
-    return torch.randn(1, 3, TEXT), torch.randn(1, 3, TEXT)
-
-
-class Field:
-    """A model without linears, whose field dx/dsigma = x ends at x(0) = x(1) / e."""
-
-    def linears(self):
-        return {}
-
-    def velocity(self, noisy, sigma, context, token_block=None):
-        return Prediction(noisy, None)
+SHAPE = (1, 16, 2, 4, 4)
 
 
 def test_guidance_one_needs_no_negative(toy_denoiser):
     denoiser = toy_denoiser()
     noise, sigmas = torch.randn(SHAPE), sampling_sigmas(3)
-    positive, negative = contexts()
+    positive, negative = make_contexts()
     once = sample(denoiser, noise, sigmas, positive, negative, guidance=1.0)
     assert torch.equal(once, sample(denoiser, noise, sigmas, positive, -negative, guidance=1.0))
 
@@ -34,7 +19,7 @@ def test_guidance_one_needs_no_negative(toy_denoiser):
 def test_guidance_extrapolates_from_negative_to_positive(toy_denoiser):
     denoiser = toy_denoiser()
     noise, sigmas = torch.randn(SHAPE), torch.tensor([1.0, 0.0])
-    positive, negative = contexts()
+    positive, negative = make_contexts()
     run = lambda context, guidance, other: sample(denoiser, noise, sigmas, context, other, guidance)  # noqa: E731
     plain, opposite = run(positive, 1.0, negative), run(negative, 1.0, positive)
     torch.testing.assert_close(
@@ -45,7 +30,7 @@ def test_guidance_extrapolates_from_negative_to_positive(toy_denoiser):
 @pytest.mark.parametrize("sampler, tolerance", [("euler", 0.3), ("heun", 0.02)])
 def test_samplers_follow_a_field_with_a_known_end(sampler, tolerance):
     start = torch.ones(1, 1)
-    end = sample(Field(), start, torch.linspace(1, 0, 6), start, start, 1.0, sampler=sampler)
+    end = sample(ExponentialField(), start, torch.linspace(1, 0, 6), start, start, 1.0, sampler=sampler)
     assert end.item() == pytest.approx(2.718281828**-1, rel=tolerance)
 
 
