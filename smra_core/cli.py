@@ -1,26 +1,39 @@
 """The command line: train-subject, train-motion, sample, demo, inspect, convert, window-error."""
 
 import argparse
-import dataclasses
 import io
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from . import __version__
-from .data.frame_rate import WAN_FPS, check_frame_rate
+from .cli_options import (
+    add_choice,
+    add_model,
+    add_option,
+    add_settings,
+    check_weight_file,
+    choose_encoder_file,
+    log_notes,
+    open_backend,
+    parse_frame_rate,
+    parse_strengths,
+    parse_t_point,
+    read_settings,
+    wrap_parser,
+)
+from .data.frame_rate import WAN_FPS
 from .data.motion_clip import read_motion_clip
 from .data.subject_set import describe_new_masks, read_subject_set
 from .data.video import write_video
 from .decoding.window_error import measure_window_errors, render_errors
 from .lora.adapter import restrict
 from .lora.choice import RELEASE_ADAPTERS
-from .lora.dialects import EXPERTS
 from .lora.plan import SparsePlan
 from .lora.reader import load_lora
 from .lora.report import describe_lora, render_report
@@ -28,19 +41,13 @@ from .lora.schedule import (
     MOTION_STRENGTHS,
     STRENGTH_PRESETS,
     ScheduledLora,
-    Strengths,
     TPoint,
     describe_run,
 )
 from .lora.writer import DIALECTS_OUT, convert_lora
-from .miniature import small_settings
 from .miniature.demo import run_demo
-from .miniature.model_files import MINIATURE, MINIATURE_FILES
 from .miniature.weight_paths import DINOV2_FILE, SEA_RAFT_FILE
-from .standalone.backend import StandaloneBackend
-from .standalone.device import DTYPES, choose_device, choose_dtype
 from .standalone.generate import Variant, generate
-from .standalone.model_files import find_wan_files
 from .standalone.output_file import (
     LORA_ENDINGS,
     VIDEO_ENDINGS,
@@ -50,7 +57,6 @@ from .standalone.output_file import (
 )
 from .standalone.progress_bar import TrainingBar
 from .storage.file_name import make_file_name
-from .storage.tensor_cache import TensorCache
 from .training.model_fit import check_fit
 from .training.mora import MotionSettings
 from .training.motion import train_motion
@@ -63,27 +69,10 @@ from .wan.settings import NOT_NEGATIVE
 
 log = logging.getLogger("smrabooth")
 
-Settings = TypeVar("Settings")
-KEEP_FRAMES = "keep"
-Value = TypeVar("Value")
-
-MINIATURE_SIZES: Mapping[type, Any] = {
-    SubjectSettings: small_settings.SUBJECT,
-    MotionSettings: small_settings.MOTION,
-    SamplingSettings: small_settings.SAMPLING,
-}
-"""Settings whose sizes are the defaults for the miniature."""
-SIZES = ("width", "height", "frames")
-
 CONTINUES = "Run the command again to continue from the last saved step."
 STARTS_OVER = "Nothing was written. The same command starts from the beginning."
 """What is true after an interrupt: of a training, and of a command that writes its result at the end."""
 DEMO_CONTINUES = "The same command continues the trainings; what was sampled is sampled again."
-
-NO_MODEL = (
-    "No --model is given, so the miniature is used: a tiny model of painted shapes, at its own sizes. Its "
-    "LoRAs fit no other model. For a real one give --model, and with a native file --vae and --text-encoder."
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -156,161 +145,25 @@ def _add_command(
     return parser
 
 
-def _wrap_parser(parse: Callable[[str], Value]) -> Callable[[str], Value]:
-    """Return `parse` with its ValueError as the error whose text argparse shows."""
-
-    def parse_option(text: str) -> Value:
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-
-    return parse_option
-
-
-def _add_option(
-    parser: argparse.ArgumentParser, name: str, text: str, default: Any = None, shown: str = "", **arguments
-) -> None:
-    """Add an option whose help is `text` with the default behind it.
-
-    `shown` is said in place of the default, for one that is not a constant or not a plain value.
-    """
-    if default is not None or shown:
-        text = f"{text} (default: {shown or default})"
-    parser.add_argument(name, default=default, help=text.replace("%", "%%"), **arguments)
-
-
-def add_settings(parser: argparse.ArgumentParser, defaults: Any, names: Sequence[str] = ()) -> None:
-    """Add an option for each field of a settings dataclass, or for those named, with default and help.
-
-    An option that is not given is None, so that `read_settings` can choose the default by the model.
-    """
-    small = MINIATURE_SIZES.get(type(defaults))
-    for field in dataclasses.fields(defaults):
-        if names and field.name not in names:
-            continue
-        option, text = "--" + field.name.replace("_", "-"), field.metadata["help"]
-        default = getattr(defaults, field.name)
-        if isinstance(default, bool):
-            text = f"{text} (default: {'on' if default else 'off'})".replace("%", "%%")
-            parser.add_argument(option, action=argparse.BooleanOptionalAction, help=text, default=None)
-            continue
-        value_type = _wrap_parser(SparsePlan.parse) if isinstance(default, SparsePlan) else type(default)
-        shown = str(default)
-        if small is not None and field.name in SIZES:
-            shown += f"; {getattr(small, field.name)} for the miniature"
-        _add_option(parser, option, text, shown=shown, type=value_type)
-
-
-def read_settings(args: argparse.Namespace, defaults: Settings) -> Settings:
-    """Return `defaults` with the options that were given and that `add_settings` added.
-
-    The sizes of the miniature are its own, unless they are given. Raises ValueError for bad values.
-    """
-    small = MINIATURE_SIZES.get(type(defaults))
-    values = {}
-    if small is not None and args.model in (None, MINIATURE):
-        values = {name: getattr(small, name) for name in SIZES if hasattr(small, name)}
-    for field in dataclasses.fields(defaults):  # type: ignore[arg-type]
-        given = getattr(args, field.name, None)
-        if given is not None:
-            values[field.name] = given
-    return dataclasses.replace(defaults, **values)  # type: ignore[type-var]
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    """Add the options that choose the model, device, precision and folders."""
-    _add_option(
-        parser,
-        "--model",
-        "WAN 2.1: a diffusers folder, a native DiT file, or the word miniature.",
-        shown="the miniature, a tiny model of painted shapes to try things on",
-    )
-    _add_option(parser, "--vae", "Native VAE file. Needed if --model is a file.")
-    _add_option(
-        parser,
-        "--text-encoder",
-        "UMT5: a file, or a folder with the model and its tokenizer. Needed if --model is a file.",
-    )
-    _add_option(
-        parser, "--device", "Device to compute on: cpu, cuda, cuda:1 …", "auto", "auto, a GPU if there is one"
-    )
-    _add_option(
-        parser,
-        "--dtype",
-        "Precision of the frozen model.",
-        "auto",
-        "auto, float32 on a CPU, else bfloat16 or float16",
-        choices=["auto", *DTYPES],
-    )
-    _add_option(
-        parser, "--out", "Folder for results: a folder of each run in runs/, and the cache.",
-        Path("smra_output"), type=Path,
-    )  # fmt: skip
-    _add_option(
-        parser, "--cache", "Folder of encoded inputs, shared by all runs.", shown="OUT/cache", type=Path
-    )
-
-
-def open_backend(args: argparse.Namespace) -> StandaloneBackend:
-    """Find the model that the options name, and choose device, precision and folders.
-
-    Raises ValueError when a part of the model is missing, or when nothing can be written to the folders.
-    """
-    device = choose_device(args.device)
-    dtype = choose_dtype(args.dtype, device)
-    folders = args.out / "runs", args.cache or args.out / "cache"
-    if args.model is None:
-        _log_notes([NO_MODEL])
-    miniature = args.model in (None, MINIATURE)
-    files = MINIATURE_FILES if miniature else find_wan_files(args.model, args.vae, args.text_encoder)
-    for folder in folders:
-        check_output_folder(folder)
-    return StandaloneBackend(files, folders[0], TensorCache(folders[1]), device, dtype)
-
-
-def choose_encoder_file(
-    name: str, option: str, given: Path | None, model: str | None, miniature_file: Path
-) -> Path:
-    """Return the weight file given with `option`, or the miniature's own if the model is the miniature.
-
-    Raises ValueError when another model is trained and no file is given, or when the file does not exist.
-    """
-    if given is None and model in (None, MINIATURE):
-        return miniature_file
-    if given is None:
-        raise ValueError(
-            f"Training on {model} needs the weights of {name}. Give their file with {option} FILE."
-        )
-    check_weight_file(name, option, given)
-    return given
-
-
-def check_weight_file(name: str, option: str, given: Path | None) -> None:
-    """Raise ValueError when a path that was given is not a file."""
-    if given is not None and not given.is_file():
-        raise ValueError(f"{given} is not a file. Give the weights of {name} with {option} FILE.")
-
-
 def _add_train_subject(commands: Any) -> None:
     text = "Train a subject LoRA on a folder of images."
     parser = _add_command(commands, "train-subject", text, run_train_subject, CONTINUES)
     parser.add_argument(
         "folder", type=Path, help="Folder of images, with masks/ and metadata.csv or .txt captions."
     )
-    _add_option(
+    add_option(
         parser, "--dinov2", "DINOv2 weights: timm's, the original .pth, or transformers'.",
         shown="the miniature's, for the miniature", type=Path,
     )  # fmt: skip
-    _add_option(parser, "--sam", "SAM weights, to segment the subject in images without a mask.", type=Path)
-    _add_option(
+    add_option(parser, "--sam", "SAM weights, to segment the subject in images without a mask.", type=Path)
+    add_option(
         parser, "--caption",
         "Caption of all images, in place of those in the folder, such as 'A picture of sks dog'.",
     )  # fmt: skip
-    _add_option(parser, "--name", "Name of the run.", shown="the folder's name")
+    add_option(parser, "--name", "Name of the run.", shown="the folder's name")
     add_settings(parser, SubjectSettings())
     add_settings(parser, SUBJECT_TRAIN)
-    _add_model(parser)
+    add_model(parser)
 
 
 def run_train_subject(args: argparse.Namespace) -> None:
@@ -326,9 +179,9 @@ def run_train_subject(args: argparse.Namespace) -> None:
         else None
     )
     subject = read_subject_set(args.folder, (settings.width, settings.height), caption=args.caption)
-    _log_notes(subject.notes)
+    log_notes(subject.notes)
     images = find_missing_masks(subject.images, args.sam, backend)
-    _log_notes(describe_new_masks(subject.images, images))
+    log_notes(describe_new_masks(subject.images, images))
     with TrainingBar("subject LoRA") as report:
         trained = train_subject(backend, images, dinov2, settings, train, name, report)
     print(trained.path)
@@ -342,27 +195,27 @@ def _add_train_motion(commands: Any) -> None:
         type=Path,
         help="Video, GIF or animated WebP, a folder with one and its metadata.csv, or numbered pictures.",
     )
-    _add_option(
+    add_option(
         parser, "--sea-raft", "SEA-RAFT weights: spring-M, or S for small cards.",
         shown="the miniature's, for the miniature", type=Path,
     )  # fmt: skip
-    _add_option(
+    add_option(
         parser, "--tiny-decoder", "Weights of a small decoder for small cards: lighttaew2_1 or taew2_1.",
         type=Path,
     )  # fmt: skip
-    _add_option(parser, "--caption", "Caption of the clip, such as 'a person is vvt walking'.")
-    _add_option(parser, "--start", "First frame that is used.", 0, type=int)
-    _add_option(
+    add_option(parser, "--caption", "Caption of the clip, such as 'a person is vvt walking'.")
+    add_option(parser, "--start", "First frame that is used.", 0, type=int)
+    add_option(
         parser, "--frame-rate",
         "Frames per second that the clip is brought to by time, so that the motion keeps its speed; keep "
         "takes the frames as they are.",
-        WAN_FPS, f"{WAN_FPS:g}, WAN's", type=_parse_frame_rate,
+        WAN_FPS, f"{WAN_FPS:g}, WAN's", type=parse_frame_rate,
     )  # fmt: skip
-    _add_option(parser, "--stride", "Use every n-th frame at that rate.", 1, type=int)
-    _add_option(parser, "--name", "Name of the run.", shown="the clip's name")
+    add_option(parser, "--stride", "Use every n-th frame at that rate.", 1, type=int)
+    add_option(parser, "--name", "Name of the run.", shown="the clip's name")
     add_settings(parser, MotionSettings())
     add_settings(parser, MOTION_TRAIN)
-    _add_model(parser)
+    add_model(parser)
 
 
 def run_train_motion(args: argparse.Namespace) -> None:
@@ -383,7 +236,7 @@ def run_train_motion(args: argparse.Namespace) -> None:
         args.clip, (settings.width, settings.height), settings.frames, args.start, args.stride, args.caption,
         args.frame_rate,
     )  # fmt: skip
-    _log_notes(clip.notes)
+    log_notes(clip.notes)
     with TrainingBar("motion LoRA") as report:
         trained = train_motion(backend, clip, sea_raft, settings, train, name, report, args.tiny_decoder)
     print(trained.path)
@@ -392,37 +245,37 @@ def run_train_motion(args: argparse.Namespace) -> None:
 def _add_sample(commands: Any) -> None:
     parser = _add_command(commands, "sample", "Make a video with a subject and a motion LoRA.", run_sample)
     parser.add_argument("prompt", help="Prompt, such as 'a sks dog is vvt walking on the moon'.")
-    _add_option(parser, "--negative", "What the video should not show.", "", "nothing")
-    _add_option(parser, "--subject", "Subject LoRA file.", type=Path)
-    _add_option(parser, "--motion", "Motion LoRA file.", type=Path)
-    _add_option(
+    add_option(parser, "--negative", "What the video should not show.", "", "nothing")
+    add_option(parser, "--subject", "Subject LoRA file.", type=Path)
+    add_option(parser, "--motion", "Motion LoRA file.", type=Path)
+    add_option(
         parser, "--preset", "Strengths of the subject LoRA before and after T_point.", "paper",
         choices=STRENGTH_PRESETS,
     )  # fmt: skip
-    _add_option(
+    add_option(
         parser, "--subject-strength",
         "Strengths of the subject LoRA, early,late or one number for both. They replace the preset's.",
-        type=_wrap_parser(_parse_strengths),
+        type=wrap_parser(parse_strengths),
     )  # fmt: skip
-    _add_option(
+    add_option(
         parser, "--motion-strength", "Strengths of the motion LoRA, early,late or one number for both.",
         MOTION_STRENGTHS, f"{MOTION_STRENGTHS.early},{MOTION_STRENGTHS.late}",
-        type=_wrap_parser(_parse_strengths),
+        type=wrap_parser(parse_strengths),
     )  # fmt: skip
     for purpose in ("subject", "motion"):
-        _add_option(
+        add_option(
             parser, f"--{purpose}-plan", f"Plan of the {purpose} LoRA's layers to use, such as q,k,ffn.0.",
-            shown="all that the file has", type=_wrap_parser(SparsePlan.parse),
+            shown="all that the file has", type=wrap_parser(SparsePlan.parse),
         )  # fmt: skip
-    _add_option(
+    add_option(
         parser, "--t-point",
         "Noise level at which the strengths switch: a sigma (0.7), or a step of a run (15/50, or 15/50@5 at "
         "shift 5).",
-        TPoint(), str(TPoint().sigma), type=_wrap_parser(_parse_t_point),
+        TPoint(), str(TPoint().sigma), type=wrap_parser(parse_t_point),
     )  # fmt: skip
-    _add_option(parser, "--video", "Video file to write, .mp4.", Path("video.mp4"), type=Path)
+    add_option(parser, "--video", "Video file to write, .mp4.", Path("video.mp4"), type=Path)
     add_settings(parser, SamplingSettings())
-    _add_model(parser)
+    add_model(parser)
 
 
 def run_sample(args: argparse.Namespace) -> None:
@@ -454,56 +307,19 @@ def run_sample(args: argparse.Namespace) -> None:
     print(write_or_rescue(args.video, lambda path: write_video(path, videos["video"][0], settings.fps)))
 
 
-def _parse_frame_rate(text: str) -> float | None:
-    if text.strip().lower() == KEEP_FRAMES:
-        return None
-    try:
-        fps = float(text)
-        check_frame_rate(fps)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no frame rate. Give frames per second, such as {WAN_FPS:g}, or {KEEP_FRAMES}."
-        ) from error
-    return fps
-
-
-def _parse_strengths(text: str) -> Strengths:
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        values = []
-    if len(values) not in (1, 2):
-        raise ValueError(f"{text!r} is no strength. Give one number, or two as early,late.")
-    return Strengths(values[0], values[-1])
-
-
-def _parse_t_point(text: str) -> TPoint:
-    run, _, shift = text.partition("@")
-    step, is_step, steps = run.partition("/")
-    try:
-        if not is_step:
-            return TPoint(float(run))
-        return TPoint.from_step(int(step), int(steps), float(shift or 1))
-    except ValueError as error:
-        raise ValueError(
-            f"{text!r} is no noise level ({error}). Give a sigma such as 0.7, a step such as 15/50, or "
-            "15/50@5 for shift 5."
-        ) from error
-
-
 def _add_demo(commands: Any) -> None:
     text = "Run the whole method on the miniature, in minutes, and write a report."
     parser = _add_command(commands, "demo", text, run_demo_command, DEMO_CONTINUES)
-    _add_option(parser, "--out", "Folder for LoRAs, videos and the report.", Path("smra_demo"), type=Path)
-    _add_option(
+    add_option(parser, "--out", "Folder for LoRAs, videos and the report.", Path("smra_demo"), type=Path)
+    add_option(
         parser, "--subject", "Folder of your own subject, as for train-subject.", shown="a ball", type=Path
     )
-    _add_option(
+    add_option(
         parser, "--motion", "Your own clip or its folder, as for train-motion.", shown="a zigzag", type=Path
     )
-    _add_option(parser, "--prompt", "Prompt to sample.", shown="made of the two captions")
-    _add_option(parser, "--subject-caption", "Caption of all your pictures, in place of those in the folder.")
-    _add_option(parser, "--motion-caption", "Caption of your clip, in place of the one beside it.")
+    add_option(parser, "--prompt", "Prompt to sample.", shown="made of the two captions")
+    add_option(parser, "--subject-caption", "Caption of all your pictures, in place of those in the folder.")
+    add_option(parser, "--motion-caption", "Caption of your clip, in place of the one beside it.")
 
 
 def run_demo_command(args: argparse.Namespace) -> None:
@@ -512,25 +328,10 @@ def run_demo_command(args: argparse.Namespace) -> None:
     print(run_demo(args.out, args.subject, args.motion, args.prompt, *captions))
 
 
-def _log_notes(notes: Sequence[str]) -> None:
-    for note in notes:
-        log.info("note: %s", note)
-
-
 def _add_inspect(commands: Any) -> None:
     parser = _add_command(commands, "inspect", "Show what a LoRA file contains.", run_inspect)
     parser.add_argument("file", type=Path, help="LoRA file in any dialect, or PEFT's adapter folder.")
-    _add_choice(parser)
-
-
-def _add_choice(parser: argparse.ArgumentParser) -> None:
-    """Add the options that choose between several LoRAs in one file."""
-    _add_option(
-        parser, "--expert", "Expert of Wan 2.2, where the file holds both.", None, "none", choices=EXPERTS
-    )  # fmt: skip
-    _add_option(
-        parser, "--adapter", "Name of the adapter, where the file holds several: spatial_lora.", None, "none"
-    )
+    add_choice(parser)
 
 
 def run_inspect(args: argparse.Namespace) -> None:
@@ -543,11 +344,11 @@ def _add_convert(commands: Any) -> None:
     parser = _add_command(commands, "convert", text, run_convert)
     parser.add_argument("source", type=Path, help="LoRA in any dialect, or PEFT's adapter folder.")
     parser.add_argument("target", type=Path, help="File to write, .safetensors; with --to peft, a folder.")
-    _add_option(
+    add_option(
         parser, "--to", "Program whose names are written: comfyui, diffusers, kohya, or peft (a folder).",
         "comfyui", choices=DIALECTS_OUT,
     )  # fmt: skip
-    _add_choice(parser)
+    add_choice(parser)
 
 
 def run_convert(args: argparse.Namespace) -> None:
@@ -563,13 +364,13 @@ def _add_window_error(commands: Any) -> None:
     text = "Measure how far decoded windows of a clip are from the whole clip, for each --context."
     parser = _add_command(commands, "window-error", text, run_window_error)
     parser.add_argument("clip", type=Path, help="The clip that a motion LoRA is to be trained on.")
-    _add_option(
+    add_option(
         parser, "--noise",
         "Standard deviations of the noise that makes a prediction of the clip's latents, in units of theirs.",
         [0.1, 0.3], "0.1 0.3", type=float, nargs="+",
     )  # fmt: skip
     add_settings(parser, MotionSettings(), ("width", "height", "frames", "window"))
-    _add_model(parser)
+    add_model(parser)
 
 
 def run_window_error(args: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ LAYERS = (
     {"training"},
     {"evaluation", "standalone"},
     {"miniature"},
-    {"cli", "__main__", "__init__"},
+    {"cli", "cli_options", "__main__", "__init__"},
 )
 """A package imports only from packages further up in this list; those of one layer do not import each other,
 but for `wan`, `__main__` and itself.
@@ -24,10 +24,12 @@ but for `wan`, `__main__` and itself.
 PAIRS_WITHIN_A_LAYER = {
     ("__main__", "cli"),
     ("cli", "__init__"),
+    ("cli", "cli_options"),
     ("training", "__init__"),
 }
 NOT_FOR_NODES = (
-    "standalone", "cli", "miniature.demo", "miniature.bench", "miniature.recipe", "miniature.model_files",
+    "standalone", "cli", "cli_options", "miniature.demo", "miniature.bench", "miniature.recipe",
+    "miniature.model_files",
 )  # fmt: skip
 """What nodes may not import: ComfyUI does that itself, or it is the bench's."""
 
