@@ -106,14 +106,23 @@ class Server:
 
 
 def install(target: Path) -> None:
-    """A copy of the pack, as an artist has it; random weights stand in for a miniature that is not there."""
+    """Copy the pack as a download from the registry has it, without what .comfyignore leaves out; random
+    weights stand in for a miniature that is not there.
+    """
     target.mkdir(parents=True)
     shutil.copy(PACK / "__init__.py", target)
     for part in PARTS:
-        shutil.copytree(PACK / part, target / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(PACK / part, target / part, ignore=_list_left_out)
     weights = target / "smra_core" / "miniature" / "weights" / "wan_miniature_t2v.safetensors"
     if not weights.exists():
         save_file(random_wan.dit_state(blocks=4, ffn=1024), weights)
+
+
+def _list_left_out(folder: str, names: list[str]) -> set[str]:
+    """Return those names in a folder of the repository that a download does not have."""
+    lines = (PACK / ".comfyignore").read_text("utf-8").splitlines()
+    left_out = {PACK / line for line in lines if line and not line.startswith("#")}
+    return {name for name in names if name == "__pycache__" or Path(folder) / name in left_out}
 
 
 @contextmanager
