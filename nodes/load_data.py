@@ -13,7 +13,7 @@ from ..smra_core.data.picture import PICTURE_SUFFIXES
 from ..smra_core.data.subject_set import SubjectImage, read_subject_set
 from ..smra_core.training.mora import MotionSettings
 from ..smra_core.training.sura import SubjectSettings
-from ..smra_core.wan.spec import check_size, latent_frames
+from ..smra_core.wan.spec import LATENTS_21, latent_frames
 from .host.images import as_image
 from .host.widgets import show_notes
 
@@ -58,7 +58,7 @@ class LoadSubjectFolder(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip, folder: str, caption: str, width: int, height: int) -> io.NodeOutput:
-        check_size(width, height)
+        LATENTS_21.check_size(width, height)
         found = read_subject_set(resolve_input(folder), (width, height), caption=caption.strip() or None)
         show_notes(cls, f"{len(found.images)} pictures", found.notes)
         pictures = torch.stack([image.pixels for image in found.images])
@@ -140,7 +140,7 @@ class LoadMotionClip(io.ComfyNode):
         height: int,
         frame_rate: str = next(iter(FRAME_RATES)),
     ) -> io.NodeOutput:
-        check_size(width, height)
+        LATENTS_21.check_size(width, height)
         latent_frames(frame_count)
         words = caption.strip() or None
         found = read_motion_clip(

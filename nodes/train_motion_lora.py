@@ -15,7 +15,7 @@ from ..smra_core.training.decode_choice import DecodeChoice, choose_decode
 from ..smra_core.training.mora import DECODE_MODES, MotionSettings
 from ..smra_core.training.motion import train_motion
 from ..smra_core.training.trainer import MOTION_TRAIN, TrainSettings
-from ..smra_core.wan.spec import latent_shape, trim_frames
+from ..smra_core.wan.spec import trim_frames
 from .host.backend import ComfyBackend
 from .host.conditioning import match_captions
 from .host.denoiser import choose_training_dtype
@@ -204,5 +204,7 @@ def show_motion_forecast(
 
 def make_preview(backend: ComfyBackend, given: MotionInputs) -> Preview:
     """Return what draws pictures of the caption while the run goes on."""
-    shape = latent_shape(given.settings.frames, given.settings.width, given.settings.height)
+    shape = backend.spec.latents.latent_shape(
+        given.settings.frames, given.settings.width, given.settings.height
+    )
     return Preview(backend, given.context, shape, given.preview_every, given.train.seed)

@@ -16,7 +16,6 @@ from ..smra_core.training.model_fit import check_fit
 from ..smra_core.training.subject import find_missing_masks, train_subject
 from ..smra_core.training.sura import SubjectSettings
 from ..smra_core.training.trainer import SUBJECT_TRAIN, TrainSettings
-from ..smra_core.wan.spec import latent_shape
 from .host.backend import ComfyBackend
 from .host.conditioning import match_captions
 from .host.denoiser import choose_training_dtype
@@ -215,6 +214,6 @@ def show_subject_forecast(
 
 def make_preview(backend: ComfyBackend, given: SubjectInputs) -> Preview:
     """Return what draws pictures of the first caption while the run goes on."""
-    shape = latent_shape(1, given.settings.width, given.settings.height)
+    shape = backend.spec.latents.latent_shape(1, given.settings.width, given.settings.height)
     context = given.contexts[given.captions[0]]
     return Preview(backend, context, shape, given.preview_every, given.train.seed)

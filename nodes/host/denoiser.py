@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...smra_core.lora.adapter import replaced_forwards
 from ...smra_core.wan.interfaces import Prediction
 from ...smra_core.wan.recompute import run_checkpointed
-from ...smra_core.wan.spec import LATENT_CHANNELS, WanSpec, find_spec
+from ...smra_core.wan.spec import LATENTS_21, WanSpec, find_spec
 from .frozen_linear import freeze_forward
 from .inference_tensors import make_normal
 from .model_patches import read_plain_options
@@ -35,10 +35,11 @@ def read_spec(model) -> WanSpec:
     if not all(hasattr(dit, name) for name in (*_SIZES, "patch_embedding", "blocks")):
         raise ValueError(f"This MODEL is {kind}, not WAN. Load Wan2.1-T2V-1.3B or 14B.")
     channels = dit.patch_embedding.weight.shape[1]
-    if kind != "WanModel" or channels != LATENT_CHANNELS or getattr(dit, "img_emb", None) is not None:
+    if kind != "WanModel" or channels != LATENTS_21.channels or getattr(dit, "img_emb", None) is not None:
         raise ValueError(
             f"This MODEL is {kind} with {channels} input channels: an image-to-video, VACE or control model. "
-            f"The method needs text-to-video with {LATENT_CHANNELS} channels: load Wan2.1-T2V-1.3B or 14B."
+            f"The method needs text-to-video with {LATENTS_21.channels} channels: load Wan2.1-T2V-1.3B or "
+            "14B."
         )
     return find_spec(*(getattr(dit, name) for name in _SIZES))
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...smra_core.decoding.wan_decoder import WanVideoDecoder
-from ...smra_core.wan.spec import LATENT_CHANNELS, SPATIAL_STRIDE, TEMPORAL_STRIDE
+from ...smra_core.wan.spec import LATENTS_21, TEMPORAL_STRIDE
 
 
 def check_vae(vae) -> None:
@@ -33,10 +33,10 @@ def check_vae(vae) -> None:
 
 _WAN = {
     "class": "WanVAE",
-    "channels of latents": LATENT_CHANNELS,
+    "channels of latents": LATENTS_21.channels,
     "channels of pixels in": 3,
     "channels of pixels out": 3,
-    "pixels a latent": SPATIAL_STRIDE,
+    "pixels a latent": LATENTS_21.stride,
     "frames a latent": TEMPORAL_STRIDE,
 }
 """What `_describe_vae` reads from WAN 2.1's VAE."""

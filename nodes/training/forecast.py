@@ -18,7 +18,7 @@ from ...smra_core.training.decode_choice import DecodeChoice
 from ...smra_core.training.mora import MotionSettings
 from ...smra_core.training.sura import SubjectSettings
 from ...smra_core.training.trainer import TrainSettings
-from ...smra_core.wan.spec import WanSpec, count_tokens
+from ...smra_core.wan.spec import WanSpec
 from .progress import format_duration
 
 log = logging.getLogger("smrabooth")
@@ -72,7 +72,7 @@ def estimate_subject_run(
     Raises ValueError where the blocks of the plan do not exist.
     """
     modules, parameters = _count_lora(spec, settings)
-    tokens = count_tokens(1, settings.width, settings.height)
+    tokens = spec.latents.count_tokens(1, settings.width, settings.height)
     projector = 0
     if settings.sura_weight:
         projector = count_projector_parameters(spec.dim, _WIDEST_FEATURES, settings.projector_width)
@@ -91,7 +91,7 @@ def estimate_motion_run(
     Raises ValueError where the blocks of the plan do not exist.
     """
     modules, parameters = _count_lora(spec, settings)
-    tokens = count_tokens(settings.frames, settings.width, settings.height)
+    tokens = spec.latents.count_tokens(settings.frames, settings.width, settings.height)
     activations = count_activation_bytes(spec, tokens, train.batch_size, dtype.itemsize)
     if settings.mora_weight:
         # The estimate is for one sample in half precision, and for blocks that keep more than ComfyUI's.

@@ -5,9 +5,11 @@ videos.
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
+from ..wan.spec import LATENTS_21
+
 Item = TypeVar("Item")
 
-WAN_FPS = 16.0
+WAN_FPS = LATENTS_21.fps
 """Frames per second of WAN 2.1's training videos; also assumed for clips that do not give theirs."""
 _SAME_RATE = 0.05
 """Relative difference of two frame rates that nobody sees (PAL plays films 4 % faster). Within it frames are

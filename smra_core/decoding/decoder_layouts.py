@@ -7,7 +7,7 @@ ComfyUI's `WanVAE` has too. The blocks hold modules, not weights, so that these 
 import torch
 from torch import nn
 
-from ..wan.spec import LATENT_CHANNELS
+from ..wan.spec import LATENTS_21
 from .decoder_blocks import Attention, Block, ConvIn, Head, Residual, Upsample3d
 from .frozen_layers import NormedConv
 
@@ -30,10 +30,10 @@ def list_decoder_blocks(vae: nn.Module) -> list[Block]:
 def _check_wan_21(vae: nn.Module, post_quant_conv: nn.Module) -> None:
     channels = post_quant_conv.weight.shape[0]
     patched = getattr(getattr(vae, "config", None), "patch_size", None) is not None
-    if channels != LATENT_CHANNELS or patched:
+    if channels != LATENTS_21.channels or patched:
         raise ValueError(
             f"This VAE has {channels} latent channels and is WAN 2.2's; the method needs WAN 2.1's "
-            f"with {LATENT_CHANNELS}. Choose the VAE that came with Wan2.1-T2V."
+            f"with {LATENTS_21.channels}. Choose the VAE that came with Wan2.1-T2V."
         )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..storage.weight_check import fill_module
 from ..storage.weight_file import read_weight_file
 from ..wan.latents import denormalize
-from ..wan.spec import LATENT_CHANNELS, TEMPORAL_STRIDE
+from ..wan.spec import LATENTS_21, TEMPORAL_STRIDE
 from .frozen_layers import convolve_frozen
 from .state import DecoderState, StreamingDecoder
 
@@ -144,7 +144,7 @@ class TinyDecoder(nn.Module):
 
 
 def _make_layers(widths: tuple[int, int, int, int]) -> Iterator[nn.Module]:
-    yield from (Clamp(), FrameConv(LATENT_CHANNELS, widths[0], 3, padding=1), ReLU())
+    yield from (Clamp(), FrameConv(LATENTS_21.channels, widths[0], 3, padding=1), ReLU())
     for width, wider, times in zip(widths[:-1], widths[1:], (1, 2, 2), strict=True):
         yield from (MemoryBlock(width) for _ in range(3))
         yield from (Upsample(), TGrow(width, times), FrameConv(width, wider, 3, padding=1, bias=False))
@@ -175,10 +175,10 @@ def _find_widths(tensors: dict[str, Tensor], path: Path) -> tuple[int, int, int,
         raise ValueError(
             f"{path} is not a tiny video decoder. Choose lighttaew2_1 or taew2_1, as ComfyUI uses."
         )
-    if first.shape[1] != LATENT_CHANNELS or last.shape[0] != 3:
+    if first.shape[1] != LATENTS_21.channels or last.shape[0] != 3:
         raise ValueError(
             f"{path} decodes latents of {first.shape[1]} channels to {last.shape[0]}; WAN 2.1 has "
-            f"{LATENT_CHANNELS} and 3. Choose lighttaew2_1 or taew2_1."
+            f"{LATENTS_21.channels} and 3. Choose lighttaew2_1 or taew2_1."
         )
     convs = (
         tensors[f"decoder.{index}.weight"] for index in (1, 8, 14, 20) if f"decoder.{index}.weight" in tensors

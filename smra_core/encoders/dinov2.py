@@ -1,7 +1,8 @@
 """DINOv2: features of each patch of a picture, with which the subject LoRA is aligned.
 
 Oquab et al., "DINOv2: Learning Robust Visual Features without Supervision", 2023. The picture is resized so
-that one patch of 14 px shows 16 px of it; patches and WAN's tokens (16 px each) are then the same grid.
+that one patch of 14 px shows what one of WAN's tokens covers (16 px, or 32 px in TI2V-5B); patches and tokens
+are then the same grid.
 
 timm is imported only where a net is built, so that the pack's nodes load without it.
 """
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from ..storage.weight_check import check_names_and_shapes, collect_shapes, fill_module
 from ..storage.weight_file import read_weight_file
-from ..wan.spec import TOKEN_PIXELS
+from ..wan.spec import LATENTS_21
 from .dinov2_files import PATCH, DinoV2Config, find_config, list_expected_shapes, with_timm_names
 from .packages import import_package
 
@@ -23,6 +24,7 @@ log = logging.getLogger("smrabooth")
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_TOKEN_PIXELS = LATENTS_21.token_pixels
 _TOLERANCE = 0.05
 """Tolerance of the range [0, 1], which resizing may overshoot; pictures in [-1, 1] or 0..255 exceed it."""
 
@@ -40,16 +42,17 @@ class DinoV2(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def extract_patch_features(self, pictures: Tensor) -> Tensor:
-        """Return the features after the last norm, `B (H/16 W/16) D` float32 in y,x order, of pictures
-        `B 3 H W` in [0, 1].
+    def extract_patch_features(self, pictures: Tensor, token_pixels: int = _TOKEN_PIXELS) -> Tensor:
+        """Return the features after the last norm, `B (H/p W/p) D` float32 in y,x order, of pictures
+        `B 3 H W` in [0, 1], where p is `token_pixels`: the width and height that a patch shows.
 
         The class and register tokens are left out. Position embeddings are resampled bicubically with
         antialiasing, like in REPA and thus in the release of SMRABooth; the features of the hub's own code
-        have cosine 0.99997 to these. ValueError unless H and W are multiples of 16 and the values in [0, 1].
+        have cosine 0.99997 to these. ValueError unless H and W are multiples of p and the values in [0, 1].
         """
-        _check_pictures(pictures)
-        tokens = self.vit.forward_features(prepare_pictures(pictures).to(self.vit.patch_embed.proj.weight))
+        _check_pictures(pictures, token_pixels)
+        prepared = prepare_pictures(pictures, token_pixels).to(self.vit.patch_embed.proj.weight)
+        tokens = self.vit.forward_features(prepared)
         return tokens[:, self.vit.num_prefix_tokens :].float()
 
 
@@ -106,19 +109,21 @@ def _build_vision_transformer(config: DinoV2Config) -> nn.Module:
     )
 
 
-def prepare_pictures(pictures: Tensor) -> Tensor:
-    """Resize pictures `B 3 H W` in [0, 1] to 14 px for every 16, and normalize by ImageNet's statistics."""
-    sides = [PATCH * (side // TOKEN_PIXELS) for side in pictures.shape[-2:]]
+def prepare_pictures(pictures: Tensor, token_pixels: int = _TOKEN_PIXELS) -> Tensor:
+    """Resize pictures `B 3 H W` in [0, 1] to 14 px for every `token_pixels`, and normalize by ImageNet's
+    statistics.
+    """
+    sides = [PATCH * (side // token_pixels) for side in pictures.shape[-2:]]
     resized = F.interpolate(pictures.float(), sides, mode="bicubic", antialias=True, align_corners=False)
     mean, std = (resized.new_tensor(rgb)[:, None, None] for rgb in (IMAGENET_MEAN, IMAGENET_STD))
     return (resized - mean) / std
 
 
-def _check_pictures(pictures: Tensor) -> None:
+def _check_pictures(pictures: Tensor, token_pixels: int) -> None:
     sides = pictures.shape[-2:]
-    if pictures.ndim != 4 or pictures.shape[1] != 3 or any(side % TOKEN_PIXELS for side in sides):
+    if pictures.ndim != 4 or pictures.shape[1] != 3 or any(side % token_pixels for side in sides):
         raise ValueError(
-            f"DINOv2 compares pictures `B 3 H W` whose sides are multiples of {TOKEN_PIXELS} px, got "
+            f"DINOv2 compares pictures `B 3 H W` whose sides are multiples of {token_pixels} px, got "
             f"{tuple(pictures.shape)}. Crop or resize them first."
         )
     low, high = pictures.min().item(), pictures.max().item()

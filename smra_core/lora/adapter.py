@@ -40,9 +40,6 @@ class LoraPair(nn.Module):
         return self.scale * (self.b @ self.a)
 
 
-_TI2V_5B = WanSpec("Wan2.2-TI2V-5B", blocks=30, dim=3072, ffn=14336, heads=24)
-"""A model that this project does not train, named when a LoRA of it is met."""
-
 Lora = dict[str, LoraPair]
 """LoRA pairs by native linear name."""
 
@@ -96,11 +93,7 @@ def check_fit(
     name = unfit[0]
     has = f"the model's is {tuple(shapes[name])}" if name in shapes else "the model has none of that name"
     blocks, own = ({parse_linear(each).block for each in names} for names in (lora, shapes))
-    known = [
-        spec.name
-        for spec in (*SPECS, _TI2V_5B)
-        if all(_fits(each, pair, spec) for each, pair in lora.items())
-    ]
+    known = [spec.name for spec in SPECS if all(_fits(each, pair, spec) for each, pair in lora.items())]
     raise ValueError(
         f"{source} does not fit {model}: {name} is for a linear of {lora[name].shape} (out, in), {has}; "
         f"the LoRA reaches over {1 + max(blocks)} blocks, the model has {1 + max(own, default=-1)}; "

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from ..storage.weight_check import join_names
-from ..wan.spec import LATENT_CHANNELS, PATCH, TEXT_DIM
+from ..wan.spec import LATENTS_21, PATCH, TEXT_DIM
 from .checkpoint_weights import Shapes, without_quantization
 
 HEAD_DIM = 128
@@ -79,7 +79,7 @@ def build_dit_config(shapes: Shapes, source: str) -> dict[str, Any]:
         "num_attention_heads": dim // HEAD_DIM,
         "attention_head_dim": HEAD_DIM,
         "in_channels": channels,
-        "out_channels": LATENT_CHANNELS,
+        "out_channels": LATENTS_21.channels,
         "ffn_dim": weights["blocks.0.ffn.0.weight"][0],
         "num_layers": _count_blocks(weights, source),
         "text_dim": weights["text_embedding.0.weight"][1],
@@ -129,7 +129,7 @@ def _refuse_variants(shapes: Shapes, source: str) -> None:
 
 
 def _refuse_channels(channels: int, out: int, dim: int, source: str) -> None:
-    if channels == out == LATENT_CHANNELS:
+    if channels == out == LATENTS_21.channels:
         return
     if out == 48:
         kind = f"WAN 2.2 TI2V 5B (width {dim}), which has another VAE"
@@ -139,7 +139,7 @@ def _refuse_channels(channels: int, out: int, dim: int, source: str) -> None:
         kind = "a control or image-to-video model"
     raise ValueError(
         f"{source} takes {channels} channels and gives {out}: {kind}. The method needs WAN 2.1 "
-        f"text-to-video ({LATENT_CHANNELS} and {LATENT_CHANNELS}): wan2.1_t2v_1.3B or _14B."
+        f"text-to-video ({LATENTS_21.channels} and {LATENTS_21.channels}): wan2.1_t2v_1.3B or _14B."
     )
 
 
@@ -182,17 +182,17 @@ def build_vae_config(shapes: Shapes, source: str) -> dict[str, Any]:
             + (f"looks like {kind}. " if kind else f"has {join_names(sorted(shapes))}. ")
             + "Choose wan_2.1_vae.safetensors or Wan2.1_VAE.pth."
         )
-    if latent[0] != LATENT_CHANNELS:
+    if latent[0] != LATENTS_21.channels:
         raise ValueError(
-            f"{source} has {latent[0]} latent channels; WAN 2.1's VAE has {LATENT_CHANNELS}. Choose the VAE "
-            "that came with Wan2.1-T2V."
+            f"{source} has {latent[0]} latent channels; WAN 2.1's VAE has {LATENTS_21.channels}. Choose "
+            "the VAE that came with Wan2.1-T2V."
         )
     if not 1 <= gamma[0] <= 1024:
         raise ValueError(
             f"{source}: its width is {gamma[0]}; WAN 2.1's VAE has 96, and at most 1024 is read. "
             "Choose wan_2.1_vae.safetensors or Wan2.1_VAE.pth."
         )
-    return {"base_dim": gamma[0], "z_dim": LATENT_CHANNELS}
+    return {"base_dim": gamma[0], "z_dim": LATENTS_21.channels}
 
 
 def guess_text_kind(shapes: Shapes) -> str:

@@ -36,14 +36,16 @@ def generate(
 ) -> dict[str, Tensor]:
     """Generate videos `B F 3 H W` in [0, 1] for every variant, all from the same noise and the same prompts.
 
-    Returns them by the variant's name. `negative` is the prompt of the unguided prediction. `on_step` is
+    Returns them by the variant's name; ValueError for a size that the model's tokens do not divide.
+    `negative` is the prompt of the unguided prediction. `on_step` is
     called after every step with the variant's name, the step and the number of steps.
     """
+    backend.spec.latents.check_size(settings.width, settings.height)
     contexts = backend.encode_captions([*prompts, negative])
     context = torch.stack([contexts[prompt] for prompt in prompts]).to(backend.device)
     unguided = contexts[negative].to(backend.device).expand_as(context)
     sigmas = sampling_sigmas(settings.steps, settings.shift)
-    noise = initial_noise(settings, len(prompts)).to(backend.device)
+    noise = initial_noise(settings, backend.spec.latents, len(prompts)).to(backend.device)
     latents: dict[str, Tensor] = {}
     load = partial(backend.files.load_denoiser, backend.dtype, backend.device)
     with loaded_on_first_use(load) as denoiser:

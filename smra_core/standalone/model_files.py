@@ -11,7 +11,7 @@ import torch
 from ..storage.content_hash import fingerprint_weights
 from ..storage.weight_file import INDEX, read_shapes
 from ..wan.interfaces import TextEncoder
-from ..wan.spec import LATENT_CHANNELS, WanSpec
+from ..wan.spec import LATENTS_21, WanSpec
 from .checkpoint_weights import Shapes
 from .diffusers_wan import DiffusersCodec, DiffusersDenoiser, read_spec
 from .native_part import DIT, VAE
@@ -219,10 +219,10 @@ def _read_dit_config(path: Path) -> dict[str, Any]:
             f"{path} holds {kind}, such as VACE or Animate models have. The method needs WAN 2.1 "
             "text-to-video (Wan2.1-T2V-1.3B-Diffusers or -14B-Diffusers)."
         )
-    if config["in_channels"] != LATENT_CHANNELS or config.get("image_dim"):
+    if config["in_channels"] != LATENTS_21.channels or config.get("image_dim"):
         raise ValueError(
             f"{path.name} takes {config['in_channels']} channels or images; it is an image-to-video or "
-            f"control model. The method needs WAN 2.1 text-to-video ({LATENT_CHANNELS} channels)."
+            f"control model. The method needs WAN 2.1 text-to-video ({LATENTS_21.channels} channels)."
         )
     return config
 
@@ -230,10 +230,10 @@ def _read_dit_config(path: Path) -> dict[str, Any]:
 def _read_vae_config(path: Path) -> dict[str, Any]:
     """Read the config.json of a folder; ValueError unless it is that of WAN 2.1's VAE."""
     config = _read_config(path)
-    if config.get("z_dim") != LATENT_CHANNELS:
+    if config.get("z_dim") != LATENTS_21.channels:
         raise ValueError(
-            f"{path.name} has {config.get('z_dim')} latent channels; WAN 2.1's VAE has {LATENT_CHANNELS}. "
-            "Choose the VAE that came with Wan2.1-T2V."
+            f"{path.name} has {config.get('z_dim')} latent channels; WAN 2.1's VAE has "
+            f"{LATENTS_21.channels}. Choose the VAE that came with Wan2.1-T2V."
         )
     return config
 

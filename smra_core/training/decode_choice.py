@@ -16,7 +16,7 @@ import torch
 
 from ..encoders.sea_raft import PAIRS_PER_CHUNK
 from ..encoders.sea_raft_config import SEA_RAFT_M
-from ..wan.spec import TEMPORAL_STRIDE, WanSpec, count_tokens, latent_frames, latent_shape, pixel_frames
+from ..wan.spec import TEMPORAL_STRIDE, WanSpec, latent_frames, pixel_frames
 from .cost import count_lora_parameters, count_optimizer_bytes
 from .mora import LATENTS_AT_ONCE, MotionSettings
 
@@ -111,8 +111,8 @@ def estimate(
     They are estimated in half precision, for one sample a step, with every DiT block checkpointed.
     """
     size = settings.frames, settings.width, settings.height
-    token_bytes = count_tokens(*size) * spec.dim * _HALF
-    latent_bytes = math.prod(latent_shape(*size)) * _FLOAT
+    token_bytes = spec.latents.count_tokens(*size) * spec.dim * _HALF
+    latent_bytes = math.prod(spec.latents.latent_shape(*size)) * _FLOAT
     checkpoints = (spec.blocks + _AROUND_BLOCKS) * token_bytes + _LATENT_COPIES * latent_bytes
     peak = max(_INSIDE_A_BLOCK * token_bytes, _estimate_alignment(settings, decode, recompute))
     return DecodeChoice(decode, recompute, checkpoints + peak, tiny_file if decode == "tiny" else None)

@@ -7,10 +7,12 @@ from .sura import SubjectSettings
 
 
 def check_fit(settings: SubjectSettings | MotionSettings, spec: WanSpec) -> None:
-    """Raise ValueError for a block that this model does not have, and for a plan without any layer.
+    """Raise ValueError for a size that its tokens do not divide, for a block that this model does not have,
+    and for a plan without any layer.
 
     The sizes come from the file's header, so that this is known before anything is loaded.
     """
+    spec.latents.check_size(settings.width, settings.height)
     _check_plan(settings.plan, spec)
     if isinstance(settings, SubjectSettings) and settings.sura_weight:
         if settings.align_block >= spec.blocks:

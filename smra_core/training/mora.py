@@ -20,7 +20,7 @@ from ..lora.plan import MOTION, SparsePlan
 from ..wan.flow_matching import add_noise, velocity_target, velocity_weight, x0_from_velocity
 from ..wan.interfaces import Denoiser
 from ..wan.settings import COUNT, NOT_NEGATIVE, POSITIVE, Limits, check_limits, declare_setting
-from ..wan.spec import check_size, latent_frames
+from ..wan.spec import LATENTS_21, latent_frames
 
 ANCHOR_SCALE = 2**0.5
 """Factor a of MotionDirector's debiasing; b is 1, so that a^2 - b^2 = 1 keeps the size of the motion part."""
@@ -110,7 +110,7 @@ class MotionSettings:
 
     def __post_init__(self):
         check_limits(self)
-        check_size(self.width, self.height)
+        LATENTS_21.check_size(self.width, self.height)
         latent_frames(self.frames)
         if self.decode not in DECODE_MODES:
             raise ValueError(f"decode {self.decode!r} is not known; give one of {', '.join(DECODE_MODES)}.")

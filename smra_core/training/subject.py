@@ -12,6 +12,7 @@ from ..encoders.dinov2 import load_dinov2
 from ..encoders.sam import find_subject_mask, load_sam
 from ..storage.content_hash import fingerprint_weights, hash_content
 from ..storage.on_demand import loaded_on_first_use
+from ..wan.spec import LATENTS_21, LatentSpace
 from .backend import Backend
 from .job import TrainedLora, TrainingJob, check_precision, run_job
 from .model_fit import check_fit
@@ -67,22 +68,23 @@ def prepare_subject(
 
     Without DINOv2's file the features are empty. ValueError if an image has no mask.
     """
-    masks = [_take_mask(image) for image in images]  # first, because a missing mask raises an error
+    latents = backend.spec.latents
+    masks = [_take_mask(image, latents) for image in images]  # first, because a missing mask raises an error
     contexts = backend.encode_captions([image.caption for image in images])
-    latents = backend.encode_clips([image.pixels[None] for image in images])
+    encoded = backend.encode_clips([image.pixels[None] for image in images])
     features = [torch.zeros(0, 1)] * len(images)
     if dinov2 is not None:
         features = extract_patch_features(backend, [image.pixels for image in images], dinov2)
     return [
         SubjectSample(image.name, z, contexts[image.caption], mask, feature)
-        for image, z, mask, feature in zip(images, latents, masks, features, strict=True)
+        for image, z, mask, feature in zip(images, encoded, masks, features, strict=True)
     ]
 
 
-def _take_mask(image: SubjectImage) -> Tensor:
+def _take_mask(image: SubjectImage, latents: LatentSpace) -> Tensor:
     if image.mask_px is None:
         raise ValueError(f"{image.name} has no mask. Add one to masks/, or let SAM find it with --sam FILE.")
-    return mask_to_latent(image.mask_px)
+    return mask_to_latent(image.mask_px, latents)
 
 
 def extract_patch_features(backend: Backend, pictures: Sequence[Tensor], dinov2: Path) -> list[Tensor]:
@@ -90,15 +92,17 @@ def extract_patch_features(backend: Backend, pictures: Sequence[Tensor], dinov2:
     in it.
     """
     weights = fingerprint_weights(dinov2)
+    pixels = backend.spec.latents.token_pixels
+    # Nothing for WAN 2.1, whose keys are older than other grids.
+    grid = {} if pixels == LATENTS_21.token_pixels else {"pixels of a patch": pixels}
     with loaded_on_first_use(lambda: load_dinov2(dinov2, backend.device)) as encoder:
 
         def encode(picture: Tensor) -> Tensor:
             def compute() -> dict[str, Tensor]:
-                return {
-                    "features": encoder().extract_patch_features(picture[None].to(backend.device))[0].cpu()
-                }
+                features = encoder().extract_patch_features(picture[None].to(backend.device), pixels)
+                return {"features": features[0].cpu()}
 
-            key = {"dinov2": weights, "picture": hash_content(picture)}
+            key = {"dinov2": weights, "picture": hash_content(picture), **grid}
             return backend.cache.get_or_compute("dinov2", key, compute)["features"]
 
         return [encode(picture) for picture in pictures]

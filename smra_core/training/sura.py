@@ -18,7 +18,7 @@ from ..lora.plan import SUBJECT, SparsePlan
 from ..wan.flow_matching import add_noise, velocity_target, velocity_weight
 from ..wan.interfaces import Denoiser
 from ..wan.settings import COUNT, NOT_NEGATIVE, POSITIVE, check_limits, declare_setting
-from ..wan.spec import SPATIAL_STRIDE, check_size
+from ..wan.spec import LATENTS_21, LatentSpace
 from .trainer import make_generator
 
 
@@ -74,7 +74,7 @@ class SubjectSettings:
 
     def __post_init__(self):
         check_limits(self)
-        check_size(self.width, self.height)
+        LATENTS_21.check_size(self.width, self.height)
 
 
 class SubjectSample(NamedTuple):
@@ -91,13 +91,13 @@ class SubjectSample(NamedTuple):
     """DINOv2's patch features `N D`, one per DiT token, in y,x order."""
 
 
-def mask_to_latent(mask_px: Tensor) -> Tensor:
+def mask_to_latent(mask_px: Tensor, latents: LatentSpace) -> Tensor:
     """Bring a subject mask `1 H W` to the latent grid: `1 1 h w`, 1 in every cell that the subject touches,
     else 0.
 
     ValueError if the mask is empty, because a region loss over no pixel would teach nothing.
     """
-    height, width = mask_px.shape[-2] // SPATIAL_STRIDE, mask_px.shape[-1] // SPATIAL_STRIDE
+    height, width = (side // latents.stride for side in mask_px.shape[-2:])
     # Average pooling covers every pixel, where a bilinear sample would miss a thin limb.
     cells = F.adaptive_avg_pool2d(mask_px[None].float(), (height, width))
     mask_latent = (cells > 0).float()

@@ -14,7 +14,7 @@ class Prediction(NamedTuple):
     """Result of one evaluation of the DiT."""
 
     velocity: Tensor
-    """Predicted velocity, `B 16 f h w`."""
+    """Predicted velocity, `B C f h w`."""
     tokens: Tensor | None
     """Output of the block `token_block`, `B L D` with tokens in t, y, x order; None when none was asked for.
     """
@@ -34,7 +34,7 @@ class Denoiser(Protocol):
     def velocity(
         self, noisy_latents: Tensor, sigma: Tensor, context: Tensor, token_block: int | None = None
     ) -> Prediction:
-        """Predict the velocity of latents `B 16 f h w` at sigma `B`, given text context `B T 4096`.
+        """Predict the velocity of latents `B C f h w` at sigma `B`, given text context `B T 4096`.
 
         `token_block` is the index of the block whose output tokens are returned, too. Gradients flow to
         adapters and to the latents; blocks are checkpointed when the model was loaded with checkpointing.
@@ -43,14 +43,14 @@ class Denoiser(Protocol):
 
 
 class VideoCodec(Protocol):
-    """A frozen WAN video VAE. Latents are in model space: normalized by spec.LATENT_MEAN and LATENT_STD."""
+    """A frozen WAN video VAE. Latents are in model space (see wan.latents.normalize)."""
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Encode `B 3 F H W` in [-1, 1], F = 4n+1, to the posterior's mean `B 16 f h w`, without gradient."""
+        """Encode `B 3 F H W` in [-1, 1], F = 4n+1, to the posterior's mean `B C f h w`, without gradient."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode `B 16 f h w` to `B 3 F H W`, clamped to [-1, 1], without gradient."""
+        """Decode `B C f h w` to `B 3 F H W`, clamped to [-1, 1], without gradient."""
         ...
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .spec import LATENT_MEAN, LATENT_STD
+from .spec import find_latents
 
 
 def as_video(frames: Tensor) -> Tensor:
@@ -17,20 +17,24 @@ def as_frames(pixels: Tensor) -> Tensor:
 
 
 def normalize(latents: Tensor) -> Tensor:
-    """Shift and scale latents `... 16 f h w` of the VAE's encoder to model space: mean 0, deviation 1."""
+    """Shift and scale latents `... C f h w` of the VAE's encoder to model space: mean 0, deviation 1."""
     mean, std = _match_statistics(latents)
     return (latents - mean) / std
 
 
 def denormalize(latents: Tensor) -> Tensor:
-    """Scale and shift latents `... 16 f h w` of model space back to what the VAE's decoder takes."""
+    """Scale and shift latents `... C f h w` of model space back to what the VAE's decoder takes."""
     mean, std = _match_statistics(latents)
     return latents * std + mean
 
 
 def _match_statistics(latents: Tensor) -> tuple[Tensor, Tensor]:
-    """Return WAN's mean and deviation per channel, `16 1 1 1`, on the device and in the dtype of latents."""
-    mean, std = (latents.new_tensor(values).view(-1, 1, 1, 1) for values in (LATENT_MEAN, LATENT_STD))
+    """Return WAN's mean and deviation per channel, `C 1 1 1`, on the device and in the dtype of latents.
+
+    ValueError unless the number of channels is that of one of WAN's VAEs.
+    """
+    space = find_latents(latents.shape[-4])
+    mean, std = (latents.new_tensor(values).view(-1, 1, 1, 1) for values in (space.mean, space.std))
     return mean, std
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .interfaces import Denoiser
 from .settings import COUNT, FINITE, POSITIVE, SEED, Limits, check_limits, declare_setting
-from .spec import check_size, latent_frames, latent_shape
+from .spec import LATENTS_21, LatentSpace, latent_frames
 
 
 @dataclass(frozen=True)
@@ -38,20 +38,15 @@ class SamplingSettings:
 
     def __post_init__(self):
         check_limits(self)
-        check_size(self.width, self.height)
+        LATENTS_21.check_size(self.width, self.height)
         latent_frames(self.frames)
         if self.sampler not in SAMPLERS:
             raise ValueError(f"Sampler {self.sampler!r} is not known; give one of {sorted(SAMPLERS)}.")
 
-    @property
-    def latent_shape(self) -> tuple[int, int, int, int]:
-        """Shape `16 f h w` of the latents of one video."""
-        return latent_shape(self.frames, self.width, self.height)
 
-
-def initial_noise(settings: SamplingSettings, batch: int = 1) -> Tensor:
-    """Draw noise `B 16 f h w`; the noise of video i depends only on seed + i, not on the batch size."""
-    shape = settings.latent_shape
+def initial_noise(settings: SamplingSettings, latents: LatentSpace, batch: int = 1) -> Tensor:
+    """Draw noise `B C f h w`; the noise of video i depends only on seed + i, not on the batch size."""
+    shape = latents.latent_shape(settings.frames, settings.width, settings.height)
     return torch.stack(
         [torch.randn(shape, generator=torch.Generator().manual_seed(settings.seed + i)) for i in range(batch)]
     )
@@ -69,7 +64,7 @@ def sample(
     on_step: Callable[[int, int], None] | None = None,
     on_evaluation: Callable[[float], None] | None = None,
 ) -> Tensor:
-    """Denoise `start` (`B 16 f h w`, at noise level sigmas[0]) to sigmas[-1]; return latents in model space.
+    """Denoise `start` (`B C f h w`, at noise level sigmas[0]) to sigmas[-1]; return latents in model space.
 
     `context` and `negative` are `B T 4096`; with guidance 1 the model is evaluated on `context` alone.
     `on_evaluation` is called with the sigma before each evaluation of the model, also inside a Heun step;

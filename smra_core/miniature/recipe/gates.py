@@ -20,6 +20,7 @@ from ...wan.flow_matching import sampling_sigmas
 from ...wan.hashed_text import HashedText
 from ...wan.latents import as_frames, as_video
 from ...wan.sampler import SamplingSettings, initial_noise, sample
+from ...wan.spec import LATENTS_21
 from ..model_files import MINIATURE_FILES
 from ..weight_paths import DINOV2_FILE, SEA_RAFT_FILE
 from ..world.measure import measure
@@ -109,7 +110,7 @@ def sample_clips(prompts: Sequence[str], batch: int = 8) -> Iterable[Tensor]:
     text, sigmas = HashedText(), sampling_sigmas(SETTINGS.steps, SETTINGS.shift)
     for start in tqdm(range(0, len(prompts), batch), desc="sampling", unit="batch"):
         context = text.encode(list(prompts[start : start + batch]))
-        noise = initial_noise(replace(SETTINGS, seed=1000 + start), len(context))
+        noise = initial_noise(replace(SETTINGS, seed=1000 + start), LATENTS_21, len(context))
         negative = text.encode([""] * len(context))
         with cast_where_fast():
             latents = sample(denoiser, noise, sigmas, context, negative, SETTINGS.guidance)

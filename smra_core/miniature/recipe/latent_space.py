@@ -5,10 +5,10 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from ...wan.latents import normalize
-from ...wan.spec import LATENT_MEAN, LATENT_STD
+from ...wan.spec import LATENTS_21
 from .whole_clip_vae import encode_moments
 
-MEAN, STD = torch.tensor(LATENT_MEAN), torch.tensor(LATENT_STD)
+MEAN, STD = torch.tensor(LATENTS_21.mean), torch.tensor(LATENTS_21.std)
 
 
 def encode_frames(vae: AutoencoderKLWan, frames: Tensor) -> Tensor:

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from ...encoders.dinov2 import DinoV2, prepare_pictures
 from ...encoders.dinov2_files import DinoV2Config
-from ...wan.spec import TOKEN_PIXELS
+from ...wan.spec import LATENTS_21
 from ..world.random_clips import draw_views
 from ..world.sprite import SIZE, Painted
 from .stage import Stage, schedule_rate
 
-GRID = SIZE // TOKEN_PIXELS
+GRID = SIZE // LATENTS_21.token_pixels
 CONFIG = DinoV2Config(width=96, depth=4, heads=3, hidden=384, gated=False, grid=GRID, registers=0)
 STEPS, SPRITES = 1000, 48
 """Number of steps, and of sprites in a step, each seen in two pictures."""
@@ -99,8 +99,8 @@ def _collect_views(painted: list[Painted]) -> Views:
     """Stack pictures and compute the targets of their patches."""
     pictures = torch.cat([p.frames for p in painted])
     mask = torch.cat([p.mask_px for p in painted])[:, None]
-    coverage = F.avg_pool2d(mask, TOKEN_PIXELS)
-    color = F.avg_pool2d(pictures * mask, TOKEN_PIXELS) / coverage.clamp_min(1e-6)
+    coverage = F.avg_pool2d(mask, LATENTS_21.token_pixels)
+    color = F.avg_pool2d(pictures * mask, LATENTS_21.token_pixels) / coverage.clamp_min(1e-6)
     return Views(pictures, coverage.flatten(1), color.flatten(2).mT)
 
 

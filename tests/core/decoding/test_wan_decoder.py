@@ -8,8 +8,8 @@ from torch import nn
 
 from smra_core.decoding.decoder_blocks import Residual
 from smra_core.decoding.wan_decoder import WanVideoDecoder
-from smra_core.wan.latents import denormalize
-from smra_core.wan.spec import LATENT_MEAN, LATENT_STD, frames_of_latent
+from smra_core.wan.latents import denormalize, normalize
+from smra_core.wan.spec import LATENT_SPACES, frames_of_latent
 
 LATENTS = (2, 16, 3, 2, 3)
 
@@ -128,10 +128,17 @@ def test_later_latents_leave_earlier_frames_alone():
     assert not torch.equal(before[2], after[2])
 
 
-def test_model_space_is_normalized():
-    mean, std = torch.tensor(LATENT_MEAN), torch.tensor(LATENT_STD)
-    normalized = torch.stack([torch.zeros(16), torch.ones(16)]).view(2, 16, 1, 1, 1)
+@pytest.mark.parametrize("space", LATENT_SPACES.values(), ids=lambda space: space.name)
+def test_model_space_is_normalized(space):
+    mean, std = torch.tensor(space.mean), torch.tensor(space.std)
+    normalized = torch.stack([torch.zeros(len(mean)), torch.ones(len(mean))])[..., None, None, None]
     torch.testing.assert_close(denormalize(normalized).flatten(1), torch.stack([mean, mean + std]))
+    torch.testing.assert_close(normalize(denormalize(normalized)), normalized)
+
+
+def test_latents_of_no_vae_of_wan_are_refused():
+    with pytest.raises(ValueError, match=r"\[16, 48\] channels, got 32"):
+        normalize(torch.zeros(1, 32, 1, 2, 2))
 
 
 def test_the_vae_of_wan_22_is_refused():

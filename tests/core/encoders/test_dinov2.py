@@ -9,7 +9,14 @@ import torch.nn.functional as F
 from random_dinov2 import authors_names, random_weights, transformers_names
 from safetensors.torch import save_file
 
-from smra_core.encoders.dinov2 import IMAGENET_MEAN, IMAGENET_STD, DinoV2, choose_dtype, load_dinov2
+from smra_core.encoders.dinov2 import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    DinoV2,
+    choose_dtype,
+    load_dinov2,
+    prepare_pictures,
+)
 from smra_core.encoders.dinov2_files import DinoV2Config, find_config, list_expected_shapes, with_timm_names
 from smra_core.storage.weight_file import WeightFile
 
@@ -77,11 +84,20 @@ def test_three_dialects_are_bit_equal_at_the_published_widths(size, registers, t
     assert nets[0].vit.blocks[0].attn.num_heads == heads
 
 
-@pytest.mark.parametrize("rows, columns", [(1, 1), (2, 7), (20, 36)])
-def test_any_grid_of_16_pixels_is_answered_patch_by_patch(tmp_path, rows, columns):
+@pytest.mark.parametrize("rows, columns, pixels", [(1, 1, 16), (2, 7, 16), (20, 36, 16), (22, 40, 32)])
+def test_any_grid_of_tokens_is_answered_patch_by_patch(tmp_path, rows, columns, pixels):
     net = load(tmp_path, random_weights(PLAIN))
-    features = net.extract_patch_features(torch.rand(1, 3, 16 * rows, 16 * columns))
+    features = net.extract_patch_features(torch.rand(1, 3, pixels * rows, pixels * columns), pixels)
     assert features.shape == (1, rows * columns, WIDTH) and features.isfinite().all()
+
+
+@pytest.mark.parametrize("pixels", [16, 32])
+def test_a_patch_shows_what_a_token_covers(pixels):
+    colors = torch.rand(1, 3, 2, 3)
+    prepared = prepare_pictures(colors.repeat_interleave(pixels, 2).repeat_interleave(pixels, 3), pixels)
+    mean, std = (torch.tensor(rgb)[:, None, None] for rgb in (IMAGENET_MEAN, IMAGENET_STD))
+    assert prepared.shape == (1, 3, 2 * 14, 3 * 14)
+    torch.testing.assert_close(prepared[:, :, 7::14, 7::14], (colors - mean) / std, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("registers", [0, 4])

@@ -8,7 +8,7 @@ from smra_core.lora.adapter import Injection, init_lora, injected
 from smra_core.lora.plan import ALL_LAYERS, MOTION, SUBJECT
 from smra_core.standalone.diffusers_wan import DiffusersCodec, DiffusersDenoiser
 from smra_core.standalone.umt5 import Umt5Text
-from smra_core.wan.spec import LATENT_MEAN, LATENT_STD, WAN_1_3B, token_grid
+from smra_core.wan.spec import LATENTS_21, WAN_1_3B, token_grid
 
 HEAD, BLOCKS, TEXT = 12, 2, 8
 F, H, W = 3, 4, 6
@@ -118,7 +118,7 @@ def test_latents_are_normalized_by_wans_statistics():
     latents = codec.encode(pixels)
     assert latents.shape == (1, 16, 2, 2, 2)
     for channel in (0, 15):
-        expected = (raw[:, channel] - LATENT_MEAN[channel]) / LATENT_STD[channel]
+        expected = (raw[:, channel] - LATENTS_21.mean[channel]) / LATENTS_21.std[channel]
         torch.testing.assert_close(latents[:, channel], expected)
     torch.testing.assert_close(codec.decode(latents), vae.decode(raw).sample, atol=1e-5, rtol=1e-4)
 

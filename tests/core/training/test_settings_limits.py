@@ -10,7 +10,7 @@ from smra_core.training.mora import MotionSettings
 from smra_core.training.sura import SubjectSettings
 from smra_core.training.trainer import TrainSettings
 from smra_core.wan.sampler import SamplingSettings
-from smra_core.wan.spec import WAN_1_3B
+from smra_core.wan.spec import WAN_1_3B, WAN_5B
 
 NAN, INF = math.nan, math.inf
 
@@ -83,6 +83,14 @@ def test_values_at_the_limits_are_taken():
     assert MotionSettings(mora_weight=0.0, frames=5).frames == 5
     assert TrainSettings(seed=2**64 - 1, grad_clip=0.0, weight_decay=0.0, save_minutes=INF).steps == 1000
     assert SamplingSettings(fps=1000, guidance=-1.0, seed=-1, frames=1).fps == 1000
+
+
+def test_sizes_that_the_tokens_of_the_model_do_not_divide_are_refused():
+    for settings in (SubjectSettings, MotionSettings):
+        check_fit(settings(), WAN_5B)  # the paper's sizes are on both grids
+        check_fit(settings(width=528), WAN_1_3B)
+        with pytest.raises(ValueError, match="Size 528x.* is not a multiple of 32"):
+            check_fit(settings(width=528), WAN_5B)
 
 
 def test_blocks_that_the_model_lacks_are_refused():

@@ -16,6 +16,7 @@ from smra_core.training.sura import (
 )
 from smra_core.training.trainer import collate
 from smra_core.wan.flow_matching import velocity_weight
+from smra_core.wan.spec import LATENTS_21, LATENTS_22
 
 BATCH, GRID, DIM, FEATURES, TEXT = 2, 4, 8, 5, 6
 
@@ -80,12 +81,13 @@ def test_a_latent_cell_counts_when_the_subject_touches_it():
     mask_px[0, 9, 30] = 1
     expected = torch.zeros(1, 1, 4, 4)
     expected[0, 0, 1, 3] = 1
-    assert torch.equal(mask_to_latent(mask_px), expected)
+    assert torch.equal(mask_to_latent(mask_px, LATENTS_21), expected)
+    assert mask_to_latent(mask_px, LATENTS_22).tolist() == [[[[0, 1], [0, 0]]]]
 
 
 def test_an_empty_mask_is_refused():
     with pytest.raises(ValueError, match="mask is empty"):
-        mask_to_latent(torch.zeros(1, 32, 32))
+        mask_to_latent(torch.zeros(1, 32, 32), LATENTS_21)
 
 
 def test_the_projectors_parameters_are_counted():

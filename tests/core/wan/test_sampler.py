@@ -4,6 +4,7 @@ from toy_models import ExponentialField, make_contexts
 
 from smra_core.wan.flow_matching import sampling_sigmas
 from smra_core.wan.sampler import SamplingSettings, initial_noise, sample
+from smra_core.wan.spec import LATENTS_21, LATENTS_22
 
 SHAPE = (1, 16, 2, 4, 4)
 
@@ -37,11 +38,12 @@ def test_samplers_follow_a_field_with_a_known_end(sampler, tolerance):
 def test_noise_of_a_video_depends_on_its_own_seed_alone():
     settings = SamplingSettings(width=64, height=64, frames=5, seed=3)
     three, one = (
-        initial_noise(settings, 3),
-        initial_noise(SamplingSettings(width=64, height=64, frames=5, seed=5)),
+        initial_noise(settings, LATENTS_21, 3),
+        initial_noise(SamplingSettings(width=64, height=64, frames=5, seed=5), LATENTS_21),
     )
     assert three.shape == (3, 16, 2, 8, 8)
     assert torch.equal(three[2], one[0])
+    assert initial_noise(settings, LATENTS_22).shape == (1, 48, 2, 4, 4)
 
 
 @pytest.mark.parametrize("changes", [{"width": 830}, {"frames": 50}, {"sampler": "ddim"}])

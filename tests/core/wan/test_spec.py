@@ -1,9 +1,14 @@
 import pytest
 
 from smra_core.wan.spec import (
+    LATENT_SPACES,
+    LATENTS_21,
+    LATENTS_22,
+    SPECS,
     WAN_1_3B,
+    WAN_5B,
     Role,
-    check_size,
+    find_spec,
     frames_of_latent,
     latent_frames,
     parse_linear,
@@ -34,9 +39,35 @@ def test_token_grid_of_the_papers_sizes():
 
 
 def test_sizes_off_the_16_px_grid_are_refused_with_the_nearest():
-    check_size(576, 320)
-    with pytest.raises(ValueError, match="Use 496x528"):
-        check_size(500, 530)
+    LATENTS_21.check_size(576, 320)
+    with pytest.raises(ValueError, match="multiple of 16. Use 496x528"):
+        LATENTS_21.check_size(500, 530)
+
+
+def test_ti2v_5b_works_on_a_grid_of_32_px():
+    LATENTS_22.check_size(1280, 704)
+    with pytest.raises(ValueError, match="multiple of 32. Use 1280x704"):
+        LATENTS_22.check_size(1280, 720)
+
+
+def test_latents_and_tokens_of_published_sizes():
+    assert LATENTS_21.latent_shape(49, 576, 320) == (16, 13, 40, 72)
+    assert LATENTS_21.count_tokens(49, 576, 320) == 9360
+    # 121 frames are 31 latents, 704 / 32 = 22 and 1280 / 32 = 40 tokens along the sides.
+    assert LATENTS_22.latent_shape(121, 1280, 704) == (48, 31, 44, 80)
+    assert LATENTS_22.count_tokens(121, 1280, 704) == 31 * 22 * 40
+
+
+def test_every_channel_of_a_latent_space_has_its_statistics():
+    for channels, space in LATENT_SPACES.items():
+        assert channels == space.channels == len(space.mean) == len(space.std)
+
+
+def test_a_model_is_known_by_its_sizes_and_its_latents():
+    for spec in SPECS:
+        assert find_spec(spec.blocks, spec.dim, spec.ffn, spec.heads, spec.latents) is spec
+    assert find_spec(30, 3072, 14336, 24, LATENTS_21).name == "Wan2.1-T2V of 30 blocks, width 3072"
+    assert find_spec(2, 8, 12, 1, LATENTS_22).latents.fps == WAN_5B.latents.fps == 24
 
 
 def test_linear_names_parse_and_foreign_ones_are_refused():
