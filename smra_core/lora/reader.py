@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..storage.weight_check import READABLE_FLOATS
+from ..storage.weight_check import READABLE_FLOATS, is_finite
 from ..storage.weight_file import read_weight_file
 from ..wan.spec import Role, WanSpec, parse_linear
 from .account import describe_use
@@ -213,7 +213,7 @@ def _build_dense_pair(name: str, parts: Mapping[str, Tensor], source: str) -> Lo
 
 
 def _check_finite(name: str, pair: LoraPair, source: str) -> LoraPair:
-    if not (pair.a.isfinite().all() and pair.b.isfinite().all()):
+    if not (is_finite(pair.a) and is_finite(pair.b)):
         raise ValueError(f"{source}: {name} holds NaN or infinite values. Train or download it again.")
     return pair
 
