@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torchvision.utils import flow_to_image
 
 from .contact_sheet import SMALLEST_SIDE, SheetRow, choose_indices, draw_sheet, save_png, to_sheet_picture
 
@@ -43,6 +42,8 @@ def color_flow(flow: Tensor, fastest: float) -> Tensor:
     `fastest` is the speed, in pixels, of full color. Faster flow is clipped. Flow that is not finite is
     black.
     """
+    from torchvision.utils import flow_to_image  # here, as it takes a second to import
+
     finite = flow.isfinite().all(0)
     scaled = torch.where(finite, flow.float(), 0.0) / fastest
     scaled = _FULL_COLOR * scaled / scaled.norm(dim=0).clamp_min(1)

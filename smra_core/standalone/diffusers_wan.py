@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor, nn
 
 from ..decoding.fast_conv3d import with_fast_layers
@@ -15,11 +14,14 @@ from ..wan.module_names import to_native_linear
 from ..wan.recompute import run_checkpointed
 from ..wan.spec import TIMESTEPS, WanSpec, find_spec
 
+if TYPE_CHECKING:  # diffusers takes six seconds to import, which a command that loads no model should not pay
+    from diffusers import AutoencoderKLWan, WanTransformer3DModel
+
 
 class DiffusersDenoiser:
     """A frozen `WanTransformer3DModel` (protocol: wan.interfaces.Denoiser)."""
 
-    def __init__(self, dit: WanTransformer3DModel, checkpoint: bool = False):
+    def __init__(self, dit: "WanTransformer3DModel", checkpoint: bool = False):
         """With `checkpoint`, blocks keep only their inputs and are recomputed in the backward pass."""
         self.dit = dit.eval().requires_grad_(False)
         self.spec = read_spec(dit.config)
@@ -80,7 +82,7 @@ def read_spec(config: Mapping[str, Any]) -> WanSpec:
 class DiffusersCodec:
     """A frozen `AutoencoderKLWan` in model space (protocol: wan.interfaces.VideoCodec)."""
 
-    def __init__(self, vae: AutoencoderKLWan):
+    def __init__(self, vae: "AutoencoderKLWan"):
         self.vae = with_fast_layers(vae.eval().requires_grad_(False))
 
     @torch.no_grad()

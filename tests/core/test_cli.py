@@ -13,10 +13,14 @@ from random_models import Sizes, write_random_dinov2, write_random_wan
 from safetensors.torch import load_file, save_file
 
 from smra_core import cli
+from smra_core.commands import inspect, sample
+from smra_core.commands.model_options import open_backend
+from smra_core.commands.settings_options import read_settings
 from smra_core.data.video import read_video, write_video
 from smra_core.encoders.dinov2_files import DinoV2Config
 from smra_core.encoders.sea_raft import SeaRaft, save_sea_raft
 from smra_core.encoders.sea_raft_config import SEA_RAFT_MINIATURE
+from smra_core.lora.adapter import restrict
 from smra_core.lora.plan import ALL_LAYERS, MOTION, SUBJECT
 from smra_core.lora.reader import load_lora
 from smra_core.lora.schedule import Strengths, TPoint
@@ -180,7 +184,7 @@ def test_a_plan_keeps_a_part_of_a_lora(world, subject):
     part = world.sample("part.mp4", "--subject", subject, "--subject-strength", 1, "--subject-plan", "ffn.0")
     assert whole != part
     with pytest.raises(ValueError, match="Plan v leaves none of the 10 modules of"):
-        cli.restrict(load_lora(subject).lora, ALL_LAYERS.parse("v"))
+        restrict(load_lora(subject).lora, ALL_LAYERS.parse("v"))
 
 
 def test_inspect_says_what_is_in_a_file(subject):
@@ -210,11 +214,11 @@ def test_options_left_out_are_the_papers_settings():
     model = ["--model", "wan.safetensors"]
     subject = parsed("train-subject", "x", *model)
     motion, sample = parsed("train-motion", "x", *model), parsed("sample", "x", *model)
-    assert cli.read_settings(subject, SubjectSettings()) == SubjectSettings(rank=32, sura_weight=0.05)
-    assert cli.read_settings(subject, SUBJECT_TRAIN).steps == 1000
-    assert cli.read_settings(motion, MotionSettings()) == MotionSettings(rank=64, mora_weight=1.0)
-    assert cli.read_settings(motion, MOTION_TRAIN).steps == 400
-    settings = cli.read_settings(sample, SamplingSettings())
+    assert read_settings(subject, SubjectSettings()) == SubjectSettings(rank=32, sura_weight=0.05)
+    assert read_settings(subject, SUBJECT_TRAIN).steps == 1000
+    assert read_settings(motion, MotionSettings()) == MotionSettings(rank=64, mora_weight=1.0)
+    assert read_settings(motion, MOTION_TRAIN).steps == 400
+    settings = read_settings(sample, SamplingSettings())
     sizes = settings.steps, settings.width, settings.height, settings.frames, settings.fps
     assert sizes == (50, 832, 480, 49, 15)
     assert sample.t_point == TPoint(0.7) and sample.motion_strength == Strengths(1.0, 1.0)
@@ -223,9 +227,9 @@ def test_options_left_out_are_the_papers_settings():
 @pytest.mark.parametrize("model", [[], ["--model", "miniature"]])
 def test_the_miniature_is_used_at_its_own_sizes_alone(model):
     subject, motion = parsed("train-subject", "x", *model), parsed("train-motion", "x", *model)
-    assert cli.read_settings(subject, SubjectSettings()) == SubjectSettings(width=64, height=64)
-    assert cli.read_settings(motion, MotionSettings()) == MotionSettings(width=64, height=64, frames=17)
-    sample = cli.read_settings(parsed("sample", "x", *model, "--width", "96"), SamplingSettings())
+    assert read_settings(subject, SubjectSettings()) == SubjectSettings(width=64, height=64)
+    assert read_settings(motion, MotionSettings()) == MotionSettings(width=64, height=64, frames=17)
+    sample = read_settings(parsed("sample", "x", *model, "--width", "96"), SamplingSettings())
     assert (sample.width, sample.height, sample.frames, sample.shift) == (96, 64, 17, 1.0)
 
 
@@ -234,7 +238,7 @@ def test_a_forgotten_model_is_told(tmp_path, caplog):
     for model in ([], ["--model", "miniature"]):
         caplog.clear()
         with caplog.at_level("INFO"):
-            backend = cli.open_backend(parsed("sample", "x", "--out", str(tmp_path), *model))
+            backend = open_backend(parsed("sample", "x", "--out", str(tmp_path), *model))
         assert backend.files.spec.blocks == 4
         said.append("No --model is given, so the miniature is used" in caplog.text)
     assert said == [True, False]
@@ -242,7 +246,7 @@ def test_a_forgotten_model_is_told(tmp_path, caplog):
 
 def test_options_can_be_switched_off_and_given_as_the_default():
     args = parsed("train-motion", "x", "--no-debias", "--weighted-velocity", "--shift", "3")
-    settings = cli.read_settings(args, MotionSettings())
+    settings = read_settings(args, MotionSettings())
     assert (settings.debias, settings.weighted_velocity, settings.shift) == (False, True, 3.0)
 
 
@@ -322,7 +326,7 @@ def test_an_interrupt_and_full_memory_end_without_a_traceback(monkeypatch, capsy
     def fail(*args):
         raise error
 
-    monkeypatch.setattr(cli, "load_lora", fail)
+    monkeypatch.setattr(inspect, "load_lora", fail)
     assert cli.main(["inspect", "x"]) == code
     assert said in capsys.readouterr().err
 
@@ -368,14 +372,14 @@ def test_sampling_refuses_before_it_loads_anything(world, loads, tmp_path, capsy
 
 
 def test_a_video_that_fits_no_longer_is_written_elsewhere(world, tmp_path, capsys, monkeypatch):
-    target, write = tmp_path / "video.mp4", cli.write_video
+    target, write = tmp_path / "video.mp4", sample.write_video
 
     def fill_the_disk(path, frames, fps):
         if Path(path) == target:
             raise OSError(28, "No space left on device")
         write(path, frames, fps)
 
-    monkeypatch.setattr(cli, "write_video", fill_the_disk)
+    monkeypatch.setattr(sample, "write_video", fill_the_disk)
     settings = ["--steps", 1, "--frames", 5, "--video", target, "--out", world.folder / "out", *SIZE]
     printed = run("sample", "a dog", *settings, *world.wan["native"]).strip()
     assert Path(printed).name == "video.mp4" and Path(printed).is_file() and not target.exists()

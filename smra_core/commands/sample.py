@@ -1,0 +1,127 @@
+"""sample: make a video with a subject and a motion LoRA."""
+
+import argparse
+import logging
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..data.video import write_video
+from ..lora.adapter import restrict
+from ..lora.choice import RELEASE_ADAPTERS
+from ..lora.plan import SparsePlan
+from ..lora.reader import load_lora
+from ..lora.schedule import (
+    MOTION_STRENGTHS,
+    STRENGTH_PRESETS,
+    ScheduledLora,
+    Strengths,
+    TPoint,
+    describe_run,
+)
+from ..standalone.generate import Variant, generate
+from ..standalone.output_file import VIDEO_ENDINGS, check_output_file, write_or_rescue
+from ..wan.flow_matching import sampling_sigmas
+from ..wan.sampler import SamplingSettings
+from .model_options import add_model, open_backend
+from .options import add_option, wrap_parser
+from .settings_options import add_settings, read_settings
+
+log = logging.getLogger("smrabooth")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    parser.add_argument("prompt", help="Prompt, such as 'a sks dog is vvt walking on the moon'.")
+    add_option(parser, "--negative", "What the video should not show.", "", "nothing")
+    add_option(parser, "--subject", "Subject LoRA file.", type=Path)
+    add_option(parser, "--motion", "Motion LoRA file.", type=Path)
+    add_option(
+        parser, "--preset", "Strengths of the subject LoRA before and after T_point.", "paper",
+        choices=STRENGTH_PRESETS,
+    )  # fmt: skip
+    add_option(
+        parser, "--subject-strength",
+        "Strengths of the subject LoRA, early,late or one number for both. They replace the preset's.",
+        type=wrap_parser(parse_strengths),
+    )  # fmt: skip
+    add_option(
+        parser, "--motion-strength", "Strengths of the motion LoRA, early,late or one number for both.",
+        MOTION_STRENGTHS, f"{MOTION_STRENGTHS.early},{MOTION_STRENGTHS.late}",
+        type=wrap_parser(parse_strengths),
+    )  # fmt: skip
+    for purpose in ("subject", "motion"):
+        add_option(
+            parser, f"--{purpose}-plan", f"Plan of the {purpose} LoRA's layers to use, such as q,k,ffn.0.",
+            shown="all that the file has", type=wrap_parser(SparsePlan.parse),
+        )  # fmt: skip
+    add_option(
+        parser, "--t-point",
+        "Noise level at which the strengths switch: a sigma (0.7), or a step of a run (15/50, or 15/50@5 at "
+        "shift 5).",
+        TPoint(), str(TPoint().sigma), type=wrap_parser(parse_t_point),
+    )  # fmt: skip
+    add_option(parser, "--video", "Video file to write, .mp4.", Path("video.mp4"), type=Path)
+    add_settings(parser, SamplingSettings())
+    add_model(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Sample a video, write it and print its path."""
+    settings = read_settings(args, SamplingSettings())
+    # H.264 of 8 bits and 4:2:0 takes far less than the pixels themselves, 1.5 bytes each.
+    size = settings.frames * settings.width * settings.height * 3 // 2
+    check_output_file(args.video, VIDEO_ENDINGS, size)
+    backend = open_backend(args)
+    subject_strengths = args.subject_strength or STRENGTH_PRESETS[args.preset]
+    chosen = [
+        ("subject", args.subject, args.subject_plan, subject_strengths),
+        ("motion", args.motion, args.motion_plan, args.motion_strength),
+    ]
+    spec = backend.spec
+    loras = tuple(
+        ScheduledLora(
+            restrict(load_lora(path, spec, adapter=RELEASE_ADAPTERS[purpose]).lora, plan, path.name),
+            strengths,
+        )
+        for purpose, path, plan, strengths in chosen
+        if path is not None
+    )
+    variant = Variant("video", "", loras, args.t_point)
+    if loras:
+        log.info("%s", describe_run(args.t_point, sampling_sigmas(settings.steps, settings.shift).tolist()))
+    with tqdm(total=settings.steps, desc="sampling", unit="step") as bar:
+        videos = generate(backend, [args.prompt], [variant], settings, args.negative, lambda *_: bar.update())
+    print(write_or_rescue(args.video, lambda path: write_video(path, videos["video"][0], settings.fps)))
+
+
+def parse_strengths(text: str) -> Strengths:
+    """Return the strengths that a text gives, `early,late` or one number for both.
+
+    Raises ValueError for anything else.
+    """
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) not in (1, 2):
+        raise ValueError(f"{text!r} is no strength. Give one number, or two as early,late.")
+    return Strengths(values[0], values[-1])
+
+
+def parse_t_point(text: str) -> TPoint:
+    """Return T_point from a sigma, or from a step as `15/50` or `15/50@5` at shift 5.
+
+    Raises ValueError for anything else.
+    """
+    run, _, shift = text.partition("@")
+    step, is_step, steps = run.partition("/")
+    try:
+        if not is_step:
+            return TPoint(float(run))
+        return TPoint.from_step(int(step), int(steps), float(shift or 1))
+    except ValueError as error:
+        raise ValueError(
+            f"{text!r} is no noise level ({error}). Give a sigma such as 0.7, a step such as 15/50, or "
+            "15/50@5 for shift 5."
+        ) from error

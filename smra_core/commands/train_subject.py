@@ -1,0 +1,57 @@
+"""train-subject: train a subject LoRA on a folder of images."""
+
+import argparse
+from pathlib import Path
+
+from ..data.subject_set import describe_new_masks, read_subject_set
+from ..miniature.weight_paths import DINOV2_FILE
+from ..standalone.progress_bar import TrainingBar
+from ..storage.file_name import make_file_name
+from ..training.model_fit import check_fit
+from ..training.subject import find_missing_masks, train_subject
+from ..training.sura import SubjectSettings
+from ..training.trainer import SUBJECT_TRAIN
+from .model_options import add_model, check_weight_file, choose_encoder_file, open_backend
+from .options import add_option, log_notes
+from .settings_options import add_settings, read_settings
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    parser.add_argument(
+        "folder", type=Path, help="Folder of images, with masks/ and metadata.csv or .txt captions."
+    )
+    add_option(
+        parser, "--dinov2", "DINOv2 weights: timm's, the original .pth, or transformers'.",
+        shown="the miniature's, for the miniature", type=Path,
+    )  # fmt: skip
+    add_option(parser, "--sam", "SAM weights, to segment the subject in images without a mask.", type=Path)
+    add_option(
+        parser, "--caption",
+        "Caption of all images, in place of those in the folder, such as 'A picture of sks dog'.",
+    )  # fmt: skip
+    add_option(parser, "--name", "Name of the run.", shown="the folder's name")
+    add_settings(parser, SubjectSettings())
+    add_settings(parser, SUBJECT_TRAIN)
+    add_model(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train a subject LoRA, and print the path of its file."""
+    settings, train = read_settings(args, SubjectSettings()), read_settings(args, SUBJECT_TRAIN)
+    name = make_file_name(args.name or args.folder.resolve().name)
+    check_weight_file("SAM", "--sam", args.sam)
+    backend = open_backend(args)
+    check_fit(settings, backend.spec)
+    dinov2 = (
+        choose_encoder_file("DINOv2", "--dinov2", args.dinov2, args.model, DINOV2_FILE)
+        if settings.sura_weight
+        else None
+    )
+    subject = read_subject_set(args.folder, (settings.width, settings.height), caption=args.caption)
+    log_notes(subject.notes)
+    images = find_missing_masks(subject.images, args.sam, backend)
+    log_notes(describe_new_masks(subject.images, images))
+    with TrainingBar("subject LoRA") as report:
+        trained = train_subject(backend, images, dinov2, settings, train, name, report)
+    print(trained.path)
