@@ -19,7 +19,7 @@ from ..wan.flow_matching import add_noise, velocity_target, velocity_weight
 from ..wan.interfaces import Denoiser
 from ..wan.settings import COUNT, NOT_NEGATIVE, POSITIVE, check_limits, declare_setting
 from ..wan.spec import LATENTS_21, LatentSpace
-from .trainer import make_generator
+from .random_stream import make_generator
 
 
 @dataclass(frozen=True)

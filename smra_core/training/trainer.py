@@ -1,12 +1,11 @@
 """The training loop, one for all objectives."""
 
-import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +14,12 @@ from ..lora.adapter import Injection, Lora, injected
 from ..wan.flow_matching import sample_training_sigma
 from ..wan.interfaces import Denoiser
 from ..wan.settings import COUNT, NOT_NEGATIVE, POSITIVE, SEED, Limits, check_limits, declare_setting
+from .batches import Sample, choose_batch, collate, move_to_device
+from .random_stream import make_generator
 from .run_folder import RunFolder
 from .state import TrainState
 
 log = logging.getLogger("smrabooth")
-Sample = TypeVar("Sample", bound=NamedTuple)
 
 
 class Objective(Protocol):
@@ -204,7 +204,8 @@ def _accumulate(
     device = next(iter(lora.values())).a.device
     step_losses = []
     for micro_batch in range(settings.accumulate):
-        batch_samples = [samples[i] for i in order_samples(len(samples), settings, step, micro_batch)]
+        number = (step - 1) * settings.accumulate + micro_batch
+        batch_samples = choose_batch(samples, settings.batch_size, settings.seed, number)
         batch = move_to_device(collate(batch_samples), device)
         generator = make_generator(settings.seed, step, micro_batch)
         sigma = sample_training_sigma(len(batch_samples), generator, objective.shift)
@@ -215,33 +216,6 @@ def _accumulate(
         (total.mean() / settings.accumulate).backward()
         step_losses.append({name: value.detach() for name, value in losses.items()})
     return step_losses
-
-
-def order_samples(count: int, settings: TrainSettings, step: int, micro_batch: int) -> Iterator[int]:
-    """Yield the sample indices of a micro-batch: in each epoch every sample once, in a new random order."""
-    first = ((step - 1) * settings.accumulate + micro_batch) * settings.batch_size
-    for position in range(first, first + settings.batch_size):
-        epoch, index = divmod(position, count)
-        order = torch.randperm(count, generator=make_generator(settings.seed, "epoch", epoch))
-        yield int(order[index])
-
-
-def make_generator(*parts: int | str) -> torch.Generator:
-    """Make a generator whose seed depends on these numbers and words alone."""
-    digest = hashlib.sha256(repr(parts).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-
-
-def collate(samples: Sequence[Sample]) -> Sample:
-    """Stack samples of one kind: tensors along a new first axis, everything else as a list."""
-    columns = [list(column) for column in zip(*samples, strict=True)]
-    stacked = [torch.stack(column) if isinstance(column[0], Tensor) else column for column in columns]
-    return type(samples[0])(*stacked)
-
-
-def move_to_device(batch: Sample, device: torch.device) -> Sample:
-    """Return the batch with its tensors on a device."""
-    return type(batch)(*(part.to(device) if isinstance(part, Tensor) else part for part in batch))
 
 
 def _check_finite(total: Tensor, losses: Mapping[str, Tensor], samples: Sequence[Sample], step: int) -> None:

@@ -4,6 +4,7 @@ import torch
 
 from smra_core.lora.adapter import Injection, init_lora, injected
 from smra_core.lora.plan import ALL_LAYERS
+from smra_core.training.batches import collate
 from smra_core.training.cost import count_projector_parameters
 from smra_core.training.sura import (
     SubjectObjective,
@@ -14,7 +15,6 @@ from smra_core.training.sura import (
     region_loss,
     sura_loss,
 )
-from smra_core.training.trainer import collate
 from smra_core.wan.flow_matching import velocity_weight
 from smra_core.wan.spec import LATENTS_21, LATENTS_22
 

@@ -9,15 +9,13 @@ from torch import Tensor, nn
 from smra_core.lora.adapter import init_lora
 from smra_core.lora.plan import ALL_LAYERS, SUBJECT
 from smra_core.training import trainer
+from smra_core.training.batches import order_batch
 from smra_core.training.run_folder import RunFolder
 from smra_core.training.sura import SubjectObjective, SubjectSample, SubjectSettings
 from smra_core.training.trainer import (
     NoGradient,
     NonFiniteLoss,
     TrainSettings,
-    collate,
-    make_generator,
-    order_samples,
     train_lora,
 )
 
@@ -141,7 +139,7 @@ def test_a_sample_that_is_not_finite_stops_the_run_and_is_named(toy_denoiser, tm
     bad = samples(1)[0]._replace(name="broken.png", latents=torch.full((16, 1, GRID, GRID), math.nan))
     run = Run(toy_denoiser(), tmp_path, batch_size=1, accumulate=1)
     data = [*samples(2), bad]
-    first_bad = next(s for s in range(1, 7) if 2 in list(order_samples(3, run.settings, s, 0)))
+    first_bad = next(s for s in range(1, 7) if 2 in order_batch([None] * 3, 1, run.settings.seed, s - 1))
     with pytest.raises(NonFiniteLoss, match=f"loss of broken.png is nan in step {first_bad}"):
         run.start(data=data)
     assert len(run.infos) == first_bad - 1
@@ -223,30 +221,6 @@ def test_clipping_reports_the_norm_before_it(toy_denoiser):
         loose.infos[0].grad_norm == pytest.approx(tight.infos[0].grad_norm)
         and loose.infos[0].grad_norm > 1e-3
     )
-
-
-def test_each_epoch_shows_every_sample_once_in_an_order_of_its_own():
-    settings = TrainSettings(batch_size=2, accumulate=2)
-    places = [i for step in range(1, 7) for part in range(2) for i in order_samples(8, settings, step, part)]
-    epochs = [places[start : start + 8] for start in (0, 8, 16)]
-    assert all(sorted(epoch) == list(range(8)) for epoch in epochs)
-    assert epochs[0] != epochs[1]
-
-
-def test_a_batch_may_be_larger_than_the_data():
-    order = list(order_samples(2, TrainSettings(batch_size=5, accumulate=1), 1, 0))
-    assert len(order) == 5 and set(order) == {0, 1}
-
-
-def test_a_steps_randomness_depends_on_its_numbers_alone():
-    draw = lambda *parts: torch.rand(3, generator=make_generator(*parts)).tolist()  # noqa: E731
-    assert draw(0, 1, 0) == draw(0, 1, 0)
-    assert len({tuple(draw(*parts)) for parts in ((0, 1, 0), (0, 0, 1), (1, 0, 0), (0, 10))}) == 4
-
-
-def test_collating_stacks_tensors_and_keeps_names():
-    batch = collate(samples(2))
-    assert batch.name == ["image 0", "image 1"] and batch.latents.shape == (2, 16, 1, GRID, GRID)
 
 
 @pytest.mark.parametrize("name, value", [("steps", 0), ("batch_size", 0), ("learning_rate", 0.0)])
