@@ -3,6 +3,9 @@
 # The host imports this folder as a package; a test runner that meets the file alone must get by without it.
 if __package__:
     from .nodes import NODE_CLASS_MAPPINGS
+    from .nodes.host.versions import log_versions
+
+    log_versions()
 
     WEB_DIRECTORY = "./nodes/web"
 

@@ -1,11 +1,103 @@
-"""Differences between ComfyUI's versions from 0.3.48 on; no other file asks for them."""
+"""Differences between ComfyUI's versions from 0.3.48 on; no other file asks for them.
 
+Here is also the list of everything of ComfyUI that the pack imports. tests/core/test_host_symbols.py keeps it
+complete, and tests/host checks it against a running ComfyUI.
+"""
+
+import importlib
 import inspect
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+log = logging.getLogger("smrabooth")
+
+OLDEST_HOST = "0.3.48"
+"""Oldest ComfyUI whose node API the pack is written for."""
+
+SYMBOLS = {
+    "comfy.hooks": ("HookKeyframe", "HookKeyframeGroup"),
+    "comfy.ldm.modules.attention": ("attention_pytorch",),
+    "comfy.ldm.wan.vae": ("WanVAE",),
+    "comfy.lora": ("load_lora", "model_lora_keys_unet"),
+    "comfy.model_management": (
+        "InterruptProcessingException",
+        "current_loaded_models",
+        "extra_reserved_memory",
+        "get_torch_device",
+        "get_torch_device_name",
+        "get_total_memory",
+        "load_models_gpu",
+        "should_use_bf16",
+        "soft_empty_cache",
+        "throw_exception_if_processing_interrupted",
+        "unload_all_models",
+    ),
+    "comfy.ops": ("cast_bias_weight",),
+    "comfy.patcher_extension": ("CallbacksMP", "WrappersMP"),
+    "comfy.samplers": ("SCHEDULER_NAMES", "calculate_sigmas"),
+    "comfy.sd": ("CLIP", "VAE", "load_diffusion_model"),
+    "comfy.utils": ("ProgressBar", "load_torch_file"),
+    "comfy_api.latest": ("io", "ui"),
+    "folder_paths": (
+        "add_model_folder_path",
+        "folder_names_and_paths",
+        "get_filename_list",
+        "get_folder_paths",
+        "get_full_path",
+        "get_full_path_or_raise",
+        "get_input_directory",
+        "get_output_directory",
+        "models_dir",
+    ),
+}
+"""Names that the pack takes from ComfyUI, by module."""
+
+NEWER_SYMBOLS = {
+    "comfy.model_management": ("in_training", "is_oom"),
+    "comfy.ops": ("QuantizedTensor", "linear_input_act", "uncast_bias_weight"),
+}
+"""Names that only newer versions have; the code asks before it uses them."""
+
+
+def log_versions() -> None:
+    """Log the versions and the device in one line, and what this ComfyUI lacks in one sentence."""
+    import comfy.model_management as management
+
+    from ...smra_core import __version__
+
+    device = management.get_torch_device_name(management.get_torch_device())
+    log.info("SMRABooth %s on ComfyUI %s, %s", __version__, read_host_version(), device)
+    if missing := find_missing_symbols():
+        log.warning(
+            "SMRABooth: this ComfyUI (%s) has no %s. Nodes that need them will fail; the pack needs "
+            "ComfyUI %s or newer. If yours is newer, update the pack.",
+            read_host_version(), ", ".join(missing), OLDEST_HOST,
+        )  # fmt: skip
+
+
+def read_host_version() -> str:
+    """Return ComfyUI's version, or "of unknown version"."""
+    try:
+        return importlib.import_module("comfyui_version").__version__
+    except (ImportError, AttributeError):
+        return "of unknown version"
+
+
+def find_missing_symbols() -> list[str]:
+    """Return the dotted names that the pack needs and this ComfyUI does not have."""
+    missing = []
+    for module_name, names in SYMBOLS.items():
+        try:
+            module = importlib.import_module(module_name)
+        except ImportError:
+            missing.append(module_name)
+            continue
+        missing += [f"{module_name}.{name}" for name in names if not hasattr(module, name)]
+    return missing
 
 
 @contextmanager
