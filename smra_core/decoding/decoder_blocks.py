@@ -47,6 +47,7 @@ class ConvIn(NamedTuple):
     post_quant_conv: nn.Module
     conv: nn.Module
     num_states = 1
+    doubles_time = False
 
     def __call__(
         self, x: Tensor, state: DecoderState, recompute: bool, keep_state: bool
@@ -62,6 +63,7 @@ class Attention(NamedTuple):
     to_qkv: nn.Module
     proj: nn.Module
     num_states = 0
+    doubles_time = False
 
     def __call__(
         self, x: Tensor, state: DecoderState, recompute: bool, keep_state: bool
@@ -83,7 +85,12 @@ class Upsample3d(NamedTuple):
     @property
     def num_states(self) -> int:
         """Number of state tensors: 1 if time is doubled, else 0."""
-        return int(self.time_conv is not None)
+        return int(self.doubles_time)
+
+    @property
+    def doubles_time(self) -> bool:
+        """Whether the block makes two frames of one."""
+        return self.time_conv is not None
 
     def __call__(
         self, x: Tensor, state: DecoderState, recompute: bool, keep_state: bool
@@ -111,6 +118,7 @@ class Residual:
     shortcut: nn.Module | None
     """Convolution of kernel size 1 if the number of channels changes, otherwise None."""
     num_states = 2
+    doubles_time = False
 
     def __call__(
         self, x: Tensor, state: DecoderState, recompute: bool, keep_state: bool
@@ -136,6 +144,7 @@ class Head(NamedTuple):
 
     layer: NormedConv
     num_states = 1
+    doubles_time = False
 
     def __call__(
         self, x: Tensor, state: DecoderState, recompute: bool, keep_state: bool
@@ -144,7 +153,23 @@ class Head(NamedTuple):
         return out, tuple(new_state)
 
 
-Block = ConvIn | Attention | Upsample3d | Residual | Head
+class Unpatch(NamedTuple):
+    """Rearrangement of channels into a square of pixels, whose side is `side`: the last layer of Wan 2.2's
+    decoder.
+    """
+
+    side: int
+    num_states = 0
+    doubles_time = False
+
+    def __call__(
+        self, x: Tensor, state: DecoderState, recompute: bool, keep_state: bool
+    ) -> tuple[Tensor, DecoderState]:
+        # The channels of a color count along the width first: a column of the square, then the next.
+        return rearrange(x, "b (c q p) t h w -> b c t (h p) (w q)", p=self.side, q=self.side), ()
+
+
+Block = ConvIn | Attention | Upsample3d | Residual | Head | Unpatch
 
 
 def _prepend_state(x: Tensor, state: DecoderState) -> Tensor:

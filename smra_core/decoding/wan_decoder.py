@@ -7,23 +7,23 @@ gradients can flow across steps, be cut, or be computed step by step.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
 from ..wan.latents import denormalize
 from ..wan.spec import TEMPORAL_STRIDE
-from .decoder_blocks import Block, Upsample3d
+from .decoder_blocks import Block
 from .decoder_layouts import get_decoder_dtype, list_decoder_blocks
+from .residual_stage import ResidualStage, count_states, run_blocks
 from .state import DecoderState
 
 
 @dataclass(frozen=True)
 class WanVideoDecoder:
-    """Decoder of a WAN 2.1 VAE; its weights get no gradient, its latents do."""
+    """Decoder of WAN's VAE, of 2.1 or 2.2; its weights get no gradient, its latents do."""
 
-    blocks: list[Block]
+    blocks: list[Block | ResidualStage]
     dtype: torch.dtype
     recompute: bool = False
     """Whether half of each residual block is recomputed in the backward pass instead of saved."""
@@ -31,15 +31,14 @@ class WanVideoDecoder:
     @classmethod
     def of(cls, vae: nn.Module, recompute: bool = False) -> "WanVideoDecoder":
         """Build the decoder from diffusers' `AutoencoderKLWan`, or from a VAE in the native layout, such as
-        ComfyUI's `WanVAE`; the VAE's encoder may be freed. ValueError for the VAE of WAN 2.2, whose
-        architecture is another.
+        ComfyUI's two `WanVAE`; the VAE's encoder may be freed. ValueError for any other layout.
         """
         return cls(list_decoder_blocks(vae), get_decoder_dtype(vae), recompute)
 
     def stream(self, latents: Tensor) -> Iterator[Tensor]:
         """Yield the pixels `B 3 n H W` of one latent after the other, not clamped, nominally in [-1, 1].
 
-        `latents` is `B 16 f h w` in model space; latent k gives the frames wan.frames_of_latent(k).
+        `latents` is `B C f h w` in model space; latent k gives the frames wan.frames_of_latent(k).
         """
         state = None
         for latent in latents.split(1, 2):
@@ -49,7 +48,7 @@ class WanVideoDecoder:
     def step(
         self, latents: Tensor, state: DecoderState | None = None, small_stages_only: int = 0
     ) -> tuple[Tensor, DecoderState]:
-        """Decode latents `B 16 k h w` to pixels `B 3 n H W`; return them and the new state.
+        """Decode latents `B C k h w` to pixels `B 3 n H W`; return them and the new state.
 
         State None starts a clip; a state may be in host memory. The first `small_stages_only` latents run
         through the small stages only and give no pixels; `state` is then the one of `join_states`.
@@ -65,30 +64,25 @@ class WanVideoDecoder:
     def _decode(
         self, latents: Tensor, state: DecoderState | None, small_stages_only: int, keep_state: bool
     ) -> tuple[Tensor, DecoderState]:
+        state, num_states = state or (), count_states(self._small_blocks)
         x = denormalize(latents).to(self.dtype)
-        new_state: list[Tensor] = []
-        block_states = iter(state or ())
-        for index, block in enumerate(self.blocks):
-            if small_stages_only and index == self._large_from:
-                x = x[:, :, TEMPORAL_STRIDE * small_stages_only :]
-            before = tuple(islice(block_states, block.num_states))
-            x, after = block(x, before, self.recompute, keep_state)
-            new_state += after
-        return x, tuple(new_state)
+        x, small = run_blocks(self._small_blocks, x, state[:num_states], self.recompute, keep_state)
+        x = x[:, :, TEMPORAL_STRIDE * small_stages_only :]
+        large_blocks = self.blocks[len(self._small_blocks) :]
+        x, large = run_blocks(large_blocks, x, state[num_states:], self.recompute, keep_state)
+        return x, (*small, *large)
 
     def join_states(self, small: DecoderState, large: DecoderState) -> DecoderState:
         """Join two states for a step with small_stages_only latents: that before them, for the small stages,
         and that after them, for the large stages.
         """
-        num_states = sum(block.num_states for block in self.blocks[: self._large_from])
+        num_states = count_states(self._small_blocks)
         return (*small[:num_states], *large[num_states:])
 
     @property
-    def _large_from(self) -> int:
-        """Index of the first block that works on all frames, at half of the frame's size."""
-        doubling = [index for index, block in enumerate(self.blocks) if _doubles_time(block)]
-        return doubling[-1] + 1
-
-
-def _doubles_time(block: Block) -> bool:
-    return isinstance(block, Upsample3d) and block.time_conv is not None
+    def _small_blocks(self) -> list[Block | ResidualStage]:
+        """Blocks up to the last that doubles time; those after it work on all frames, and are nearly all of
+        the cost.
+        """
+        doubling = [index for index, block in enumerate(self.blocks) if block.doubles_time]
+        return self.blocks[: doubling[-1] + 1]

@@ -1,10 +1,6 @@
-from functools import partial
-
 import pytest
 import torch
-from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanUpsample
-from torch import nn
+from random_vaes import SPACES, random_vae
 from toy_models import smooth_flow, squared
 
 from smra_core.decoding.flow_gradient import (
@@ -16,19 +12,17 @@ from smra_core.decoding.wan_decoder import WanVideoDecoder
 from smra_core.decoding.windows import DecodeWindow
 from smra_core.wan.latents import denormalize
 
-BATCH, LATENTS, PAIRS = 2, 4, 12
-SHAPE = (BATCH, 16, LATENTS, 2, 2)
+BATCH, PAIRS, SIDE = 2, 12, 16
+
+
+@pytest.fixture(scope="module", params=SPACES, ids=lambda space: space.name)
+def space(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def vae():
-    torch.manual_seed(5)
-    vae = AutoencoderKLWan(base_dim=4).double().requires_grad_(False)
-    for module in vae.modules():
-        if isinstance(module, WanUpsample):
-            module.forward = partial(nn.Upsample.forward, module)  # without its detour through float32
-    vae.decoder.conv_out.weight.mul_(0.25)  # so that no pixel reaches the clamp of diffusers
-    return vae
+def vae(space):
+    return random_vae(space).double()
 
 
 @pytest.fixture
@@ -37,11 +31,12 @@ def objective(vae):
 
 
 @pytest.fixture
-def clip():
-    """Latents that want a gradient, and a reference flow."""
+def clip(space):
+    """Latents of 16 pixels a side that want a gradient, and a reference flow."""
     torch.manual_seed(7)
-    latents = torch.randn(SHAPE, dtype=torch.float64, requires_grad=True)
-    return latents, torch.randn(BATCH, PAIRS, 2, 16, 16, dtype=torch.float64)
+    shape = (BATCH, *space.latent_shape(PAIRS + 1, SIDE, SIDE))
+    latents = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    return latents, torch.randn(BATCH, PAIRS, 2, SIDE, SIDE, dtype=torch.float64)
 
 
 def plain_losses(vae, latents, reference, pairs=slice(None)):
@@ -73,7 +68,7 @@ def test_loss_and_gradient_equal_one_graph_through_the_whole_decoder(vae, object
 def test_the_gradient_is_the_slope(objective, clip, finite_difference):
     latents, reference = clip
     (gradient,) = torch.autograd.grad(compute_flow_loss(latents, reference, objective).sum(), latents)
-    direction = torch.randn(SHAPE, dtype=torch.float64)
+    direction = torch.randn(latents.shape, dtype=torch.float64)
     slope = finite_difference(
         lambda: compute_flow_loss(latents, reference, objective).sum(), latents, direction, 1e-5
     )
@@ -113,7 +108,7 @@ def test_a_window_compares_its_window_with_the_latents_before_it_held_still(
 
 def test_parameters_before_the_latents_get_the_gradient_of_one_graph(vae, objective, clip):
     latents, reference = clip
-    weight = torch.eye(16, dtype=torch.float64).requires_grad_()
+    weight = torch.eye(latents.shape[1], dtype=torch.float64).requires_grad_()
     predicted = torch.einsum("dc,bcfhw->bdfhw", weight, latents.detach())
     losses = plain_losses(vae, predicted, reference), compute_flow_loss(predicted, reference, objective)
     expected, gradient = (torch.autograd.grad(x.sum(), weight, retain_graph=True)[0] for x in losses)

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from diffusers import AutoencoderKLWan
+from random_vaes import SPACES, random_vae
 from toy_models import smooth_flow, squared
 
 from smra_core.decoding.flow_gradient import FlowComparison, compute_flow_loss
@@ -8,7 +8,6 @@ from smra_core.decoding.wan_decoder import WanVideoDecoder
 from smra_core.decoding.windows import split_into_windows, take_whole_clip, warm_windows
 
 LATENTS, PAIRS = 6, 20
-SHAPE = (1, 16, LATENTS, 1, 2)
 
 
 @pytest.mark.parametrize("latents, size, expected", [
@@ -21,21 +20,25 @@ def test_every_latent_that_ends_a_pair_is_in_one_window(latents, size, expected)
     assert split_into_windows(latents, size) == expected
 
 
+@pytest.fixture(scope="module", params=SPACES, ids=lambda space: space.name)
+def space(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def decoder():
-    return small_decoder()
+def decoder(space):
+    return small_decoder(space)
 
 
-def small_decoder():
-    torch.manual_seed(5)
-    return WanVideoDecoder.of(AutoencoderKLWan(base_dim=4).double().requires_grad_(False))
+def small_decoder(space):
+    return WanVideoDecoder.of(random_vae(space).double())
 
 
-def clip():
+def clip(space):
     torch.manual_seed(7)
-    reference, error = torch.randn(2, *SHAPE, dtype=torch.float64)
+    reference, error = torch.randn(2, 1, space.channels, LATENTS, 1, 2, dtype=torch.float64)
     predicted = (reference + 0.1 * error).requires_grad_()
-    return reference[0], predicted, torch.randn(1, PAIRS, 2, 8, 16, dtype=torch.float64)
+    return reference[0], predicted, torch.randn(1, PAIRS, 2, space.stride, 2 * space.stride).double()
 
 
 def mean_over(windows, decoder, predicted, flow):
@@ -46,8 +49,8 @@ def mean_over(windows, decoder, predicted, flow):
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_windows_with_all_of_the_past_average_to_the_whole_clip(decoder, size):
-    reference, predicted, flow = clip()
+def test_windows_with_all_of_the_past_average_to_the_whole_clip(decoder, space, size):
+    reference, predicted, flow = clip(space)
     loss, gradient = mean_over(take_whole_clip(LATENTS), decoder, predicted, flow)
     windows = warm_windows(reference, decoder, size, warmup=LATENTS)
     assert {window.start for window in windows} == {0} and len(windows) == -(-5 // size)
@@ -57,8 +60,8 @@ def test_windows_with_all_of_the_past_average_to_the_whole_clip(decoder, size):
 
 
 @pytest.mark.parametrize("context", [1, 2, 4])
-def test_the_reference_itself_is_decoded_as_in_the_whole_clip_however_little_context(decoder, context):
-    reference, _, _ = clip()
+def test_the_reference_itself_is_decoded_as_in_the_whole_clip_however_little_context(decoder, space, context):
+    reference, _, _ = clip(space)
     pixels = torch.cat([*decoder.stream(reference[None])], 2)
     for window in warm_windows(reference, decoder, 1, context)[context:]:
         latents = reference[None, :, window.start : window.latents.stop]
@@ -82,9 +85,9 @@ def convs_of(part):
     return [conv for inner in parts for conv in convs_of(inner)]
 
 
-def test_started_from_the_reference_two_latents_of_context_leave_little_error():
-    reference, predicted, flow = clip()
-    aligned = time_aligned(small_decoder())
+def test_started_from_the_reference_two_latents_of_context_leave_little_error(space):
+    reference, predicted, flow = clip(space)
+    aligned = time_aligned(small_decoder(space))
     _, exact = mean_over(take_whole_clip(LATENTS), aligned, predicted, flow)
     warm = warm_windows(reference, aligned, 3, warmup=2)
     strange = warm_windows(0 * reference, aligned, 3, warmup=2)
@@ -96,6 +99,6 @@ def test_started_from_the_reference_two_latents_of_context_leave_little_error():
     assert errors[0] < 0.05 and errors[0] < 0.5 * errors[1], errors
 
 
-def test_states_wait_on_the_cpu(decoder):
-    first, second = warm_windows(clip()[0], decoder, 3, warmup=1)
+def test_states_wait_on_the_cpu(decoder, space):
+    first, second = warm_windows(clip(space)[0], decoder, 3, warmup=1)
     assert first.state is None and {tensor.device.type for tensor in second.state} == {"cpu"}
