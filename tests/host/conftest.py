@@ -1,5 +1,8 @@
 """Host tests run against a real ComfyUI: `inside` in its interpreter, the others over HTTP."""
 
+import json
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -25,5 +28,19 @@ def host():
 
 @pytest.fixture(scope="session")
 def server(host, tmp_path_factory):
-    with served(host, tmp_path_factory.mktemp("comfyui") / "base") as running:
+    base = tmp_path_factory.mktemp("comfyui") / "base"
+    (base / "custom_nodes").mkdir(parents=True)
+    shutil.copy(Path(__file__).with_name("strength_probe.py"), base / "custom_nodes")
+    with served(host, base) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def templates(host):
+    """The host's own graphs by name, where its package of templates is installed."""
+    command = "import comfyui_workflow_templates_json as t; print(t.__path__[0])"
+    found = subprocess.run([host.python, "-c", command], capture_output=True, text=True)
+    if found.returncode:
+        pytest.skip("This host has no package comfyui_workflow_templates_json.")
+    files = Path(found.stdout.strip(), "templates").glob("*wan*.json")
+    return {path.stem: json.loads(path.read_text("utf-8")) for path in files}

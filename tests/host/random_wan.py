@@ -119,6 +119,15 @@ def lora_tensors(layers, seed: int, size: float = 0.6, names=None) -> dict[str, 
     return {name: pair(name) for name in chosen}
 
 
+def save_lora(path, layers, seed: int) -> None:
+    """Write a LoRA of random factors under ComfyUI's names."""
+    named = {}
+    for name, (a, b) in lora_tensors(layers, seed).items():
+        named[f"diffusion_model.{name}.lora_A.weight"] = a.contiguous()
+        named[f"diffusion_model.{name}.lora_B.weight"] = b.contiguous()
+    save_file(named, path)
+
+
 def sample(model, sampler="euler", steps=STEPS, cfg=GUIDANCE, scheduler="simple", seed=7, **options):
     """Latents of a run on fixed noise and text."""
     noise = torch.randn(LATENT, generator=torch.Generator().manual_seed(3))

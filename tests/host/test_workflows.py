@@ -1,7 +1,6 @@
 """The shipped workflows against the schemas of the running host, and the quickstart as shipped."""
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,11 +8,22 @@ import random_wan
 import torch
 from comfyui import PACK
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from random_wan import save_lora
+from safetensors.torch import save_file
+from saved_graphs import (
+    as_prompt,
+    find_node,
+    is_widget,
+    list_nodes,
+    real_nodes,
+    redirect,
+    run_for_latents,
+    schema,
+    use_miniature,
+    widgets,
+)
 
 GRAPHS = sorted((PACK / "workflows").glob("*.json"))
-WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
-FRONTEND_ONLY = {"MarkdownNote"}
 MODEL_FILES = {
     "unet_name", "clip_name", "vae_name", "lora_name", "subject_lora", "motion_lora", "file", "image",
 }  # fmt: skip
@@ -28,37 +38,6 @@ OUR_LOADERS = {"SMRALoadDINOv2", "SMRALoadSEARAFT", "SMRALoadSAM"}
 @pytest.fixture(scope="module")
 def info(server):
     return server.get("/object_info")
-
-
-def schema(node):
-    """(name, type, options) of each input, in the order of the node's widgets and slots."""
-    for part in ("required", "optional"):
-        for name, spec in node["input"].get(part, {}).items():
-            options = spec[1] if len(spec) > 1 else {}
-            kind = "COMBO" if isinstance(spec[0], list) else spec[0]
-            yield name, kind, options | ({"options": spec[0]} if isinstance(spec[0], list) else {})
-
-
-def is_widget(kind, options):
-    """Whether the page shows an input as a widget; a text with forceInput is only a slot."""
-    return kind in WIDGETS and not options.get("forceInput")
-
-
-def widgets(node, saved):
-    """Each widget of a saved node with the value that the host will read for it."""
-    values = iter(saved["widgets_values"])
-    for name, kind, options in schema(node):
-        if is_widget(kind, options):
-            yield name, kind, options, next(values)
-            if options.get("control_after_generate"):
-                assert next(values) in ("fixed", "increment", "decrement", "randomize")
-            if options.get("image_upload"):
-                assert next(values) == "image"
-    assert next(values, None) is None, f"{saved['type']} has widgets too many"
-
-
-def real_nodes(graph):
-    return [node for node in graph["nodes"] if node["type"] not in FRONTEND_ONLY]
 
 
 @pytest.fixture(params=GRAPHS, ids=lambda path: path.stem)
@@ -97,23 +76,6 @@ def test_every_widget_holds_a_value_it_can_take(info, graph):
                 assert isinstance(value, str if kind == "STRING" else bool), where
 
 
-def as_prompt(info, graph):
-    """What the page would queue for this graph."""
-    source = {link[0]: [str(link[1]), link[2]] for link in graph["links"]}
-    prompt = {}
-    for saved in real_nodes(graph):
-        inputs = {name: value for name, _, _, value in widgets(info[saved["type"]], saved)}
-        inputs |= {s["name"]: source[s["link"]] for s in saved["inputs"] if s["link"] is not None}
-        prompt[str(saved["id"])] = {"class_type": saved["type"], "inputs": inputs}
-    return prompt
-
-
-def list_nodes(graph):
-    """All nodes of a graph and of its subgraphs."""
-    subgraphs = graph.get("definitions", {}).get("subgraphs", [])
-    return [node for part in (graph, *subgraphs) for node in part["nodes"]]
-
-
 def list_models(graph):
     """(name, directory, url) of each file that the nodes of a graph name, without the query of the url."""
     return {
@@ -122,17 +84,6 @@ def list_models(graph):
         if node["type"] not in OUR_LOADERS
         for model in node.get("properties", {}).get("models", [])
     }
-
-
-@pytest.fixture(scope="module")
-def templates(host):
-    """The host's own graphs by name, where its package of templates is installed."""
-    command = "import comfyui_workflow_templates_json as t; print(t.__path__[0])"
-    found = subprocess.run([host.python, "-c", command], capture_output=True, text=True)
-    if found.returncode:
-        pytest.skip("This host has no package comfyui_workflow_templates_json.")
-    files = Path(found.stdout.strip(), "templates").glob("*wan*.json")
-    return {path.stem: json.loads(path.read_text("utf-8")) for path in files}
 
 
 def test_files_are_named_and_placed_as_in_the_hosts_own_templates(templates):
@@ -217,34 +168,9 @@ def tiny_pair(server):
     Image.new("RGB", (64, 64), (90, 120, 60)).save(server.base / "input" / "example.png")
 
 
-def save_lora(path, layers, seed):
-    named = {}
-    for name, (a, b) in random_wan.lora_tensors(layers, seed).items():
-        named[f"diffusion_model.{name}.lora_A.weight"] = a.contiguous()
-        named[f"diffusion_model.{name}.lora_B.weight"] = b.contiguous()
-    save_file(named, path)
-
-
-def find_node(prompt, kind, number=0):
-    return [name for name, node in prompt.items() if node["class_type"] == kind][number]
-
-
-def redirect(prompt, source, target):
-    """Connect what was connected to one output to another one."""
-    for node in prompt.values():
-        node["inputs"] = {key: target if value == source else value for key, value in node["inputs"].items()}
-
-
 def make_tiny(prompt, fast):
     """The prompt with the miniature's encoders in place of the large ones, on few pixels."""
-    prompt["mini"] = {"class_type": "SMRALoadMiniature", "inputs": {}}
-    for kind, output in (("CLIPLoader", 1), ("VAELoader", 2)):
-        node = find_node(prompt, kind)
-        redirect(prompt, [node, 0], ["mini", output])
-        del prompt[node]
-    for node in prompt.values():
-        if node["class_type"] in ("WanImageToVideo", "EmptyHunyuanLatentVideo"):
-            node["inputs"] |= {"width": 64, "height": 64, "length": 5}
+    use_miniature(prompt)
     prompt[find_node(prompt, "PrimitiveBoolean")]["inputs"]["value"] = fast
     prompt[find_node(prompt, "SMRASparseLoRAPairLoader")]["inputs"] |= {
         "subject_lora": SUBJECT_FILES["low"], "motion_lora": MOTION_FILE,
@@ -262,17 +188,6 @@ def with_stock_loaders(prompt):
             prompt[f"{expert}{purpose}"] = {"class_type": "LoraLoaderModelOnly", "inputs": inputs}
             model = [f"{expert}{purpose}", 0]
         redirect(prompt, [pair, output], model)
-
-
-def run_for_latents(server, prompt, name):
-    """(latents of the second sampler, entry of the history) of a prompt."""
-    sampler = find_node(prompt, "KSamplerAdvanced", 1)
-    inputs = {"samples": [sampler, 0], "filename_prefix": f"pair/{name}"}
-    prompt["latents"] = {"class_type": "SaveLatent", "inputs": inputs}
-    entry = server.run(prompt)
-    assert entry["status"]["status_str"] == "success", entry["status"]
-    (file,) = (server.base / "output" / "pair").glob(f"{name}_*.latent")
-    return load_file(file)["latent_tensor"], entry
 
 
 @pytest.mark.parametrize("fast", [False, True], ids=["20 steps", "4 steps"])

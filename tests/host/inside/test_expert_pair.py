@@ -7,6 +7,7 @@ import random_wan
 import torch
 from random_wan import difference, sample, sample_on
 from safetensors.torch import save_file
+from strength_probe import with_probe
 
 SHIFT = 5.0
 SUBJECT, MOTION = "dog_high_noise.safetensors", "walk.safetensors"
@@ -98,35 +99,17 @@ def sample_pair(models, steps, cut, **options):
     return sample_on(low, first, steps=steps, start_step=cut, last_step=steps, force_full_denoise=True)
 
 
-def with_probe(model, state, tensors, log):
-    """A clone that writes down the strength of each LoRA at every evaluation.
-
-    It is measured on a random input: how much of B A x is in what the linear adds to its own W x.
-    """
-    from comfy.patcher_extension import WrappersMP
-
-    def wrapper(executor, x, timestep, *args, **kwargs):
-        found = {}
-        for purpose, name in PROBED.items():
-            a, b = tensors[purpose][name]
-            given = torch.randn(1, 3, a.shape[1], generator=torch.Generator().manual_seed(0))
-            linear = executor.class_obj.get_submodule(name)
-            added = linear(given) - given @ state[f"{name}.weight"].T - state[f"{name}.bias"]
-            whole = given @ a.T @ b.T
-            found[purpose] = round(((added * whole).sum() / whole.square().sum()).item(), 3)
-        log.append((float(timestep.max()) / 1000, found["subject"], found["motion"]))
-        return executor(x, timestep, *args, **kwargs)
-
-    clone = model.clone()
-    clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "probe", wrapper)
-    return clone
+def find_measures(state, files, side):
+    """What the probe of an expert takes for each LoRA."""
+    weights = {kind: (state[f"{name}.weight"], state[f"{name}.bias"]) for kind, name in PROBED.items()}
+    return {kind: (name, *weights[kind], *files[kind, side][name]) for kind, name in PROBED.items()}
 
 
 def measured(models, states, files, steps, cut, **options):
     """(sigma, subject, motion) at every evaluation of the high part and of the low part."""
     logs = {"high": [], "low": []}
     probes = [
-        with_probe(model, states[side], {kind: files[kind, side] for kind in PROBED}, log)
+        with_probe(model, find_measures(states[side], files, side), log.append)
         for model, (side, log) in zip(models, logs.items(), strict=True)
     ]
     sample_pair(probes, steps, cut, **options)
