@@ -17,6 +17,10 @@ _ABANDONED = 24 * 3600
 """Seconds without a change after which a draft is taken for one that a killed process has left behind: no
 file of this pack takes as long to write.
 """
+_LOCK_WAITS = (0.1, 0.3, 1.0, 2.0)
+"""Seconds to wait before each new try to replace a file that another program holds open (on Windows alone):
+virus scanners and previews let go of it soon.
+"""
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 """Numbers of the errors that mean that there is no space left: on the disk, or for this user."""
 
@@ -28,7 +32,8 @@ def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
     The data is synced to disk before the file is renamed. If the block raises, `path` stays as it was and
     the temporary file is deleted. A missing folder is created. Temporary files of the same path that a
     killed process left behind a day ago or earlier are deleted, too. Raises OSError, with the path and the
-    way out, when the disk is full or safetensors cannot write (its own error is no OSError).
+    way out, when the disk is full, safetensors cannot write (its own error is no OSError), or another program
+    holds the old file open, as Windows allows; the new content is then kept beside it.
     """
     target = Path(path)
     with explain_write_errors(target):
@@ -42,9 +47,27 @@ def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
             with open(draft, "rb+") as file:  # Windows syncs only files that are open for writing
                 os.fsync(file.fileno())
             draft.chmod(0o666 & ~_UMASK)  # some writers create files that only their owner can read
-            os.replace(draft, target)
+            _replace(draft, target)
         finally:
             draft.unlink(missing_ok=True)
+
+
+def _replace(draft: Path, target: Path) -> None:
+    """Rename the draft to the target; where that stays locked, keep the draft beside it and raise OSError."""
+    for wait in _LOCK_WAITS:
+        try:
+            return os.replace(draft, target)
+        except PermissionError:
+            time.sleep(wait)
+    try:
+        os.replace(draft, target)
+    except PermissionError as error:
+        kept = target.with_name(f"{target.stem}_{uuid.uuid4().hex[:6]}{target.suffix}")
+        os.replace(draft, kept)
+        raise OSError(
+            f"{target} cannot be replaced: another program holds it open. The new content is in {kept.name} "
+            "in the same folder. Close the program and rename the file, or start again."
+        ) from error
 
 
 @contextmanager

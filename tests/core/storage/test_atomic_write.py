@@ -77,3 +77,39 @@ def test_what_a_kill_left_a_day_ago_is_deleted_and_another_writers_draft_is_not(
     with write_atomically(tmp_path / "a[1].bin") as draft:
         draft.write_bytes(b"whole")
     assert sorted(os.listdir(tmp_path)) == sorted([new.name, other.name, "a[1].bin"])
+
+
+def lock(monkeypatch, target, tries):
+    """Refuse to replace a file so many times, as Windows does while another program holds it open."""
+    real, refused = os.replace, []
+
+    def replace(source, goal):
+        if goal == target and len(refused) < tries:
+            refused.append(goal)
+            raise PermissionError(13, "Access is denied", str(goal))
+        return real(source, goal)
+
+    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    return refused
+
+
+def test_a_file_that_another_program_holds_for_a_moment_is_replaced_after_it(tmp_path, monkeypatch):
+    target = tmp_path / "file.bin"
+    target.write_bytes(b"old")
+    refused = lock(monkeypatch, target, tries=3)
+    with write_atomically(target) as draft:
+        draft.write_bytes(b"new")
+    assert target.read_bytes() == b"new" and len(refused) == 3
+
+
+def test_a_file_that_stays_locked_is_left_and_the_new_content_kept_beside_it(tmp_path, monkeypatch):
+    target = tmp_path / "file.bin"
+    target.write_bytes(b"old")
+    lock(monkeypatch, target, tries=99)
+    with pytest.raises(OSError, match="another program holds it open") as caught:
+        with write_atomically(target) as draft:
+            draft.write_bytes(b"new")
+    (kept,) = set(os.listdir(tmp_path)) - {"file.bin"}
+    assert target.read_bytes() == b"old" and (tmp_path / kept).read_bytes() == b"new"
+    assert kept in str(caught.value) and kept.endswith(".bin")

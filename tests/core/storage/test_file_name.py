@@ -13,6 +13,12 @@ def test_a_name_keeps_letters_and_digits_and_leads_nowhere(text, name):
     assert make_file_name(name) == name
 
 
+@pytest.mark.parametrize("text", ["con", "AUX", "Nul", "com1", "LPT9"])
+def test_a_name_of_a_device_of_windows_is_no_longer_one(text):
+    assert make_file_name(text) == f"{text}_"
+    assert make_file_name("concert") == "concert"
+
+
 def test_long_names_in_wide_letters_fit_a_file_system():
     assert len(make_file_name("𐌰" * 64).encode()) == 180
 
