@@ -23,14 +23,14 @@ class ComfyBackend:
     """The MODEL and VAE of a graph (training.backend.Backend). Create it outside of inference mode."""
 
     def __init__(self, model, vae, contexts: Mapping[str, Tensor], memory_required: int = 0):
-        """Wrap a MODEL and a VAE. Raises ValueError unless they are WAN 2.1's, and for patches of the MODEL
-        that cannot be trained with.
+        """Wrap a MODEL and a VAE. Raises ValueError unless they are WAN's and belong together, and for
+        patches of the MODEL that cannot be trained with.
 
         `contexts` holds the text context `T 4096` of each caption; `memory_required` is the number of bytes
         that a step's activations need.
         """
-        check_vae(vae)
         self.model, self.vae, self.spec = model, vae, read_spec(model)
+        check_vae(vae, self.spec.latents)
         self.notes = check_patches(model)
         """Sentences on what of the MODEL takes no part in training."""
         self._contexts, self.memory_required = contexts, memory_required

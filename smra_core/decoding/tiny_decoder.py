@@ -1,4 +1,4 @@
-"""Tiny decoder of WAN 2.1's latents, whose weights are those that previews use (TAEHV and its variants).
+"""Tiny decoder of WAN's latents, whose weights are those that previews use (TAEHV and its variants).
 
 Written from the architecture: 3x3 convolutions over single frames, and blocks that also see the frame before,
 their memory. Previews detach that memory; here its gradient is kept, without which most of the gradient is
@@ -19,14 +19,15 @@ from torch import Tensor, nn
 from ..storage.weight_check import fill_module
 from ..storage.weight_file import read_weight_file
 from ..wan.latents import denormalize
-from ..wan.spec import LATENTS_21, TEMPORAL_STRIDE
+from ..wan.spec import LATENT_SPACES, LATENTS_21, TEMPORAL_STRIDE, LatentSpace
 from .frozen_layers import convolve_frozen
 from .state import DecoderState, StreamingDecoder
 
 log = logging.getLogger("smrabooth")
 
 SCALINGS = ("normalized", "denormalized")
-"""Scaling of the latents that a file's decoder takes: the DiT's (taew2_1), or the VAE's own (lighttaew2_1).
+"""Scaling of the latents that a file's decoder takes: the DiT's (taew2_1, taew2_2), or the VAE's own
+(lighttaew2_1).
 """
 WORST_MATCH = 0.25
 """Mean squared difference to the full decoder, over its variance, above which the two files do not belong
@@ -35,6 +36,8 @@ together. A guess: a decoder with the wrong scaling is near or above 1.
 _LIMIT = 3.0
 """Limit of the soft clamp of the latents: they stay between minus and plus this."""
 _PREFIX = "decoder."
+_UPSAMPLINGS = 3
+COLORS = 3
 
 
 class MemoryBlock(nn.Module):
@@ -108,15 +111,21 @@ class ReLU(nn.Module):
 class TinyDecoder(nn.Module):
     """Tiny decoder with frozen weights, random in a new one (protocol: decoding.state.StreamingDecoder)."""
 
-    def __init__(self, widths: tuple[int, int, int, int] = (256, 128, 64, 64), half_size: bool = True):
+    def __init__(
+        self,
+        widths: tuple[int, int, int, int] = (256, 128, 64, 64),
+        half_size: bool = True,
+        latents: LatentSpace = LATENTS_21,
+    ):
         """Build a decoder; `widths` are the channels before each upsampling and at the end."""
         super().__init__()
-        self.scaling, self.half_size = SCALINGS[0], half_size
-        self.decoder = nn.Sequential(*_make_layers(widths))
+        self.scaling, self.half_size, self.latents = SCALINGS[0], half_size, latents
+        self.side = _get_patch_side(latents)
+        self.decoder = nn.Sequential(*_make_layers(widths, latents.channels, COLORS * self.side**2))
         self.requires_grad_(False)
 
     def step(self, latents: Tensor, state: DecoderState | None = None) -> tuple[Tensor, DecoderState]:
-        """Decode latents `B 16 k h w` in model space to pixels `B 3 n H W`, nominally in [-1, 1] and not
+        """Decode latents `B C k h w` in model space to pixels `B 3 n H W`, nominally in [-1, 1] and not
         clamped; return them and the new state.
 
         State None starts a clip. With half_size, H and W are half of the frame's.
@@ -132,7 +141,9 @@ class TinyDecoder(nn.Module):
                 x = layer(x)
         if state is None:
             x = x[:, TEMPORAL_STRIDE - 1 :]  # a clip's first latent is one frame
-        return rearrange(2 * x - 1, "b t c h w -> b c t h w"), tuple(new_state)
+        # The channels of a color count along the width first here: a row of the square, then the next.
+        pixels = rearrange(2 * x - 1, "b t (c p q) h w -> b c t (h p) (w q)", p=self.side, q=self.side)
+        return pixels, tuple(new_state)
 
     def finish(self, latents: Tensor, state: DecoderState | None = None) -> Tensor:
         """Return the pixels of `step` alone."""
@@ -143,42 +154,58 @@ class TinyDecoder(nn.Module):
         return max(index for index, layer in enumerate(self.decoder) if isinstance(layer, Upsample))
 
 
-def _make_layers(widths: tuple[int, int, int, int]) -> Iterator[nn.Module]:
-    yield from (Clamp(), FrameConv(LATENTS_21.channels, widths[0], 3, padding=1), ReLU())
+def _get_patch_side(latents: LatentSpace) -> int:
+    """Return the side of the square of pixels that the last layer makes of a place: what three upsamplings
+    leave of a latent cell.
+    """
+    return latents.stride // 2**_UPSAMPLINGS
+
+
+def _make_layers(widths: tuple[int, int, int, int], inputs: int, outputs: int) -> Iterator[nn.Module]:
+    yield from (Clamp(), FrameConv(inputs, widths[0], 3, padding=1), ReLU())
     for width, wider, times in zip(widths[:-1], widths[1:], (1, 2, 2), strict=True):
         yield from (MemoryBlock(width) for _ in range(3))
         yield from (Upsample(), TGrow(width, times), FrameConv(width, wider, 3, padding=1, bias=False))
-    yield from (ReLU(), FrameConv(widths[-1], 3, 3, padding=1))
+    yield from (ReLU(), FrameConv(widths[-1], outputs, 3, padding=1))
 
 
 def _make_conv(inputs: int, outputs: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, padding=1)
 
 
-def load_tiny_decoder(path: Path, half_size: bool = True) -> TinyDecoder:
-    """Load a tiny decoder from its file, float32, on the CPU; the weights of its encoder are ignored.
+def load_tiny_decoder(path: Path, latents: LatentSpace, half_size: bool = True) -> TinyDecoder:
+    """Load a tiny decoder of these latents from its file, float32, on the CPU; the weights of its encoder are
+    ignored.
 
     ValueError if the file is not readable (see `read_weight_file`), not of this architecture, or made for
     another model's latents. The file does not tell the latents' scaling: see `with_matching_scaling`.
     """
     file = read_weight_file(path)
     tensors = {name: value for name, value in file.tensors.items() if name.startswith(_PREFIX)}
-    decoder = TinyDecoder(_find_widths(tensors, path), half_size)
+    decoder = TinyDecoder(_find_widths(tensors, path, latents), half_size, latents)
     fill_module(decoder, tensors, str(path))
     log.info("tiny decoder: %s", path.name)
     return decoder
 
 
-def _find_widths(tensors: dict[str, Tensor], path: Path) -> tuple[int, int, int, int]:
+def _find_widths(tensors: dict[str, Tensor], path: Path, latents: LatentSpace) -> tuple[int, int, int, int]:
     first, last = tensors.get("decoder.1.weight"), tensors.get("decoder.22.weight")
+    if "decoder.1.conv.1.weight" in tensors:
+        raise ValueError(
+            f"{path} is a tiny decoder of the larger kind ('super'), whose architecture is another. Choose "
+            f"{latents.name_tiny_files()}."
+        )
     if first is None or last is None or first.ndim != 4:
         raise ValueError(
-            f"{path} is not a tiny video decoder. Choose lighttaew2_1 or taew2_1, as ComfyUI uses."
+            f"{path} is not a tiny video decoder. Choose {latents.name_tiny_files()}, as ComfyUI uses."
         )
-    if first.shape[1] != LATENTS_21.channels or last.shape[0] != 3:
+    seen, needed = (first.shape[1], last.shape[0]), (latents.channels, COLORS * _get_patch_side(latents) ** 2)
+    if seen != needed:
+        owner = next((other for other in LATENT_SPACES.values() if other.channels == seen[0]), None)
         raise ValueError(
-            f"{path} decodes latents of {first.shape[1]} channels to {last.shape[0]}; WAN 2.1 has "
-            f"{LATENTS_21.channels} and 3. Choose lighttaew2_1 or taew2_1."
+            f"{path} decodes latents of {seen[0]} channels to {seen[1]}"
+            + (f", as {owner.name} has them" if owner not in (None, latents) else "")
+            + f"; {latents.name} has {needed[0]} and {needed[1]}. Choose {latents.name_tiny_files()}."
         )
     convs = (
         tensors[f"decoder.{index}.weight"] for index in (1, 8, 14, 20) if f"decoder.{index}.weight" in tensors
@@ -193,7 +220,7 @@ def _find_widths(tensors: dict[str, Tensor], path: Path) -> tuple[int, int, int,
 def with_matching_scaling(tiny: TinyDecoder, full: StreamingDecoder, latents: Tensor) -> TinyDecoder:
     """Set the scaling with which the tiny decoder's pixels are nearest to the full one's; return the decoder.
 
-    Both are compared on the first latents of a clip `16 f h w`, because files do not tell their scaling, and
+    Both are compared on the first latents of a clip `C f h w`, because files do not tell their scaling, and
     the wrong one gives pictures that are wrong without an error. ValueError if neither scaling comes near.
     """
     first_latents = latents[None, :, :2]
@@ -213,7 +240,7 @@ def with_matching_scaling(tiny: TinyDecoder, full: StreamingDecoder, latents: Te
         shown = ", ".join(f"{error:.2f} with {name} latents" for name, error in errors.items())
         raise ValueError(
             f"The tiny decoder's pictures are not the full decoder's: their squared difference over the "
-            f"variance is {shown}; at most {WORST_MATCH} is allowed. Choose lighttaew2_1 or taew2_1 for WAN "
-            "2.1, or another decode."
+            f"variance is {shown}; at most {WORST_MATCH} is allowed. Choose {tiny.latents.name_tiny_files()} "
+            f"for {tiny.latents.name}, or another decode."
         )
     return tiny

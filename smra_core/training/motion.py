@@ -109,7 +109,7 @@ def _render_tiny(backend: Backend, latents: Tensor, tiny_file: Path) -> Tensor:
 def _load_tiny(backend: Backend, tiny_file: Path, latents: Tensor) -> TinyDecoder:
     """Load the tiny decoder in the VAE's precision; its scaling is found on the clip's latents."""
     with loaded_on_first_use(backend.load_decoder) as full:
-        decoder = load_tiny_decoder(tiny_file).to(backend.device, full().dtype)
+        decoder = load_tiny_decoder(tiny_file, backend.spec.latents).to(backend.device, full().dtype)
         return with_matching_scaling(decoder, full(), latents)
 
 

@@ -42,6 +42,10 @@ class LatentSpace:
         """Width and height in pixels that one token covers; frame sizes must be multiples of it."""
         return self.stride * PATCH[1]
 
+    def name_tiny_files(self) -> str:
+        """Return the names of the tiny decoders' files, for a message."""
+        return " or ".join(self.tiny_files)
+
     def check_size(self, width: int, height: int) -> None:
         """Raise ValueError unless both sides are multiples of the pixels that one token covers."""
         pixels = self.token_pixels

@@ -200,15 +200,37 @@ def load_dit(folder, state, **options):
 
 
 def load_vae(folder):
-    """VAE of the host, random; its file lies in the folder."""
+    """VAE of WAN 2.1 of the host, random; its file lies in the folder."""
     import comfy.sd
-    import comfy.utils
     from comfy.ldm.wan.vae import WanVAE
 
     # Hosts up to 0.3.64 take no width but the published one.
     dim = 8 if "decoder.head.0.gamma" in inspect.getsource(comfy.sd.VAE.__init__) else 96
+    return _load_random_vae(WanVAE(dim=dim, z_dim=16, temperal_downsample=[False, True, True]), folder)
+
+
+def load_vae_of_wan22(folder):
+    """VAE of Wan 2.2 of the host, random; its file lies in the folder.
+
+    The host takes the published width alone, with which it would have 700 million weights.
+    """
+    from functools import partial
+    from unittest.mock import patch
+
+    from comfy.ldm.wan import vae2_2
+
+    narrow = partial(vae2_2.WanVAE, dec_dim=8)
+    net = narrow(dim=8, z_dim=48, temperal_downsample=[False, True, True])
+    with patch.object(vae2_2, "WanVAE", lambda dim, **options: narrow(dim=8, **options)):
+        return _load_random_vae(net, folder)
+
+
+def _load_random_vae(net, folder):
+    import comfy.sd
+    import comfy.utils
+
     # The host's layers are made without initial values.
-    net, generator = WanVAE(dim=dim, z_dim=16, temperal_downsample=[False, True, True]), torch.Generator()
+    generator = torch.Generator()
     state = {
         name: torch.randn(value.shape, generator=generator.manual_seed(place))
         / max(1, value[0].numel()) ** 0.5

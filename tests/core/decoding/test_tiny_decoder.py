@@ -4,18 +4,19 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from smra_core.decoding.tiny_decoder import TinyDecoder, load_tiny_decoder, with_matching_scaling
+from smra_core.wan.spec import LATENTS_21, LATENTS_22
 
 WIDTHS = (8, 6, 4, 4)
-LATENTS = (2, 16, 3, 2, 4)
 
 
-def tiny(half_size=True):
+def tiny(half_size=True, space=LATENTS_21):
     torch.manual_seed(1)
-    return TinyDecoder(WIDTHS, half_size).double()
+    return TinyDecoder(WIDTHS, half_size, space).double()
 
 
-def latents():
-    return torch.randn(LATENTS, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+def latents(space=LATENTS_21):
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(2, space.channels, 3, 2, 4, dtype=torch.float64, generator=generator)
 
 
 def plain_decode(decoder, z):
@@ -40,18 +41,21 @@ def plain_decode(decoder, z):
             frames = [larger(x) for x in frames]
         grown = [conv(x, f"{start + 4}.conv").chunk(times, 1) for x in frames]
         frames = [conv(x, start + 5) for parts in grown for x in parts]
-    return torch.stack([2 * conv(x.relu(), 22) - 1 for x in frames][3:], 2)
+    frames = [conv(x.relu(), 22) for x in frames][3:]
+    side = round((frames[0].shape[1] / 3) ** 0.5)
+    return torch.stack([2 * F.pixel_shuffle(x, side) - 1 for x in frames], 2)
 
 
 def larger(x):
     return x.repeat_interleave(2, -1).repeat_interleave(2, -2)
 
 
+@pytest.mark.parametrize("space", [LATENTS_21, LATENTS_22], ids=lambda space: space.name)
 @pytest.mark.parametrize("half_size", [True, False])
-def test_pixels_and_gradient_are_those_of_the_net_written_plainly(half_size):
-    decoder, z = tiny(half_size), latents().requires_grad_()
+def test_pixels_and_gradient_are_those_of_the_net_written_plainly(half_size, space):
+    decoder, z = tiny(half_size, space), latents(space).requires_grad_()
     pixels, expected = decoder.step(z)[0], plain_decode(decoder, z)
-    side = 4 if half_size else 8
+    side = space.stride // 2 if half_size else space.stride
     assert pixels.shape == (2, 3, 9, 2 * side, 4 * side)
     torch.testing.assert_close(pixels, expected)
     pull = torch.randn_like(pixels)
@@ -96,15 +100,21 @@ def test_a_tiny_decoder_of_other_latents_is_refused():
         with_matching_scaling(tiny(), Full("normalized", error=2.0), 3 * latents()[0])
 
 
-def test_files_are_read_and_their_encoder_is_passed_over(tmp_path):
-    file = tmp_path / "tiny.safetensors"
-    save_file({**tiny().state_dict(), "encoder.0.weight": torch.zeros(4, 3, 3, 3)}, file)
-    decoder = load_tiny_decoder(file).double()
-    torch.testing.assert_close(decoder.step(latents())[0], tiny().step(latents())[0], rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("space", [LATENTS_21, LATENTS_22], ids=lambda space: space.name)
+def test_files_are_read_and_their_encoder_is_passed_over(tmp_path, space):
+    file, z = tmp_path / "tiny.safetensors", latents(space)
+    written = tiny(space=space)
+    save_file({**written.state_dict(), "encoder.0.weight": torch.zeros(4, 3, 3, 3)}, file)
+    decoder = load_tiny_decoder(file, space).double()
+    torch.testing.assert_close(decoder.step(z)[0], written.step(z)[0], rtol=1e-4, atol=1e-5)
+    (other,) = {LATENTS_21, LATENTS_22} - {space}
+    with pytest.raises(ValueError, match=f"as {space.name} has them; .* Choose {other.tiny_files[0]}"):
+        load_tiny_decoder(file, other)
 
 
 @pytest.mark.parametrize("changes, message", [
-    ({"decoder.1.weight": torch.zeros(8, 48, 3, 3)}, "48 channels to 3; WAN 2.1 has 16"),
+    ({"decoder.1.weight": torch.zeros(8, 24, 3, 3)}, "24 channels to 3; WAN 2.1 has 16 and 3"),
+    ({"decoder.1.conv.1.weight": torch.zeros(8)}, "larger kind"),
     ({"decoder.4.conv.2.weight": None}, "1 weights are missing .decoder.4.conv.2.weight"),
     ({"decoder.22.weight": None}, "not a tiny video decoder"),
     ({"decoder.14.weight": None}, "3 of 4 widths"),
@@ -113,4 +123,4 @@ def test_other_files_are_refused(tmp_path, changes, message):
     tensors = {k: v for k, v in {**tiny().state_dict(), **changes}.items() if v is not None}
     save_file(tensors, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match=message):
-        load_tiny_decoder(tmp_path / "other.safetensors")
+        load_tiny_decoder(tmp_path / "other.safetensors", LATENTS_21)

@@ -1,18 +1,18 @@
-"""Our decoder on the host's own video VAE: the same pixels and the same gradient."""
+"""Our decoder on the host's own video VAEs: the same pixels and the same gradient."""
 
 import pytest
 import torch
-from random_wan import load_vae, pack
+from random_wan import load_vae, load_vae_of_wan22, pack
 
 SIDE = 2
-"""Latents a side: 16 pixels."""
+"""Latents a side: 16 pixels, or 32."""
 
 
-@pytest.fixture(scope="module")
-def net(tmp_path_factory):
+@pytest.fixture(scope="module", params=[load_vae, load_vae_of_wan22], ids=["WAN 2.1", "Wan 2.2"])
+def net(tmp_path_factory, request):
     """The private copy that training decodes with, in float64."""
     with torch.inference_mode(False):
-        vae = load_vae(tmp_path_factory.mktemp("vae"))
+        vae = request.param(tmp_path_factory.mktemp("vae"))
         return pack("nodes.host.vae").copy_vae(vae, torch.device("cpu")).double()
 
 
@@ -22,9 +22,9 @@ def ordinary_tensors():
         yield
 
 
-def latents(count):
+def latents(count, channels):
     generator = torch.Generator().manual_seed(count)
-    z = torch.randn(1, 16, count, SIDE, SIDE, generator=generator, dtype=torch.float64)
+    z = torch.randn(1, channels, count, SIDE, SIDE, generator=generator, dtype=torch.float64)
     return z.requires_grad_()
 
 
@@ -39,7 +39,7 @@ def relative(found, expected):
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("count, at_once", [(1, 1), (4, 2), (13, 13), (13, 1)])
 def test_pixels_and_gradient_are_the_hosts(net, count, at_once, recompute):
-    z = latents(count)
+    z = latents(count, net.z_dim)
     decoder, past, parts = pack("smra_core.decoding.wan_decoder").WanVideoDecoder.of(net, recompute), None, []
     for some in z.split(at_once, 2):
         part, past = decoder.step(some, past)
@@ -60,8 +60,9 @@ def smooth_flow(frames):
 
 @pytest.mark.parametrize("at_once", [0, 1])
 def test_a_flow_loss_reaches_the_latents_as_in_one_graph_through_the_host(net, at_once):
-    gradients, z = pack("smra_core.decoding.flow_gradient"), latents(4)
-    reference = torch.zeros(1, 12, 2, 8 * SIDE, 8 * SIDE, dtype=torch.float64)
+    gradients, z = pack("smra_core.decoding.flow_gradient"), latents(4, net.z_dim)
+    side = pack("smra_core.wan.spec").find_latents(net.z_dim).stride * SIDE
+    reference = torch.zeros(1, 12, 2, side, side, dtype=torch.float64)
 
     def squared(flow, reference):
         return ((flow - reference) ** 2).mean()

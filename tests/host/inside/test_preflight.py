@@ -202,8 +202,24 @@ def test_what_is_not_wan_is_refused_with_what_to_load():
     with pytest.raises(ValueError, match="This MODEL is Linear, not WAN. Load Wan2.1-T2V"):
         pack("nodes.host.denoiser").read_spec(other)
     for net in (torch.nn.Linear(2, 2), SimpleNamespace(z_dim=48), None):
-        with pytest.raises(ValueError, match="This VAE is not WAN 2.1's: it has class .* Load wan_2.1_vae"):
-            pack("nodes.host.vae").check_vae(SimpleNamespace(first_stage_model=net))
+        with pytest.raises(ValueError, match="This VAE is not WAN 2.1's.* it has class .* Load wan_2.1_vae"):
+            pack("nodes.host.vae").check_vae(SimpleNamespace(first_stage_model=net), latents("21"))
+
+
+def latents(version):
+    return getattr(pack("smra_core.wan.spec"), f"LATENTS_{version}")
+
+
+@pytest.mark.parametrize("own, other", [("21", "22"), ("22", "21")])
+def test_each_latent_space_takes_its_own_vae_alone(own, other):
+    from comfy.ldm.wan import vae, vae2_2
+
+    small = dict(z_dim=latents(own).channels, temperal_downsample=[False, True, True])
+    net = vae.WanVAE(dim=8, **small) if own == "21" else vae2_2.WanVAE(dim=8, dec_dim=8, **small)
+    check, holder = pack("nodes.host.vae").check_vae, SimpleNamespace(first_stage_model=net)
+    check(holder, latents(own))
+    with pytest.raises(ValueError, match=f"Load {latents(other).vae_file}"):
+        check(holder, latents(other))
 
 
 VAE = dict(dim=8, z_dim=16, temperal_downsample=[False, True, True])
@@ -230,7 +246,7 @@ def test_a_vae_of_other_channels_or_strides_is_refused_by_both_nodes_before_anyt
     from training_graph import train_motion, train_subject
 
     check = pack("nodes.host.vae").check_vae
-    check(SimpleNamespace(first_stage_model=WanVAE(**VAE)))
+    check(SimpleNamespace(first_stage_model=WanVAE(**VAE)), latents("21"))
     other = SimpleNamespace(first_stage_model=WanVAE(**VAE | changes))  # which cannot encode
     for train in (train_subject, train_motion):
         with pytest.raises(ValueError, match=told):
