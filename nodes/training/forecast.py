@@ -100,7 +100,8 @@ def estimate_motion_run(
     return Forecast(
         f"{settings.frames} frames of {settings.width}x{settings.height}{how}", train, tokens, modules,
         parameters, activations + count_optimizer_bytes(parameters),
-        count_step_flops(spec, tokens) + count_alignment_flops(settings, choice.decode, choice.recompute),
+        count_step_flops(spec, tokens)
+        + count_alignment_flops(settings, choice.decode, choice.recompute, spec.latents),
     )  # fmt: skip
 
 

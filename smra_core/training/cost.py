@@ -1,6 +1,7 @@
 """Memory and floating-point operations of a training step, estimated from sizes alone before it runs."""
 
-from ..wan.spec import TEMPORAL_STRIDE, TEXT_TOKENS, WanSpec, latent_frames, pixel_frames
+from ..wan.spec import TEMPORAL_STRIDE, TEXT_TOKENS, LatentSpace, WanSpec, latent_frames, pixel_frames
+from .decoder_sizes import DECODERS, MEASURED_PIXELS
 from .mora import MotionSettings
 
 _BLOCK_TENSORS, _FFN_TENSORS = 17.0, 2.2
@@ -11,16 +12,8 @@ unit of ffn / dim. Fitted to counts on meta tensors (1.3B at 1024, 9360 and 2028
 _TRAINED_BYTES = 16
 """Bytes of a trained float32 value, its gradient and AdamW's two moments."""
 
-_MEASURED_PIXELS = 576 * 320
-"""Frame size in pixels at which the FLOPs below were counted."""
-_FULL_FRAME, _TINY_FRAME, _FLOW_PAIR = 3.14e12, 0.13e12, 0.1e12
-"""FLOPs, forward and backward, of a frame in WAN's decoder, of a frame in the tiny decoder, and of a pair of
-frames in SEA-RAFT M, which works at half of their size.
-"""
-_SMALL_STAGES = 0.21
-"""Share of the decoder's FLOPs in its stages below half of the frame's size. Half of a window's context runs
-through these alone.
-"""
+_FLOW_PAIR = 0.1e12
+"""FLOPs, forward and backward, of a pair of frames in SEA-RAFT M, which works at half of their size."""
 _RECOMPUTED, _DECODED_TWICE = 1.24, 1.5
 """Factors of the decoder's FLOPs where half of each block is recomputed in the backward pass, and where all
 latents are decoded a second time.
@@ -66,7 +59,9 @@ def count_step_flops(spec: WanSpec, tokens: int) -> float:
     return spec.blocks * (3.0 * linears + 4.5 * attention)
 
 
-def count_alignment_flops(settings: MotionSettings, decode: str, recompute: bool) -> float:
+def count_alignment_flops(
+    settings: MotionSettings, decode: str, recompute: bool, latents: LatentSpace
+) -> float:
     """Return the FLOPs of MoRA for one sample: decoder and flow net, forward and backward.
 
     `decode` is one of mora.DECODE_MODES but `auto`. The result is 0 if mora_weight is 0.
@@ -74,17 +69,18 @@ def count_alignment_flops(settings: MotionSettings, decode: str, recompute: bool
     if not settings.mora_weight:
         return 0.0
     frames = float(pixel_frames(latent_frames(settings.frames)))
-    pairs, frame_flops = frames - 1, _FULL_FRAME
+    decoder = DECODERS[latents]
+    pairs, frame_flops = frames - 1, decoder.frame_flops
     if decode == "tiny":
-        frame_flops = _TINY_FRAME
+        frame_flops = decoder.tiny_flops
     elif decode == "exact-low-memory":
         frame_flops *= _DECODED_TWICE
     elif recompute:
         frame_flops *= _RECOMPUTED
     if decode == "windowed":
-        small_only = settings.context // 2
+        small_only = settings.context // 2  # latents of a window's context that only the small stages see
         whole_frames = TEMPORAL_STRIDE * (settings.window + settings.context - small_only)
-        frames = min(frames, whole_frames + _SMALL_STAGES * TEMPORAL_STRIDE * small_only)
+        frames = min(frames, whole_frames + decoder.small_share * TEMPORAL_STRIDE * small_only)
         pairs = min(pairs, TEMPORAL_STRIDE * settings.window)
     flops = frames * frame_flops + pairs * _FLOW_PAIR
-    return flops * settings.width * settings.height / _MEASURED_PIXELS
+    return flops * settings.width * settings.height / MEASURED_PIXELS

@@ -10,14 +10,14 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
 from ..encoders.sea_raft import PAIRS_PER_CHUNK
 from ..encoders.sea_raft_config import SEA_RAFT_M
-from ..wan.spec import TEMPORAL_STRIDE, WanSpec, latent_frames, pixel_frames
+from ..wan.spec import TEMPORAL_STRIDE, LatentSpace, WanSpec, latent_frames, pixel_frames
 from .cost import count_lora_parameters, count_optimizer_bytes
+from .decoder_sizes import DECODERS, TINY_STAGES, DecoderSizes
 from .mora import LATENTS_AT_ONCE, MotionSettings
 
 log = logging.getLogger("smrabooth")
@@ -45,45 +45,14 @@ _FLOW_PIXEL = 4600
 """
 _DEVICE_NEEDS = 1.3e9
 """Bytes of the CUDA context and of the workspaces of convolutions; a guess."""
-_OTHER_WEIGHTS = 0.4e9
-"""Bytes of the DiT's embeddings, the VAE's decoder and the flow net."""
+_OTHER_WEIGHTS = 0.25e9
+"""Bytes of the DiT's embeddings and the flow net."""
 _MARGIN = 1.3
 """Factor of the estimate that must fit: the estimate is good to 15 %, and the pieces of an allocator never
 fit without gaps.
 """
-
-_DECODER_WIDTH = 96
-"""Channels of the decoder's last stage."""
-
-
-class DecoderStage(NamedTuple):
-    """Sizes of the tensors that a stage of WAN's decoder keeps, with channels over the decoder's width."""
-
-    share: float
-    """Share of the frame's pixels that the stage works on."""
-    inputs: int
-    """Channels of the inputs of all its blocks together."""
-    hidden: int
-    """Channels of the hidden tensors of all its blocks together, which `recompute` does not keep."""
-    state: int
-    """Channels of the inputs of all its causal convolutions together; the state holds two frames of each."""
-
-
-DECODER_STAGES = (
-    DecoderStage(share=1 / 64, inputs=40, hidden=20, state=4 * 12),
-    DecoderStage(share=1 / 16, inputs=10, hidden=12, state=4 * 7),
-    DecoderStage(share=1 / 4, inputs=6, hidden=6, state=2 * 6),
-    DecoderStage(share=1.0, inputs=4, hidden=3, state=7),
-)
-"""Stages of WAN's decoder. The first works on latents, the second on twice as many frames, the others on all
-frames.
-"""
-TINY_STAGES = ((1 / 64, 1, 256 * 10), (1 / 16, 1, 128 * 10), (1 / 4, 2, 64 * 11))
-"""Stages of the tiny decoder: share of the frame's pixels, frames per latent, and channels of all kept
-activations, three of each of its nine memory blocks; the last upsampling is skipped.
-"""
 _HIDDEN_FRAMES, _RECOMPUTED_FRAMES = 34, 5
-"""Memory inside of the last block's backward pass, in units of a frame as wide as the decoder. Of a few
+"""Memory inside of the last block's backward pass, in units of a frame of the last stage. Of a few
 frames and the two before, the gradients of two convolutions and their norms are 3 x 6 + 4 x 4; recomputing
 takes 5 more.
 """
@@ -114,7 +83,7 @@ def estimate(
     token_bytes = spec.latents.count_tokens(*size) * spec.dim * _HALF
     latent_bytes = math.prod(spec.latents.latent_shape(*size)) * _FLOAT
     checkpoints = (spec.blocks + _AROUND_BLOCKS) * token_bytes + _LATENT_COPIES * latent_bytes
-    peak = max(_INSIDE_A_BLOCK * token_bytes, _estimate_alignment(settings, decode, recompute))
+    peak = max(_INSIDE_A_BLOCK * token_bytes, _estimate_alignment(settings, decode, recompute, spec.latents))
     return DecodeChoice(decode, recompute, checkpoints + peak, tiny_file if decode == "tiny" else None)
 
 
@@ -137,7 +106,8 @@ def choose_decode(
         return DecodeChoice(settings.decode, False, 0.0)
     if settings.decode == "tiny" and tiny_decoder is None:
         raise ValueError(
-            "decode 'tiny' needs a tiny decoder's file. Give lighttaew2_1 or taew2_1, or change decode."
+            "decode 'tiny' needs a tiny decoder's file. Give "
+            f"{spec.latents.name_tiny_files()}, or change decode."
         )
     free = memory
     if memory is None and device.type == "cuda":
@@ -160,7 +130,11 @@ def choose_decode(
             free / GIB,
         )
     elif needed > memory:
-        hint = "" if tiny_decoder else " A tiny decoder's file (lighttaew2_1) would need the least."
+        hint = (
+            ""
+            if tiny_decoder
+            else f" A tiny decoder's file ({spec.latents.tiny_files[0]}) would need the least."
+        )
         log.warning("The step may run out of memory. Lower the frames, width or height.%s", hint)
     return choice
 
@@ -193,31 +167,32 @@ def estimate_other_memory(settings: MotionSettings, spec: WanSpec) -> float:
     with its optimizer, and the device's own needs.
     """
     block_parameters = 8 * spec.dim**2 + 2 * spec.dim * spec.ffn
-    frozen = spec.blocks * block_parameters * _HALF + _OTHER_WEIGHTS
+    frozen = spec.blocks * block_parameters * _HALF + DECODERS[spec.latents].weights + _OTHER_WEIGHTS
     trained = count_lora_parameters(spec, settings.plan.select(spec.linear_names()), settings.rank)
     return frozen + count_optimizer_bytes(trained) + _DEVICE_NEEDS
 
 
-def _estimate_alignment(settings: MotionSettings, decode: str, recompute: bool) -> float:
+def _estimate_alignment(settings: MotionSettings, decode: str, recompute: bool, space: LatentSpace) -> float:
     """Return the bytes of decoder, pixels and flow net together."""
     latents, height, width = latent_frames(settings.frames), settings.height, settings.width
     frames, area = pixel_frames(latents), height * width
+    cells, decoder = area / space.stride**2, DECODERS[space]
     if decode == "tiny":
         half_size = _estimate_pixels(frames, area / 4) + _estimate_flow(height / 2, width / 2)
-        return _estimate_tiny_decoder(latents, area) + half_size
+        return _estimate_tiny_decoder(latents, cells) + half_size
     if decode == "exact-low-memory":
         chunk = TEMPORAL_STRIDE * LATENTS_AT_ONCE
-        saved = _estimate_saved(LATENTS_AT_ONCE, chunk, area, recompute)
-        step = saved + _estimate_last_block(chunk, area, recompute)
+        saved = _estimate_saved(LATENTS_AT_ONCE, chunk, decoder, cells, recompute)
+        step = saved + _estimate_last_block(chunk, decoder, cells, recompute)
         # Three states: the one before a step, the one after it, and the gradient of one of them.
-        step += 3 * _estimate_state(area)
+        step += 3 * _estimate_state(decoder, cells)
         return _estimate_pixels(frames, area) / 4 + max(_estimate_flow(height, width), step)
     if decode == "windowed" and settings.window + settings.context < latents:
         latents = settings.window + settings.context
         frames = TEMPORAL_STRIDE * (latents - settings.context // 2)
     comparison = _estimate_pixels(frames, area) + _estimate_flow(height, width)
-    last_block = _estimate_last_block(frames, area, recompute)
-    return _estimate_saved(latents, frames, area, recompute) + max(comparison, last_block)
+    last_block = _estimate_last_block(frames, decoder, cells, recompute)
+    return _estimate_saved(latents, frames, decoder, cells, recompute) + max(comparison, last_block)
 
 
 def _estimate_flow(height: float, width: float) -> float:
@@ -236,34 +211,33 @@ def _estimate_pixels(frames: int, area: float) -> float:
     return frames * 3 * area * (_HALF + 3 * _FLOAT)
 
 
-def _estimate_saved(latents: int, frames: int, area: float, recompute: bool) -> float:
+def _estimate_saved(latents: int, frames: int, decoder: DecoderSizes, cells: float, recompute: bool) -> float:
     """Return the bytes that the decoder saves for backward: the inputs of its blocks, and their hidden
-    tensors unless recomputed. `frames` are those of the two large stages, `area` the pixels of a frame.
+    tensors unless recomputed. `frames` are those of the two large stages, `cells` the cells of a latent.
     """
     stage_frames = (latents, 2 * latents, frames, frames)
-    channels = [stage.inputs + (0 if recompute else stage.hidden) for stage in DECODER_STAGES]
     values = sum(
-        count * width * stage.share
-        for count, width, stage in zip(stage_frames, channels, DECODER_STAGES, strict=True)
+        count * stage.places * (stage.inputs + (0 if recompute else stage.hidden))
+        for count, stage in zip(stage_frames, decoder.stages, strict=True)
     )
-    return values * _DECODER_WIDTH * area * _HALF
+    return values * decoder.width * cells * _HALF
 
 
-def _estimate_last_block(frames: int, area: float, recompute: bool) -> float:
+def _estimate_last_block(frames: int, decoder: DecoderSizes, cells: float, recompute: bool) -> float:
     """Return the bytes that the backward pass of the decoder's last block takes: the gradient of its input,
     next to that of its output, and the tensors inside of the block.
     """
     inside = _HIDDEN_FRAMES + (_RECOMPUTED_FRAMES if recompute else 0)
-    return _DECODER_WIDTH * area * _HALF * (frames + inside)
+    return decoder.width * decoder.stages[-1].places * cells * _HALF * (frames + inside)
 
 
-def _estimate_state(area: float) -> float:
+def _estimate_state(decoder: DecoderSizes, cells: float) -> float:
     """Return the bytes of the decoder state, two frames for each causal convolution."""
-    channels = sum(stage.state * stage.share for stage in DECODER_STAGES)
-    return channels * _DECODER_WIDTH * area * 2 * _HALF
+    channels = sum(stage.state * stage.places for stage in decoder.stages)
+    return channels * decoder.width * cells * 2 * _HALF
 
 
-def _estimate_tiny_decoder(latents: int, area: float) -> float:
+def _estimate_tiny_decoder(latents: int, cells: float) -> float:
     """Return the bytes that the tiny decoder saves for backward, at half of the frame's size."""
-    values = sum(channels * frames * latents * share for share, frames, channels in TINY_STAGES)
-    return values * area * _HALF
+    values = sum(channels * frames * latents * places for places, frames, channels in TINY_STAGES)
+    return values * cells * _HALF

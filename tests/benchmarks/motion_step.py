@@ -1,6 +1,6 @@
 """Cost of a training step at the paper's size, counted on the meta device: FLOPs, memory, memory traffic.
 
-    python -m tests.benchmarks.motion_step [case ...] [--width 576 --height 320 --frames 49]
+    python -m tests.benchmarks.motion_step [case ...] [--width 576 --height 320 --frames 49] [--model NAME]
 
 Blocks of the DiT are alike but for the first, whose input needs no gradient. So a step with two blocks is
 counted, and to it is added what a third one adds to a plain step. The real modules run without data, so the
@@ -40,7 +40,7 @@ from smra_core.training.mora import (
 from smra_core.training.sura import SubjectSettings, make_projector, region_loss, sura_loss
 from smra_core.wan.flow_matching import x0_from_velocity
 from smra_core.wan.latents import denormalize
-from smra_core.wan.spec import WAN_1_3B, latent_frames
+from smra_core.wan.spec import LATENTS_21, SPECS, WAN_1_3B, latent_frames
 from tests.benchmarks.meters import Count, HostCopies, count_step
 
 META, BF16 = torch.device("meta"), torch.bfloat16
@@ -48,22 +48,29 @@ DINOV2_G = 1536
 """Width of DINOv2 ViT-g's features."""
 FEW_BLOCKS = 2
 """Number of blocks of the DiT in a step that is counted."""
+VAE_22 = dict(
+    base_dim=160, decoder_base_dim=256, z_dim=48, is_residual=True, in_channels=12, out_channels=12,
+    patch_size=2, scale_factor_spatial=16,
+)  # fmt: skip
+"""Published sizes of Wan 2.2's VAE."""
+MODELS = {spec.name: spec for spec in SPECS}
 
 
 class Step:
     """Random models and inputs of a training step; on the meta device they hold no data."""
 
-    def __init__(self, settings, blocks=FEW_BLOCKS, device=META, dtype=BF16, flow=SEA_RAFT_M):
-        self.settings, self.blocks, self.flow = settings, blocks, flow
+    def __init__(self, settings, blocks=FEW_BLOCKS, device=META, dtype=BF16, flow=SEA_RAFT_M, spec=WAN_1_3B):
+        self.settings, self.blocks, self.flow, self.spec = settings, blocks, flow, spec
         self.device, self.dtype = device, dtype
         self.denoisers = {}
         self.latents = latent_frames(settings.frames)
-        self.shape = (1, 16, self.latents, settings.height // 8, settings.width // 8)
+        self.shape = (1, *spec.latents.latent_shape(settings.frames, settings.width, settings.height))
 
     @cached_property
     def vae(self):
         with self.device:
-            return AutoencoderKLWan().to(self.dtype).requires_grad_(False)
+            sizes = {} if self.spec.latents is LATENTS_21 else VAE_22
+            return AutoencoderKLWan(**sizes).to(self.dtype).requires_grad_(False)
 
     @cached_property
     def flow_net(self):
@@ -73,7 +80,7 @@ class Step:
     @cached_property
     def tiny(self):
         with self.device:
-            return TinyDecoder().to(self.dtype)
+            return TinyDecoder(latents=self.spec.latents).to(self.dtype)
 
     def draw(self, *shape, dtype=torch.float32):
         return torch.randn(shape, device=self.device, dtype=dtype)
@@ -81,11 +88,11 @@ class Step:
     def denoiser(self, checkpoint):
         """Return the DiT, one for all steps with checkpoints and one for all without."""
         if checkpoint not in self.denoisers:
-            spec = WAN_1_3B
+            spec, channels = self.spec, self.spec.latents.channels
             with self.device:
                 dit = WanTransformer3DModel(
                     num_layers=self.blocks, ffn_dim=spec.ffn, num_attention_heads=spec.heads,
-                    attention_head_dim=spec.dim // spec.heads,
+                    attention_head_dim=spec.dim // spec.heads, in_channels=channels, out_channels=channels,
                 ).to(self.dtype)  # fmt: skip
             self.denoisers[checkpoint] = DiffusersDenoiser(dit.train(), checkpoint)
         return self.denoisers[checkpoint]
@@ -157,9 +164,9 @@ class Step:
 
     def make_subject_step(self, aligned):
         settings = SubjectSettings()
-        shape = (1, 16, 1, settings.height // 8, settings.width // 8)
+        shape = (1, *self.spec.latents.latent_shape(1, settings.width, settings.height))
         target, mask = self.draw(*shape), torch.ones_like(self.draw(*shape)[:, :1])
-        head = make_projector(WAN_1_3B.dim, DINOV2_G, settings.projector_width, torch.Generator())
+        head = make_projector(self.spec.dim, DINOV2_G, settings.projector_width, torch.Generator())
         head.to(self.device)
         features = self.draw(1, shape[-1] * shape[-2] // 4, DINOV2_G)
 
@@ -220,7 +227,8 @@ def measure_scale(make, args, blocks):
     It adds to the peak what it keeps while others work, which is the same while pixels are decoded.
     """
     few, more = (
-        count_step(make(Step(make_settings(args), number))) for number in (FEW_BLOCKS, FEW_BLOCKS + 1)
+        count_step(make(Step(make_settings(args), number, spec=MODELS[args.model])))
+        for number in (FEW_BLOCKS, FEW_BLOCKS + 1)
     )
     names = ("flops", "peak", "saved", "moved")
     return Scale(blocks - FEW_BLOCKS, Count(*(getattr(more, name) - getattr(few, name) for name in names)))
@@ -232,16 +240,17 @@ def measure(cases, args, copies):
     wanted = [name for name in cases if not args.cases or name in args.cases]
     if not wanted:
         return []
-    scale = measure_scale(plain, args, WAN_1_3B.blocks)
+    blocks = MODELS[args.model].blocks
+    scale = measure_scale(plain, args, blocks)
     graph = scale
     if "naive" in wanted:
-        graph = measure_scale(lambda step: step.make_motion_step(checkpoint=False), args, WAN_1_3B.blocks)
+        graph = measure_scale(lambda step: step.make_motion_step(checkpoint=False), args, blocks)
     rows, first = [], None
     for name in [base, *(name for name in wanted if name != base)]:
         started = time.process_time()
         text, make = cases[name]
         before = copies.count
-        one = count_step(make(Step(make_settings(args))))
+        one = count_step(make(Step(make_settings(args), spec=MODELS[args.model])))
         if name == "exact-low-memory" and copies.count == before:
             raise AssertionError(
                 f"{name} copied nothing to host memory: HostCopies no longer sees how states are offloaded."
@@ -274,7 +283,7 @@ def compare_estimate(name, args, peak):
         return "-"
     settings = make_settings(args)
     recompute = decode == "exact" or decode != name
-    expected = estimate(settings, decode, recompute, WAN_1_3B).bytes
+    expected = estimate(settings, decode, recompute, MODELS[args.model]).bytes
     return f"{expected / 1e9:.2f} ({100 * (expected / peak - 1):+.0f} %)"
 
 
@@ -282,7 +291,8 @@ def describe_conditions(args):
     """Return a sentence on the model and the sizes that are counted."""
     windows = MotionSettings()
     return (
-        f"{WAN_1_3B.name} with {WAN_1_3B.blocks} blocks, {args.width}x{args.height}, {args.frames} frames, "
+        f"{args.model} with {MODELS[args.model].blocks} blocks, {args.width}x{args.height}, "
+        f"{args.frames} frames, "
         f"{args.frames - 1} pairs, bfloat16; SEA-RAFT M in float32 at half of 576x320, "
         f"{SEA_RAFT_M.iterations} iterations, {PAIRS_PER_CHUNK} pairs at once; window "
         f"{windows.window}, context {windows.context}."
@@ -300,6 +310,9 @@ def main():
         parser.add_argument(
             f"--{name}", type=int, default=default, help=f"As for training. (default: {default})"
         )
+    parser.add_argument(
+        "--model", default=WAN_1_3B.name, choices=MODELS, help=f"Model. (default: {WAN_1_3B.name})"
+    )
     args = parser.parse_args()
     logging.disable()
     torch.autocast = lambda *args, **options: nullcontext()  # the meta device has none

@@ -9,7 +9,7 @@ from smra_core.training.cost import (
     count_step_flops,
 )
 from smra_core.training.mora import MotionSettings
-from smra_core.wan.spec import WAN_1_3B, WAN_14B, WanSpec
+from smra_core.wan.spec import WAN_1_3B, WAN_5B, WAN_14B, WanSpec
 
 GIB = 2**30
 
@@ -51,22 +51,28 @@ def test_flops_are_those_counted_on_meta_tensors(tokens, counted):
 
 
 TF = 1e12
-TOKENS = 13 * 20 * 36
 
 
-def flops_of_step(decode, recompute=False):
-    return count_step_flops(WAN_1_3B, TOKENS) + count_alignment_flops(MotionSettings(), decode, recompute)
+def count_decoding(decode, recompute=False, spec=WAN_1_3B, **changes):
+    return count_alignment_flops(MotionSettings(**changes), decode, recompute, spec.latents)
 
 
+def flops_of_step(decode, recompute=False, spec=WAN_1_3B):
+    tokens = spec.latents.count_tokens(49, 576, 320)
+    return count_step_flops(spec, tokens) + count_decoding(decode, recompute, spec)
+
+
+# By python -m tests.benchmarks.motion_step, for TI2V-5B with --model Wan2.2-TI2V-5B.
 @pytest.mark.parametrize(
-    ("decode", "recompute", "counted"),
+    ("decode", "recompute", "counted", "counted_5b"),
     [
-        ("windowed", False, 206.1), ("windowed", True, 217.7), ("exact", True, 345.6),
-        ("exact-low-memory", False, 388.2), ("tiny", False, 162.7),
+        ("windowed", False, 206.1, 191.9), ("windowed", True, 217.7, 218.7), ("exact", True, 345.6, 493.8),
+        ("exact-low-memory", False, 388.2, 582.0), ("tiny", False, 162.7, 82.4),
     ],
 )  # fmt: skip
-def test_a_step_takes_what_was_counted_on_meta_tensors(decode, recompute, counted):
+def test_a_step_takes_what_was_counted_on_meta_tensors(decode, recompute, counted, counted_5b):
     assert flops_of_step(decode, recompute) / TF == pytest.approx(counted, rel=0.03)
+    assert flops_of_step(decode, recompute, WAN_5B) / TF == pytest.approx(counted_5b, rel=0.03)
 
 
 def test_the_ways_to_decode_are_in_their_order():
@@ -81,13 +87,9 @@ def test_the_ways_to_decode_are_in_their_order():
 
 
 def test_a_window_longer_than_the_clip_costs_no_more_than_the_clip():
-    long = MotionSettings(window=40, context=4)
-    assert count_alignment_flops(long, "windowed", False) == count_alignment_flops(
-        MotionSettings(), "exact", False
-    )
+    assert count_decoding("windowed", window=40, context=4) == count_decoding("exact")
 
 
 def test_it_grows_with_pixels_and_is_nothing_without_the_loss():
-    exact = count_alignment_flops(MotionSettings(), "exact", False)
-    assert count_alignment_flops(MotionSettings(width=288), "exact", False) == exact / 2
-    assert count_alignment_flops(MotionSettings(mora_weight=0.0), "exact", False) == 0
+    assert count_decoding("exact", width=288) == count_decoding("exact") / 2
+    assert count_decoding("exact", mora_weight=0.0) == 0
