@@ -15,6 +15,7 @@ from ..smra_core.training.mora import MotionSettings
 from ..smra_core.training.sura import SubjectSettings
 from ..smra_core.wan.spec import LATENTS_21, latent_frames
 from .host.images import as_image
+from .host.input_folder import resolve_input
 from .host.widgets import show_notes
 
 SUBJECT, MOTION = SubjectSettings(), MotionSettings()
@@ -37,7 +38,9 @@ class LoadSubjectFolder(io.ComfyNode):
             ),
             inputs=[
                 io.Clip.Input("clip", tooltip="WAN's text encoder, for the captions."),
-                _make_folder_input("Path of the folder; a relative one starts in ComfyUI's input folder."),
+                _make_folder_input(
+                    "Name of a folder in ComfyUI's input folder. A folder elsewhere needs a link there."
+                ),
                 _make_caption_input("A picture of sks dog"),
                 *_make_size_inputs(SUBJECT.width, SUBJECT.height),
             ],
@@ -88,7 +91,7 @@ class LoadMotionClip(io.ComfyNode):
             inputs=[
                 io.Clip.Input("clip", tooltip="WAN's text encoder, for the caption."),
                 _make_folder_input(
-                    "Path of a video or a folder; a relative one starts in ComfyUI's input folder."
+                    "Name of a video or a folder in ComfyUI's input folder. One elsewhere needs a link there."
                 ),
                 _make_caption_input("a person is vvt walking"),
                 io.Int.Input(
@@ -153,22 +156,6 @@ class LoadMotionClip(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, folder: str | None, **_) -> str:
         return describe_files(folder)
-
-
-def resolve_input(text: str) -> Path:
-    """Return the path that a text field means. Raises ValueError for an empty one."""
-    import folder_paths
-
-    cleaned = (text or "").strip().strip("\"'").strip()
-    if not cleaned:
-        raise ValueError("No folder is given. Write its name in ComfyUI's input folder, such as my_dog.")
-    path = Path(cleaned).expanduser()
-    if path.is_absolute():
-        return path
-    home = Path(folder_paths.get_input_directory())
-    # People also write the path as they see it from ComfyUI's own folder.
-    is_seen_from_above = path.parts[0] == home.name and not (home / path).exists()
-    return home.parent / path if is_seen_from_above else home / path
 
 
 def describe_files(folder: str | None) -> str:

@@ -198,7 +198,7 @@ def test_every_file_that_is_read_counts_as_changed(input_folder, nodes, given, c
 
 
 def test_the_hint_for_an_empty_folder_can_be_followed(input_folder):
-    resolve_input = pack("nodes.load_data").resolve_input
+    resolve_input = pack("nodes.host.input_folder").resolve_input
     (input_folder / "my_dog").mkdir()
     for empty in ("", "  ", '""'):
         with pytest.raises(ValueError) as error:
@@ -209,6 +209,23 @@ def test_the_hint_for_an_empty_folder_can_be_followed(input_folder):
         assert resolve_input(written).samefile(input_folder / "my_dog")
     (input_folder / "input").mkdir()
     assert resolve_input("input") == input_folder / "input"
+
+
+@pytest.mark.parametrize("outside", [
+    "/etc", "../secret", "my_dog/../../secret", "~", "/", "//server/share",
+    "\\\\server\\share", "NUL", "my_dog/aux.txt",
+])  # fmt: skip
+def test_a_workflow_reads_nothing_outside_of_comfyuis_folders(input_folder, outside):
+    (input_folder / "my_dog").mkdir()
+    (input_folder.parent / "secret").mkdir(exist_ok=True)
+    with pytest.raises(ValueError, match="is not read. Copy it into ComfyUI's input folder"):
+        pack("nodes.host.input_folder").resolve_input(outside)
+
+
+def test_a_link_that_the_owner_has_made_is_followed(input_folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("photos")
+    (input_folder / "linked").symlink_to(elsewhere, target_is_directory=True)
+    assert pack("nodes.host.input_folder").resolve_input("linked").samefile(elsewhere)
 
 
 class Clip:
