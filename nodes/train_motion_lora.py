@@ -17,7 +17,7 @@ from ..smra_core.training.motion import train_motion
 from ..smra_core.training.trainer import MOTION_TRAIN, TrainSettings
 from ..smra_core.wan.spec import trim_frames
 from .host.backend import ComfyBackend
-from .host.conditioning import match_captions
+from .host.conditioning import match_captions, match_options
 from .host.denoiser import choose_training_dtype
 from .host.images import crop_images
 from .host.inference_tensors import as_normal_tensor
@@ -97,6 +97,7 @@ class TrainMotionLoRA(io.ComfyNode):
             backend = ComfyBackend(given.model, given.vae, {given.caption: given.context})
             clip = make_motion_clip(given.frames, given.settings, given.caption)
             given = replace(given, settings=replace(given.settings, frames=len(clip.frames)))
+            backend.read_conditions([given.caption], [given.options], choose_latent_shape(backend, given))
             choice = choose_node_decode(backend, given)
             show_motion_forecast(cls, backend, given, choice, clip.notes)
             progress = GraphProgress(cls, make_preview(backend, given))
@@ -125,6 +126,8 @@ class MotionInputs:
     caption: str
     context: Tensor
     """Text context `T 4096` of the caption."""
+    options: dict
+    """What stands beside the prompt in its CONDITIONING."""
     sea_raft: Path | None
     tiny_decoder: Path | None
     settings: MotionSettings
@@ -155,9 +158,10 @@ def parse_inputs(
     name = make_file_name(widgets["name"])
     check_conditioning(positive)
     (caption,), contexts = match_captions(positive, 1, captions or "")
+    (options,) = match_options(positive, 1)
     return MotionInputs(
-        model, vae, as_normal_tensor(frames), caption, contexts[caption], sea_raft, losses.tiny_decoder,
-        settings, train, name, widgets["preview_every"],
+        model, vae, as_normal_tensor(frames), caption, contexts[caption], options, sea_raft,
+        losses.tiny_decoder, settings, train, name, widgets["preview_every"],
     )  # fmt: skip
 
 
@@ -202,9 +206,13 @@ def show_motion_forecast(
     show_forecast(node, backend, forecast, notes)
 
 
+def choose_latent_shape(backend: ComfyBackend, given: MotionInputs) -> tuple[int, int, int, int]:
+    """Return the shape `C f h w` of the latents of the clip."""
+    settings = given.settings
+    return backend.spec.latents.latent_shape(settings.frames, settings.width, settings.height)
+
+
 def make_preview(backend: ComfyBackend, given: MotionInputs) -> Preview:
     """Return what draws pictures of the caption while the run goes on."""
-    shape = backend.spec.latents.latent_shape(
-        given.settings.frames, given.settings.width, given.settings.height
-    )
+    shape = choose_latent_shape(backend, given)
     return Preview(backend, given.context, shape, given.preview_every, given.train.seed)

@@ -17,7 +17,7 @@ from ..smra_core.training.subject import find_missing_masks, train_subject
 from ..smra_core.training.sura import SubjectSettings
 from ..smra_core.training.trainer import SUBJECT_TRAIN, TrainSettings
 from .host.backend import ComfyBackend
-from .host.conditioning import match_captions
+from .host.conditioning import match_captions, match_options
 from .host.denoiser import choose_training_dtype
 from .host.images import crop_images, crop_masks
 from .host.inference_tensors import as_normal_tensor
@@ -101,6 +101,7 @@ class TrainSubjectLoRA(io.ComfyNode):
             given = parse_inputs(**inputs)
             backend = ComfyBackend(given.model, given.vae, given.contexts)
             check_fit(given.settings, backend.spec)
+            backend.read_conditions(given.captions, given.options, choose_latent_shape(backend, given))
             pictures, notes = make_subject_set(given)
             show_subject_forecast(cls, backend, given, notes)
             unmasked, pictures = pictures, find_missing_masks(pictures, given.sam, backend)
@@ -134,6 +135,8 @@ class SubjectInputs:
     """Caption of each picture."""
     contexts: dict[str, Tensor]
     """Text context `T 4096` of each caption."""
+    options: list[dict]
+    """What stands beside the prompt of each picture in its CONDITIONING."""
     dinov2: Path | None
     sam: Path | None
     settings: SubjectSettings
@@ -170,7 +173,8 @@ def parse_inputs(
     names, contexts = match_captions(positive, len(images), captions or "")
     return SubjectInputs(
         model, vae, as_normal_tensor(images), None if masks is None else as_normal_tensor(masks), names,
-        contexts, dinov2, sam, settings, train, name, widgets["preview_every"],
+        contexts, match_options(positive, len(images)), dinov2, sam, settings, train, name,
+        widgets["preview_every"],
     )  # fmt: skip
 
 
@@ -212,8 +216,13 @@ def show_subject_forecast(
     show_forecast(node, backend, forecast, notes)
 
 
+def choose_latent_shape(backend: ComfyBackend, given: SubjectInputs) -> tuple[int, int, int, int]:
+    """Return the shape `C 1 h w` of the latents of a picture."""
+    return backend.spec.latents.latent_shape(1, given.settings.width, given.settings.height)
+
+
 def make_preview(backend: ComfyBackend, given: SubjectInputs) -> Preview:
     """Return what draws pictures of the first caption while the run goes on."""
-    shape = backend.spec.latents.latent_shape(1, given.settings.width, given.settings.height)
+    shape = choose_latent_shape(backend, given)
     context = given.contexts[given.captions[0]]
     return Preview(backend, context, shape, given.preview_every, given.train.seed)

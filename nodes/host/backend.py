@@ -13,7 +13,9 @@ from torch import Tensor
 from ...smra_core.decoding.wan_decoder import WanVideoDecoder
 from ...smra_core.storage.tensor_cache import TensorCache
 from ...smra_core.training.backend import encode_clips_once
+from ...smra_core.wan.condition import Condition
 from .denoiser import HostDenoiser, choose_training_dtype, read_spec, training_denoiser
+from .extra_inputs import make_condition
 from .model_identity import fingerprint_model, fingerprint_vae
 from .model_patches import check_patches
 from .vae import check_vae, encode, load_decoder
@@ -34,6 +36,8 @@ class ComfyBackend:
         self.notes = check_patches(model)
         """Sentences on what of the MODEL takes no part in training."""
         self._contexts, self.memory_required = contexts, memory_required
+        self.conditions: list[Condition] = []
+        """What the DiT takes of each sample besides its text (see `read_conditions`)."""
         self.device = model.load_device
         self.dtype = choose_training_dtype(self.device)
         self.runs, self.cache = find_output_folder("runs"), TensorCache(find_output_folder("cache"))
@@ -59,6 +63,25 @@ class ComfyBackend:
         encode_clip = partial(encode, self.vae, self.model)
         vae_dtype = self.vae.vae_dtype
         return encode_clips_once(self.cache, self.vae_fingerprint, vae_dtype, clips, encode_clip)
+
+    def read_conditions(
+        self, captions: Sequence[str], options: Sequence[Mapping], shape: Sequence[int]
+    ) -> None:
+        """Ask the MODEL what it makes of the graph's conditioning, for samples with latents `C f h w`.
+
+        `options` stand beside the prompt of each sample in its CONDITIONING. What the user should know is
+        added to `notes`. Raises ValueError for images that do not fit the samples.
+        """
+        made = [
+            make_condition(self.model, values, self._contexts[caption], shape)
+            for caption, values in zip(captions, options, strict=True)
+        ]
+        self.conditions = [condition for condition, _ in made]
+        self.notes += dict.fromkeys(note for _, notes in made for note in notes)
+
+    def make_conditions(self, clips: Sequence[Tensor]) -> list[Condition]:
+        """Return what `read_conditions` has read (see Backend)."""
+        return self.conditions
 
     def load_decoder(self, recompute: bool = False) -> WanVideoDecoder:
         """Copy the VAE's decoder for gradients through it (see Backend)."""

@@ -1,4 +1,6 @@
-"""Read text contexts from a CONDITIONING: one for each picture, or one for all."""
+"""Read text contexts, and what stands beside them, from a CONDITIONING: one for each picture, or for all."""
+
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,6 +32,15 @@ def match_captions(positive, count: int, captions: str = "") -> tuple[list[str],
             names[index] = f"{names[index]} ({index + 1})"
             contexts[names[index]] = prompt
     return names * (count if len(names) == 1 else 1), contexts
+
+
+def match_options(positive, count: int) -> list[dict[str, Any]]:
+    """Return the values beside the prompt (images, masks, CLIP features) for each of `count` samples.
+
+    `match_captions` has checked the numbers.
+    """
+    options = [values for tensor, values, *_ in positive for _ in tensor]
+    return options * (count if len(options) == 1 else 1)
 
 
 def _choose_name(lines: list[str], index: int) -> str:

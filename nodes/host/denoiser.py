@@ -5,6 +5,7 @@ dict, the patches of other nodes and the weights stay as they are. Every replace
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ...smra_core.lora.adapter import replaced_forwards
+from ...smra_core.wan.condition import IMAGE_CHANNELS, NO_INPUTS, ExtraInputs, move_inputs
 from ...smra_core.wan.interfaces import Prediction
 from ...smra_core.wan.recompute import run_checkpointed
-from ...smra_core.wan.spec import LATENTS_21, WanSpec, find_spec
+from ...smra_core.wan.spec import LATENTS_21, WanSpec, find_spec, token_grid
 from .frozen_linear import freeze_forward
 from .inference_tensors import make_normal
 from .model_patches import read_plain_options
@@ -28,20 +30,39 @@ _SIZES = ("num_layers", "dim", "ffn_dim", "num_heads")
 def read_spec(model) -> WanSpec:
     """Return the sizes of a MODEL.
 
-    Raises ValueError, with what to load instead, unless it is WAN 2.1's text-to-video DiT.
+    Raises ValueError, with what to load instead, unless it is a WAN that predicts the velocity of latents of
+    WAN 2.1's VAE. What its variant takes besides is asked of the MODEL (see extra_inputs).
     """
     dit = model.model.diffusion_model
     kind = type(dit).__name__
-    if not all(hasattr(dit, name) for name in (*_SIZES, "patch_embedding", "blocks")):
+    if not all(hasattr(dit, name) for name in (*_SIZES, "patch_embedding", "blocks", "out_dim")):
         raise ValueError(f"This MODEL is {kind}, not WAN. Load Wan2.1-T2V-1.3B or 14B.")
-    channels = dit.patch_embedding.weight.shape[1]
-    if kind != "WanModel" or channels != LATENTS_21.channels or getattr(dit, "img_emb", None) is not None:
+    if dit.out_dim != LATENTS_21.channels:
         raise ValueError(
-            f"This MODEL is {kind} with {channels} input channels: an image-to-video, VACE or control model. "
-            f"The method needs text-to-video with {LATENTS_21.channels} channels: load Wan2.1-T2V-1.3B or "
-            "14B."
+            f"This MODEL is {kind} with latents of {dit.out_dim} channels. The method needs those of "
+            f"WAN 2.1's VAE, of {LATENTS_21.channels}: load a WAN of 1.3B or 14B."
         )
-    return find_spec(*(getattr(dit, name) for name in _SIZES))
+    _check_prediction(model.model, kind)
+    channels = dit.patch_embedding.weight.shape[1]
+    spec = find_spec(*(getattr(dit, name) for name in _SIZES))
+    is_text_to_video = kind == "WanModel" and channels == LATENTS_21.channels
+    return spec if is_text_to_video else spec.as_variant(kind, channels)
+
+
+def _check_prediction(model, kind: str) -> None:
+    """Raise ValueError unless the model turns noise into a video along straight paths, all frames at once."""
+    flow = getattr(model.model_type, "name", model.model_type)
+    if flow != "FLOW":
+        raise ValueError(
+            f"This MODEL is {type(model).__name__} ({flow}): it does not start from noise, and the losses "
+            "are those of a model that does. Load a WAN that generates videos."
+        )
+    if kind == "CausalWanModel":
+        raise ValueError(
+            "This MODEL is CausalWanModel: it makes a video part by part, each from the finished parts "
+            "before it, and a training step would show it all parts at once. Load a WAN that makes whole "
+            "videos, such as Wan2.1-T2V-1.3B, and apply the LoRA to this one."
+        )
 
 
 class HostDenoiser:
@@ -63,7 +84,12 @@ class HostDenoiser:
         return {name: self.dit.get_submodule(name) for name in self.spec.linear_names()}
 
     def velocity(
-        self, noisy_latents: Tensor, sigma: Tensor, context: Tensor, token_block: int | None = None
+        self,
+        noisy_latents: Tensor,
+        sigma: Tensor,
+        context: Tensor,
+        token_block: int | None = None,
+        extra: ExtraInputs = NO_INPUTS,
     ) -> Prediction:
         """Return the predicted velocity, in the dtype of `noisy_latents` (see wan.interfaces.Denoiser)."""
         if token_block is not None and not 0 <= token_block < self.spec.blocks:
@@ -75,14 +101,39 @@ class HostDenoiser:
         self._token_block, self._tokens = token_block, None
         # Not all of the model's own options, which could bring kernels without a backward, or skip steps.
         options = read_plain_options(self.patcher)
+        inputs = move_inputs(extra, noisy_latents.device, self.dtype)
+        latents = noisy_latents.to(self.dtype)
+        if IMAGE_CHANNELS in inputs:
+            latents = torch.cat([latents, inputs.pop(IMAGE_CHANNELS)], 1)
+        timestep = self.patcher.model.process_timestep(timestep, x=latents, **inputs)
         velocity = self.dit(
-            noisy_latents.to(self.dtype),
+            latents,
             timestep,
             context=context.to(self.dtype),
             transformer_options=options | {"optimized_attention_override": _compute_attention},
+            **inputs,
         )
         tokens, self._tokens = self._tokens, None
+        if tokens is not None:
+            tokens = self._take_own_tokens(tokens, token_grid(noisy_latents.shape), extra)
         return Prediction(velocity.to(noisy_latents.dtype), tokens)
+
+    def _take_own_tokens(self, tokens: Tensor, grid: tuple[int, int, int], extra: ExtraInputs) -> Tensor:
+        """Return the tokens of the latents alone, without those of a reference image before them.
+
+        Raises ValueError where other tokens are among them.
+        """
+        own = math.prod(grid)
+        if tokens.shape[1] == own:
+            return tokens
+        before = math.prod(grid[1:]) if getattr(self.dit, "ref_conv", None) is not None else 0
+        if "reference_latent" in extra and tokens.shape[1] == before + own:
+            return tokens[:, before:]
+        raise ValueError(
+            f"A block of this MODEL ({type(self.dit).__name__}) has {tokens.shape[1]} tokens for a picture "
+            f"of {own}: those of 'positive' are among them, and SuRA cannot tell them apart. Set sura_weight "
+            "to 0, or connect the prompt from before the node that added a reference."
+        )
 
     def make_forwards(self) -> dict[nn.Module, Callable]:
         """Return the forwards of frozen linears and checkpointed blocks, which the DiT has in training."""

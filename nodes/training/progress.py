@@ -8,6 +8,8 @@ from PIL import Image
 from torch import Tensor
 
 from ...smra_core.training.trainer import StepInfo
+from ...smra_core.wan.condition import ExtraInputs, move_inputs, stack_inputs
+from ...smra_core.wan.interfaces import Denoiser, Prediction
 from ...smra_core.wan.sampler import sample
 from ..host.backend import ComfyBackend
 from ..host.widgets import show_text
@@ -85,10 +87,20 @@ class Preview:
         sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", PREVIEW_STEPS).float().clone()
         noise = torch.randn(self.shape, generator=torch.Generator().manual_seed(self.seed))[None].to(device)
         context = self.context[None].to(device)
-        latents = sample(
-            self.backend.denoiser, noise, sigmas, context, context, guidance=1.0, on_step=_check_canceled
-        )
+        denoiser = _Conditioned(self.backend.denoiser, self.backend.conditions[0].inputs, device)
+        latents = sample(denoiser, noise, sigmas, context, context, guidance=1.0, on_step=_check_canceled)
         return draw_strip(latents[0].float().cpu(), self.backend.model.model.latent_format)
+
+
+class _Conditioned:
+    """A denoiser that takes the same extra inputs in every evaluation."""
+
+    def __init__(self, denoiser: Denoiser, inputs: ExtraInputs, device: torch.device):
+        self.denoiser, self.inputs = denoiser, move_inputs(stack_inputs([inputs]), device)
+
+    def velocity(self, noisy_latents: Tensor, sigma: Tensor, context: Tensor) -> Prediction:
+        """Return the denoiser's prediction."""
+        return self.denoiser.velocity(noisy_latents, sigma, context, extra=self.inputs)
 
 
 def _check_canceled(step: int, steps: int) -> None:

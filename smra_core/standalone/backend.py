@@ -13,6 +13,7 @@ from ..decoding.wan_decoder import WanVideoDecoder
 from ..storage.on_demand import loaded_on_first_use
 from ..storage.tensor_cache import TensorCache
 from ..training.backend import describe_precision, encode_clips_once
+from ..wan.condition import Condition
 from ..wan.interfaces import Denoiser
 from ..wan.latents import as_video
 from ..wan.spec import WanSpec
@@ -74,6 +75,10 @@ class StandaloneBackend:
                 return codec().encode(as_video(clip))[0].float().cpu()
 
             return encode_clips_once(self.cache, self.vae_fingerprint, self.codec_dtype, clips, encode)
+
+    def make_conditions(self, clips: Sequence[Tensor]) -> list[Condition]:
+        """See Backend."""
+        return [Condition()] * len(clips)
 
     def load_decoder(self, recompute: bool = False) -> WanVideoDecoder:
         """See Backend."""

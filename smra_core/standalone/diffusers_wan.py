@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..decoding.fast_conv3d import with_fast_layers
+from ..wan.condition import IMAGE_CHANNELS, NO_INPUTS, ExtraInputs
 from ..wan.interfaces import Prediction
 from ..wan.latents import denormalize, normalize
 from ..wan.module_names import to_native_linear
@@ -34,17 +35,23 @@ class DiffusersDenoiser:
         return {name: module for name, module in named if name is not None}
 
     def velocity(
-        self, noisy_latents: Tensor, sigma: Tensor, context: Tensor, token_block: int | None = None
+        self,
+        noisy_latents: Tensor,
+        sigma: Tensor,
+        context: Tensor,
+        token_block: int | None = None,
+        extra: ExtraInputs = NO_INPUTS,
     ) -> Prediction:
         """See wan.interfaces.Denoiser. The velocity is returned in the dtype of `noisy_latents`.
 
         Raises ValueError for a `token_block` that the model does not have.
         """
         dtype = self.dit.patch_embedding.weight.dtype
+        latents = noisy_latents.to(dtype)
+        if IMAGE_CHANNELS in extra:
+            latents = torch.cat([latents, extra[IMAGE_CHANNELS].to(latents)], 1)
         with self._collect_tokens(token_block) as tokens:
-            velocity = self.dit(
-                noisy_latents.to(dtype), sigma * TIMESTEPS, context.to(dtype), return_dict=False
-            )[0]
+            velocity = self.dit(latents, sigma * TIMESTEPS, context.to(dtype), return_dict=False)[0]
         return Prediction(velocity.to(noisy_latents.dtype), tokens[0] if tokens else None)
 
     @contextmanager

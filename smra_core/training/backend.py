@@ -11,6 +11,7 @@ from torch import Tensor
 from ..decoding.wan_decoder import WanVideoDecoder
 from ..storage.content_hash import hash_content
 from ..storage.tensor_cache import TensorCache
+from ..wan.condition import Condition
 from ..wan.interfaces import Denoiser
 from ..wan.spec import WanSpec
 
@@ -60,6 +61,12 @@ class Backend(Protocol):
     def encode_clips(self, clips: Sequence[Tensor]) -> list[Tensor]:
         """Return latents `16 f h w` in model space, on the CPU, of clips `F 3 H W` in [0, 1], each encoded
         alone.
+        """
+        ...
+
+    def make_conditions(self, clips: Sequence[Tensor]) -> list[Condition]:
+        """Return what the DiT takes of each clip `F 3 H W` in [0, 1] besides its text: nothing for text to
+        video. A picture is a clip of one frame. Raises ValueError for what does not fit the clip.
         """
         ...
 

@@ -1,12 +1,13 @@
 """Put samples into batches: every sample equally often, and only samples of one shape in a batch."""
 
 import math
-from collections.abc import Hashable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from ..wan.condition import describe_input, list_parts, move_inputs, stack_inputs
 from .random_stream import make_generator
 
 Sample = TypeVar("Sample", bound=NamedTuple)
@@ -19,8 +20,16 @@ def choose_batch(samples: Sequence[Sample], batch_size: int, seed: int, number: 
 
 
 def describe_shape(sample: Sample) -> Hashable:
-    """Return what two samples must have in common to be in one batch: the shapes of their tensors."""
-    return tuple(tuple(part.shape) if isinstance(part, Tensor) else None for part in sample)
+    """Return what two samples must have in common to be in one batch: the shapes of their tensors, and the
+    names, shapes and constants of what a variant of WAN takes besides.
+    """
+    return tuple(_describe(part) for part in sample)
+
+
+def _describe(part: Any) -> Hashable:
+    if isinstance(part, Mapping):
+        return tuple((name, describe_input(value)) for name, value in list_parts(part))
+    return tuple(part.shape) if isinstance(part, Tensor) else None
 
 
 def order_batch(shapes: Sequence[Hashable], batch_size: int, seed: int, number: int) -> list[int]:
@@ -61,12 +70,14 @@ def collate(samples: Sequence[Sample]) -> Sample:
     return type(samples[0])(*map(_stack, columns))
 
 
-def _stack(column: list) -> Tensor | list | None:
+def _stack(column: list) -> Any:
     if isinstance(column[0], Tensor):
         return torch.stack(column)
+    if isinstance(column[0], Mapping):
+        return stack_inputs(column)
     return None if all(part is None for part in column) else column
 
 
 def move_to_device(batch: Sample, device: torch.device) -> Sample:
     """Return the batch with its tensors on a device."""
-    return type(batch)(*(part.to(device) if isinstance(part, Tensor) else part for part in batch))
+    return type(batch)(*(move_inputs(part, device) for part in batch))

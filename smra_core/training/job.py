@@ -16,6 +16,7 @@ from ..lora.metadata import LoraMetadata
 from ..lora.writer import save_lora
 from ..storage.content_hash import hash_content
 from ..storage.file_name import make_file_name
+from ..wan.condition import list_parts
 from .backend import Backend
 from .mora import MotionSample, MotionSettings
 from .run_folder import LOSSES, RunFolder
@@ -141,7 +142,13 @@ def run_fingerprint(backend: Backend, job: TrainingJob) -> dict[str, Any]:
 
 
 def _hash_sample(sample: SubjectSample | MotionSample) -> str:
-    hashes = [hash_content(value) for value in sample if isinstance(value, Tensor)]
+    # `given` follows from the extra inputs, of which text to video has none.
+    tensors = [
+        part for name, part in sample._asdict().items() if name != "given" and isinstance(part, Tensor)
+    ]
+    hashes = [hash_content(part) for part in tensors]
+    for name, part in list_parts(sample.extra):
+        hashes.append(f"{name} {hash_content(part) if isinstance(part, Tensor) else repr(part)}")
     return hash_content("\n".join(hashes).encode())
 
 

@@ -17,6 +17,7 @@ from ..decoding.state import StreamingDecoder
 from ..decoding.windows import DecodeWindow, take_whole_clip
 from ..encoders.sea_raft import PAIRS_PER_CHUNK
 from ..lora.plan import MOTION, SparsePlan
+from ..wan.condition import NO_INPUTS, ExtraInputs
 from ..wan.flow_matching import add_noise, velocity_target, velocity_weight, x0_from_velocity
 from ..wan.interfaces import Denoiser
 from ..wan.settings import COUNT, NOT_NEGATIVE, POSITIVE, Limits, check_limits, declare_setting
@@ -134,6 +135,10 @@ class MotionSample(NamedTuple):
     """Text context `T 4096`."""
     reference_flow: Tensor
     """Optical flow `F-1 2 H W` in pixels between adjacent frames of the clip itself."""
+    extra: ExtraInputs = NO_INPUTS
+    """What a variant of WAN takes besides (see wan.condition)."""
+    given: Tensor | None = None
+    """Whether each latent is given to the model, bool `f`; None where no latent is."""
 
 
 def flow_alignment_loss(flow: Tensor, reference: Tensor) -> Tensor:
@@ -158,14 +163,34 @@ def debias(velocity: Tensor, anchor: Tensor) -> Tensor:
     return ANCHOR_SCALE * velocity - velocity.gather(2, index)
 
 
-def temporal_loss(velocity: Tensor, target: Tensor, anchor: Tensor | None = None) -> Tensor:
+def temporal_loss(
+    velocity: Tensor, target: Tensor, anchor: Tensor | None = None, given: Tensor | None = None
+) -> Tensor:
     """Return L_temporal `B`: the mean squared velocity error, plus that of the debiased velocities if an
     anchor is given.
+
+    Velocities are `B C f h w`. The mean leaves out latents that are `given` to the model, bool `B f`.
     """
-    error = ((velocity - target) ** 2).flatten(1).mean(1)
+    error = _average_error((velocity - target) ** 2, given)
     if anchor is None:
         return error
-    return error + ((debias(velocity, anchor) - debias(target, anchor)) ** 2).flatten(1).mean(1)
+    return error + _average_error((debias(velocity, anchor) - debias(target, anchor)) ** 2, given)
+
+
+def _average_error(error: Tensor, given: Tensor | None) -> Tensor:
+    """Return the mean `B` of `B C f h w` over all latents that are not given."""
+    if given is None:
+        return error.flatten(1).mean(1)
+    counted = (~given).to(error.dtype)
+    return (error.mean((1, 3, 4)) * counted).sum(1) / counted.sum(1)
+
+
+def draw_anchors(batch: int, frames: int, given: Tensor | None, generator: torch.Generator) -> Tensor:
+    """Draw the index `B` of a latent of each sample, all equally likely that are not `given`, bool `B f`."""
+    if given is None:
+        return torch.randint(frames, (batch,), generator=generator)
+    choices = [(~row).nonzero()[:, 0] for row in given.cpu()]
+    return torch.stack([row[torch.randint(len(row), (), generator=generator)] for row in choices])
 
 
 def flow_weight(sigma: Tensor, kind: str) -> Tensor:
@@ -224,9 +249,9 @@ class MotionObjective:
         0.
         """
         noisy = add_noise(batch.latents, noise, sigma)
-        velocity = denoiser.velocity(noisy, sigma, batch.context).velocity
+        velocity = denoiser.velocity(noisy, sigma, batch.context, extra=batch.extra).velocity
         temporal = self._compute_temporal_loss(
-            velocity, velocity_target(batch.latents, noise), sigma, generator
+            velocity, velocity_target(batch.latents, noise), sigma, batch.given, generator
         )
         if self.flow is None:
             return {"temporal": temporal}
@@ -234,13 +259,18 @@ class MotionObjective:
         return {"temporal": temporal, "mora": self._compute_mora_loss(self.flow, x0, batch, sigma, generator)}
 
     def _compute_temporal_loss(
-        self, velocity: Tensor, target: Tensor, sigma: Tensor, generator: torch.Generator
+        self,
+        velocity: Tensor,
+        target: Tensor,
+        sigma: Tensor,
+        given: Tensor | None,
+        generator: torch.Generator,
     ) -> Tensor:
         batch, _, frames = velocity.shape[:3]
         anchor = None
         if self.settings.debias:
-            anchor = torch.randint(frames, (batch,), generator=generator).to(velocity.device)
-        loss = temporal_loss(velocity, target, anchor)
+            anchor = draw_anchors(batch, frames, given, generator).to(velocity.device)
+        loss = temporal_loss(velocity, target, anchor, given)
         if self.settings.weighted_velocity:
             loss = loss * velocity_weight(sigma, self.settings.shift)
         return loss

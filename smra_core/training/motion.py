@@ -85,12 +85,14 @@ def prepare_motion(
     Without a flow net the reference flow is empty. With a tiny decoder it is the flow of the clip as this
     decoder renders it, so that the decoder's errors are on both sides of the comparison.
     """
+    (condition,) = backend.make_conditions([clip.frames])  # first, because one that does not fit is refused
     context = backend.encode_captions([clip.caption])[clip.caption]
     (latents,) = backend.encode_clips([clip.frames])
-    if sea_raft is None:
-        return MotionSample(clip.name, latents, context, torch.zeros(len(clip.frames) - 1, 2, 0, 0))
-    frames = clip.frames if tiny_file is None else _render_tiny(backend, latents, tiny_file)
-    return MotionSample(clip.name, latents, context, compute_reference_flow(backend, frames, sea_raft))
+    flow = torch.zeros(len(clip.frames) - 1, 2, 0, 0)
+    if sea_raft is not None:
+        frames = clip.frames if tiny_file is None else _render_tiny(backend, latents, tiny_file)
+        flow = compute_reference_flow(backend, frames, sea_raft)
+    return MotionSample(clip.name, latents, context, flow, condition.inputs, condition.given)
 
 
 @torch.no_grad()

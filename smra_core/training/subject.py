@@ -70,14 +70,17 @@ def prepare_subject(
     """
     latents = backend.spec.latents
     masks = [_take_mask(image, latents) for image in images]  # first, because a missing mask raises an error
+    conditions = backend.make_conditions([image.pixels[None] for image in images])
     contexts = backend.encode_captions([image.caption for image in images])
     encoded = backend.encode_clips([image.pixels[None] for image in images])
     features = [torch.zeros(0, 1)] * len(images)
     if dinov2 is not None:
         features = extract_patch_features(backend, [image.pixels for image in images], dinov2)
     return [
-        SubjectSample(image.name, z, contexts[image.caption], mask, feature)
-        for image, z, mask, feature in zip(images, encoded, masks, features, strict=True)
+        SubjectSample(image.name, z, contexts[image.caption], mask, feature, condition.inputs)
+        for image, z, mask, feature, condition in zip(
+            images, encoded, masks, features, conditions, strict=True
+        )
     ]
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..lora.plan import SUBJECT, SparsePlan
+from ..wan.condition import NO_INPUTS, ExtraInputs
 from ..wan.flow_matching import add_noise, velocity_target, velocity_weight
 from ..wan.interfaces import Denoiser
 from ..wan.settings import COUNT, NOT_NEGATIVE, POSITIVE, check_limits, declare_setting
@@ -89,6 +90,8 @@ class SubjectSample(NamedTuple):
     """Subject mask `1 1 h w` on the latent grid, 0 or 1."""
     features: Tensor
     """DINOv2's patch features `N D`, one per DiT token, in y,x order."""
+    extra: ExtraInputs = NO_INPUTS
+    """What a variant of WAN takes besides (see wan.condition)."""
 
 
 def mask_to_latent(mask_px: Tensor, latents: LatentSpace) -> Tensor:
@@ -174,7 +177,7 @@ class SubjectObjective:
         aligned = self.settings.sura_weight != 0
         token_block = self.settings.align_block if aligned else None
         noisy = add_noise(batch.latents, noise, sigma)
-        velocity, tokens = denoiser.velocity(noisy, sigma, batch.context, token_block)
+        velocity, tokens = denoiser.velocity(noisy, sigma, batch.context, token_block, batch.extra)
         region = region_loss(velocity, velocity_target(batch.latents, noise), batch.mask_latent)
         if self.settings.weighted_velocity:
             region = region * velocity_weight(sigma, self.settings.shift)

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
+from .condition import NO_INPUTS, ExtraInputs
 from .spec import WanSpec
 
 
@@ -32,11 +33,17 @@ class Denoiser(Protocol):
         ...
 
     def velocity(
-        self, noisy_latents: Tensor, sigma: Tensor, context: Tensor, token_block: int | None = None
+        self,
+        noisy_latents: Tensor,
+        sigma: Tensor,
+        context: Tensor,
+        token_block: int | None = None,
+        extra: ExtraInputs = NO_INPUTS,
     ) -> Prediction:
         """Predict the velocity of latents `B C f h w` at sigma `B`, given text context `B T 4096`.
 
-        `token_block` is the index of the block whose output tokens are returned, too. Gradients flow to
+        `token_block` is the index of the block whose output tokens are returned, too. `extra` is what a
+        variant takes besides: image channels, CLIP features. Gradients flow to
         adapters and to the latents; blocks are checkpointed when the model was loaded with checkpointing.
         """
         ...

@@ -1,7 +1,7 @@
 """Facts of the WAN video model: sizes, module names, frame rules and the token grid."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import NamedTuple
 
@@ -141,6 +141,10 @@ class WanSpec:
     def linear_names(self) -> list[str]:
         """List the native names of all linears that can have an adapter, block by block."""
         return [f"blocks.{i}.{path}" for i in range(self.blocks) for role in Role for path in role.paths]
+
+    def as_variant(self, kind: str, channels: int) -> "WanSpec":
+        """Return the spec of a variant with these sizes, named after its class and its input channels."""
+        return replace(self, name=f"{self.name.replace('-T2V', '')} ({kind}, {channels} channels)")
 
     def linear_shape(self, name: str) -> tuple[int, int]:
         """Return (out_features, in_features) of a linear, given its native name."""

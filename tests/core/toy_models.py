@@ -9,6 +9,7 @@ from torch import nn
 
 from smra_core.lora.adapter import init_lora
 from smra_core.lora.plan import ALL_LAYERS
+from smra_core.wan.condition import IMAGE_CHANNELS, NO_INPUTS
 from smra_core.wan.interfaces import Prediction
 from smra_core.wan.spec import WanSpec
 
@@ -17,13 +18,16 @@ TEXT = 6
 
 
 class ToyDenoiser(nn.Module):
-    """Blocks of self-attention, cross-attention and a feed-forward net over 1x2x2 tokens; frozen."""
+    """Blocks of self-attention, cross-attention and a feed-forward net over 1x2x2 tokens; frozen.
+
+    It takes `channels`, of which those above 16 are image channels.
+    """
 
     def __init__(self, blocks=2, dim=8, ffn=12, channels=16, text=TEXT):
         super().__init__()
         self.spec = WanSpec("toy", blocks, dim, ffn, heads=1)
         torch.manual_seed(3)
-        self.embed, self.head = nn.Linear(channels * 4, dim), nn.Linear(dim, channels * 4)
+        self.embed, self.head = nn.Linear(channels * 4, dim), nn.Linear(dim, 16 * 4)
         self.text, self.time = nn.Linear(text, dim), nn.Linear(1, dim)
         shapes = {name: self.spec.linear_shape(name) for name in self.spec.linear_names()}
         self.named = nn.ModuleDict(
@@ -44,8 +48,10 @@ class ToyDenoiser(nn.Module):
         inner = self.named[f"blocks/{index}/ffn/0"](x)
         return x + self.named[f"blocks/{index}/ffn/2"](F.gelu(inner))
 
-    def velocity(self, noisy_latents, sigma, context, token_block=None):
+    def velocity(self, noisy_latents, sigma, context, token_block=None, extra=NO_INPUTS):
         f, h, w = noisy_latents.shape[-3:]
+        if IMAGE_CHANNELS in extra:
+            noisy_latents = torch.cat([noisy_latents, extra[IMAGE_CHANNELS].to(noisy_latents)], 1)
         x = rearrange(noisy_latents, "b c f (h p) (w q) -> b (f h w) (c p q)", p=2, q=2)
         x = self.embed(x) + self.time(sigma.to(x.dtype)[:, None])[:, None]
         context, tokens = self.text(context.to(x.dtype)), None
@@ -63,7 +69,7 @@ class ExponentialField:
     def linears(self):
         return {}
 
-    def velocity(self, noisy, sigma, context, token_block=None):
+    def velocity(self, noisy, sigma, context, token_block=None, extra=NO_INPUTS):
         return Prediction(noisy, None)
 
 
