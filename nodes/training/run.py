@@ -13,6 +13,9 @@ from ..host.widgets import show_text
 from .forecast import Forecast, measure_flops
 from .outputs import log
 
+_IN_PLACE = "modified by an inplace operation"
+"""Words of torch's error where a value that the backward pass needs was overwritten."""
+
 
 def show_forecast(node: type, backend: ComfyBackend, forecast: Forecast, notes: Sequence[str]) -> None:
     """Show what the run will take, and let ComfyUI keep that much memory free."""
@@ -56,7 +59,9 @@ def run_training(
 
 
 def explain_error(error: Exception, model) -> str | None:
-    """Return which patch or pack an error came from and what to do; None where it is this pack's own."""
+    """Return which patch, pack or variant of WAN an error came from and what to do; None where it is this
+    pack's own.
+    """
     seen = f"{type(error).__name__}: {error}"
     kept = "All finished steps are kept."
     foreign = find_foreign_code(error)
@@ -64,6 +69,13 @@ def explain_error(error: Exception, model) -> str | None:
         return (
             f"Training was stopped by {foreign}, a patch or node of another pack, with {seen}. {kept} "
             "Connect the MODEL and the VAE from before the node that put it there."
+        )
+    if _IN_PLACE in seen:
+        kind = type(model.model.diffusion_model).__name__
+        return (
+            f"This MODEL is {kind}, and ComfyUI's code of this variant of WAN overwrites values that a "
+            f"gradient needs, so that it cannot be trained ({seen}). Train the LoRA on a text-to-video or "
+            "image-to-video WAN of the same size, and apply it to this MODEL."
         )
     patches = list_trained_patches(model)
     if not patches or isinstance(error, (ValueError, OSError)):

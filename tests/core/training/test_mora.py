@@ -15,6 +15,7 @@ from smra_core.training.mora import (
     flow_weight,
     temporal_loss,
 )
+from smra_core.wan.condition import IMAGE_CHANNELS
 from smra_core.wan.flow_matching import add_noise, velocity_target, velocity_weight
 
 BATCH, PAIRS, HEIGHT, WIDTH = 2, 3, 4, 8
@@ -115,9 +116,9 @@ def motion_batch():
     return MotionSample(["one", "two"], latents, context, reference), noise
 
 
-def drawn_losses(objective, denoiser, sigma=SIGMA):
-    batch, noise = motion_batch()
-    return objective.losses(denoiser, batch, sigma, noise, torch.Generator().manual_seed(2))
+def drawn_losses(objective, denoiser, sigma=SIGMA, batch=None):
+    usual, noise = motion_batch()
+    return objective.losses(denoiser, batch or usual, sigma, noise, torch.Generator().manual_seed(2))
 
 
 @pytest.mark.parametrize("changes", [{}, {"flow_weight": "clean", "debias": False}])
@@ -205,3 +206,41 @@ def test_samples_too_noisy_to_count_are_not_decoded(toy_denoiser):
 def test_mora_without_a_flow_net_is_refused():
     with pytest.raises(ValueError, match="weight 1.0 needs.*optical flow.*mora_weight to 0"):
         MotionObjective(MotionSettings(), Decoder(), None)
+
+
+def image_batch():
+    """The batch of a model that is given the first of three latents by 20 image channels."""
+    batch, _ = motion_batch()
+    image = torch.randn(BATCH, 20, *batch.latents.shape[2:], dtype=torch.float64)
+    given = torch.tensor([[True, False, False]] * BATCH)
+    return batch._replace(extra={IMAGE_CHANNELS: image}, given=given)
+
+
+def test_flow_pairs_of_given_frames_stay(toy_denoiser):
+    denoiser = toy_denoiser(channels=36).double()
+    objective = MotionObjective(MotionSettings(), Decoder(), smooth_flow)
+    batch = image_batch()
+    given = drawn_losses(objective, denoiser, batch=batch)
+    counted = drawn_losses(objective, denoiser, batch=batch._replace(given=None))
+    assert torch.equal(given["mora"], counted["mora"])
+    assert not torch.equal(given["temporal"], counted["temporal"])
+
+
+def test_gradients_with_image_channels_and_given_latents_equal_finite_differences(
+    toy_denoiser, finite_difference
+):
+    denoiser = toy_denoiser(channels=36).double()
+    objective = MotionObjective(MotionSettings(mora_weight=2.0), Decoder(), smooth_flow)
+    lora = random_lora(denoiser.spec, std=0.1, dtype=torch.float64)
+    batch = image_batch()
+
+    def total():
+        losses = drawn_losses(objective, denoiser, batch=batch)
+        return sum(objective.weights[name] * value.mean() for name, value in losses.items())
+
+    with injected(denoiser.linears(), Injection(lora)):
+        total().backward()
+        for parameter in lora["blocks.0.self_attn.v"].parameters():
+            direction = torch.randn_like(parameter)
+            slope = finite_difference(total, parameter, direction)
+            assert (parameter.grad * direction).sum().item() == pytest.approx(slope, rel=1e-6, abs=1e-9)

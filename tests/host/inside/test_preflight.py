@@ -179,22 +179,25 @@ def dit(kind, **sizes):
 
     small = dict(dim=256, ffn_dim=64, num_heads=2, num_layers=1, device="meta", dtype=FLOAT)
     net = getattr(model, kind)(**(small | sizes), operations=disable_weight_init)
-    return SimpleNamespace(model=SimpleNamespace(diffusion_model=net))
+    return SimpleNamespace(model=SimpleNamespace(diffusion_model=net, model_type="FLOW"))
+
+
+def test_latents_of_another_vae_are_refused_with_what_to_load():
+    with pytest.raises(ValueError, match="latents of 48 channels.*load a WAN of 1.3B or 14B"):
+        pack("nodes.host.denoiser").read_spec(dit("WanModel", in_dim=48, out_dim=48))
 
 
 @pytest.mark.parametrize(
-    ("kind", "sizes"),
+    ("kind", "sizes", "name"),
     [
-        ("VaceWanModel", dict(model_type="vace", vace_layers=1, vace_in_dim=96)),
-        ("CameraWanModel", dict(model_type="camera", in_dim=32)),
-        ("WanModel", dict(model_type="i2v", in_dim=36)),
-        ("WanModel", dict(model_type="i2v", in_dim=16)),
-        ("WanModel", dict(model_type="t2v", in_dim=48)),
+        ("VaceWanModel", dict(model_type="vace", vace_layers=1, vace_in_dim=96), "VaceWanModel, 16 channels"),
+        ("CameraWanModel", dict(model_type="camera", in_dim=32), "CameraWanModel, 32 channels"),
+        ("WanModel", dict(model_type="i2v", in_dim=36), "WanModel, 36 channels"),
     ],
 )
-def test_variants_of_wan_are_refused_with_what_to_load(kind, sizes):
-    with pytest.raises(ValueError, match=f"{kind} with .* input channels.*load Wan2.1-T2V-1.3B or 14B"):
-        pack("nodes.host.denoiser").read_spec(dit(kind, **sizes))
+def test_variants_are_named_after_their_class_and_channels(kind, sizes, name):
+    spec = pack("nodes.host.denoiser").read_spec(dit(kind, **sizes))
+    assert spec.name == f"Wan2.1 of 1 blocks, width 256 ({name})"
 
 
 def test_what_is_not_wan_is_refused_with_what_to_load():
