@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...smra_core.decoding.wan_decoder import WanVideoDecoder
-from ...smra_core.wan.spec import TEMPORAL_STRIDE, LatentSpace
+from ...smra_core.wan.spec import COLORS, LATENTS_21, LATENTS_22, TEMPORAL_STRIDE, LatentSpace
 
 
 def check_vae(vae, latents: LatentSpace) -> None:
@@ -24,8 +24,8 @@ def check_vae(vae, latents: LatentSpace) -> None:
     expected = {
         "class": "WanVAE",
         "channels of latents": latents.channels,
-        "channels of pixels in": 3,
-        "channels of pixels out": 3,
+        "channels of pixels in": COLORS,
+        "channels of pixels out": COLORS,
         "pixels a latent": latents.stride,
         "frames a latent": TEMPORAL_STRIDE,
     }
@@ -45,17 +45,13 @@ def _describe_vae(net) -> dict[str, str | int]:
     """Return what a VAE is, as far as its attributes and the shapes of its weights say."""
     seen: dict[str, str | int] = {"class": type(net).__name__}
     with suppress(AttributeError, IndexError, TypeError):
-        side = _PATCH if _has_stages(net) else 1
+        side = (LATENTS_22 if _has_stages(net) else LATENTS_21).patch
         seen["channels of latents"] = net.z_dim
         seen["channels of pixels in"] = net.encoder.conv1.weight.shape[1] // side**2
         seen["channels of pixels out"] = net.decoder.head[-1].weight.shape[0] // side**2
         seen["pixels a latent"] = side * 2 ** (len(net.dim_mult) - 1)
         seen["frames a latent"] = 2 ** sum(net.temperal_downsample)
     return seen
-
-
-_PATCH = 2
-"""Side of the square of pixels whose colors Wan 2.2's VAE takes as the channels of one."""
 
 
 def _has_stages(net) -> bool:

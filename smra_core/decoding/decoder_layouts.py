@@ -10,12 +10,10 @@ from math import isqrt
 import torch
 from torch import nn
 
-from ..wan.spec import LatentSpace, find_latents
+from ..wan.spec import COLORS, LatentSpace, find_latents
 from .decoder_blocks import Attention, Block, ConvIn, Head, Residual, Unpatch, Upsample3d
 from .frozen_layers import NormedConv
 from .residual_stage import ResidualStage
-
-COLORS = 3
 
 
 def list_decoder_blocks(vae: nn.Module) -> list[Block | ResidualStage]:

@@ -36,8 +36,6 @@ together. A guess: a decoder with the wrong scaling is near or above 1.
 _LIMIT = 3.0
 """Limit of the soft clamp of the latents: they stay between minus and plus this."""
 _PREFIX = "decoder."
-_UPSAMPLINGS = 3
-COLORS = 3
 
 
 class MemoryBlock(nn.Module):
@@ -120,8 +118,7 @@ class TinyDecoder(nn.Module):
         """Build a decoder; `widths` are the channels before each upsampling and at the end."""
         super().__init__()
         self.scaling, self.half_size, self.latents = SCALINGS[0], half_size, latents
-        self.side = _get_patch_side(latents)
-        self.decoder = nn.Sequential(*_make_layers(widths, latents.channels, COLORS * self.side**2))
+        self.decoder = nn.Sequential(*_make_layers(widths, latents.channels, latents.image_channels))
         self.requires_grad_(False)
 
     def step(self, latents: Tensor, state: DecoderState | None = None) -> tuple[Tensor, DecoderState]:
@@ -142,7 +139,8 @@ class TinyDecoder(nn.Module):
         if state is None:
             x = x[:, TEMPORAL_STRIDE - 1 :]  # a clip's first latent is one frame
         # The channels of a color count along the width first here: a row of the square, then the next.
-        pixels = rearrange(2 * x - 1, "b t (c p q) h w -> b c t (h p) (w q)", p=self.side, q=self.side)
+        side = self.latents.patch
+        pixels = rearrange(2 * x - 1, "b t (c p q) h w -> b c t (h p) (w q)", p=side, q=side)
         return pixels, tuple(new_state)
 
     def finish(self, latents: Tensor, state: DecoderState | None = None) -> Tensor:
@@ -152,13 +150,6 @@ class TinyDecoder(nn.Module):
     @property
     def _last_upsample(self) -> int:
         return max(index for index, layer in enumerate(self.decoder) if isinstance(layer, Upsample))
-
-
-def _get_patch_side(latents: LatentSpace) -> int:
-    """Return the side of the square of pixels that the last layer makes of a place: what three upsamplings
-    leave of a latent cell.
-    """
-    return latents.stride // 2**_UPSAMPLINGS
 
 
 def _make_layers(widths: tuple[int, int, int, int], inputs: int, outputs: int) -> Iterator[nn.Module]:
@@ -199,7 +190,7 @@ def _find_widths(tensors: dict[str, Tensor], path: Path, latents: LatentSpace) -
         raise ValueError(
             f"{path} is not a tiny video decoder. Choose {latents.name_tiny_files()}, as ComfyUI uses."
         )
-    seen, needed = (first.shape[1], last.shape[0]), (latents.channels, COLORS * _get_patch_side(latents) ** 2)
+    seen, needed = (first.shape[1], last.shape[0]), (latents.channels, latents.image_channels)
     if seen != needed:
         owner = next((other for other in LATENT_SPACES.values() if other.channels == seen[0]), None)
         raise ValueError(

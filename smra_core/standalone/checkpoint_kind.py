@@ -1,12 +1,13 @@
-"""Recognition of checkpoints by the names and shapes in them: a WAN 2.1 text-to-video DiT and its VAE are
-accepted, every other model is refused, and the message says what it is.
+"""Recognition of checkpoints by the names and shapes in them: a WAN DiT that makes videos from text (WAN 2.1,
+the experts of Wan 2.2, TI2V-5B) and its VAE are accepted, every other model is refused, and the message says
+what it is.
 """
 
 import re
 from typing import Any
 
 from ..storage.weight_check import join_names
-from ..wan.spec import LATENTS_21, PATCH, TEXT_DIM
+from ..wan.spec import LATENT_SPACES, LATENTS_21, LATENTS_22, PATCH, TEXT_DIM, LatentSpace
 from .checkpoint_weights import Shapes, without_quantization
 
 HEAD_DIM = 128
@@ -16,6 +17,10 @@ _MOST_BLOCKS, _WIDEST = 100, 1 << 15
 """Limits far above the sizes of any WAN; a header that claims more is refused."""
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.")
 _CELLS = PATCH[0] * PATCH[1] * PATCH[2]
+_SERVED = "wan2.1_t2v_1.3B or _14B, an expert of wan2.2_t2v, or wan2.2_ti2v_5B"
+"""Models that are accepted, by their names among ComfyUI's files."""
+_STAGE_WEIGHT = "decoder.upsamples.0.upsamples.0.residual.2.weight"
+"""Name that only Wan 2.2's VAE has, whose decoder consists of stages."""
 
 _VARIANTS = (
     ("vace_patch_embedding.", "VACE (video editing)"),
@@ -67,19 +72,20 @@ def find_prefix(names: Any) -> str:
 def build_dit_config(shapes: Shapes, source: str) -> dict[str, Any]:
     """Return the arguments of diffusers' WanTransformer3DModel for a DiT with these native names and shapes.
 
-    Raises ValueError when the file is no text-to-video DiT of WAN 2.1 (the message says what it is instead),
-    and when its sizes are such as only a hostile file would have. `source` is the file's name in messages.
+    Raises ValueError when the file is no DiT that makes videos from text (the message says what it is
+    instead), and when its sizes are such as only a hostile file would have. `source` is the file's name in
+    messages.
     """
     weights = without_quantization(shapes)
     _refuse_other_models(weights, source)
     _refuse_variants(weights, source)
     dim, channels = weights["patch_embedding.weight"][:2]
-    _refuse_channels(channels, weights["head.head.weight"][0] // _CELLS, dim, source)
+    _refuse_channels(channels, weights["head.head.weight"][0] // _CELLS, source)
     config = {
         "num_attention_heads": dim // HEAD_DIM,
         "attention_head_dim": HEAD_DIM,
         "in_channels": channels,
-        "out_channels": LATENTS_21.channels,
+        "out_channels": channels,
         "ffn_dim": weights["blocks.0.ffn.0.weight"][0],
         "num_layers": _count_blocks(weights, source),
         "text_dim": weights["text_embedding.0.weight"][1],
@@ -124,22 +130,20 @@ def _refuse_variants(shapes: Shapes, source: str) -> None:
     for mark, kind in _VARIANTS:
         if any(name.startswith(mark) for name in shapes):
             raise ValueError(
-                f"{source} is WAN {kind}. The method needs WAN 2.1 text-to-video: wan2.1_t2v_1.3B or _14B."
+                f"{source} is WAN {kind}. The method needs a model that makes videos from text: {_SERVED}."
             )
 
 
-def _refuse_channels(channels: int, out: int, dim: int, source: str) -> None:
-    if channels == out == LATENTS_21.channels:
+def _refuse_channels(channels: int, out: int, source: str) -> None:
+    if channels == out and out in LATENT_SPACES:
         return
-    if out == 48:
-        kind = f"WAN 2.2 TI2V 5B (width {dim}), which has another VAE"
-    elif channels == 36:
+    if channels == 36:
         kind = "WAN I2V or inpainting (image to video)"
     else:
         kind = "a control or image-to-video model"
     raise ValueError(
-        f"{source} takes {channels} channels and gives {out}: {kind}. The method needs WAN 2.1 "
-        f"text-to-video ({LATENTS_21.channels} and {LATENTS_21.channels}): wan2.1_t2v_1.3B or _14B."
+        f"{source} takes {channels} channels and gives {out}: {kind}. The method needs a model that takes as "
+        f"many as it gives, {' or '.join(map(str, LATENT_SPACES))}: {_SERVED}."
     )
 
 
@@ -168,31 +172,57 @@ def _refuse_sizes(config: dict[str, Any], source: str) -> None:
 def build_vae_config(shapes: Shapes, source: str) -> dict[str, Any]:
     """Return the arguments of diffusers' AutoencoderKLWan for a VAE with these native names and shapes.
 
-    Raises ValueError when the file is not WAN 2.1's VAE, as `build_dit_config` does.
+    Raises ValueError when the file is not one of WAN's two VAEs, as `build_dit_config` does.
     """
-    if "decoder.upsamples.0.upsamples.0.residual.2.weight" in shapes:
-        raise ValueError(
-            f"{source} is the VAE of WAN 2.2 5B (48 channels). WAN 2.1's is needed: wan_2.1_vae.safetensors."
-        )
+    latents = LATENTS_22 if _STAGE_WEIGHT in shapes else LATENTS_21
     gamma, latent = shapes.get("decoder.head.0.gamma", ()), shapes.get("conv2.weight", ())
     if not gamma or len(latent) != 5:
         kind = _guess_kind(shapes)
         raise ValueError(
             f"{source} is not a WAN VAE: it "
             + (f"looks like {kind}. " if kind else f"has {join_names(sorted(shapes))}. ")
-            + "Choose wan_2.1_vae.safetensors or Wan2.1_VAE.pth."
+            + f"Choose {LATENTS_21.vae_file}, or for TI2V-5B {LATENTS_22.vae_file}."
         )
-    if latent[0] != LATENTS_21.channels:
+    if latent[0] != latents.channels:
         raise ValueError(
-            f"{source} has {latent[0]} latent channels; WAN 2.1's VAE has {LATENTS_21.channels}. Choose "
-            "the VAE that came with Wan2.1-T2V."
+            f"{source} has {latent[0]} latent channels; {latents.name}'s VAE has {latents.channels}. Choose "
+            f"{latents.vae_file}."
         )
     if not 1 <= gamma[0] <= 1024:
         raise ValueError(
-            f"{source}: its width is {gamma[0]}; WAN 2.1's VAE has 96, and at most 1024 is read. "
-            "Choose wan_2.1_vae.safetensors or Wan2.1_VAE.pth."
+            f"{source}: its width is {gamma[0]}; WAN's VAEs have 96 and 256, and at most 1024 is read. "
+            f"Choose {latents.vae_file}."
         )
-    return {"base_dim": gamma[0], "z_dim": LATENTS_21.channels}
+    if latents is LATENTS_21:
+        return {"base_dim": gamma[0], "z_dim": latents.channels}
+    return _build_vae_22_config(shapes, gamma[0], latents, source)
+
+
+def _build_vae_22_config(shapes: Shapes, width: int, latents: LatentSpace, source: str) -> dict[str, Any]:
+    """Return the arguments for Wan 2.2's VAE, whose encoder has a width of its own and which takes and gives
+    squares of pixels as channels.
+    """
+    first, last = shapes.get("encoder.conv1.weight", ()), shapes.get("decoder.head.2.weight", ())
+    channels = latents.image_channels
+    is_whole = len(first) == len(last) == 5 and (first[1], last[0]) == (channels, channels)
+    if not is_whole or not 1 <= first[0] <= 1024:
+        raise ValueError(
+            f"{source} is no whole VAE of Wan 2.2: encoder.conv1.weight and decoder.head.2.weight are "
+            f"{first} and {last}; they must take and give {channels} channels. Download {latents.vae_file} "
+            "again."
+        )
+    return {
+        "base_dim": first[0],
+        "decoder_base_dim": width,
+        "z_dim": latents.channels,
+        "is_residual": True,
+        "in_channels": channels,
+        "out_channels": channels,
+        "patch_size": latents.patch,
+        "scale_factor_spatial": latents.stride,
+        "latents_mean": list(latents.mean),
+        "latents_std": list(latents.std),
+    }
 
 
 def guess_text_kind(shapes: Shapes) -> str:

@@ -13,7 +13,7 @@ from ..wan.interfaces import Prediction
 from ..wan.latents import denormalize, normalize
 from ..wan.module_names import to_native_linear
 from ..wan.recompute import run_checkpointed
-from ..wan.spec import TIMESTEPS, WanSpec, find_spec
+from ..wan.spec import TIMESTEPS, WanSpec, find_latents, find_spec
 
 if TYPE_CHECKING:  # diffusers takes six seconds to import, which a command that loads no model should not pay
     from diffusers import AutoencoderKLWan, WanTransformer3DModel
@@ -83,7 +83,8 @@ class DiffusersDenoiser:
 def read_spec(config: Mapping[str, Any]) -> WanSpec:
     """Return the sizes of a DiT, given the arguments of diffusers' WanTransformer3DModel."""
     heads = config["num_attention_heads"]
-    return find_spec(config["num_layers"], heads * config["attention_head_dim"], config["ffn_dim"], heads)
+    sizes = config["num_layers"], heads * config["attention_head_dim"], config["ffn_dim"], heads
+    return find_spec(*sizes, find_latents(config["out_channels"]))
 
 
 class DiffusersCodec:

@@ -1,4 +1,4 @@
-"""The files of a WAN 2.1 model on disk: find them, check them, and load its parts. Nothing is downloaded."""
+"""The files of a WAN model on disk: find them, check them, and load its parts. Nothing is downloaded."""
 
 import json
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ import torch
 from ..storage.content_hash import fingerprint_weights
 from ..storage.weight_file import INDEX, read_shapes
 from ..wan.interfaces import TextEncoder
-from ..wan.spec import LATENTS_21, WanSpec
+from ..wan.spec import LATENT_SPACES, LATENTS_21, LatentSpace, WanSpec, find_latents
 from .checkpoint_weights import Shapes
 from .diffusers_wan import DiffusersCodec, DiffusersDenoiser, read_spec
 from .native_part import DIT, VAE
 from .umt5 import TOKENIZER_KEY, Umt5Text, check_umt5, find_tokenizer_folder, load_umt5
 
-_AUTHORS_VAE, _AUTHORS_TEXT = "Wan2.1_VAE.pth", "models_t5_umt5-xxl-enc-bf16.pth"
+_AUTHORS_TEXT = "models_t5_umt5-xxl-enc-bf16.pth"
 _TRANSFORMERS_WEIGHTS = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
 )  # fmt: skip
@@ -61,7 +61,7 @@ class WanFiles:
 
     @cached_property
     def vae_arguments(self) -> dict[str, Any]:
-        """Arguments of AutoencoderKLWan; ValueError unless this is WAN 2.1's VAE."""
+        """Arguments of AutoencoderKLWan; ValueError unless this is one of WAN's VAEs."""
         if self.vae.is_file():
             return VAE.config(self.vae_shapes, self.vae.name)
         return _read_vae_config(self.vae)
@@ -87,7 +87,7 @@ class WanFiles:
         A text encoder that is a file without a tokenizer inside needs one beside it, and one that is a folder
         needs both in it.
         """
-        _ = self.transformer_arguments, self.vae_arguments
+        _check_pair(self.spec.latents, self.vae_arguments["z_dim"], self.vae.name)
         if self.transformer.is_file():
             DIT.check_shapes(self.transformer_shapes, self.transformer.name)
         if self.vae.is_file():
@@ -142,7 +142,7 @@ class WanFiles:
 
 
 def find_wan_files(model: str, vae: str | None = None, text_encoder: str | None = None) -> WanFiles:
-    """Find and check the parts of a WAN 2.1 model.
+    """Find and check the parts of a WAN model.
 
     `model` is a folder of diffusers or of WAN's authors, whose parts `vae` and `text_encoder` may replace, or
     a native DiT file, which needs both. Only headers are read, and every name and shape in them is checked.
@@ -168,8 +168,23 @@ def _find_in_folder(folder: Path, vae: str | None, text_encoder: str | None) -> 
     dit, own_vae, own_text = folder / "transformer", folder / "vae", folder
     authors = [folder / f"diffusion_pytorch_model{ending}" for ending in (".safetensors", INDEX)]
     if not dit.exists() and (found := [path for path in authors if path.is_file()]):
-        dit, own_vae, own_text = found[0], folder / _AUTHORS_VAE, folder / _AUTHORS_TEXT
+        dit, own_vae, own_text = found[0], _find_authors_vae(folder), folder / _AUTHORS_TEXT
     return WanFiles(dit, Path(vae) if vae else own_vae, Path(text_encoder) if text_encoder else own_text)
+
+
+def _find_authors_vae(folder: Path) -> Path:
+    """Return the VAE in a folder of WAN's authors: WAN 2.1's, or that of TI2V-5B."""
+    files = [folder / space.authors_vae_file for space in LATENT_SPACES.values()]
+    return next((file for file in files if file.is_file()), files[0])
+
+
+def _check_pair(latents: LatentSpace, channels: int, vae: str) -> None:
+    """Raise ValueError unless the VAE's latents are those that the DiT denoises."""
+    if channels != latents.channels:
+        raise ValueError(
+            f"{vae} is the VAE of {find_latents(channels).name}, with latents of {channels} channels; this "
+            f"model needs {latents.name}'s, with {latents.channels}. Give --vae {latents.vae_file}."
+        )
 
 
 def _find_native_files(model: Path, vae: str | None, text_encoder: str | None) -> WanFiles:
@@ -178,9 +193,10 @@ def _find_native_files(model: Path, vae: str | None, text_encoder: str | None) -
             f"{model} does not exist. Give 'miniature', a diffusers folder, or a .safetensors file."
         )
     if vae is None or text_encoder is None:
-        DIT.config(DIT.read_shapes(model), model.name)  # a file that is no DiT is refused as what it is
+        # A file that is no DiT is refused as what it is.
+        latents = read_spec(DIT.config(DIT.read_shapes(model), model.name)).latents
         raise ValueError(
-            f"{model.name} holds the DiT alone. Give its VAE file with --vae (wan_2.1_vae.safetensors) and "
+            f"{model.name} holds the DiT alone. Give its VAE file with --vae ({latents.vae_file}) and "
             "UMT5 with --text-encoder (umt5_xxl_fp16.safetensors, or a folder with its tokenizer)."
         )
     return WanFiles(model, Path(vae), Path(text_encoder))
@@ -211,29 +227,33 @@ def _load_folder(kind: Any, path: Path, dtype: torch.dtype) -> Any:
 
 
 def _read_dit_config(path: Path) -> dict[str, Any]:
-    """Read the config.json of a folder; ValueError unless it is that of a WAN text-to-video DiT."""
-    config = _read_config(path)
+    """Read the config.json of a folder; ValueError unless it is that of a WAN DiT that makes videos from
+    text.
+    """
+    config = {"out_channels": LATENTS_21.channels} | _read_config(path)
     kind = config.get("_class_name", DIT.diffusers_class)
     if kind != DIT.diffusers_class:
         raise ValueError(
-            f"{path} holds {kind}, such as VACE or Animate models have. The method needs WAN 2.1 "
-            "text-to-video (Wan2.1-T2V-1.3B-Diffusers or -14B-Diffusers)."
+            f"{path} holds {kind}, such as VACE or Animate models have. The method needs a model that makes "
+            "videos from text (Wan2.1-T2V-1.3B-Diffusers, -14B-Diffusers or Wan2.2-TI2V-5B-Diffusers)."
         )
-    if config["in_channels"] != LATENTS_21.channels or config.get("image_dim"):
+    channels = config["in_channels"], config["out_channels"]
+    if channels[0] != channels[1] or channels[1] not in LATENT_SPACES or config.get("image_dim"):
         raise ValueError(
-            f"{path.name} takes {config['in_channels']} channels or images; it is an image-to-video or "
-            f"control model. The method needs WAN 2.1 text-to-video ({LATENTS_21.channels} channels)."
+            f"{path.name} takes {channels[0]} channels or images; it is an image-to-video or control model. "
+            "The method needs a model that makes videos from text and takes as many channels as it gives, "
+            f"{' or '.join(map(str, LATENT_SPACES))}."
         )
     return config
 
 
 def _read_vae_config(path: Path) -> dict[str, Any]:
-    """Read the config.json of a folder; ValueError unless it is that of WAN 2.1's VAE."""
+    """Read the config.json of a folder; ValueError unless it is that of one of WAN's VAEs."""
     config = _read_config(path)
-    if config.get("z_dim") != LATENTS_21.channels:
+    if config.get("z_dim") not in LATENT_SPACES:
         raise ValueError(
-            f"{path.name} has {config.get('z_dim')} latent channels; WAN 2.1's VAE has "
-            f"{LATENTS_21.channels}. Choose the VAE that came with Wan2.1-T2V."
+            f"{path.name} has {config.get('z_dim')} latent channels; WAN's VAEs have "
+            f"{' or '.join(map(str, LATENT_SPACES))}. Choose the VAE that came with the model."
         )
     return config
 

@@ -5,7 +5,7 @@ diffusers' own `from_single_file` is not used: it does not apply the scales of f
 model's configuration, and accepts files with names that are missing or unknown.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 
 from ..storage.weight_check import Value
 from ..storage.weight_file import read_shapes, read_weight_file
-from ..wan.module_names import to_native_dit_name, to_native_vae_name
+from ..wan.module_names import choose_vae_names, to_native_dit_name
 from .checkpoint_kind import build_dit_config, build_vae_config, find_prefix
 from .checkpoint_weights import Shapes, check_native, fill_native, rename_to_native
 
@@ -24,8 +24,10 @@ class NativePart:
     """A part of WAN that one file in native names can hold."""
 
     diffusers_class: str
-    native_name: Callable[[str], str]
-    """Returns the native name of a weight, given the name that diffusers has for it."""
+    choose_names: Callable[[Iterable[str]], Callable[[str], str]]
+    """Returns, given all names in a file or a model, the function from diffusers' name of a weight to its
+    native name.
+    """
     config: Callable[[Shapes, str], dict[str, Any]]
     """Returns the arguments of the class, given the shapes by native name and the file's name."""
 
@@ -35,7 +37,8 @@ class NativePart:
 
     def check_shapes(self, shapes: Shapes, source: str) -> None:
         """Raise ValueError unless a file with these shapes fills the model exactly (see check_native)."""
-        check_native(self.build_empty(shapes, source), self.native_name, shapes, source)
+        model = self.build_empty(shapes, source)
+        check_native(model, self.choose_names(model.state_dict()), shapes, source)
 
     def build_empty(self, shapes: Shapes, source: str) -> Any:
         """Build the model of these shapes on the meta device; buffers that it computes itself have values."""
@@ -52,12 +55,12 @@ class NativePart:
         model = self.build_empty(shapes, path.name)
         # diffusers computes time, norms and modulations in float32, as WAN's authors do.
         precise = tuple(model._keep_in_fp32_modules or ())
-        fill_native(model, self.native_name, tensors, dtype, path.name, precise)
+        fill_native(model, self.choose_names(model.state_dict()), tensors, dtype, path.name, precise)
         return model
 
     def _rename(self, values: dict[str, Value], source: str) -> dict[str, Value]:
-        return rename_to_native(values, self.native_name, source, find_prefix(values))
+        return rename_to_native(values, self.choose_names(values), source, find_prefix(values))
 
 
-DIT = NativePart("WanTransformer3DModel", to_native_dit_name, build_dit_config)
-VAE = NativePart("AutoencoderKLWan", to_native_vae_name, build_vae_config)
+DIT = NativePart("WanTransformer3DModel", lambda names: to_native_dit_name, build_dit_config)
+VAE = NativePart("AutoencoderKLWan", choose_vae_names, build_vae_config)

@@ -1,12 +1,13 @@
 """Translation between WAN's own (native) module names and those of diffusers.
 
-Native names are used in WAN 2.1's checkpoints, in ComfyUI and in nearly every LoRA; diffusers renames the
+Native names are used in WAN's own checkpoints, in ComfyUI and in nearly every LoRA; diffusers renames the
 modules when it reads such a file (`from_single_file`). Linears are translated both ways, whole checkpoints
 from diffusers' names to native ones.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 from torch import Tensor
 
@@ -61,8 +62,20 @@ _VAE = (
     (r"\.mid_block\.resnets\.1\.", ".middle.2."),
     (r"^encoder\.down_blocks\.", "encoder.downsamples."),
 )
-_RESNETS_IN_UP_BLOCK = 3
-"""Residual blocks in each up block; WAN numbers them and the upsampler that follows consecutively."""
+_RESNETS_IN_DOWN_BLOCK, _RESNETS_IN_UP_BLOCK = 2, 3
+"""Residual blocks in each block; WAN numbers them and the up- or downsampler that follows consecutively."""
+_STAGES = (
+    (r"^encoder\.down_blocks\.(\d+)\.resnets\.", r"encoder.downsamples.\1.downsamples."),
+    (
+        r"^encoder\.down_blocks\.(\d+)\.downsampler\.",
+        rf"encoder.downsamples.\1.downsamples.{_RESNETS_IN_DOWN_BLOCK}.",
+    ),
+    (r"^decoder\.up_blocks\.(\d+)\.resnets\.", r"decoder.upsamples.\1.upsamples."),
+    (r"^decoder\.up_blocks\.(\d+)\.upsampler\.", rf"decoder.upsamples.\1.upsamples.{_RESNETS_IN_UP_BLOCK}."),
+)
+"""Stages of Wan 2.2's VAE, which numbers the parts of each from 0; WAN 2.1's numbers all parts in a row."""
+_ONLY_IN_STAGES = (".upsampler.", ".downsampler.")
+"""Parts of diffusers' names that only Wan 2.2's VAE has."""
 
 
 def to_diffusers_linear(native: str) -> str:
@@ -90,13 +103,25 @@ def to_native_dit_name(name: str) -> str:
 
 
 def to_native_vae_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state dict of diffusers' AutoencoderKLWan (of WAN 2.1) under native names."""
-    return {to_native_vae_name(name): tensor for name, tensor in state.items()}
+    """Return the state dict of diffusers' AutoencoderKLWan under native names."""
+    rename = choose_vae_names(state)
+    return {rename(name): tensor for name, tensor in state.items()}
 
 
-def to_native_vae_name(name: str) -> str:
-    """Return the native name of a VAE weight; a native name is returned unchanged."""
-    name = re.sub(r"^decoder\.up_blocks\.(\d+)\.(resnets|upsamplers)\.(\d+)\.", _rename_up_block, name)
+def choose_vae_names(names: Iterable[str]) -> Callable[[str], str]:
+    """Return the function that gives the native name of a VAE's weight, for the VAE that has these names.
+
+    It returns a native name unchanged.
+    """
+    has_stages = any(part in name for name in names for part in _ONLY_IN_STAGES)
+    return partial(_to_native_vae_name, has_stages=has_stages)
+
+
+def _to_native_vae_name(name: str, has_stages: bool) -> str:
+    if has_stages:
+        name = _rename(name, _STAGES)
+    else:
+        name = re.sub(r"^decoder\.up_blocks\.(\d+)\.(resnets|upsamplers)\.(\d+)\.", _rename_up_block, name)
     name = _rename(name, _VAE)
     return _rename(name, _RESIDUAL) if re.search(r"\.(downsamples|upsamples|middle)\.\d+\.", name) else name
 

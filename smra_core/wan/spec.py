@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+COLORS = 3
+"""Channels of a pixel."""
 TEMPORAL_STRIDE = 4
 """Frames per latent, after the first, which holds one."""
 PATCH = (1, 2, 2)
@@ -26,10 +28,14 @@ class LatentSpace:
     channels: int
     stride: int
     """Pixels per latent cell along each side."""
+    patch: int
+    """Side of the square of pixels whose colors the VAE's convolutions take as the channels of one place."""
     fps: float
     """Frames per second of the videos that the models with this VAE were trained on."""
     vae_file: str
     """Name of the VAE's file as ComfyUI's users know it."""
+    authors_vae_file: str
+    """Name of the VAE's file in the repositories of WAN's authors."""
     tiny_files: tuple[str, ...]
     """Names of the tiny decoders' files that decode these latents."""
     mean: tuple[float, ...]
@@ -41,6 +47,11 @@ class LatentSpace:
     def token_pixels(self) -> int:
         """Width and height in pixels that one token covers; frame sizes must be multiples of it."""
         return self.stride * PATCH[1]
+
+    @property
+    def image_channels(self) -> int:
+        """Channels that the VAE's first convolution takes and its last one gives."""
+        return COLORS * self.patch**2
 
     def name_tiny_files(self) -> str:
         """Return the names of the tiny decoders' files, for a message."""
@@ -64,8 +75,9 @@ class LatentSpace:
 
 
 LATENTS_21 = LatentSpace(
-    "WAN 2.1", channels=16, stride=8, fps=16.0,
-    vae_file="wan_2.1_vae.safetensors", tiny_files=("lighttaew2_1", "taew2_1"),
+    "WAN 2.1", channels=16, stride=8, patch=1, fps=16.0,
+    vae_file="wan_2.1_vae.safetensors", authors_vae_file="Wan2.1_VAE.pth",
+    tiny_files=("lighttaew2_1", "taew2_1"),
     # Statistics that were published with the model.
     mean=(
         -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
@@ -78,8 +90,9 @@ LATENTS_21 = LatentSpace(
 )  # fmt: skip
 """Latents of every model of WAN 2.1, and of the models of 14B of Wan 2.2."""
 LATENTS_22 = LatentSpace(
-    "Wan 2.2 5B", channels=48, stride=16, fps=24.0,
-    vae_file="wan2.2_vae.safetensors", tiny_files=("lighttaew2_2", "taew2_2"),
+    "Wan 2.2 5B", channels=48, stride=16, patch=2, fps=24.0,
+    vae_file="wan2.2_vae.safetensors", authors_vae_file="Wan2.2_VAE.pth",
+    tiny_files=("lighttaew2_2", "taew2_2"),
     mean=(
         -0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557,
         -0.1382, 0.0542, 0.2813, 0.0891, 0.1570, -0.0098, 0.0375, -0.1825,

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from random_vaes import vae_arguments
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -15,11 +16,12 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 from smra_core.encoders.dinov2 import DinoV2
 from smra_core.encoders.dinov2_files import HEADS_KEY
 from smra_core.wan.module_names import to_native_dit_state, to_native_vae_state
+from smra_core.wan.spec import LATENTS_21, LatentSpace
 
 WORDS = ("<pad>", "</s>", "<unk>", "a", "A", "picture", "of", "sks", "dog", "person", "is", "vvt", "walking")
 
 
-TEXT, FREQ, CHANNELS, CELLS = 4096, 256, 16, 4
+TEXT, FREQ, CELLS = 4096, 256, 4
 
 
 class Sizes(NamedTuple):
@@ -31,6 +33,7 @@ class Sizes(NamedTuple):
     text: int = 8
     freq: int = 8
     vae: int = 4
+    latents: LatentSpace = LATENTS_21
 
 
 def write_random_wan(folder, sizes, layout):
@@ -47,9 +50,11 @@ def write_random_wan(folder, sizes, layout):
         num_layers=sizes.blocks,
         text_dim=sizes.text,
         freq_dim=sizes.freq,
+        in_channels=sizes.latents.channels,
+        out_channels=sizes.latents.channels,
     )
     torch.nn.init.normal_(dit.proj_out.weight, std=0.05)
-    vae = AutoencoderKLWan(base_dim=sizes.vae, z_dim=16)
+    vae = AutoencoderKLWan(**vae_arguments(sizes.latents, sizes.vae))
     write_random_text(folder, sizes.text)
     if layout == "diffusers":
         dit.save_pretrained(folder / "transformer")
@@ -84,13 +89,15 @@ def linear(name, outputs, inputs):
     return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
 
 
-def published_dit(spec, blocks=None, channels=CHANNELS):
+def published_dit(spec, blocks=None, channels=None):
     """Names and shapes of a published text-to-video file, restated from WAN's own module."""
-    dim, shapes = spec.dim, {}
+    dim, shapes, channels = spec.dim, {}, channels or spec.latents.channels
     shapes |= {"patch_embedding.weight": (dim, channels, 1, 2, 2), "patch_embedding.bias": (dim,)}
     shapes |= linear("text_embedding.0", dim, TEXT) | linear("text_embedding.2", dim, dim)
     shapes |= linear("time_embedding.0", dim, FREQ) | linear("time_embedding.2", dim, dim)
-    shapes |= linear("time_projection.1", 6 * dim, dim) | linear("head.head", CELLS * CHANNELS, dim)
+    shapes |= linear("time_projection.1", 6 * dim, dim) | linear(
+        "head.head", CELLS * spec.latents.channels, dim
+    )
     shapes |= {"head.modulation": (1, 2, dim)}
     for index in range(spec.blocks if blocks is None else blocks):
         block = f"blocks.{index}"
@@ -154,4 +161,28 @@ def published_vae(base=96):
             shapes |= conv(f"{name}.resample.1", width * base // 2, width * base, 3, 3)
             shapes |= conv(f"{name}.time_conv", 2 * width * base, width * base, 3, 1, 1) if stage < 2 else {}
             place += 1
+    return shapes
+
+
+def published_vae_22(base=160, wide=256):
+    """Names and shapes of Wan2.2_VAE.pth and of its repackaged file, restated from WAN's own module."""
+    widths = [base, base, 2 * base, 4 * base, 4 * base]
+    shapes = conv("conv1", 96, 96, 1, 1, 1) | conv("conv2", 48, 48, 1, 1, 1)
+    shapes |= conv("encoder.conv1", base, 12, 3, 3, 3) | middle("encoder", widths[-1])
+    shapes |= {"encoder.head.0.gamma": (widths[-1], 1, 1, 1)}
+    shapes |= conv("encoder.head.2", 96, widths[-1], 3, 3, 3)
+    for stage in range(4):
+        name, width = f"encoder.downsamples.{stage}.downsamples", widths[stage + 1]
+        shapes |= residual(f"{name}.0", widths[stage], width) | residual(f"{name}.1", width, width)
+        shapes |= conv(f"{name}.2.resample.1", width, width, 3, 3) if stage < 3 else {}
+        shapes |= conv(f"{name}.2.time_conv", width, width, 3, 1, 1) if stage in (1, 2) else {}
+    widths = [4 * wide, 4 * wide, 4 * wide, 2 * wide, wide]
+    shapes |= conv("decoder.conv1", widths[0], 48, 3, 3, 3) | middle("decoder", widths[0])
+    shapes |= {"decoder.head.0.gamma": (wide, 1, 1, 1)} | conv("decoder.head.2", 12, wide, 3, 3, 3)
+    for stage in range(4):
+        name, width = f"decoder.upsamples.{stage}.upsamples", widths[stage + 1]
+        for number, inputs in enumerate((widths[stage], width, width)):
+            shapes |= residual(f"{name}.{number}", inputs, width)
+        shapes |= conv(f"{name}.3.resample.1", width, width, 3, 3) if stage < 3 else {}
+        shapes |= conv(f"{name}.3.time_conv", 2 * width, width, 3, 1, 1) if stage < 2 else {}
     return shapes

@@ -33,7 +33,7 @@ from smra_core.training.sura import SubjectSettings
 from smra_core.training.trainer import MOTION_TRAIN, SUBJECT_TRAIN
 from smra_core.wan.sampler import SamplingSettings
 
-SIDE = 32
+SIDE, SMALL = 32, Sizes()
 SIZE = ["--width", str(SIDE), "--height", str(SIDE)]
 SHORT = ["--rank", "2", "--steps", "2", "--accumulate", "1", "--learning-rate", "0.05", *SIZE]
 DINOV2 = DinoV2Config(width=24, depth=1, heads=2, hidden=48, gated=False, grid=2, registers=0)
@@ -50,12 +50,11 @@ def run(*arguments):
 class World:
     """Models, encoders and data sets on disk."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, sizes=SMALL):
         self.folder = folder
         self.wan = {}
         for layout in ("native", "diffusers"):
             (folder / layout).mkdir()
-            sizes = Sizes()
             self.wan[layout] = write_random_wan(folder / layout, sizes, layout)
         torch.manual_seed(1)
         self.dinov2, self.sea_raft = folder / "dinov2.safetensors", folder / "sea_raft.safetensors"

@@ -2,7 +2,7 @@
 
 import pytest
 from diffusers import WanTransformer3DModel
-from random_models import CELLS, published_dit, published_vae
+from random_models import CELLS, published_dit, published_vae, published_vae_22
 
 from smra_core.standalone.checkpoint_kind import (
     build_dit_config,
@@ -12,15 +12,16 @@ from smra_core.standalone.checkpoint_kind import (
 )
 from smra_core.standalone.checkpoint_weights import check_native
 from smra_core.standalone.native_part import DIT, VAE
-from smra_core.wan.module_names import to_native_dit_name, to_native_vae_name
-from smra_core.wan.spec import WAN_1_3B, WAN_14B
+from smra_core.wan.module_names import choose_vae_names, to_native_dit_name
+from smra_core.wan.spec import LATENTS_21, LATENTS_22, SPECS, WAN_1_3B, WAN_5B, WAN_14B
 
-NAMES_IN_DIT = {WAN_1_3B: 825, WAN_14B: 1095}
+NAMES_IN_DIT = {WAN_1_3B: 825, WAN_14B: 1095, WAN_5B: 825}
 """15 outside the blocks and 27 in each."""
-NAMES_IN_VAE = 194
+VAES = {LATENTS_21: (published_vae, 194), LATENTS_22: (published_vae_22, 196)}
+"""Lists of the published VAEs, and their lengths: Wan 2.2's has a shortcut with weights more."""
 
 
-@pytest.mark.parametrize("spec", [WAN_1_3B, WAN_14B], ids=["1.3B", "14B"])
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 def test_the_full_list_of_a_published_dit_fits_and_no_name_is_spare(spec):
     shapes = published_dit(spec)
     assert len(shapes) == NAMES_IN_DIT[spec]
@@ -32,17 +33,24 @@ def test_the_full_list_of_a_published_dit_fits_and_no_name_is_spare(spec):
     assert isinstance(model, WanTransformer3DModel)
 
 
-def test_the_full_list_of_the_published_vae_fits():
-    shapes = published_vae()
-    assert len(shapes) == NAMES_IN_VAE
+@pytest.mark.parametrize("latents", VAES, ids=lambda latents: latents.name)
+def test_the_full_list_of_a_published_vae_fits(latents):
+    published, count = VAES[latents]
+    shapes = published()
+    assert len(shapes) == count
     model = VAE.build_empty(shapes, "file")
-    check_native(model, to_native_vae_name, shapes, "file")
-    assert {to_native_vae_name(name) for name in model.state_dict()} == shapes.keys()
+    VAE.check_shapes(shapes, "file")
+    to_native = choose_vae_names(model.state_dict())
+    assert {to_native(name) for name in model.state_dict()} == shapes.keys()
+    config = model.config
+    assert (config.z_dim, config.scale_factor_spatial) == (latents.channels, latents.stride)
 
 
 def test_native_names_stay_as_they_are():
     assert all(to_native_dit_name(name) == name for name in published_dit(WAN_1_3B, blocks=2))
-    assert all(to_native_vae_name(name) == name for name in published_vae())
+    for published, _ in VAES.values():
+        names = published()
+        assert all(choose_vae_names(names)(name) == name for name in names)
 
 
 SMALL = published_dit(WAN_1_3B, blocks=1)
@@ -73,13 +81,15 @@ def test_variants_are_refused_by_their_names(name, kind):
     # Those with pictures also take more channels: the variant's own name is the better word.
     extra = {"img_emb.proj.0.bias": (8,)} if kind in ("FLF2V", "Fun Camera", "Animate") else {}
     shapes = published_dit(WAN_1_3B, blocks=1, channels=36) | extra | {name: (8,)}
-    with pytest.raises(ValueError, match=f"x.safetensors is WAN {kind}.*The method needs WAN 2.1"):
+    with pytest.raises(
+        ValueError, match=f"x.safetensors is WAN {kind}.*The method needs a model that makes videos from text"
+    ):
         build_dit_config(shapes, "x.safetensors")
 
 
 @pytest.mark.parametrize(
     "channels, out, kind",
-    [(48, 48, "WAN 2.2 TI2V 5B"), (36, 16, "I2V or inpainting"), (32, 16, "a control or image-to-video")],
+    [(24, 24, "a control or"), (36, 16, "I2V or inpainting"), (48, 16, "a control or image-to-video")],
 )
 def test_other_channels_are_refused_with_what_they_mean(channels, out, kind):
     shapes = published_dit(WAN_1_3B, blocks=1, channels=channels)
@@ -134,7 +144,10 @@ def test_the_longest_prefix_counts(prefix):
 @pytest.mark.parametrize(
     "shapes, message",
     [
-        ({"decoder.upsamples.0.upsamples.0.residual.2.weight": (1,)}, "the VAE of WAN 2.2 5B"),
+        (published_vae_22() | {"conv2.weight": (16,) * 5}, "16 latent channels; Wan 2.2 5B's VAE has 48"),
+        (published_vae_22() | {"encoder.conv1.weight": (160, 3, 3, 3, 3)}, "take and give 12 channels"),
+        (published_vae_22() | {"decoder.head.2.weight": (3, 256, 3, 3, 3)}, "take and give 12 channels"),
+        (published_vae_22(base=1 << 30), "is no whole VAE"),
         (SMALL, "is not a WAN VAE: it has blocks.0"),
         ({"decoder.mid.block_1.norm1.weight": (1,)}, "looks like a VAE of Stable Diffusion or Flux"),
         (

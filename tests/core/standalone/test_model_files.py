@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from random_vaes import random_vae
 from safetensors.torch import save_file
 
 from smra_core.standalone import native_part
@@ -10,6 +11,7 @@ from smra_core.standalone.diffusers_wan import DiffusersCodec, DiffusersDenoiser
 from smra_core.standalone.model_files import find_wan_files
 from smra_core.storage.content_hash import fingerprint_weights
 from smra_core.wan.module_names import to_native_dit_state, to_native_vae_state
+from smra_core.wan.spec import LATENTS_22
 
 SIZES = dict(num_attention_heads=1, attention_head_dim=128, ffn_dim=16, num_layers=2, text_dim=8, freq_dim=8)
 CPU = torch.device("cpu")
@@ -288,6 +290,48 @@ def test_the_folder_of_the_authors_with_a_model_in_parts_loads(models, native):
 def test_a_native_file_needs_its_vae_and_text_encoder(native):
     with pytest.raises(ValueError, match="holds the DiT alone. Give its VAE file with --vae"):
         find_wan_files(str(native / "dit.safetensors"))
+
+
+@pytest.fixture
+def native_5b(native):
+    """The same folder with TI2V-5B in place of WAN 2.1, in the layout of its authors."""
+    torch.manual_seed(0)
+    dit = WanTransformer3DModel(**SIZES, in_channels=48, out_channels=48).eval()
+    vae = random_vae(LATENTS_22).eval()
+    save_file(to_native_dit_state(dit.state_dict()), native / "diffusion_pytorch_model.safetensors")
+    torch.save(to_native_vae_state(vae.state_dict()), native / "Wan2.2_VAE.pth")
+    return native, dit, vae
+
+
+def test_ti2v_5b_of_the_authors_loads_as_the_models_it_was(native_5b):
+    folder, dit, vae = native_5b
+    files = find_wan_files(str(folder), None, str(folder / "umt5"))
+    assert files.spec.latents is LATENTS_22
+    noisy, sigma, context = torch.randn(1, 48, 2, 4, 4), torch.tensor([0.5]), torch.randn(1, 3, 8)
+    expected = DiffusersDenoiser(dit).velocity(noisy, sigma, context).velocity
+    loaded = files.load_denoiser(torch.float32, CPU)
+    torch.testing.assert_close(loaded.velocity(noisy, sigma, context).velocity, expected)
+    codec, pixels = files.load_codec(torch.float32, CPU), torch.rand(1, 3, 5, 32, 32)
+    latents = codec.encode(pixels)
+    assert latents.shape == (1, 48, 2, 2, 2)
+    torch.testing.assert_close(latents, DiffusersCodec(vae).encode(pixels))
+    mean, std = (torch.tensor(values).view(-1, 1, 1, 1) for values in (LATENTS_22.mean, LATENTS_22.std))
+    torch.testing.assert_close(codec.vae.encode(pixels).latent_dist.mean, latents * std + mean)
+    torch.testing.assert_close(codec.decode(latents), vae.decode(latents * std + mean).sample)
+
+
+@pytest.mark.parametrize("dit, vae, message", [
+    ("diffusion_pytorch_model.safetensors", "vae.safetensors", "WAN 2.1, .* Give --vae wan2.2_vae"),
+    ("dit.safetensors", "Wan2.2_VAE.pth", "Wan 2.2 5B, with latents of 48 .* Give --vae wan_2.1_vae"),
+])  # fmt: skip
+def test_a_vae_of_the_other_version_is_refused(native_5b, dit, vae, message):
+    with pytest.raises(ValueError, match=message):
+        files_of(native_5b[0], dit, vae)
+
+
+def test_the_vae_that_a_native_file_needs_is_named(native_5b):
+    with pytest.raises(ValueError, match=r"with --vae \(wan2.2_vae.safetensors\)"):
+        find_wan_files(str(native_5b[0] / "diffusion_pytorch_model.safetensors"))
 
 
 def test_what_is_not_there_is_named(tmp_path):

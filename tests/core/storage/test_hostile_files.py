@@ -41,13 +41,13 @@ def read_as_lora(path):
 
 
 def read_as_dit(path):
-    shapes = rename_to_native(read_shapes(path), DIT.native_name, path.name)
+    shapes = rename_to_native(read_shapes(path), DIT.choose_names(()), path.name)
     build_dit_config(shapes, path.name)
     read_weight_file(path)
 
 
 def read_as_vae(path):
-    build_vae_config(rename_to_native(read_shapes(path), VAE.native_name, path.name), path.name)
+    build_vae_config(rename_to_native(read_shapes(path), VAE.choose_names(()), path.name), path.name)
 
 
 def read_as_text(path):
@@ -319,7 +319,7 @@ def test_many_tensors_on_one_memory_cannot_claim_more_than_the_file_has(tmp_path
 def test_a_weight_under_two_names_is_refused_and_not_dropped(tmp_path):
     twice = {"blocks.0.self_attn.q.weight": (8, 8), "blocks.0.attn1.to_q.weight": (8, 8)}
     with pytest.raises(ValueError, match="x holds blocks.0.self_attn.q.weight twice, second as 'blocks.0.at"):
-        rename_to_native(twice, DIT.native_name, "x")
+        rename_to_native(twice, DIT.choose_names(twice), "x")
 
 
 def test_a_small_file_cannot_ask_for_a_large_net(tmp_path, monkeypatch):

@@ -5,6 +5,8 @@ from diffusers.loaders.single_file_utils import (
     convert_wan_transformer_to_diffusers,
     convert_wan_vae_to_diffusers,
 )
+from random_models import published_vae_22
+from random_vaes import random_vae
 
 from smra_core.wan.module_names import (
     to_diffusers_linear,
@@ -12,7 +14,7 @@ from smra_core.wan.module_names import (
     to_native_linear,
     to_native_vae_state,
 )
-from smra_core.wan.spec import WAN_1_3B
+from smra_core.wan.spec import LATENTS_22, WAN_1_3B
 
 
 def same(first, second):
@@ -40,6 +42,28 @@ def test_diffusers_reads_a_vae_under_our_native_names_as_the_one_it_was():
         "decoder.middle.0.residual.0.gamma",
     } <= set(native)
     same(convert_wan_vae_to_diffusers(dict(native)), state)
+
+
+def test_the_stages_of_wan_22s_vae_keep_their_numbers():
+    state = random_vae(LATENTS_22).state_dict()
+    native = to_native_vae_state(state)
+    assert len(native) == len(state)
+    assert native.keys() == published_vae_22().keys()
+    for ours, theirs in [
+        (
+            "decoder.upsamples.1.upsamples.3.time_conv.weight",
+            "decoder.up_blocks.1.upsampler.time_conv.weight",
+        ),
+        (
+            "encoder.downsamples.2.downsamples.2.resample.1.bias",
+            "encoder.down_blocks.2.downsampler.resample.1.bias",
+        ),
+        (
+            "decoder.upsamples.3.upsamples.0.shortcut.weight",
+            "decoder.up_blocks.3.resnets.0.conv_shortcut.weight",
+        ),
+    ]:
+        assert torch.equal(native[ours], state[theirs])
 
 
 @pytest.mark.parametrize(

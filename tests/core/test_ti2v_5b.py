@@ -1,0 +1,68 @@
+"""TI2V-5B by the command line, from files to files: latents of 48 channels, tokens of 32 pixels, 24 fps."""
+
+import pytest
+import torch
+from random_models import Sizes
+from safetensors.torch import load_file
+from test_cli import World, run
+
+from smra_core import cli
+from smra_core.lora.reader import load_lora
+from smra_core.training.run_folder import read_losses
+from smra_core.wan.spec import LATENTS_22
+
+BLOCKS = 2
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return World(tmp_path_factory.mktemp("5b"), Sizes(latents=LATENTS_22, blocks=BLOCKS))
+
+
+@pytest.fixture(scope="module")
+def loras(world):
+    """The subject and the motion LoRA, each trained in one go."""
+    return world.train_subject("whole"), world.train_motion("whole")
+
+
+def test_both_layouts_train_to_the_same_loras(world, loras):
+    subject, motion = loras
+    assert len(load_lora(subject).lora) == 5 * BLOCKS and len(load_lora(motion).lora) == 6 * BLOCKS
+    others = world.train_subject("other", "diffusers"), world.train_motion("other", "diffusers")
+    for native, other in zip(loras, others, strict=True):
+        first, second = load_file(native), load_file(other)
+        assert first.keys() == second.keys()
+        for name in first:
+            torch.testing.assert_close(first[name], second[name])
+
+
+def test_a_run_in_two_parts_ends_as_the_one_in_a_go(world, loras):
+    for train, whole in zip((world.train_subject, world.train_motion), loras, strict=True):
+        train("parts", "native", "--steps", 1)
+        continued, once = load_file(train("parts")), load_file(whole)
+        assert all(torch.equal(continued[name], once[name]) for name in once)
+
+
+@pytest.mark.parametrize("decode", ["exact", "exact-low-memory", "windowed"])
+def test_every_way_to_decode_trains(world, decode):
+    lora = world.train_motion(
+        "decode", "native", "--decode", decode, "--frames", 9, "--window", 1, "--context", 1
+    )
+    losses = read_losses(lora.parent / "losses.csv")
+    assert len(losses["mora"]) == 2 and all(value > 0 for value in losses["mora"])
+
+
+def test_a_video_is_sampled_with_both_loras(world, loras):
+    subject, motion = loras
+    base = world.sample("base.mp4")
+    assert base != world.sample("both.mp4", "--subject", subject, "--motion", motion)
+
+
+def test_a_size_off_the_grid_of_32_pixels_is_refused_before_anything_is_loaded(world, capsys):
+    for command, data in (("train-subject", world.dog), ("train-motion", world.walk), ("sample", "a dog")):
+        assert cli.main([command, str(data), *world.wan["native"], "--width", "48", "--height", "32"]) == 1
+        assert "Size 48x32 is not a multiple of 32. Use 64x32." in capsys.readouterr().err
+
+
+def test_inspect_names_the_model(loras):
+    assert "Wan2.2-TI2V of 2 blocks, width 128" in run("inspect", loras[0])
