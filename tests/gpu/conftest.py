@@ -1,0 +1,74 @@
+"""Devices and inputs of the GPU tests, which are skipped where there is no CUDA card.
+
+With SMRA_GPU_TESTS_ON_CPU=1 in the environment, those of them that measure no memory run on the CPU, to try
+them without a card. Tests of streamed weights belong into a file of their own beside these.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from smra_core.data.motion_clip import MotionClip
+from smra_core.data.subject_set import SubjectImage
+from smra_core.miniature.model_files import MINIATURE_FILES
+from smra_core.standalone.backend import StandaloneBackend
+from smra_core.storage.tensor_cache import TensorCache
+
+SIDE, FRAMES = 64, 9
+
+
+@pytest.fixture
+def cuda():
+    """A CUDA device."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA card")
+    yield torch.device("cuda")
+    torch.cuda.empty_cache()
+
+
+@pytest.fixture
+def device(request):
+    """A CUDA device, or the CPU where the environment asks for it."""
+    if os.environ.get("SMRA_GPU_TESTS_ON_CPU") == "1":
+        return torch.device("cpu")
+    return request.getfixturevalue("cuda")
+
+
+@pytest.fixture
+def full_float32():
+    """Convolutions in float32 proper, not in TF32, as matrix products are by default."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+
+
+@pytest.fixture
+def make_backend(tmp_path):
+    """A function that makes the miniature's backend on a device, with folders of its own for each name."""
+
+    def make(device, dtype=torch.float32, name="runs") -> StandaloneBackend:
+        runs, cache = tmp_path / name, TensorCache(tmp_path / f"{name} cache")
+        return StandaloneBackend(MINIATURE_FILES, runs, cache, device, dtype)
+
+    return make
+
+
+def _draw(*shape):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def picture():
+    """A random picture whose subject is its middle."""
+    mask = torch.zeros(1, SIDE, SIDE)
+    mask[:, SIDE // 4 : -SIDE // 4, SIDE // 4 : -SIDE // 4] = 1
+    return SubjectImage("a", Path("a.png"), _draw(3, SIDE, SIDE), mask, "A picture of sks dog")
+
+
+@pytest.fixture
+def clip():
+    """A random picture that moves to the right by two pixels a frame."""
+    wide = _draw(3, SIDE, SIDE + 2 * FRAMES)
+    frames = torch.stack([wide[..., 2 * i : 2 * i + SIDE] for i in range(FRAMES)])
+    return MotionClip("walk", Path("walk.mp4"), frames, "a person is vvt walking", 16.0, [])
