@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from ..smra_core.lora.applied_range import APPLIED_RANGES, AS_TRAINED, EVERYWHERE
 from .host.wire_types import LoaderOptions, LoaderOptionsType
 from .patching.apply_loras import AUTO, CONSTANT_MODES
 from .patching.chosen_lora import LAYER_CHOICES, PAPER, PAPER_PLANS, choose_plan
@@ -17,8 +18,9 @@ class LoaderOptionsNode(io.ComfyNode):
             display_name="SMRA Loader Options",
             category="SMRABooth",
             description=(
-                "Other layers than the paper's for a Sparse LoRA Loader, and whether LoRAs of constant "
-                "strength are merged into the weights. A loader without it uses these defaults."
+                "Other layers than the paper's for a Sparse LoRA Loader, whether LoRAs of constant strength "
+                "are merged into the weights, and at which noise levels LoRAs apply. A loader without it "
+                "uses these defaults."
             ),
             inputs=[
                 *_make_layer_inputs("subject"),
@@ -31,6 +33,15 @@ class LoaderOptionsNode(io.ComfyNode):
                     "which is fastest. 'on the fly': added while sampling; nothing is rounded, and a changed "
                     "strength reloads nothing. 'auto' merges into 16- and 32-bit models only.",
                 ),
+                io.Combo.Input(
+                    "noise_range",
+                    options=list(APPLIED_RANGES),
+                    default=AS_TRAINED,
+                    optional=True,
+                    tooltip="Noise levels at which a LoRA is applied that was trained at a part of them, as "
+                    f"its file says. '{AS_TRAINED}': at these alone, with strength 0 elsewhere. "
+                    f"'{EVERYWHERE}': at all levels. Other LoRAs are applied everywhere in any case.",
+                ),
             ],
             outputs=[
                 LoaderOptionsType.Output(
@@ -40,12 +51,12 @@ class LoaderOptionsNode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, constant_lora: str, **layers) -> io.NodeOutput:
+    def execute(cls, constant_lora: str, noise_range: str = AS_TRAINED, **layers) -> io.NodeOutput:
         subject, motion = (
             choose_plan(purpose, layers[f"{purpose}_layers"], layers[f"{purpose}_custom_layers"])
             for purpose in PAPER_PLANS
         )
-        return io.NodeOutput(LoaderOptions(subject, motion, constant_lora))
+        return io.NodeOutput(LoaderOptions(subject, motion, constant_lora, noise_range))
 
 
 def _make_layer_inputs(purpose: str) -> list:

@@ -88,7 +88,9 @@ class SparseLoRALoader(io.ComfyNode):
             subject=Strengths.from_value(1.0), motion=Strengths.from_value(1.0)
         )
         scheduled = [
-            ScheduledLora(one.lora, multiply_strengths(loras[f"{one.purpose}_strength"], used, one.purpose))
+            one.schedule(
+                multiply_strengths(loras[f"{one.purpose}_strength"], used, one.purpose), options.noise_range
+            )
             for one in chosen
         ]
         applied = apply_loras(model, scheduled, used, options.constant_lora)
@@ -183,9 +185,9 @@ def write_report(
     if not chosen:
         return NO_LORA
     lines = []
-    for one, (_, strengths), into_weights in zip(chosen, loras, merged, strict=True):
-        lines += describe_choice(one, strengths, into_weights)
-    if schedule is not None and any(strengths.early != strengths.late for _, strengths in loras):
+    for one, used_as, into_weights in zip(chosen, loras, merged, strict=True):
+        lines += describe_choice(one, used_as, into_weights)
+    if schedule is not None and any(one.strengths.early != one.strengths.late for one in loras):
         unit = "of the steps" if schedule.as_share else "noise level"
         lines.append(f"T_point: {schedule.t_point:.2f} ({unit})")
     return "\n".join(lines)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from comfy_api.latest import io
 
 from ..smra_core.lora.expert_pair import find_expert, find_pair
-from ..smra_core.lora.schedule import ScheduledLora, Strengths, StrengthSchedule
+from ..smra_core.lora.schedule import Strengths, StrengthSchedule
 from .host.widgets import show_text
 from .host.wire_types import LoaderOptions, Schedule, make_loader_options_input
 from .patching.apply_loras import apply_loras, at_constant_strength
@@ -109,7 +109,7 @@ class SparseLoRAPairLoader(io.ComfyNode):
                 [pair[expert] for pair in chosen.values() if pair is not None],
                 loras,
                 schedule,
-                options.constant_lora,
+                options,
             )
             for expert, model in models.items()
         ]
@@ -177,7 +177,7 @@ def _apply_to_expert(
     chosen: list[ChosenLora],
     loras: dict,
     schedule: StrengthSchedule | None,
-    constant: str,
+    options: LoaderOptions,
 ) -> ExpertModel:
     """Apply the LoRAs to the MODEL of one expert as a single loader does.
 
@@ -186,12 +186,16 @@ def _apply_to_expert(
     """
     used = schedule or StrengthSchedule(subject=Strengths.from_value(1.0), motion=Strengths.from_value(1.0))
     scheduled = [
-        ScheduledLora(one.lora, multiply_strengths(loras[f"{one.purpose}_strength"], used, one.purpose))
+        one.schedule(
+            multiply_strengths(loras[f"{one.purpose}_strength"], used, one.purpose),
+            options.noise_range,
+            expert,
+        )
         for one in chosen
     ]
     if used.at_hand_over:
         scheduled = at_constant_strength(scheduled, SIDES[expert])
-    applied = apply_loras(model, scheduled, used, constant)
+    applied = apply_loras(model, scheduled, used, options.constant_lora)
     lines = [f"{expert}-noise expert:", write_report(chosen, scheduled, applied.merged, schedule)]
     if chosen and used.at_hand_over:
         lines.append(f"T_point: {used.t_point:.4f} (hand-over of the experts), {SIDES[expert]} strengths")

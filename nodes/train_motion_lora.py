@@ -35,7 +35,7 @@ from .training.inputs import (
     make_outputs,
     make_preview_input,
 )
-from .training.outputs import make_node_output, publish_lora
+from .training.outputs import make_node_output
 from .training.progress import GraphProgress, Preview
 from .training.run import run_training, show_forecast
 from .training.settings_widgets import Widget, make_widgets, update_settings
@@ -110,7 +110,7 @@ class TrainMotionLoRA(io.ComfyNode):
                 ),
                 MEMORY_ADVICE,
             )  # fmt: skip
-            return make_node_output(publish_lora(trained, given.name))
+            return make_node_output(trained)
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,8 @@ def parse_inputs(
 def parse_settings(widgets: dict, training: TrainingOptions, losses: LossOptions) -> MotionSettings:
     """Return the settings of the motion loss. Raises ValueError as the dataclass does."""
     _, motion_plan = training.plans
-    return update_settings(replace(losses.motion, plan=motion_plan), (RANK, *ROWS), widgets)
+    settings = replace(losses.motion, plan=motion_plan, noise_range=training.noise_range)
+    return update_settings(settings, (RANK, *ROWS), widgets)
 
 
 def make_motion_clip(frames: Tensor, settings: MotionSettings, caption: str) -> MotionClip:

@@ -35,7 +35,7 @@ from .training.inputs import (
     make_outputs,
     make_preview_input,
 )
-from .training.outputs import make_node_output, publish_lora
+from .training.outputs import make_node_output
 from .training.progress import GraphProgress, Preview
 from .training.run import run_training, show_forecast
 from .training.settings_widgets import Widget, make_widgets, update_settings
@@ -116,7 +116,7 @@ class TrainSubjectLoRA(io.ComfyNode):
                 ),
                 MEMORY_ADVICE,
             )
-            return make_node_output(publish_lora(trained, given.name))
+            return make_node_output(trained)
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def parse_inputs(
     """
     training, losses = training_options or TrainingOptions(), loss_options or LossOptions()
     subject_plan, _ = training.plans
-    settings = replace(losses.subject, plan=subject_plan)
+    settings = replace(losses.subject, plan=subject_plan, noise_range=training.noise_range)
     settings = update_settings(settings, (RANK, *ROWS), widgets)
     train = update_settings(training.train, [STEPS], widgets)
     name = make_file_name(widgets["name"])

@@ -1,9 +1,10 @@
-"""The SMRA Training Options node: optimizer, batch, seed, saving and layers of a training run."""
+"""The SMRA Training Options node: optimizer, batch, seed, saving, layers and noise range of a run."""
 
 from comfy_api.latest import io
 
 from ..smra_core.lora.plan import ALL_LAYERS, MOTION, MOTION_WITHOUT_FFN_0, SUBJECT, SUBJECT_WITHOUT_FFN_0
 from ..smra_core.training.trainer import TrainSettings
+from ..smra_core.wan.noise_range import NOISE_PRESETS, NOISE_RANGE_HELP, NoiseRange
 from .host.wire_types import TrainingOptions, TrainingOptionsType
 from .training.settings_widgets import Widget, make_widgets, update_settings
 
@@ -25,6 +26,8 @@ LAYERS = {
     "paper-without-ffn0": (SUBJECT_WITHOUT_FFN_0, MOTION_WITHOUT_FFN_0),
 }
 """Choice of layers -> plans of a subject LoRA and of a motion LoRA."""
+CUSTOM_NOISE = "custom"
+LOWEST, HIGHEST = 0.0, 1.0
 
 
 class TrainingOptionsNode(io.ComfyNode):
@@ -37,8 +40,8 @@ class TrainingOptionsNode(io.ComfyNode):
             display_name="SMRA Training Options",
             category="SMRABooth",
             description=(
-                "Optimizer, batch, seed, saving and layers for SMRA Train Subject LoRA and SMRA Train Motion "
-                "LoRA. A training node without it uses these defaults."
+                "Optimizer, batch, seed, saving, layers and noise range for SMRA Train Subject LoRA and SMRA "
+                "Train Motion LoRA. A training node without it uses these defaults."
             ),
             inputs=[
                 *make_widgets(DEFAULTS, ROWS),
@@ -50,6 +53,7 @@ class TrainingOptionsNode(io.ComfyNode):
                     "for a motion, so that each leaves room for the other. 'all-layers' trains every one, "
                     "'paper-without-ffn0' the paper's without the one that both share (its ablation).",
                 ),
+                *_make_noise_inputs(),
             ],
             outputs=[
                 TrainingOptionsType.Output(
@@ -59,5 +63,43 @@ class TrainingOptionsNode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, layers: str, **values) -> io.NodeOutput:
-        return io.NodeOutput(TrainingOptions(update_settings(DEFAULTS, ROWS, values), LAYERS[layers]))
+    def execute(
+        cls,
+        layers: str,
+        noise_range: str = next(iter(NOISE_PRESETS)),
+        noise_low: float = LOWEST,
+        noise_high: float = HIGHEST,
+        **values,
+    ) -> io.NodeOutput:
+        chosen = NOISE_PRESETS.get(noise_range) or NoiseRange(noise_low, noise_high)
+        train = update_settings(DEFAULTS, ROWS, values)
+        return io.NodeOutput(TrainingOptions(train, LAYERS[layers], chosen))
+
+
+def _make_noise_inputs() -> list:
+    """Return the widgets of the noise range; optional, so that graphs from before them keep working."""
+    return [
+        io.Combo.Input(
+            "noise_range",
+            options=[*NOISE_PRESETS, CUSTOM_NOISE],
+            default=next(iter(NOISE_PRESETS)),
+            optional=True,
+            tooltip=NOISE_RANGE_HELP,
+        ),
+        *(
+            io.Float.Input(
+                f"noise_{end}",
+                default=default,
+                min=0.0,
+                max=1.0,
+                step=0.005,
+                optional=True,
+                tooltip=f"{end.title()}est sigma that training draws, with noise_range '{CUSTOM_NOISE}'. "
+                f"Raising it leaves {text}.",
+            )
+            for end, default, text in (
+                ("low", LOWEST, "more of the low noise out, where details are made"),
+                ("high", HIGHEST, "less of the high noise out, where layout and motion are made"),
+            )
+        ),
+    ]

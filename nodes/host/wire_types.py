@@ -5,11 +5,13 @@ from pathlib import Path
 
 from comfy_api.latest import io
 
+from ...smra_core.lora.applied_range import AS_TRAINED
 from ...smra_core.lora.plan import SparsePlan
 from ...smra_core.lora.schedule import Strengths
 from ...smra_core.training.mora import MotionSettings
 from ...smra_core.training.sura import SubjectSettings
 from ...smra_core.training.trainer import TrainSettings
+from ...smra_core.wan.noise_range import WHOLE, NoiseRange
 
 # These three carry the path of a weight file: a finished run must not load a network, and none stays in
 # memory.
@@ -28,12 +30,14 @@ LoaderOptionsType = io.Custom("SMRA_LOADER_OPTIONS")
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """Optimizer, batch, seed, saving and layers of a training run."""
+    """Optimizer, batch, seed, saving, layers and noise range of a training run."""
 
     train: TrainSettings = TrainSettings()
     """Everything but `steps`, which the training node sets."""
     plans: tuple[SparsePlan, SparsePlan] = (SubjectSettings().plan, MotionSettings().plan)
     """Layers that get the LoRA: those of a subject and those of a motion."""
+    noise_range: NoiseRange = WHOLE
+    """Noise levels that training draws from."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +60,14 @@ class StrengthOptions:
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """What a Sparse LoRA Loader uses of its two files, and where constant LoRAs go."""
+    """What a Sparse LoRA Loader uses of its two files, how it applies them, and at which noise levels."""
 
     subject_plan: SparsePlan
     motion_plan: SparsePlan
     constant_lora: str
     """One of apply_loras.CONSTANT_MODES."""
+    noise_range: str = AS_TRAINED
+    """One of applied_range.APPLIED_RANGES."""
 
 
 def make_loader_options_input() -> io.Input:
@@ -69,6 +75,6 @@ def make_loader_options_input() -> io.Input:
     return LoaderOptionsType.Input(
         "loader_options",
         optional=True,
-        tooltip="Other layers than the paper's, and how constant LoRAs are applied, from SMRA Loader "
-        "Options. Not connected, the defaults of that node hold.",
+        tooltip="Other layers than the paper's, and how and at which noise levels LoRAs are applied, from "
+        "SMRA Loader Options. Not connected, the defaults of that node hold.",
     )

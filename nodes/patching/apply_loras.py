@@ -33,20 +33,20 @@ def apply_loras(
 ) -> Applied:
     """Return a clone of a MODEL with these LoRAs; the given one stays unchanged.
 
-    A LoRA of the same strength on both sides of T_point is merged as ComfyUI's own loader does; on
-    checkpoints of less than 16 bits `auto` adds it while sampling, because merging would round the weights
-    again. Raises ValueError when a LoRA does not fit the model.
+    A LoRA of one strength at all noise levels is merged as ComfyUI's own loader does; on checkpoints of less
+    than 16 bits `auto` adds it while sampling, because merging would round the weights again. Raises
+    ValueError when a LoRA does not fit the model.
     """
     shapes = _read_linear_shapes(model)
-    for lora, _ in loras:
+    for lora in (one.lora for one in loras):
         missing = [name for name in lora if name not in shapes]
         refuse_fused_linears(getattr(model.model.diffusion_model, "blocks", ()), missing)
         check_fit(shapes, lora, model="this model")
-    merged = tuple(_is_merged(model, lora, strengths, constant) for lora, strengths in loras)
+    merged = tuple(_is_merged(model, one, constant) for one in loras)
     clone = model.clone()
-    for (lora, strengths), into_weights in zip(loras, merged, strict=True):
-        if into_weights and strengths.early != 0:
-            _merge(clone, lora, strengths.early)
+    for one, into_weights in zip(loras, merged, strict=True):
+        if into_weights and one.strengths.early != 0:
+            _merge(clone, one.lora, one.strengths.early)
     swapped = [lora for lora, into_weights in zip(loras, merged, strict=True) if not into_weights]
     swapped = [item for item in swapped if item.strengths != Strengths.from_value(0.0)]
     if swapped:
@@ -56,7 +56,7 @@ def apply_loras(
 
 def at_constant_strength(loras: Sequence[ScheduledLora], side: str) -> list[ScheduledLora]:
     """Return the same LoRAs with their `early` or `late` strength throughout."""
-    return [ScheduledLora(lora, Strengths.from_value(getattr(strengths, side))) for lora, strengths in loras]
+    return [one._replace(strengths=Strengths.from_value(getattr(one.strengths, side))) for one in loras]
 
 
 def _read_linear_shapes(model) -> dict[str, tuple[int, int]]:
@@ -78,11 +78,11 @@ def _find_submodule(block, path: str):
         return None
 
 
-def _is_merged(model, lora: Lora, strengths: Strengths, constant: str) -> bool:
-    if strengths.early != strengths.late or constant == ON_THE_FLY:
+def _is_merged(model, one: ScheduledLora, constant: str) -> bool:
+    if not one.is_constant() or constant == ON_THE_FLY:
         return False
     return constant == MERGE or all(
-        _holds_plain_numbers(model.model.get_submodule(PREFIX + name)) for name in lora
+        _holds_plain_numbers(model.model.get_submodule(PREFIX + name)) for name in one.lora
     )
 
 

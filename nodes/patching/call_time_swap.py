@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...smra_core.lora.adapter import replaced_forwards
-from ...smra_core.lora.schedule import ScheduledLora, TPoint, choose_strength, describe_run
+from ...smra_core.lora.applied_range import describe_applied
+from ...smra_core.lora.schedule import ScheduledLora, TPoint, describe_run
 from ..host.versions import compute_dtype_of
 from .reach_check import ReachCheck
 from .run_caches import forget_cached_values
@@ -119,9 +120,9 @@ class _ModelState:
 
     def __init__(self, loras: Sequence[ScheduledLora]):
         self.loras = loras
-        names = dict.fromkeys(name for lora, _ in loras for name in lora)
+        names = dict.fromkeys(name for one in loras for name in one.lora)
         self.additions = {
-            name: _Addition(name, [(lora[name], i) for i, (lora, _) in enumerate(loras) if name in lora])
+            name: _Addition(name, [(one.lora[name], i) for i, one in enumerate(loras) if name in one.lora])
             for name in names
         }
         self.strengths: list[Tensor] = []
@@ -158,9 +159,11 @@ class _ModelState:
         """
         if levels and levels != self.levels:
             log.info("Sparse LoRA: %s", describe_run(t_point, levels))
+            for noise_range in {one.noise_range for one in self.loras if not one.noise_range.is_whole}:
+                log.info("Sparse LoRA: %s", describe_applied(noise_range, levels))
         self.levels = levels
         boundary = t_point.estimate_boundary(levels)
-        values = [choose_strength(strengths, sigma, boundary) for _, strengths in self.loras]
+        values = [one.get_strength(sigma, boundary, levels) for one in self.loras]
         for tensor, value in zip(self.strengths, values, strict=True):
             tensor.fill_(value)
         before, self.values = self.values, values

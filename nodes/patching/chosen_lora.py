@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...smra_core.lora.adapter import Lora, restrict
+from ...smra_core.lora.applied_range import AS_TRAINED
 from ...smra_core.lora.choice import RELEASE_ADAPTERS
 from ...smra_core.lora.plan import ALL_LAYERS, MOTION, SUBJECT, SparsePlan
 from ...smra_core.lora.reader import LoadedLora, load_lora, parse_lora
 from ...smra_core.lora.scale import ADAPTER_CONFIG
-from ...smra_core.lora.schedule import Strengths
+from ...smra_core.lora.schedule import ScheduledLora, Strengths
+from ...smra_core.wan.noise_range import WHOLE, NoiseRange
 from ...smra_core.wan.spec import Role, parse_linear
 
 NONE = "None"
@@ -29,6 +31,23 @@ class ChosenLora(NamedTuple):
     plan: SparsePlan
     lora: Lora
     """The layers that belong to the plan."""
+
+    @property
+    def noise_range(self) -> NoiseRange:
+        """Noise levels that the LoRA was trained at, as its file says."""
+        return self.loaded.metadata.get_noise_range()
+
+    def schedule(self, strengths: Strengths, applied: str = AS_TRAINED, expert: str | None = None):
+        """Return the LoRA with strengths, and the noise levels that it is applied at (one of APPLIED_RANGES).
+
+        `expert` is the expert of Wan 2.2 that it is for, where that is known: a LoRA that was trained for
+        it is applied throughout, as the expert itself makes the range, and one of the other expert nowhere.
+        """
+        noise_range = self.noise_range if applied == AS_TRAINED else WHOLE
+        if expert is not None and noise_range.expert is not None:
+            strengths = strengths if noise_range.expert == expert else Strengths.from_value(0.0)
+            noise_range = WHOLE
+        return ScheduledLora(self.lora, strengths, noise_range)
 
 
 def choose_plan(purpose: str, choice: str, custom: str) -> SparsePlan:
@@ -50,7 +69,8 @@ def choose_lora(
     adapter = RELEASE_ADAPTERS[purpose]
     if lora_model is not None:
         source = "trained in this graph"
-        loaded = parse_lora(lora_model, f"The {purpose} LORA_MODEL", expert=expert, adapter=adapter)
+        about = getattr(lora_model, "metadata", None)
+        loaded = parse_lora(lora_model, f"The {purpose} LORA_MODEL", about, expert, adapter)
     elif file != NONE:
         import folder_paths
 
@@ -78,23 +98,39 @@ def read_file_state(file: str | None) -> str:
     return " ".join(f"{stat.st_size} {stat.st_mtime_ns}" for stat in stats)
 
 
-def describe_choice(chosen: ChosenLora, strengths: Strengths, merged: bool) -> list[str]:
-    """Return lines that say what was used of a LoRA, how strong, and what was left out."""
+def describe_choice(chosen: ChosenLora, used_as: ScheduledLora, merged: bool) -> list[str]:
+    """Return lines that say what was used of a LoRA, how strong, at which noise levels, and what was left
+    out.
+    """
     total, used, ranks = len(chosen.loaded.lora), len(chosen.lora), sorted(_collect_ranks(chosen.lora))
     size = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
     lines = [
         f"{chosen.purpose}: {chosen.source} ({chosen.loaded.dialect} names), {used} of {total} layers "
-        f"[{chosen.plan}], rank {size}, strength {_describe_strengths(strengths)}, "
+        f"[{chosen.plan}], rank {size}, strength {_describe_strengths(used_as.strengths)}, "
         f"{'merged' if merged else 'added on the fly'}"
     ]
     left_out = {name: pair for name, pair in chosen.loaded.lora.items() if name not in chosen.lora}
     if left_out:
         lines.append(f"  left out by the layer choice: {_list_roles(left_out)} ({total - used} layers)")
+    if not chosen.noise_range.is_whole:
+        lines.append(f"  {_describe_noise_range(chosen.noise_range, used_as)}")
     lines += [f"  {sentence}" for sentence in (chosen.loaded.account, *chosen.loaded.notes)]
     role = chosen.loaded.metadata.purpose
     if role and role != chosen.purpose:
         lines.append(f"  note: the file says it is a {role} LoRA, but it is in the {chosen.purpose} slot")
     return lines
+
+
+def _describe_noise_range(trained: NoiseRange, used_as: ScheduledLora) -> str:
+    if used_as.noise_range == trained:
+        where = "applied there alone, with strength 0 at other noise levels"
+        if trained.expert is not None:
+            where += "; a sampler whose steps are mostly at these levels has it in all of them"
+    elif used_as.strengths == Strengths.from_value(0.0):
+        where = "not applied here"
+    else:
+        where = "applied at all noise levels of this model"
+    return f"trained at the noise range {trained}: {where}"
 
 
 def _describe_strengths(strengths: Strengths) -> str:

@@ -77,8 +77,9 @@ def estimate_subject_run(
     if settings.sura_weight:
         projector = count_projector_parameters(spec.dim, _WIDEST_FEATURES, settings.projector_width)
     activations = count_activation_bytes(spec, tokens, train.batch_size, dtype.itemsize)
+    samples = f"{count} pictures of {settings.width}x{settings.height}{_describe_noise(settings, spec)}"
     return Forecast(
-        f"{count} pictures of {settings.width}x{settings.height}", train, tokens, modules, parameters,
+        samples, train, tokens, modules, parameters,
         activations + count_optimizer_bytes(parameters + projector), count_step_flops(spec, tokens),
     )  # fmt: skip
 
@@ -97,12 +98,19 @@ def estimate_motion_run(
         # The estimate is for one sample in half precision, and for blocks that keep more than ComfyUI's.
         activations = round(choice.bytes * train.batch_size * dtype.itemsize / _HALF)
     how = f", decoded {choice.decode}" if settings.mora_weight else ""
+    how += _describe_noise(settings, spec)
     return Forecast(
         f"{settings.frames} frames of {settings.width}x{settings.height}{how}", train, tokens, modules,
         parameters, activations + count_optimizer_bytes(parameters),
         count_step_flops(spec, tokens)
         + count_alignment_flops(settings, choice.decode, choice.recompute, spec.latents),
     )  # fmt: skip
+
+
+def _describe_noise(settings: SubjectSettings | MotionSettings, spec: WanSpec) -> str:
+    """Return the noise range of this model as a part of a sentence; nothing for the whole range."""
+    noise_range = settings.noise_range.fit_to(spec)
+    return "" if noise_range.is_whole else f" at the noise range {noise_range}"
 
 
 def _count_lora(spec: WanSpec, settings: SubjectSettings | MotionSettings) -> tuple[int, int]:

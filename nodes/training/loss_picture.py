@@ -1,4 +1,4 @@
-"""The loss curves that a training node shows: a panel for each named loss, side by side."""
+"""The loss curves that a training node shows: a panel for each named loss, and below it by band of noise."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,21 +6,18 @@ import torch
 from torch import Tensor
 
 from ...smra_core.data.crop import to_pixels
-from ...smra_core.evaluation.loss_plot import draw_loss_panel, join_panels, smooth
+from ...smra_core.evaluation.loss_plot import join_panels, make_loss_rows
 from ..host.images import as_image
 
 PANEL_SIZE = (420, 240)
 """(width, height) of a panel in pixels; the host shrinks the picture to the node's width."""
 
 
-def draw_loss_image(losses: Mapping[str, Sequence[float]]) -> Tensor:
-    """Return the curves as an IMAGE `1 H W 3` in [0, 1], from each loss's values of steps 1, 2, ...
+def draw_loss_image(columns: Mapping[str, Sequence[float]]) -> Tensor:
+    """Return the curves as an IMAGE `1 H W 3` in [0, 1], from the columns of a run's losses.csv.
 
-    The raw values are drawn pale behind the smoothed line, whose last value stands in the title.
+    The first row shows each loss, pale every step and strong the smoothed line, whose last value stands in
+    the title; the second row shows it smoothed by band of noise.
     """
-    panels = [
-        draw_loss_panel(f"{name}: {smooth(values)[-1]:.4g}", range(1, len(values) + 1), values, PANEL_SIZE)
-        for name, values in losses.items()
-        if len(values)
-    ]
-    return as_image(torch.stack([to_pixels(join_panels([panels]))]))
+    rows = make_loss_rows(columns, PANEL_SIZE)
+    return as_image(torch.stack([to_pixels(join_panels(rows))]))

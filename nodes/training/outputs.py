@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,16 +13,25 @@ from torch import Tensor
 from ...smra_core.storage.atomic_write import write_atomically
 from ...smra_core.storage.weight_file import read_weight_file
 from ...smra_core.training.job import TrainedLora
+from ...smra_core.training.noise_bands import is_band
 from ...smra_core.training.run_folder import read_losses
 from .loss_picture import draw_loss_image
 
 log = logging.getLogger("smrabooth")
 
 
+class LoraTensors(dict[str, Tensor]):
+    """A LORA_MODEL, which is a mapping of tensors by name, with the metadata of the file that it is from."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]):
+        super().__init__(tensors)
+        self.metadata = dict(metadata)
+
+
 class Outputs(NamedTuple):
     """Outputs of a training node, in their order."""
 
-    lora: dict[str, Tensor]
+    lora: LoraTensors
     """LORA_MODEL: tensors on the CPU by the names of ComfyUI's LoRA files."""
     loss_map: dict[str, list[float]]
     """LOSS_MAP: the total of each step as `loss`, and every named loss."""
@@ -31,22 +41,24 @@ class Outputs(NamedTuple):
     """Name of the file, as ComfyUI's LoRA loaders list it."""
 
 
-def publish_lora(trained: TrainedLora, name: str) -> Outputs:
+def publish_lora(trained: TrainedLora) -> Outputs:
     """Copy a finished run's file to where ComfyUI looks for LoRAs, and return the node's outputs."""
     import folder_paths
 
     folder = Path(folder_paths.get_output_directory()) / "loras"
     folder.mkdir(parents=True, exist_ok=True)
     run = trained.path.parent.name.rsplit("-", 1)[-1]
-    target = folder / f"{name}_{trained.steps}_{run[:8]}.safetensors"
+    target = folder / f"{trained.name}_{trained.steps}_{run[:8]}.safetensors"
     if not target.is_file() or target.stat().st_size != trained.path.stat().st_size:
         with write_atomically(target) as draft:
             shutil.copyfile(trained.path, draft)
     _register_folder(folder_paths, folder)
     losses = read_losses(trained.losses)
     loss_map = {"loss": _spread_totals(losses["total"])}
-    loss_map |= {key: values for key, values in losses.items() if key not in ("step", "total")}
-    return Outputs(read_weight_file(trained.path).tensors, loss_map, trained.steps, target.name)
+    named = {key: values for key, values in losses.items() if key not in ("step", "total")}
+    loss_map |= {key: values for key, values in named.items() if not is_band(key)}
+    file = read_weight_file(trained.path)
+    return Outputs(LoraTensors(file.tensors, file.metadata), loss_map, trained.steps, target.name)
 
 
 def _register_folder(folder_paths, folder: Path) -> None:
@@ -61,7 +73,7 @@ def _spread_totals(totals: list[float]) -> list[float]:
     return totals if len(set(totals)) > 1 else [*totals, totals[-1] * (1 + 1e-6) + 1e-12]
 
 
-def make_node_output(outputs: Outputs) -> io.NodeOutput:
-    """Return the node's outputs, with the loss curves drawn on it."""
-    curves = {name: values for name, values in outputs.loss_map.items() if name != "loss"}
-    return io.NodeOutput(*outputs, ui=ui.PreviewImage(draw_loss_image(curves)))
+def make_node_output(trained: TrainedLora) -> io.NodeOutput:
+    """Publish the LoRA, and return the node's outputs with the loss curves drawn on it."""
+    picture = draw_loss_image(read_losses(trained.losses))
+    return io.NodeOutput(*publish_lora(trained), ui=ui.PreviewImage(picture))

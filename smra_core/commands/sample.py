@@ -2,12 +2,14 @@
 
 import argparse
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
 from ..data.video import write_video
 from ..lora.adapter import restrict
+from ..lora.applied_range import APPLIED_RANGES, AS_TRAINED, describe_applied
 from ..lora.choice import RELEASE_ADAPTERS
 from ..lora.plan import SparsePlan
 from ..lora.reader import load_lora
@@ -22,6 +24,7 @@ from ..lora.schedule import (
 from ..standalone.generate import Variant, generate
 from ..standalone.output_file import VIDEO_ENDINGS, check_output_file, write_or_rescue
 from ..wan.flow_matching import sampling_sigmas
+from ..wan.noise_range import WHOLE
 from ..wan.sampler import SamplingSettings
 from .model_options import add_model, open_backend
 from .options import add_option, wrap_parser
@@ -61,6 +64,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "shift 5).",
         TPoint(), str(TPoint().sigma), type=wrap_parser(parse_t_point),
     )  # fmt: skip
+    add_option(
+        parser, "--noise-range",
+        "Noise levels at which a LoRA is applied that was trained at a part of them: 'as trained' at these "
+        "alone, or everywhere.",
+        AS_TRAINED, choices=APPLIED_RANGES,
+    )  # fmt: skip
     add_option(parser, "--video", "Video file to write, .mp4.", Path("video.mp4"), type=Path)
     add_settings(parser, SamplingSettings())
     add_model(parser)
@@ -79,20 +88,25 @@ def run(args: argparse.Namespace) -> None:
         ("motion", args.motion, args.motion_plan, args.motion_strength),
     ]
     spec = backend.spec
-    loras = tuple(
-        ScheduledLora(
-            restrict(load_lora(path, spec, adapter=RELEASE_ADAPTERS[purpose]).lora, plan, path.name),
-            strengths,
-        )
-        for purpose, path, plan, strengths in chosen
-        if path is not None
-    )
-    variant = Variant("video", "", loras, args.t_point)
-    if loras:
-        log.info("%s", describe_run(args.t_point, sampling_sigmas(settings.steps, settings.shift).tolist()))
+    loras = []
+    for purpose, path, plan, strengths in chosen:
+        if path is not None:
+            loaded = load_lora(path, spec, adapter=RELEASE_ADAPTERS[purpose])
+            trained_at = loaded.metadata.get_noise_range() if args.noise_range == AS_TRAINED else WHOLE
+            loras.append(ScheduledLora(restrict(loaded.lora, plan, path.name), strengths, trained_at))
+    variant = Variant("video", "", tuple(loras), args.t_point)
+    _log_schedule(loras, args.t_point, sampling_sigmas(settings.steps, settings.shift).tolist())
     with tqdm(total=settings.steps, desc="sampling", unit="step") as bar:
         videos = generate(backend, [args.prompt], [variant], settings, args.negative, lambda *_: bar.update())
     print(write_or_rescue(args.video, lambda path: write_video(path, videos["video"][0], settings.fps)))
+
+
+def _log_schedule(loras: Sequence[ScheduledLora], t_point: TPoint, sigmas: Sequence[float]) -> None:
+    if loras:
+        log.info("%s", describe_run(t_point, sigmas))
+    for one in loras:
+        if not one.noise_range.is_whole:
+            log.info("%s", describe_applied(one.noise_range, sigmas))
 
 
 def parse_strengths(text: str) -> Strengths:

@@ -10,6 +10,7 @@ from ..miniature import small_settings
 from ..miniature.model_files import MINIATURE
 from ..training.mora import MotionSettings
 from ..training.sura import SubjectSettings
+from ..wan.noise_range import NoiseRange
 from ..wan.sampler import SamplingSettings
 from .options import add_option, wrap_parser
 
@@ -39,7 +40,8 @@ def add_settings(parser: argparse.ArgumentParser, defaults: Any, names: Sequence
             text = f"{text} (default: {'on' if default else 'off'})".replace("%", "%%")
             parser.add_argument(option, action=argparse.BooleanOptionalAction, help=text, default=None)
             continue
-        value_type = wrap_parser(SparsePlan.parse) if isinstance(default, SparsePlan) else type(default)
+        is_parsed = isinstance(default, SparsePlan | NoiseRange)
+        value_type = wrap_parser(type(default).parse) if is_parsed else type(default)
         shown = str(default)
         if small is not None and field.name in SIZES:
             shown += f"; {getattr(small, field.name)} for the miniature"

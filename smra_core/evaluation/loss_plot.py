@@ -1,10 +1,12 @@
 """Plots of training losses: a panel for each named loss."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
 
+from ..training.noise_bands import is_band, split_columns
 from ..training.run_folder import read_losses
 from .contact_sheet import PAPER, save_png
 from .line_plot import Axes, Line, draw_line_plot, pad_range
@@ -14,6 +16,8 @@ SMOOTHING = 0.9
 PANEL_SIZE = (570, 340)
 """(width, height) of a panel of `draw_losses` in pixels."""
 RAW_COLOR, SMOOTH_COLOR = "#b7c7dc", "#1f4e8c"
+BAND_COLORS = ("#2a9d8f", "#e9a23b", "#c8553d")
+"""Colors of the bands of noise, from low to high."""
 
 
 def smooth(values: Sequence[float], past: float = SMOOTHING) -> list[float]:
@@ -37,6 +41,43 @@ def draw_loss_panel(
     return draw_line_plot([raw, smoothed], Axes(size, pad_range(steps, 0), pad_range(losses), title, "step"))
 
 
+def draw_band_panel(
+    title: str, steps: Sequence[float], bands: Mapping[str, Sequence[float]], size: tuple[int, int]
+) -> Image.Image:
+    """Draw the smoothed line of one loss in each band of noise; NaN stands for a step without the band."""
+    lines = []
+    for (band, losses), color in zip(bands.items(), BAND_COLORS, strict=True):
+        there = [(step, loss) for step, loss in zip(steps, losses, strict=True) if not math.isnan(loss)]
+        means = smooth([loss for _, loss in there])
+        points = [(step, mean) for (step, _), mean in zip(there, means, strict=True)]
+        lines += [Line(points, color, 2, band)] if points else []
+    heights = [y for line in lines for _, y in line.points]
+    return draw_line_plot(lines, Axes(size, pad_range(steps, 0), pad_range(heights), title, "step"))
+
+
+def make_loss_rows(
+    columns: Mapping[str, Sequence[float]], size: tuple[int, int] = PANEL_SIZE
+) -> list[list[Image.Image]]:
+    """Return a row with a panel for each named loss of a run, and one with its bands of noise, if they were
+    logged.
+
+    `columns` are those of read_losses. The last smoothed value stands in the title of each loss.
+    """
+    steps, skipped = columns["step"], ("step", "total")
+    named = {name: values for name, values in columns.items() if name not in skipped and not is_band(name)}
+    if not steps or not named:
+        return [[draw_loss_panel("no step yet", [], [], size)]]
+    panels = [
+        draw_loss_panel(f"{name}: {smooth(values)[-1]:.4g}", steps, values, size)
+        for name, values in named.items()
+    ]
+    by_band = [
+        draw_band_panel(f"{name} by sigma", steps, bands, size)
+        for name, bands in split_columns(columns).items()
+    ]
+    return [panels, by_band] if by_band else [panels]
+
+
 def draw_losses(runs: Mapping[str, Path], path: str | Path) -> None:
     """Write a PNG with a row per run (title to losses.csv) and a panel per named loss."""
     rows = []
@@ -44,7 +85,13 @@ def draw_losses(runs: Mapping[str, Path], path: str | Path) -> None:
         columns = read_losses(file)
         steps = columns.pop("step")
         columns.pop("total", None)
-        rows.append([draw_loss_panel(f"{title}: {name}", steps, losses) for name, losses in columns.items()])
+        rows.append(
+            [
+                draw_loss_panel(f"{title}: {name}", steps, losses)
+                for name, losses in columns.items()
+                if not is_band(name)
+            ]
+        )
     save_png(join_panels(rows), path)
 
 

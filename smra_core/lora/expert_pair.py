@@ -13,6 +13,8 @@ _MARK = re.compile(
 )
 """A word that names an expert: it stands between letters of other words only in camel case."""
 _OTHER = {"high": "low", "low": "high"}
+_RUN = re.compile(r"_\d+_[0-9a-f]{8}(?=\.\w+$)")
+"""End of the names that the training nodes give: steps and run, in which the two files of a pair differ."""
 
 
 class ExpertFiles(NamedTuple):
@@ -34,20 +36,54 @@ def find_expert(name: str) -> str | None:
 def find_pair(name: str, names: Sequence[str]) -> ExpertFiles:
     """Return the files for both experts that belong to a chosen file, by name.
 
-    `names` are the files that are there. A name that marks no expert is one file for both. ValueError when it
-    marks one expert and the file of the other is not there.
+    `names` are the files that are there. A name that marks no expert is one file for both. Where no file has
+    the very name of the other expert, one that differs in the steps and the run of our training nodes is
+    taken. ValueError when a name marks one expert and there is no file of the other, or more than one.
     """
     expert = find_expert(name)
     if expert is None:
         return ExpertFiles(name, name)
-    wanted = _swap_marks(name).casefold()
-    other = next((each for each in names if each.casefold() == wanted), None)
-    if other is None:
-        raise ValueError(
-            f"{name} is for the {expert}-noise expert by its name, and {_swap_marks(name)} for the other "
-            "expert is not there. Put that file beside it, or rename the file if it is for both experts."
-        )
+    other = _find_other(name, expert, names)
     return ExpertFiles(name, other) if expert == "high" else ExpertFiles(other, name)
+
+
+def _find_other(name: str, expert: str, names: Sequence[str]) -> str:
+    wanted = _swap_marks(name)
+    exact = [each for each in names if each.casefold() == wanted.casefold()]
+    similar = [each for each in names if _RUN.search(name) and _drop_run(each) == _drop_run(wanted)]
+    found = exact[:1] or similar
+    if not found:
+        raise ValueError(
+            f"{name} is for the {expert}-noise expert by its name, and {wanted} for the other expert is not "
+            "there. Put that file beside it, or rename the file if it is for both experts."
+        )
+    if len(found) > 1:
+        raise ValueError(
+            f"{name} is for the {expert}-noise expert by its name, and {len(found)} files may be its other "
+            f"one: {', '.join(found[:5])}. Rename the right one to {wanted}."
+        )
+    return found[0]
+
+
+def _drop_run(name: str) -> str:
+    """Return the name without the steps and the run that our training nodes end it with, for comparisons."""
+    return _RUN.sub("", name.casefold())
+
+
+def mark_expert(name: str, expert: str | None) -> str:
+    """Return a LoRA's name with `_high_noise` or `_low_noise` at its end, unless it marks the expert already.
+
+    Without an expert the name stays as it is. ValueError when it marks the other expert.
+    """
+    marked = find_expert(name)
+    if expert is None or marked == expert:
+        return name
+    if marked is not None:
+        raise ValueError(
+            f"The name {name!r} is of the {marked}-noise expert, and the noise range is that of the "
+            f"{expert}-noise expert. Change the name or the noise range."
+        )
+    return f"{name}_{expert}_noise"
 
 
 def _find_marks(name: str) -> list[re.Match]:

@@ -5,6 +5,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..wan.noise_range import WHOLE, NoiseRange
+
 _OWN = "smrabooth."
 _STAND_IN = re.compile(r"prompt \d+(?: \(\d+\))?")
 _NUMBERED = re.compile(r" \(\d+\)$")
@@ -34,6 +36,17 @@ class LoraMetadata:
     steps: int = 0
     name: str = ""
     version: str = ""
+    noise_range: str = ""
+    """Noise range that it was trained at, as NoiseRange.parse reads it; empty for the whole range."""
+
+    def get_noise_range(self) -> NoiseRange:
+        """Return the noise range that the LoRA was trained at: the whole one where the file names none that
+        can be read.
+        """
+        try:
+            return NoiseRange.parse(self.noise_range or "whole")
+        except ValueError:
+            return WHOLE
 
     def to_file(self) -> dict[str, str]:
         """Return the metadata of a safetensors file: our own keys, and those that LoRA managers show.
@@ -54,6 +67,21 @@ class LoraMetadata:
             "ss_network_alpha": str(self.rank),
             "ss_steps": str(self.steps),
             "ss_base_model_version": self.base_model,
+            **self._describe_timesteps(),
+        }
+
+    def _describe_timesteps(self) -> dict[str, str]:
+        """Return the noise range under the key that musubi-tuner and sd-scripts write (modelspec's), and
+        under the names of their options; nothing for the whole range, as they do.
+        """
+        noise_range = self.get_noise_range()
+        if noise_range.is_whole:
+            return {}
+        low, high = map(str, noise_range.timesteps)
+        return {
+            "modelspec.timestep_range": f"{low},{high}",
+            "ss_min_timestep": low,
+            "ss_max_timestep": high,
         }
 
     def _is_stand_in(self, caption: str) -> bool:

@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 from torch import nn
 
+from ..wan.noise_range import WHOLE, NoiseRange
 from .adapter import Injection, Lora, injected
+from .applied_range import is_applied
 
 
 @dataclass(frozen=True)
@@ -155,10 +157,25 @@ class StrengthSchedule:
 
 
 class ScheduledLora(NamedTuple):
-    """A LoRA and its strengths before and after T_point."""
+    """A LoRA, its strengths before and after T_point, and the noise levels that it is applied at."""
 
     lora: Lora
     strengths: Strengths
+    noise_range: NoiseRange = WHOLE
+    """Range outside of which the strength is 0."""
+
+    def is_constant(self) -> bool:
+        """Return whether the strength is the same at every noise level."""
+        is_off = self.strengths == Strengths.from_value(0.0)
+        return is_off or (self.noise_range.is_whole and self.strengths.early == self.strengths.late)
+
+    def get_strength(self, sigma: float, boundary: float, sigmas: Sequence[float]) -> float:
+        """Return the strength at one evaluation of the model, in a run over `sigmas` (none if they are not
+        known); `boundary` comes from TPoint.boundary.
+        """
+        if not is_applied(self.noise_range, sigma, sigmas):
+            return 0.0
+        return choose_strength(self.strengths, sigma, boundary)
 
 
 @contextmanager
@@ -170,12 +187,12 @@ def scheduled(
     Yields the function that sets the strengths for an evaluation at a given sigma: call it before each
     evaluation of the model. Raises ValueError when a LoRA does not fit the linears.
     """
-    injections = [Injection(lora, strengths.early) for lora, strengths in loras]
+    injections = [Injection(one.lora, one.strengths.early) for one in loras]
     boundary = t_point.boundary(sigmas)
 
     def set_strengths(sigma: float) -> None:
-        for injection, (_, strengths) in zip(injections, loras, strict=True):
-            injection.strength = choose_strength(strengths, sigma, boundary)
+        for injection, one in zip(injections, loras, strict=True):
+            injection.strength = one.get_strength(sigma, boundary, sigmas)
 
     with injected(linears, *injections):
         yield set_strengths

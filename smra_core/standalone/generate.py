@@ -50,8 +50,8 @@ def generate(
     load = partial(backend.files.load_denoiser, backend.dtype, backend.device)
     with loaded_on_first_use(load) as denoiser:
         for variant in variants:
-            for lora, _ in variant.loras:
-                for pair in lora.values():
+            for one in variant.loras:
+                for pair in one.lora.values():
                     pair.to(backend.device, backend.dtype)
             report = None if on_step is None else partial(on_step, variant.name)
             levels = sigmas.tolist()

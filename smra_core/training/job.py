@@ -1,6 +1,5 @@
 """Run a training job: find its folder, train or resume, and write the LoRA file with its metadata."""
 
-import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from ..lora.writer import save_lora
 from ..storage.content_hash import hash_content
 from ..storage.file_name import make_file_name
 from ..wan.condition import list_parts
+from ..wan.settings import collect_identity
 from .backend import Backend
 from .mora import MotionSample, MotionSettings
 from .run_folder import LOSSES, RunFolder
@@ -63,6 +63,8 @@ class TrainedLora(NamedTuple):
     """Number of trained steps."""
     notes: tuple[str, ...] = ()
     """Sentences for the user on what is not as asked for."""
+    name: str = ""
+    """Name of the LoRA, with the expert of Wan 2.2 that it is for."""
 
 
 def run_job(
@@ -78,10 +80,15 @@ def run_job(
         finished_steps = run.read_finished_steps()
         if finished_steps >= job.train.steps and path.is_file():
             log.info("%s is trained already (%d steps): %s", job.name, finished_steps, path)
-            return TrainedLora(path, run.path / LOSSES, finished_steps, _note_more_steps(job, finished_steps))
+            return _describe_result(job, run, finished_steps)
         state = _train(backend, job, run, path, on_step)
         run.finish(state.step)
-        return TrainedLora(path, run.path / LOSSES, state.step, _note_more_steps(job, state.step))
+        return _describe_result(job, run, state.step)
+
+
+def _describe_result(job: TrainingJob, run: RunFolder, steps: int) -> TrainedLora:
+    notes = _note_more_steps(job, steps)
+    return TrainedLora(run.path / LORA_FILE, run.path / LOSSES, steps, notes, make_file_name(job.name))
 
 
 def _note_more_steps(job: TrainingJob, steps: int) -> tuple[str, ...]:
@@ -130,10 +137,10 @@ def _train(
 def run_fingerprint(backend: Backend, job: TrainingJob) -> dict[str, Any]:
     """Return all that a run depends on, as JSON values; the run folder's name is their hash."""
     # The keys "role" and "teachers" are older than the words of the code. Another key would be another run.
-    train = dataclasses.asdict(job.train)
+    train = collect_identity(job.train)
     return {
         "role": job.purpose,
-        "settings": {**dataclasses.asdict(job.settings), "plan": str(job.settings.plan)},
+        "settings": collect_identity(job.settings),
         "train": {name: value for name, value in train.items() if name not in NOT_IN_FINGERPRINT},
         "samples": [_hash_sample(sample) for sample in job.samples],
         **backend.base_fingerprint,
@@ -162,4 +169,5 @@ def _make_metadata(backend: Backend, job: TrainingJob, steps: int) -> LoraMetada
         steps=steps,
         name=job.name,
         version=__version__,
+        noise_range="" if job.settings.noise_range.is_whole else str(job.settings.noise_range),
     )

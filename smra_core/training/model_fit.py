@@ -1,9 +1,19 @@
-"""Check settings against the model that is to be trained, once its sizes are known."""
+"""Check settings against the model that is to be trained, and fit them to it, once its sizes are known."""
+
+from dataclasses import replace
+from typing import TypeVar
 
 from ..lora.plan import SparsePlan
 from ..wan.spec import WanSpec
 from .mora import MotionSettings
 from .sura import SubjectSettings
+
+Settings = TypeVar("Settings", SubjectSettings, MotionSettings)
+
+
+def fit_noise_range(settings: Settings, spec: WanSpec) -> Settings:
+    """Return the settings with the noise range of this model's experts, where one of them is asked for."""
+    return replace(settings, noise_range=settings.noise_range.fit_to(spec))
 
 
 def check_fit(settings: SubjectSettings | MotionSettings, spec: WanSpec) -> None:

@@ -18,13 +18,23 @@ from ..decoding.windows import DecodeWindow, take_whole_clip
 from ..encoders.sea_raft import PAIRS_PER_CHUNK
 from ..lora.plan import MOTION, SparsePlan
 from ..wan.condition import NO_INPUTS, ExtraInputs
-from ..wan.flow_matching import add_noise, velocity_target, velocity_weight, x0_from_velocity
+from ..wan.flow_matching import (
+    add_noise,
+    list_training_levels,
+    velocity_target,
+    velocity_weight,
+    x0_from_velocity,
+)
 from ..wan.interfaces import Denoiser
+from ..wan.noise_range import NOISE_RANGE_HELP, WHOLE, NoiseRange
 from ..wan.settings import COUNT, NOT_NEGATIVE, POSITIVE, Limits, check_limits, declare_setting
 from ..wan.spec import LATENTS_21, latent_frames
 
 ANCHOR_SCALE = 2**0.5
 """Factor a of MotionDirector's debiasing; b is 1, so that a^2 - b^2 = 1 keeps the size of the motion part."""
+
+CLEAN_BELOW = 0.9
+"""Noise level above which flow_weight `clean` is 0: the predicted video is a blur whose flow says little."""
 
 LATENTS_AT_ONCE = 1
 """Number of latents decoded in one autograd graph in `exact-low-memory` mode. With 2, half as much is copied,
@@ -91,6 +101,7 @@ class MotionSettings:
         "detail.",
         POSITIVE,
     )
+    noise_range: NoiseRange = declare_setting(WHOLE, NOISE_RANGE_HELP, newer=True)
     decode: str = declare_setting(
         "auto",
         "How a step decodes the video for the flow loss: 'windowed' a part of it, drawn anew each time; "
@@ -123,6 +134,11 @@ class MotionSettings:
                 )
         if self.flow_weight not in ("none", "clean"):
             raise ValueError(f"flow_weight {self.flow_weight!r} is not known; give 'none' or 'clean'.")
+        if self.flow_weight == "clean" and self.noise_range.low >= CLEAN_BELOW:
+            raise ValueError(
+                f"flow_weight 'clean' counts no noise level above {CLEAN_BELOW}, and the noise range "
+                f"{self.noise_range} lies above it. Choose flow_weight 'none'."
+            )
 
 
 class MotionSample(NamedTuple):
@@ -193,16 +209,20 @@ def draw_anchors(batch: int, frames: int, given: Tensor | None, generator: torch
     return torch.stack([row[torch.randint(len(row), (), generator=generator)] for row in choices])
 
 
-def flow_weight(sigma: Tensor, kind: str) -> Tensor:
-    """Return the weight `B` of L_MoRA at each noise level: 1 (`none`, paper), or 2 (1 - sigma) up to 0.9 and
-    0 above (`clean`).
+def flow_weight(sigma: Tensor, kind: str, shift: float = 1.0, noise_range: NoiseRange = WHOLE) -> Tensor:
+    """Return the weight `B` of L_MoRA at each noise level: 1 (`none`, paper), or in proportion to 1 - sigma
+    up to 0.9 and 0 above (`clean`).
 
-    Near sigma 1 the predicted video is a blur whose flow says little. The mean of `clean` over uniform sigmas
-    is 0.99.
+    Both have mean 1 over the levels that training draws from the range with this shift.
     """
     if kind == "none":
         return torch.ones_like(sigma)
-    return torch.where(sigma > 0.9, 0.0, 2 * (1 - sigma))
+    mean = _compute_cleanness(list_training_levels(shift, noise_range)).mean().item()
+    return _compute_cleanness(sigma) / mean
+
+
+def _compute_cleanness(sigma: Tensor) -> Tensor:
+    return torch.where(sigma > CLEAN_BELOW, 0.0, 1 - sigma)
 
 
 class MotionObjective:
@@ -221,7 +241,8 @@ class MotionObjective:
         `windows_by_clip` are the windows that a step may draw, by clip name, all equally likely; without them
         a step compares the whole clip.
         """
-        self.settings, self.shift, self.windows_by_clip = settings, settings.shift, windows_by_clip
+        self.settings, self.windows_by_clip = settings, windows_by_clip
+        self.shift, self.noise_range = settings.shift, settings.noise_range
         self.weights: Mapping[str, float] = {"temporal": 1.0, "mora": settings.mora_weight}
         self.flow, self.memory_advice = None, memory_advice
         if settings.mora_weight:
@@ -272,7 +293,7 @@ class MotionObjective:
             anchor = draw_anchors(batch, frames, given, generator).to(velocity.device)
         loss = temporal_loss(velocity, target, anchor, given)
         if self.settings.weighted_velocity:
-            loss = loss * velocity_weight(sigma, self.settings.shift)
+            loss = loss * velocity_weight(sigma, self.shift, self.noise_range)
         return loss
 
     def _compute_mora_loss(
@@ -288,7 +309,7 @@ class MotionObjective:
         x0 are the predicted clean latents `B 16 f h w`.
         """
         windows = self._draw_windows(batch.name, x0.shape[2], generator)
-        weight = flow_weight(sigma, self.settings.flow_weight).to(x0.dtype)
+        weight = flow_weight(sigma, self.settings.flow_weight, self.shift, self.noise_range).to(x0.dtype)
         weighted = weight.nonzero()[:, 0]
         if not len(weighted):
             return torch.zeros_like(weight)

@@ -12,12 +12,13 @@ from ..data.motion_clip import MotionClip
 from ..decoding.tiny_decoder import TinyDecoder, load_tiny_decoder, with_matching_scaling
 from ..decoding.windows import warm_windows
 from ..encoders.sea_raft import SeaRaft, load_sea_raft
+from ..lora.expert_pair import mark_expert
 from ..storage.content_hash import hash_content
 from ..storage.on_demand import loaded_on_first_use
 from .backend import Backend
 from .decode_choice import DecodeChoice, choose_decode, choose_memory_advice
 from .job import TrainedLora, TrainingJob, check_precision, run_job
-from .model_fit import check_fit
+from .model_fit import check_fit, fit_noise_range
 from .mora import MotionObjective, MotionSample, MotionSettings
 from .trainer import StepInfo, TrainSettings
 
@@ -39,11 +40,14 @@ def train_motion(
 
     `sea_raft` is the file of the flow net's weights. It may be None if mora_weight is 0 (ValueError
     otherwise), and is not read then. `tiny_decoder` is a file that is needed if decode is `tiny`, and that
-    lets `auto` choose it. `choice` says how to decode if that was chosen before.
+    lets `auto` choose it. `choice` says how to decode if that was chosen before. A noise range of one expert
+    is added to the name.
     """
     check_precision(backend)
     flow_file = _check_flow_file(sea_raft, settings)
     check_fit(settings, backend.spec)
+    settings = fit_noise_range(settings, backend.spec)
+    name = mark_expert(name, settings.noise_range.expert)
     choice = choice or choose_decode(settings, backend.spec, backend.device, tiny_decoder)
     # The run's folder is named after the mode that was chosen, so that `auto` resumes the same run.
     settings = replace(settings, decode=choice.decode)

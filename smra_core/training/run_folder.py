@@ -45,8 +45,10 @@ class RunFolder:
         self.path = Path(root) / f"{name}-{self.fingerprint[:12]}"
         self._saved: int | None = None
         """Step of the newest state if this process has read or written it, otherwise None."""
-        self._unlogged: list[list[str]] = []
-        """Lines of losses.csv that are not written yet, because writing them failed."""
+        self._unlogged: list[dict[str, str]] = []
+        """Lines of losses.csv that are not written yet, because writing them failed: cells by column."""
+        self._columns: list[str] = []
+        """Columns of losses.csv; empty before this process has read it or written to it."""
         with explain_write_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         # Once only, because another process that trains here may delete unfinished files.
@@ -139,15 +141,14 @@ class RunFolder:
             save_file(state.copy_tensors(), draft)
         self._saved = state.step
 
-    def log_losses(self, step: int, losses: Mapping[str, float]) -> None:
-        """Append a line to losses.csv, whose columns are `step` and the losses' names.
+    def log_losses(self, step: int, losses: Mapping[str, float | None]) -> None:
+        """Append a line to losses.csv, whose columns are `step` and the losses' names; None is left empty.
 
-        Raises OSError when it cannot be written. The line is kept then, and written with the next line or
-        state.
+        A table that an earlier version or other options began with fewer columns gets the new ones. Raises
+        OSError when it cannot be written. The line is kept then, and written with the next line or state.
         """
-        if not (self.path / LOSSES).is_file() and not self._unlogged:
-            self._unlogged.append(["step", *losses])
-        self._unlogged.append([str(step), *(f"{value:.6g}" for value in losses.values())])
+        cells = {name: "" if value is None else f"{value:.6g}" for name, value in losses.items()}
+        self._unlogged.append({"step": str(step), **cells})
         self._write_losses()
 
     def _write_losses(self) -> None:
@@ -155,17 +156,37 @@ class RunFolder:
         if not self._unlogged:
             return
         path = self.path / LOSSES
-        with explain_write_errors(path), open(path, "ab") as file:
-            size = file.tell()
-            try:
-                lines = (",".join(line) + "\r\n" for line in self._unlogged)  # as the csv module writes them
-                file.write("".join(lines).encode())
-                file.flush()
-            except OSError:
-                with suppress(OSError):
-                    file.truncate(size)
-                raise
+        with explain_write_errors(path):
+            lines = self._prepare_lines()
+            with open(path, "ab") as file:
+                size = file.tell()
+                try:
+                    file.write("".join(",".join(line) + "\r\n" for line in lines).encode())  # as csv does
+                    file.flush()
+                except OSError:
+                    with suppress(OSError):
+                        file.truncate(size)
+                    raise
         self._unlogged.clear()
+
+    def _prepare_lines(self) -> list[list[str]]:
+        """Return the lines to append, with the header for a new table; give a table with fewer columns the
+        missing ones first.
+        """
+        path = self.path / LOSSES
+        is_new = not path.is_file() or not path.stat().st_size
+        if is_new:
+            self._columns = []
+        elif not self._columns:
+            self._columns = _read_table(path).header
+        names = dict.fromkeys([*self._columns, *(name for line in self._unlogged for name in line)])
+        if not is_new and len(names) > len(self._columns):
+            table = _read_table(path)
+            empty = [""] * (len(names) - len(table.header))
+            self._write_table(_Table(list(names), table.rows, False), [[*row, *empty] for row in table.rows])
+        self._columns = list(names)
+        lines = [[line.get(name, "") for name in names] for line in self._unlogged]
+        return [list(names), *lines] if is_new else lines
 
     def _forget_losses_after(self, step: int) -> None:
         """Remove the lines of later steps, because these will be trained, and logged, again."""
@@ -246,15 +267,16 @@ def _read_table(path: Path) -> _Table:
 
 
 def _is_row(row: Sequence[str]) -> bool:
-    """Whether these are a step and finite losses."""
+    """Whether these are a step and losses that are finite or left empty."""
     try:
-        return row[0].isdigit() and all(math.isfinite(float(value)) for value in row)
+        return row[0].isdigit() and all(math.isfinite(float(value)) for value in row if value)
     except ValueError:
         return False
 
 
 def read_losses(path: str | Path) -> dict[str, list[float]]:
-    """Return the columns of a run's losses.csv: `step`, `total` and each named loss.
+    """Return the columns of a run's losses.csv: `step`, `total`, each named loss, and what is logged in some
+    steps only, such as the losses by band of noise; NaN stands for a step without it.
 
     Lines that cannot be read are left out. A file that is not there, or has no such columns, gives empty
     columns `step` and `total`.
@@ -262,4 +284,4 @@ def read_losses(path: str | Path) -> dict[str, list[float]]:
     table = _read_table(Path(path)) if Path(path).is_file() else _Table([], [], False)
     if not table.header:
         return {"step": [], "total": []}
-    return {name: [float(row[i]) for row in table.rows] for i, name in enumerate(table.header)}
+    return {name: [float(row[i] or "nan") for row in table.rows] for i, name in enumerate(table.header)}

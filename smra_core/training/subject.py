@@ -10,12 +10,13 @@ from torch import Tensor
 from ..data.subject_set import SubjectImage
 from ..encoders.dinov2 import load_dinov2
 from ..encoders.sam import find_subject_mask, load_sam
+from ..lora.expert_pair import mark_expert
 from ..storage.content_hash import fingerprint_weights, hash_content
 from ..storage.on_demand import loaded_on_first_use
 from ..wan.spec import LATENTS_21, LatentSpace
 from .backend import Backend
 from .job import TrainedLora, TrainingJob, check_precision, run_job
-from .model_fit import check_fit
+from .model_fit import check_fit, fit_noise_range
 from .sura import SubjectObjective, SubjectSample, SubjectSettings, mask_to_latent
 from .trainer import StepInfo, TrainSettings
 
@@ -34,7 +35,8 @@ def train_subject(
     """Train, resume or extend the subject LoRA of these images; a finished run is returned at once.
 
     `dinov2` is the file of DINOv2's weights. It may be None if sura_weight is 0 (ValueError otherwise), and
-    is not read then. Every image needs a mask (see `find_missing_masks`).
+    is not read then. A noise range of one expert is added to the name. Every image needs a mask (see
+    `find_missing_masks`).
     """
     check_precision(backend)
     if settings.sura_weight and dinov2 is None:
@@ -43,6 +45,8 @@ def train_subject(
             "sura_weight to 0 to train on the region loss alone."
         )
     check_fit(settings, backend.spec)
+    settings = fit_noise_range(settings, backend.spec)
+    name = mark_expert(name, settings.noise_range.expert)
     dinov2 = dinov2 if settings.sura_weight else None
     samples = prepare_subject(backend, images, dinov2)
     job = TrainingJob(

@@ -18,6 +18,7 @@ from ..lora.plan import SUBJECT, SparsePlan
 from ..wan.condition import NO_INPUTS, ExtraInputs
 from ..wan.flow_matching import add_noise, velocity_target, velocity_weight
 from ..wan.interfaces import Denoiser
+from ..wan.noise_range import NOISE_RANGE_HELP, WHOLE, NoiseRange
 from ..wan.settings import COUNT, NOT_NEGATIVE, POSITIVE, check_limits, declare_setting
 from ..wan.spec import LATENTS_21, LatentSpace
 from .random_stream import make_generator
@@ -72,6 +73,7 @@ class SubjectSettings:
         "detail.",
         POSITIVE,
     )
+    noise_range: NoiseRange = declare_setting(WHOLE, NOISE_RANGE_HELP, newer=True)
 
     def __post_init__(self):
         check_limits(self)
@@ -153,7 +155,7 @@ class SubjectObjective:
 
     def __init__(self, settings: SubjectSettings, dim: int, feature_dim: int, seed: int = 0):
         """Build the objective for tokens of width `dim` and features of width `feature_dim`."""
-        self.settings, self.shift = settings, settings.shift
+        self.settings, self.shift, self.noise_range = settings, settings.shift, settings.noise_range
         self.weights: Mapping[str, float] = {"region": 1.0, "sura": settings.sura_weight}
         # Another stream than the LoRA's, which would begin with the same numbers.
         generator = make_generator(seed, "projector")
@@ -180,7 +182,7 @@ class SubjectObjective:
         velocity, tokens = denoiser.velocity(noisy, sigma, batch.context, token_block, batch.extra)
         region = region_loss(velocity, velocity_target(batch.latents, noise), batch.mask_latent)
         if self.settings.weighted_velocity:
-            region = region * velocity_weight(sigma, self.settings.shift)
+            region = region * velocity_weight(sigma, self.shift, self.noise_range)
         if not aligned:
             return {"region": region}
         assert tokens is not None  # because a block was asked for

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from ..lora.adapter import Injection, Lora, injected
 from ..wan.flow_matching import sample_training_sigma
 from ..wan.interfaces import Denoiser
+from ..wan.noise_range import NoiseRange
 from ..wan.settings import COUNT, NOT_NEGATIVE, POSITIVE, SEED, Limits, check_limits, declare_setting
 from .batches import Sample, choose_batch, collate, move_to_device
+from .noise_bands import NoiseBands
 from .random_stream import make_generator
 from .run_folder import RunFolder
 from .state import TrainState
@@ -29,6 +31,8 @@ class Objective(Protocol):
     """Weight of each named loss in the total."""
     shift: float
     """Shift of the training noise levels; 1 is uniform."""
+    noise_range: NoiseRange
+    """Range that the training noise levels are drawn from."""
     memory_advice: str
     """Advice for the user when memory runs out (one sentence)."""
 
@@ -115,6 +119,15 @@ class StepInfo(NamedTuple):
     """Norm of the gradient before clipping."""
     seconds: float
     """Time that the step took."""
+    by_noise: dict[str, float | None]
+    """Each loss by band of noise (see NoiseBands); None for a band that none of the step's samples is in."""
+
+
+class MicroBatch(NamedTuple):
+    """Noise levels `B` of a micro-batch, on the CPU, and its losses by name, each `B` and detached."""
+
+    sigma: Tensor
+    losses: dict[str, Tensor]
 
 
 class NonFiniteLoss(ValueError):
@@ -162,7 +175,7 @@ def train_lora(
                     settings, objective, losses, grad_norm, step, time.monotonic() - started
                 )
                 if run is not None:
-                    run.log_losses(step, {"total": info.total, **info.losses})
+                    run.log_losses(step, {"total": info.total, **info.losses, **info.by_noise})
                     unsaved = time.monotonic() - saved_at
                     if step % settings.save_every == 0 or unsaved >= 60 * settings.save_minutes:
                         run.save(state)
@@ -199,8 +212,8 @@ def _accumulate(
     samples: Sequence[Sample],
     settings: TrainSettings,
     step: int,
-) -> list[dict[str, Tensor]]:
-    """Accumulate the gradients of a step's micro-batches; return their losses, detached."""
+) -> list[MicroBatch]:
+    """Accumulate the gradients of a step's micro-batches; return their noise levels and losses, detached."""
     device = next(iter(lora.values())).a.device
     step_losses = []
     for micro_batch in range(settings.accumulate):
@@ -208,13 +221,13 @@ def _accumulate(
         batch_samples = choose_batch(samples, settings.batch_size, settings.seed, number)
         batch = move_to_device(collate(batch_samples), device)
         generator = make_generator(settings.seed, step, micro_batch)
-        sigma = sample_training_sigma(len(batch_samples), generator, objective.shift)
+        sigma = sample_training_sigma(len(batch_samples), generator, objective.shift, objective.noise_range)
         noise = torch.randn(batch.latents.shape, generator=generator)
         losses = objective.losses(denoiser, batch, sigma.to(device), noise.to(device), generator)
         total = sum(objective.weights[name] * value for name, value in losses.items())
         _check_finite(total, losses, batch_samples, step)
         (total.mean() / settings.accumulate).backward()
-        step_losses.append({name: value.detach() for name, value in losses.items()})
+        step_losses.append(MicroBatch(sigma, {name: value.detach() for name, value in losses.items()}))
     return step_losses
 
 
@@ -260,12 +273,17 @@ def _check_gradients(lora: Lora) -> None:
 def _make_step_info(
     settings: TrainSettings,
     objective: Objective,
-    losses: Sequence[Mapping[str, Tensor]],
+    batches: Sequence[MicroBatch],
     grad_norm: float,
     step: int,
     seconds: float,
 ) -> StepInfo:
     """Average the losses of a step's micro-batches into its report."""
-    means = {name: torch.stack([each[name].mean() for each in losses]).mean().item() for name in losses[0]}
+    sigmas = torch.cat([batch.sigma for batch in batches]).tolist()
+    losses = {
+        name: torch.cat([batch.losses[name] for batch in batches]).tolist() for name in batches[0].losses
+    }
+    means = {name: sum(values) / len(values) for name, values in losses.items()}
     total = sum(objective.weights[name] * value for name, value in means.items())
-    return StepInfo(step, settings.steps, means, total, grad_norm, seconds)
+    by_noise = NoiseBands(objective.noise_range, objective.shift).average(sigmas, losses)
+    return StepInfo(step, settings.steps, means, total, grad_norm, seconds, by_noise)

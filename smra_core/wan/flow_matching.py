@@ -7,6 +7,7 @@
 import torch
 from torch import Tensor
 
+from .noise_range import WHOLE, NoiseRange
 from .spec import TIMESTEPS
 
 
@@ -36,24 +37,51 @@ def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
-def sample_training_sigma(batch: int, generator: torch.Generator, shift: float = 1.0) -> Tensor:
-    """Draw random noise levels in (0, 1], float32 `B`; uniform at shift 1, which the authors train with."""
-    uniform = 1 - torch.rand(batch, generator=generator)  # rand is in [0, 1); sigma 0 would give no signal
-    return shift_sigma(uniform, shift)
+def unshift_sigma(sigma: float, shift: float) -> float:
+    """Return the noise level that `shift_sigma` moves to this one."""
+    return sigma / (shift - (shift - 1) * sigma)
 
 
-def velocity_weight(sigma: Tensor, shift: float = 1.0) -> Tensor:
-    """Return the weight of the velocity loss at each noise level: largest at 0.5, zero at 1, mean 1.
+def spread_over_range(share: Tensor, noise_range: NoiseRange, shift: float = 1.0) -> Tensor:
+    """Return noise levels at shares in (0, 1] of the training draws, of which share 1 is the highest level.
 
-    It is a Gaussian of the timestep, minus its minimum, scaled to mean 1 over the 1000 training levels
+    They are uniform over the range at shift 1; a shift moves them toward the range's upper end.
+    """
+    low, high = (unshift_sigma(end, shift) for end in (noise_range.low, noise_range.high))
+    return shift_sigma(low + (high - low) * share, shift).clamp(noise_range.low, noise_range.high)
+
+
+def sample_training_sigma(
+    batch: int, generator: torch.Generator, shift: float = 1.0, noise_range: NoiseRange = WHOLE
+) -> Tensor:
+    """Draw random noise levels of a range above 0, float32 `B`; uniform at shift 1, which the authors train
+    with.
+    """
+    share = 1 - torch.rand(batch, generator=generator)  # rand is in [0, 1); sigma 0 would give no signal
+    return spread_over_range(share, noise_range, shift)
+
+
+def list_training_levels(shift: float, noise_range: NoiseRange = WHOLE) -> Tensor:
+    """Return 1000 noise levels that training draws with equal chance, float64, from high to low."""
+    share = torch.arange(TIMESTEPS, 0, -1, dtype=torch.float64) / TIMESTEPS
+    return spread_over_range(share, noise_range, shift)
+
+
+def velocity_weight(sigma: Tensor, shift: float = 1.0, noise_range: NoiseRange = WHOLE) -> Tensor:
+    """Return the weight of the velocity loss at each noise level: mean 1 over the training levels, zero at 1,
+    and over the whole range largest at 0.5.
+
+    It is a Gaussian of the timestep, minus its minimum, scaled to mean 1 over the range's training levels
     (DiffSynth-Studio's flow-matching schedule, which the authors' release trains with).
     """
-    levels = shift_sigma(torch.arange(TIMESTEPS, 0, -1, dtype=torch.float64) / TIMESTEPS, shift)
-    gaussian = _compute_gaussian(levels)
-    minimum = gaussian.min()
+    mean = _compute_bell(list_training_levels(shift, noise_range)).mean()
     # On the CPU, because Apple's GPUs have no float64.
-    weight = (_compute_gaussian(sigma.cpu().double()) - minimum) / (gaussian - minimum).mean()
-    return weight.clamp_min(0).to(sigma)
+    return (_compute_bell(sigma.cpu().double()) / mean).clamp_min(0).to(sigma)
+
+
+def _compute_bell(sigma: Tensor) -> Tensor:
+    """Return the Gaussian of the noise level, minus its minimum over all levels, which it has at 1."""
+    return _compute_gaussian(sigma) - _compute_gaussian(torch.ones((), dtype=torch.float64))
 
 
 def _compute_gaussian(sigma: Tensor) -> Tensor:

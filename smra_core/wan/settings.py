@@ -39,12 +39,29 @@ SEED = Limits(-(2**63), 2**64 - 1)
 """Seeds that torch.Generator takes."""
 
 
-def declare_setting(default: Any, text: str, limits: Limits | None = None) -> Any:
+def declare_setting(default: Any, text: str, limits: Limits | None = None, newer: bool = False) -> Any:
     """Declare a field of a settings dataclass, with its explanation in one or two sentences.
 
-    `limits` are for a number; the dataclass checks them with `check_limits`.
+    `limits` are for a number; the dataclass checks them with `check_limits`. `newer` marks a field that was
+    added when there were runs without it, and whose default is what these did (see `collect_identity`).
     """
-    return field(default=default, metadata={"help": text, "limits": limits})
+    return field(default=default, metadata={"help": text, "limits": limits, "newer": newer})
+
+
+def collect_identity(settings: Any) -> dict[str, Any]:
+    """Return the fields of a settings dataclass that make a run another run, as JSON values.
+
+    A newer field at its default is left out, so that runs from before it keep their folders.
+    """
+    values = {
+        each.name: getattr(settings, each.name)
+        for each in fields(settings)
+        if not each.metadata["newer"] or getattr(settings, each.name) != each.default
+    }
+    return {
+        name: value if isinstance(value, bool | int | float | str) else str(value)
+        for name, value in values.items()
+    }
 
 
 def check_limits(settings: Any) -> None:

@@ -17,6 +17,10 @@ TEXT_DIM, TEXT_TOKENS = 4096, 512
 """Width and number of the text tokens."""
 TIMESTEPS = 1000
 """Number of training timesteps; the DiT's timestep input is 1000 * sigma."""
+T2V_BOUNDARY, I2V_BOUNDARY = 0.875, 0.9
+"""Noise levels at which the experts of Wan 2.2 hand over, in text to video and in image to video
+(Wan-Video/Wan2.2, `boundary` in its configs).
+"""
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,11 @@ class WanSpec:
     ffn: int
     heads: int
     latents: LatentSpace = LATENTS_21
+
+    @property
+    def expert_boundary(self) -> float:
+        """Noise level at which the two experts of this variant hand over."""
+        return T2V_BOUNDARY
 
     def linear_names(self) -> list[str]:
         """List the native names of all linears that can have an adapter, block by block."""

@@ -36,7 +36,7 @@ VERBS = frozenset(
     rotate round run sample save say scale scan schedule score segment select send serve set share shift
     show shrink skip slice smooth soften sort split spoil spread stack start state stay step stop store stream
     strip subtract sum swap synchronize take tell test tile tidy tokenize trace track train transform
-    translate transpose trim truncate try undo unload unpack unwrap update upsample use validate vary
+    translate transpose trim truncate try undo unload unpack unshift unwrap update upsample use validate vary
     verify wait walk warm warn weigh wrap write yield
     correlate degrade gather grow recognize
     """.split()

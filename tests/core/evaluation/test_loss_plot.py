@@ -2,11 +2,13 @@ import pytest
 from PIL import Image
 
 from smra_core.evaluation.loss_plot import (
+    BAND_COLORS,
     PANEL_SIZE,
     SMOOTH_COLOR,
     draw_loss_panel,
     draw_losses,
     join_panels,
+    make_loss_rows,
     smooth,
 )
 
@@ -47,3 +49,20 @@ def test_a_file_has_a_row_per_run_and_a_panel_per_named_loss(tmp_path):
     assert picture.size == (2 * PANEL_SIZE[0], 2 * PANEL_SIZE[1])
     unused = picture.convert("RGB").crop((PANEL_SIZE[0], 0, 2 * PANEL_SIZE[0], PANEL_SIZE[1]))
     assert unused.getextrema() == ((255, 255),) * 3
+
+
+def test_bands_of_noise_have_a_row_of_their_own_and_a_line_each():
+    nan = float("nan")
+    columns = {"step": [1.0, 2.0, 3.0], "total": [3.0] * 3, "region": [3.0, 2.0, 1.0]}
+    assert [len(row) for row in make_loss_rows(columns, (300, 200))] == [1]
+    bands = {"region at sigma 0 to 0.333": [nan, 1.0, 2.0], "region at sigma 0.333 to 0.667": [nan] * 3}
+    last = {"region at sigma 0.667 to 1": [3.0, nan, nan]}
+    rows = make_loss_rows(columns | bands | last, (300, 200))
+    assert [len(row) for row in rows] == [1, 1]
+    drawn = {color for _, color in rows[1][0].convert("RGB").getcolors(100_000)}
+    low, middle, high = (tuple(bytes.fromhex(color[1:])) for color in BAND_COLORS)
+    assert low in drawn and high in drawn and middle not in drawn
+
+
+def test_a_run_without_a_step_is_drawn_empty():
+    assert len(make_loss_rows({"step": [], "total": []}, (300, 200))) == 1

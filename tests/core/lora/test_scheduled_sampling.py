@@ -116,7 +116,7 @@ def test_strengths_zero_give_the_base_bit_for_bit(toy_denoiser):
     off = [ScheduledLora(loud_lora(denoiser, plan), Strengths.from_value(0.0)) for plan in (SUBJECT, MOTION)]
     base = sample(denoiser, noise, sigmas, *make_contexts())
     assert torch.equal(base, sample_with(denoiser, noise, sigmas, *make_contexts(), loras=off))
-    on = [ScheduledLora(lora, Strengths(0.0, 0.5)) for lora, _ in off]
+    on = [ScheduledLora(one.lora, Strengths(0.0, 0.5)) for one in off]
     assert not torch.equal(base, sample_with(denoiser, noise, sigmas, *make_contexts(), loras=on))
 
 

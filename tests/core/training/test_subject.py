@@ -1,10 +1,12 @@
 import csv
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from random_models import Sizes, write_random_dinov2, write_random_wan
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from smra_core.data.subject_set import SubjectImage
@@ -16,14 +18,19 @@ from smra_core.standalone.backend import StandaloneBackend
 from smra_core.standalone.model_files import WanFiles, find_wan_files
 from smra_core.storage.tensor_cache import TensorCache
 from smra_core.training import subject as subject_training
-from smra_core.training.run_folder import STATE
+from smra_core.training.job import TrainingJob, run_fingerprint
+from smra_core.training.mora import MotionSettings
+from smra_core.training.run_folder import STATE, RunFolder
 from smra_core.training.subject import extract_patch_features, find_missing_masks, train_subject
 from smra_core.training.sura import SubjectSettings
 from smra_core.training.trainer import TrainSettings
 from smra_core.wan.latents import as_frames, as_video
+from smra_core.wan.noise_range import NOISE_PRESETS, WHOLE, NoiseRange
 
 SIDE = 32
 SETTINGS = SubjectSettings(rank=2, width=SIDE, height=SIDE, projector_width=8)
+HIGH_NOISE, MOTION_RANGE = NOISE_PRESETS["high-noise expert"], NOISE_PRESETS["motion"]
+BANDS = ("0 to 0.333", "0.333 to 0.667", "0.667 to 1")
 DINOV2 = DinoV2Config(width=24, depth=1, heads=2, hidden=48, gated=False, grid=2, registers=0)
 
 
@@ -120,7 +127,9 @@ def test_pictures_become_a_lora_that_says_what_it_is(empty_backend, dinov2, load
     assert kinds(loaded) == ["text", "codec", "dinov2", "denoiser"]  # each once, the encoders first
     with open(trained.losses) as file:
         rows = list(csv.reader(file))
-    assert rows[0] == ["step", "total", "region", "sura"] and [row[0] for row in rows[1:]] == ["1", "2"]
+    bands = [f"{loss} at sigma {band}" for loss in ("region", "sura") for band in BANDS]
+    assert rows[0] == ["step", "total", "region", "sura", *bands]
+    assert [row[0] for row in rows[1:]] == ["1", "2"]
     expected = infos[0].losses["region"] + 0.05 * infos[0].losses["sura"]
     assert float(rows[1][1]) == pytest.approx(expected, rel=1e-5)
 
@@ -213,8 +222,53 @@ def test_what_a_run_depends_on_gives_it_a_folder_of_its_own(backend, dinov2):
         train(backend, dinov2, 1, seed=1),
         train(backend, None, 1, settings=replace(SETTINGS, sura_weight=0.0)),
     ]
-    assert len({trained.path for trained in [first, *others]}) == 6
+    others += [train(backend, dinov2, 1, settings=replace(SETTINGS, noise_range=MOTION_RANGE))]
+    assert len({trained.path for trained in [first, *others]}) == 7
     assert train(backend, dinov2, 1, save_every=7).path == first.path
+
+
+FOLDERS_BEFORE = [(SubjectSettings(), "607e893d95e7"), (MotionSettings(), "dfeb0504dc63")]
+"""Settings and the hash of their run on a toy, as it was before there were noise ranges."""
+
+
+@pytest.mark.parametrize("settings, folder", FOLDERS_BEFORE, ids=["subject", "motion"])
+def test_runs_from_before_a_newer_setting_keep_their_folder(settings, folder, tmp_path):
+    purpose = "subject" if isinstance(settings, SubjectSettings) else "motion"
+    job = TrainingJob(purpose, "toy", settings, TrainSettings(), [], [], load_objective=None)
+    parts = run_fingerprint(SimpleNamespace(base_fingerprint={"base": "toy"}), job)
+    assert RunFolder(tmp_path, "toy", parts).path.name == f"toy-{folder}"
+
+
+def test_a_lora_of_one_expert_says_so_in_its_name_and_metadata(backend, dinov2):
+    trained = train(backend, dinov2, 1, settings=replace(SETTINGS, noise_range=HIGH_NOISE))
+    assert trained.name == "dog_high_noise" and "subject-dog_high_noise-" in str(trained.path)
+    metadata = load_lora(trained.path).metadata
+    assert metadata.name == "dog_high_noise" and metadata.get_noise_range() == HIGH_NOISE
+    with safe_open(trained.path, "pt") as file:
+        about = file.metadata()
+    assert about["modelspec.timestep_range"] == "875,1000"
+    assert (about["ss_min_timestep"], about["ss_max_timestep"]) == ("875", "1000")
+    whole = train(backend, dinov2, 1)
+    with safe_open(whole.path, "pt") as file:
+        assert "modelspec.timestep_range" not in file.metadata()
+    assert whole.name == "dog" and load_lora(whole.path).metadata.get_noise_range() == WHOLE
+
+
+def test_a_name_of_the_other_expert_is_refused_before_anything_is_encoded(backend, loaded, dinov2):
+    settings = replace(SETTINGS, noise_range=HIGH_NOISE)
+    with pytest.raises(ValueError, match="'dog_low_noise' is of the low-noise expert.*Change the name"):
+        train_subject(backend, images(), dinov2, settings, steps(1), "dog_low_noise")
+    assert kinds(loaded) == []
+
+
+def test_every_step_draws_from_the_noise_range(backend, dinov2):
+    settings, infos = replace(SETTINGS, noise_range=NoiseRange(0.25, 0.5)), []
+    trained = train(backend, dinov2, 3, on_step=infos.append, settings=settings)
+    columns = [name for info in infos for name, value in info.by_noise.items() if value is not None]
+    edges = {"0.25 to 0.333", "0.333 to 0.417", "0.417 to 0.5"}
+    assert len(columns) >= 6 and {name.split(" at sigma ")[1] for name in columns} <= edges
+    whole = train(backend, dinov2, 3)
+    assert not same_tensors(trained.path, whole.path)
 
 
 def test_without_sura_no_encoder_is_read(backend, loaded):

@@ -201,7 +201,8 @@ def test_masks_that_the_crop_cuts_are_noted():
 
 
 def test_loss_curves_have_a_panel_each():
-    picture = pack("nodes.training.loss_picture").draw_loss_image({"region": [3.0, 2.0, 1.0], "sura": [0.5]})
+    columns = {"step": [1.0, 2.0, 3.0], "total": [3.0] * 3, "region": [3.0, 2.0, 1.0], "sura": [0.5] * 3}
+    picture = pack("nodes.training.loss_picture").draw_loss_image(columns)
     assert picture.shape == (1, 240, 840, 3) and picture.min() < 0.5
 
 
