@@ -21,6 +21,8 @@ T2V_BOUNDARY, I2V_BOUNDARY = 0.875, 0.9
 """Noise levels at which the experts of Wan 2.2 hand over, in text to video and in image to video
 (Wan-Video/Wan2.2, `boundary` in its configs).
 """
+I2V_CHANNELS = 36
+"""Input channels of image to video: the noisy latents' 16, a mask's 4, and the given frames' 16."""
 
 
 @dataclass(frozen=True)
@@ -154,11 +156,13 @@ class WanSpec:
     ffn: int
     heads: int
     latents: LatentSpace = LATENTS_21
+    input_channels: int = LATENTS_21.channels
+    """Channels that the DiT takes: more than the latents' own where images or masks come beside them."""
 
     @property
     def expert_boundary(self) -> float:
         """Noise level at which the two experts of this variant hand over."""
-        return T2V_BOUNDARY
+        return I2V_BOUNDARY if self.input_channels == I2V_CHANNELS else T2V_BOUNDARY
 
     def linear_names(self) -> list[str]:
         """List the native names of all linears that can have an adapter, block by block."""
@@ -166,7 +170,8 @@ class WanSpec:
 
     def as_variant(self, kind: str, channels: int) -> "WanSpec":
         """Return the spec of a variant with these sizes, named after its class and its input channels."""
-        return replace(self, name=f"{self.name.replace('-T2V', '')} ({kind}, {channels} channels)")
+        name = f"{self.name.replace('-T2V', '')} ({kind}, {channels} channels)"
+        return replace(self, name=name, input_channels=channels)
 
     def linear_shape(self, name: str) -> tuple[int, int]:
         """Return (out_features, in_features) of a linear, given its native name."""

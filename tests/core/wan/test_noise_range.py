@@ -59,6 +59,10 @@ def test_the_experts_of_text_to_video_hand_over_at_0_875():
     high, low = (NOISE_PRESETS[f"{expert}-noise expert"].fit_to(WAN_14B) for expert in ("high", "low"))
     assert (high.low, high.high, high.expert, high.timesteps) == (0.875, 1, "high", (875, 1000))
     assert (low.low, low.high, low.expert, low.timesteps) == (0, 0.875, "low", (0, 875))
+    i2v = WAN_14B.as_variant("WAN21", 36)
+    assert NOISE_PRESETS["high-noise expert"].fit_to(i2v).low == 0.9
+    assert NOISE_PRESETS["low-noise expert"].fit_to(i2v).high == 0.9
+    assert NOISE_PRESETS["high-noise expert"].fit_to(WAN_14B.as_variant("WAN21_Vace", 16)).low == 0.875
     assert WHOLE.expert is None and NOISE_PRESETS["motion"].fit_to(WAN_14B) == NOISE_PRESETS["motion"]
 
 
