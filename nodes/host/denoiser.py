@@ -17,7 +17,7 @@ from ...smra_core.wan.condition import IMAGE_CHANNELS, NO_INPUTS, ExtraInputs, m
 from ...smra_core.wan.interfaces import Prediction
 from ...smra_core.wan.recompute import run_checkpointed
 from ...smra_core.wan.spec import LATENTS_21, WanSpec, find_spec, token_grid
-from .frozen_linear import freeze_forward
+from .frozen_linear import freeze_forward, freeze_on_gradient
 from .inference_tensors import make_normal
 from .model_patches import read_plain_options
 from .versions import compute_dtype_of, is_dynamic, training_mode
@@ -136,14 +136,21 @@ class HostDenoiser:
         )
 
     def make_forwards(self) -> dict[nn.Module, Callable]:
-        """Return the forwards of frozen linears and checkpointed blocks, which the DiT has in training."""
-        frozen = {
+        """Return the forwards of frozen layers and checkpointed blocks, which the DiT has in training.
+
+        Layers around the blocks (embeddings, adapters of a variant) are frozen where a gradient reaches them.
+        """
+        around = {module: freeze_on_gradient(module) for module in _list_layers(self.dit)}
+        inside = {
             module: freeze_forward(module)
             for part in (*self.dit.blocks, self.dit.head)
-            for module in part.modules()
-            if hasattr(module, "comfy_cast_weights") and getattr(module, "weight", None) is not None
+            for module in _list_layers(part)
         }
-        return frozen | {block: self._wrap_block(index, block) for index, block in enumerate(self.dit.blocks)}
+        return (
+            around
+            | inside
+            | {block: self._wrap_block(index, block) for index, block in enumerate(self.dit.blocks)}
+        )
 
     def _wrap_block(self, index: int, block: nn.Module) -> Callable[..., Tensor]:
         forward = block.forward
@@ -166,6 +173,15 @@ class HostDenoiser:
 
         if not any(loaded.model is self.patcher for loaded in management.current_loaded_models):
             load(self.patcher, self.memory_required)
+
+
+def _list_layers(part: nn.Module) -> list[nn.Module]:
+    """Return the layers of a part whose weights ComfyUI casts when they are used."""
+    return [
+        module
+        for module in part.modules()
+        if hasattr(module, "comfy_cast_weights") and getattr(module, "weight", None) is not None
+    ]
 
 
 @contextmanager

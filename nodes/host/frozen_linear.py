@@ -70,6 +70,16 @@ def freeze_forward(module: nn.Module) -> Callable[..., Tensor]:
     return run_frozen
 
 
+def freeze_on_gradient(module: nn.Module) -> Callable[..., Tensor]:
+    """Return a forward that is frozen for an input that needs a gradient, and the module's own for others."""
+    forward, frozen = module.forward, freeze_forward(module)
+
+    def run(x: Tensor, *args, **kwargs) -> Tensor:
+        return frozen(x, *args, **kwargs) if x.requires_grad else forward(x, *args, **kwargs)
+
+    return run
+
+
 def _is_plain_product(module: nn.Module) -> bool:
     """Whether the module is `x W' + b` with a weight that ComfyUI itself can cast.
 

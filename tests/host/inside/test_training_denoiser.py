@@ -17,8 +17,10 @@ from training_gradients import (
     loss_of,
     question,
     reference,
+    reused_buffer,
     sampled,
     trained,
+    with_casting,
     worst,
 )
 
@@ -41,29 +43,6 @@ def test_gradients_are_those_of_plain_autograd(host_wan, state, tmp_path):
     found = trained(model, checks)
     assert worst(found, reference(state)) < 1e-4
     assert seen[0].velocity.shape == SHAPE and seen[0].tokens.shape == (1, TOKENS, DIM)
-
-
-def reused_buffer(monkeypatch):
-    """What offloading does: all casts of a size end up in one memory, which the next one overwrites."""
-    import comfy.ops
-
-    original, buffers = comfy.ops.cast_bias_weight, {}
-
-    def cast(*args, **kwargs):
-        weight, *others = original(*args, **kwargs)
-        buffer = buffers.setdefault(weight.shape, torch.empty_like(weight))
-        # Behind autograd's back, as a copy on another stream is.
-        buffer.data.copy_(weight)
-        return buffer.data, *others
-
-    monkeypatch.setattr(comfy.ops, "cast_bias_weight", cast)
-
-
-def with_casting(model):
-    for module in model.model.diffusion_model.modules():
-        if hasattr(module, "comfy_cast_weights"):
-            module.comfy_cast_weights = True
-    return model
 
 
 def test_buffers_that_are_used_again_do_not_spoil_the_gradient(host_wan, state, tmp_path, monkeypatch):

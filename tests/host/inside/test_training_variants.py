@@ -9,7 +9,7 @@ import random_variants
 import torch
 from random_variants import BY_NAME, FRAMES, HEIGHT, TEXT_DIM, WIDTH, sample
 from random_wan import difference, pack
-from training_gradients import fingerprint, injected
+from training_gradients import fingerprint, gradients, injected, reused_buffer, with_casting, worst
 
 OVERWRITTEN = ("Animate-2", "S2V", "WanDancer")
 """Variants whose forward overwrites what its backward pass needs."""
@@ -140,6 +140,28 @@ def test_gradients_of_the_lora_equal_finite_differences(loaded, monkeypatch, nam
     monkeypatch.undo()
     assert slope == pytest.approx(measured, rel=tolerance, abs=1e-8)
     assert fingerprint(model) == before
+
+
+def gradients_of(model, options, prepare=None):
+    lora = full_lora(pack("nodes.host.denoiser").read_spec(model))
+    with opened(model, options) as (denoiser, extra), injected(denoiser.linears(), lora):
+        if prepare is not None:
+            prepare(denoiser.patcher)
+        velocity = denoiser.velocity(NOISE, SIGMA, CONTEXT, extra=extra).velocity
+        return gradients(velocity.square().mean(), lora)
+
+
+@pytest.mark.parametrize("name", ["I2V 2.1", "Fun control", "VACE", "HuMo", "Animate"])
+def test_offloaded_weights_give_the_same_gradient_in_every_part(loaded, monkeypatch, name):
+    model = loaded(name)
+    expected = gradients_of(model, conditioning(name))
+    reused_buffer(monkeypatch)
+    found = gradients_of(model, conditioning(name), with_casting)
+    monkeypatch.undo()
+    for module in model.model.diffusion_model.modules():
+        if "comfy_cast_weights" in module.__dict__:
+            del module.comfy_cast_weights
+    assert worst(found, expected) < 1e-4
 
 
 @pytest.mark.parametrize("name", [name for name in TRAINED if name not in ADDED_TOKENS])

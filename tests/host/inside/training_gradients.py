@@ -88,6 +88,29 @@ def worst(found, expected):
     return max(errors(found, expected))
 
 
+def reused_buffer(monkeypatch):
+    """What offloading does: all casts of a size end up in one memory, which the next one overwrites."""
+    import comfy.ops
+
+    original, buffers = comfy.ops.cast_bias_weight, {}
+
+    def cast(*args, **kwargs):
+        weight, *others = original(*args, **kwargs)
+        buffer = buffers.setdefault(weight.shape, torch.empty_like(weight))
+        # Behind autograd's back, as a copy on another stream is.
+        buffer.data.copy_(weight)
+        return buffer.data, *others
+
+    monkeypatch.setattr(comfy.ops, "cast_bias_weight", cast)
+
+
+def with_casting(model):
+    for module in model.model.diffusion_model.modules():
+        if hasattr(module, "comfy_cast_weights"):
+            module.comfy_cast_weights = True
+    return model
+
+
 def fingerprint(model):
     """Everything about a MODEL that training might change."""
     net = model.model
