@@ -146,11 +146,8 @@ class HostDenoiser:
             for part in (*self.dit.blocks, self.dit.head)
             for module in _list_layers(part)
         }
-        return (
-            around
-            | inside
-            | {block: self._wrap_block(index, block) for index, block in enumerate(self.dit.blocks)}
-        )
+        blocks = {block: self._wrap_block(index, block) for index, block in enumerate(self.dit.blocks)}
+        return around | inside | blocks
 
     def _wrap_block(self, index: int, block: nn.Module) -> Callable[..., Tensor]:
         forward = block.forward
