@@ -16,7 +16,7 @@ from ...smra_core.lora.adapter import replaced_forwards
 from ...smra_core.wan.condition import IMAGE_CHANNELS, NO_INPUTS, ExtraInputs, move_inputs
 from ...smra_core.wan.interfaces import Prediction
 from ...smra_core.wan.recompute import run_checkpointed
-from ...smra_core.wan.spec import LATENTS_21, WanSpec, find_spec, token_grid
+from ...smra_core.wan.spec import LATENT_SPACES, WanSpec, find_spec, token_grid
 from .frozen_linear import freeze_forward, freeze_on_gradient
 from .inference_tensors import make_normal
 from .model_patches import read_plain_options
@@ -31,22 +31,22 @@ def read_spec(model) -> WanSpec:
     """Return the sizes of a MODEL.
 
     Raises ValueError, with what to load instead, unless it is a WAN that predicts the velocity of latents of
-    WAN 2.1's VAE. What its variant takes besides is asked of the MODEL (see extra_inputs).
+    one of WAN's two VAEs. What its variant takes besides is asked of the MODEL (see extra_inputs).
     """
     dit = model.model.diffusion_model
     kind = type(dit).__name__
     if not all(hasattr(dit, name) for name in (*_SIZES, "patch_embedding", "blocks", "out_dim")):
         raise ValueError(f"This MODEL is {kind}, not WAN. Load Wan2.1-T2V-1.3B or 14B.")
-    if dit.out_dim != LATENTS_21.channels:
+    if dit.out_dim not in LATENT_SPACES:
         raise ValueError(
-            f"This MODEL is {kind} with latents of {dit.out_dim} channels. The method needs those of "
-            f"WAN 2.1's VAE, of {LATENTS_21.channels}: load a WAN of 1.3B or 14B."
+            f"This MODEL is {kind} with latents of {dit.out_dim} channels. The method needs those of one of "
+            f"WAN's VAEs, of {' or '.join(map(str, LATENT_SPACES))}: load a WAN of 1.3B, 14B or 5B."
         )
     _check_prediction(model.model, kind)
     channels = dit.patch_embedding.weight.shape[1]
-    spec = find_spec(*(getattr(dit, name) for name in _SIZES))
-    is_text_to_video = kind == "WanModel" and channels == LATENTS_21.channels
-    return spec if is_text_to_video else spec.as_variant(kind, channels)
+    spec = find_spec(*(getattr(dit, name) for name in _SIZES), LATENT_SPACES[dit.out_dim])
+    has_own_latents_alone = kind == "WanModel" and channels == spec.latents.channels
+    return spec if has_own_latents_alone else spec.as_variant(kind, channels)
 
 
 def _check_prediction(model, kind: str) -> None:

@@ -5,15 +5,16 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..decoding.fast_conv3d import with_fast_layers
-from ..wan.condition import IMAGE_CHANNELS, NO_INPUTS, ExtraInputs
+from ..wan.condition import DENOISE_MASK, IMAGE_CHANNELS, NO_INPUTS, ExtraInputs
 from ..wan.interfaces import Prediction
 from ..wan.latents import denormalize, normalize
 from ..wan.module_names import to_native_linear
 from ..wan.recompute import run_checkpointed
-from ..wan.spec import TIMESTEPS, WanSpec, find_latents, find_spec
+from ..wan.spec import PATCH, TIMESTEPS, WanSpec, find_latents, find_spec
 
 if TYPE_CHECKING:  # diffusers takes six seconds to import, which a command that loads no model should not pay
     from diffusers import AutoencoderKLWan, WanTransformer3DModel
@@ -51,7 +52,8 @@ class DiffusersDenoiser:
         if IMAGE_CHANNELS in extra:
             latents = torch.cat([latents, extra[IMAGE_CHANNELS].to(latents)], 1)
         with self._collect_tokens(token_block) as tokens:
-            velocity = self.dit(latents, sigma * TIMESTEPS, context.to(dtype), return_dict=False)[0]
+            timestep = make_timesteps(sigma, extra)
+            velocity = self.dit(latents, timestep, context.to(dtype), return_dict=False)[0]
         return Prediction(velocity.to(noisy_latents.dtype), tokens[0] if tokens else None)
 
     @contextmanager
@@ -78,6 +80,17 @@ class DiffusersDenoiser:
             yield tokens
         finally:
             handle.remove()
+
+
+def make_timesteps(sigma: Tensor, extra: ExtraInputs) -> Tensor:
+    """Return the timesteps of noise levels `B`: one a sample, or `B L` one a token where a mask
+    (condition.DENOISE_MASK) says which latents are given.
+    """
+    timestep = sigma * TIMESTEPS
+    if DENOISE_MASK not in extra:
+        return timestep
+    tokens = F.avg_pool3d(extra[DENOISE_MASK].to(timestep), PATCH)
+    return timestep[:, None] * tokens.flatten(1)
 
 
 def read_spec(config: Mapping[str, Any]) -> WanSpec:

@@ -17,6 +17,10 @@ noisy latents; the others are arguments of the DiT's forward by these names.
 """
 IMAGE_CHANNELS = "c_concat"
 """Name, as in ComfyUI, of the channels `C f h w` that image-to-video models take beside the latents' own."""
+DENOISE_MASK = "denoise_mask"
+"""Name, as in ComfyUI, of the mask `1 f h w` by which TI2V-5B is told which latents are given: 0 there, whose
+tokens get timestep 0, and 1 elsewhere. The given latents stand clean among the noisy ones.
+"""
 NO_INPUTS: ExtraInputs = MappingProxyType({})
 """The extra inputs of text to video."""
 

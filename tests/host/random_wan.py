@@ -24,8 +24,8 @@ def pack(module):
     return importlib.import_module(f"smrabooth_pack.{module}")
 
 
-def dit_state(blocks=None, ffn=None, seed=0, channels=16) -> dict[str, Tensor]:
-    """State dict of a text-to-video DiT with heads of 128; activations stay near 1."""
+def dit_state(blocks=None, ffn=None, seed=0, channels=16, latents=16) -> dict[str, Tensor]:
+    """State dict of a DiT of latents of so many channels, with heads of 128; activations stay near 1."""
     blocks, ffn, generator = blocks or BLOCKS, ffn or FFN, torch.Generator().manual_seed(seed)
     linears = {
         "text_embedding.0": (DIM, TEXT_DIM),
@@ -33,7 +33,7 @@ def dit_state(blocks=None, ffn=None, seed=0, channels=16) -> dict[str, Tensor]:
         "time_embedding.0": (DIM, 256),
         "time_embedding.2": (DIM, DIM),
         "time_projection.1": (6 * DIM, DIM),
-        "head.head": (64, DIM),
+        "head.head": (4 * latents, DIM),
     }
     for i in range(blocks):
         linears |= {f"blocks.{i}.{path}": (DIM, DIM) for path in ATTENTION}

@@ -183,8 +183,10 @@ def dit(kind, **sizes):
 
 
 def test_latents_of_another_vae_are_refused_with_what_to_load():
-    with pytest.raises(ValueError, match="latents of 48 channels.*load a WAN of 1.3B or 14B"):
-        pack("nodes.host.denoiser").read_spec(dit("WanModel", in_dim=48, out_dim=48))
+    with pytest.raises(
+        ValueError, match="latents of 24 channels.*of 16 or 48: load a WAN of 1.3B, 14B or 5B"
+    ):
+        pack("nodes.host.denoiser").read_spec(dit("WanModel", in_dim=24, out_dim=24))
 
 
 @pytest.mark.parametrize(

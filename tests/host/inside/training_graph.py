@@ -2,7 +2,7 @@
 
 import torch
 from encoder_nets import dinov2_file, sea_raft_file
-from random_wan import TRAINED_FFN, dit_state, load_dit, load_vae
+from random_wan import TRAINED_FFN, dit_state, load_dit, load_vae, load_vae_of_wan22
 
 SIDE, FRAMES = 64, 5
 
@@ -15,8 +15,10 @@ def moving(picture):
 class Graph:
     """What a graph gives to the nodes, made under inference mode; files in `folder`."""
 
-    def __init__(self, folder, with_dinov2=True):
-        self.model, self.vae = load_dit(folder, dit_state(ffn=TRAINED_FFN)), load_vae(folder)
+    def __init__(self, folder, with_dinov2=True, is_5b=False):
+        channels = 48 if is_5b else 16
+        self.model = load_dit(folder, dit_state(ffn=TRAINED_FFN, channels=channels, latents=channels))
+        self.vae = load_vae_of_wan22(folder) if is_5b else load_vae(folder)
         self.dinov2 = dinov2_file(folder) if with_dinov2 else None
         self.sea_raft = sea_raft_file(folder)
         with torch.inference_mode():
