@@ -66,7 +66,8 @@ def normalize_channels(norm: nn.Module, x: Tensor) -> Tensor:
     times as long.
     """
     length = compute_channel_length(x).clamp_min(1e-12)
-    return x * (norm.scale / length) * norm.gamma + norm.bias
+    # Cast, because off the CPU the length of a half-precision input is float32, and so would the result be.
+    return x * (norm.scale / length).to(x.dtype) * norm.gamma + norm.bias
 
 
 def compute_channel_length(x: Tensor) -> Tensor:

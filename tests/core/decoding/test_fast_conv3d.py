@@ -13,6 +13,7 @@ from smra_core.decoding.fast_conv3d import (
     wastes_memory_in_conv3d,
     with_fast_layers,
 )
+from smra_core.standalone.diffusers_wan import DiffusersCodec
 
 
 @pytest.mark.parametrize("kernel", [(3, 3, 3), (3, 1, 1), (1, 1, 1)])
@@ -65,3 +66,13 @@ def test_only_the_bad_combination_is_told(monkeypatch, version, cudnn, dtype, ba
     monkeypatch.setattr(torch, "__version__", version)
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: cudnn)
     assert wastes_memory_in_conv3d(dtype) == bad
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_vae_in_half_precision_stays_in_it_on_every_device(device):
+    with torch.device(device):
+        codec = DiffusersCodec(AutoencoderKLWan(base_dim=8).to(torch.bfloat16))
+        clip = torch.zeros(1, 3, 5, 16, 16)
+    latents = codec.encode(clip)
+    assert (latents.dtype, tuple(latents.shape)) == (torch.bfloat16, (1, 16, 2, 2, 2))
+    assert codec.decode(latents).dtype == torch.bfloat16
