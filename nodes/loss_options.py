@@ -25,6 +25,8 @@ MOTION_ROWS = (
     Widget("window", dict(min=1, max=64), note=ON_MOTION),
     Widget("context", dict(min=1, max=64), note=ON_MOTION),
 )
+NEWER_ROWS = (Widget("first_frame_share", dict(min=0.0, max=1.0, step=0.05), note=ON_MOTION, optional=True),)
+"""Widgets after the tiny decoder's, so that the values of saved workflows keep their places."""
 
 
 class LossOptionsNode(io.ComfyNode):
@@ -53,6 +55,7 @@ class LossOptionsNode(io.ComfyNode):
                     tooltip="File for decode 'tiny', which decode 'auto' may then choose too. "
                     f"{TINY_DECODER.tooltip} {ON_MOTION}",
                 ),
+                *make_widgets(MOTION, NEWER_ROWS),
             ],
             outputs=[
                 LossOptionsType.Output(display_name="loss_options", tooltip="For one or more training nodes.")
@@ -62,6 +65,6 @@ class LossOptionsNode(io.ComfyNode):
     @classmethod
     def execute(cls, tiny_decoder: str = NO_TINY_DECODER, **values) -> io.NodeOutput:
         subject = update_settings(SUBJECT, (*BOTH_ROWS, *SUBJECT_ROWS), values)
-        motion = update_settings(MOTION, (*BOTH_ROWS, *MOTION_ROWS), values)
+        motion = update_settings(MOTION, (*BOTH_ROWS, *MOTION_ROWS, *NEWER_ROWS), values)
         file = None if tiny_decoder == NO_TINY_DECODER else TINY_DECODER.find(tiny_decoder)
         return io.NodeOutput(LossOptions(subject, motion, file))

@@ -23,6 +23,8 @@ class Widget(NamedTuple):
     """Id of the widget, where the field's name cannot serve as one."""
     note: str = ""
     """What the field's own text cannot know: where the value has an effect in the graph."""
+    optional: bool = False
+    """Whether a prompt may lack the value, as those from before the field do; the default then holds."""
 
     @property
     def name(self) -> str:
@@ -39,10 +41,12 @@ def _make_widget(row: Widget, default: Any, text: str):
     tooltip = f"{text} {row.note}".rstrip()
     if row.options:
         return io.Combo.Input(row.name, options=list(row.options), default=default, tooltip=tooltip)
+    limits = dict(row.limits, optional=True) if row.optional else row.limits
     kinds: Mapping[type, Callable] = {bool: io.Boolean.Input, int: io.Int.Input, float: io.Float.Input}
-    return kinds[type(default)](row.name, default=default, tooltip=tooltip, **row.limits)
+    return kinds[type(default)](row.name, default=default, tooltip=tooltip, **limits)
 
 
 def update_settings(defaults: Settings, rows: Sequence[Widget], values: Mapping[str, Any]) -> Settings:
     """Return the settings with a node's values in these fields. Raises ValueError as the dataclass does."""
-    return replace(defaults, **{row.field: values[row.name] for row in rows})
+    given = [row for row in rows if row.name in values or not row.optional]
+    return replace(defaults, **{row.field: values[row.name] for row in given})

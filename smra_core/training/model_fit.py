@@ -17,12 +17,18 @@ def fit_noise_range(settings: Settings, spec: WanSpec) -> Settings:
 
 
 def check_fit(settings: SubjectSettings | MotionSettings, spec: WanSpec) -> None:
-    """Raise ValueError for a size that its tokens do not divide, for a block that this model does not have,
-    and for a plan without any layer.
+    """Raise ValueError for a size that its tokens do not divide, for a first frame that it does not take, for
+    a block that it does not have, and for a plan without any layer.
 
     The sizes come from the file's header, so that this is known before anything is loaded.
     """
     spec.latents.check_size(settings.width, settings.height)
+    if isinstance(settings, MotionSettings) and settings.first_frame_share and not spec.takes_given_latents:
+        raise ValueError(
+            f"first_frame_share is {settings.first_frame_share}, but {spec.name} takes no frame among its "
+            "latents, as TI2V-5B does. Set it to 0; an image-to-video model takes the frame from the "
+            "conditioning (WanImageToVideo)."
+        )
     _check_plan(settings.plan, spec)
     if isinstance(settings, SubjectSettings) and settings.sura_weight:
         if settings.align_block >= spec.blocks:

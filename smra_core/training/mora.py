@@ -17,7 +17,7 @@ from ..decoding.state import StreamingDecoder
 from ..decoding.windows import DecodeWindow, take_whole_clip
 from ..encoders.sea_raft import PAIRS_PER_CHUNK
 from ..lora.plan import MOTION, SparsePlan
-from ..wan.condition import NO_INPUTS, ExtraInputs
+from ..wan.condition import DENOISE_MASK, NO_INPUTS, ExtraInputs
 from ..wan.flow_matching import (
     add_noise,
     list_training_levels,
@@ -102,6 +102,13 @@ class MotionSettings:
         POSITIVE,
     )
     noise_range: NoiseRange = declare_setting(WHOLE, NOISE_RANGE_HELP, newer=True)
+    first_frame_share: float = declare_setting(
+        0.0,
+        "Share of the steps in which the model is given the clip's first frame, as for image to video. "
+        "Higher trains more on that; 0 trains text to video alone. Only TI2V-5B takes it.",
+        Limits(0, 1),
+        newer=True,
+    )
     decode: str = declare_setting(
         "auto",
         "How a step decodes the video for the flow loss: 'windowed' a part of it, drawn anew each time; "
@@ -209,6 +216,26 @@ def draw_anchors(batch: int, frames: int, given: Tensor | None, generator: torch
     return torch.stack([row[torch.randint(len(row), (), generator=generator)] for row in choices])
 
 
+def draw_first_frames(shape: Sequence[int], share: float, generator: torch.Generator) -> Tensor:
+    """Draw which of the latents `B C f h w` are given to the model, bool `B f`: the first of a `share` of the
+    samples, and no other.
+    """
+    given = torch.zeros(shape[0], shape[2], dtype=torch.bool)
+    given[:, 0] = torch.rand(shape[0], generator=generator) < share
+    return given
+
+
+def give_latents(batch: MotionSample, given: Tensor, sigma: Tensor) -> tuple[MotionSample, Tensor]:
+    """Return the batch with latents `given`, bool `B f`, to the model as TI2V-5B takes them, and the noise
+    level `B f` of each latent: 0 for those.
+    """
+    mask = (
+        (~given).to(batch.latents.dtype)[:, None, :, None, None].expand(-1, -1, -1, *batch.latents.shape[3:])
+    )
+    extra = {**batch.extra, DENOISE_MASK: mask}
+    return batch._replace(extra=extra, given=given), sigma[:, None] * ~given
+
+
 def flow_weight(sigma: Tensor, kind: str, shift: float = 1.0, noise_range: NoiseRange = WHOLE) -> Tensor:
     """Return the weight `B` of L_MoRA at each noise level: 1 (`none`, paper), or in proportion to 1 - sigma
     up to 0.9 and 0 above (`clean`).
@@ -269,14 +296,18 @@ class MotionObjective:
         """Return the losses `temporal` and `mora`, each `B`, of a collated batch; `mora` if its weight is not
         0.
         """
-        noisy = add_noise(batch.latents, noise, sigma)
+        levels = sigma
+        if self.settings.first_frame_share:
+            given = draw_first_frames(batch.latents.shape, self.settings.first_frame_share, generator)
+            batch, levels = give_latents(batch, given.to(sigma.device), sigma)
+        noisy = add_noise(batch.latents, noise, levels)
         velocity = denoiser.velocity(noisy, sigma, batch.context, extra=batch.extra).velocity
         temporal = self._compute_temporal_loss(
             velocity, velocity_target(batch.latents, noise), sigma, batch.given, generator
         )
         if self.flow is None:
             return {"temporal": temporal}
-        x0 = x0_from_velocity(noisy, velocity, sigma)
+        x0 = x0_from_velocity(noisy, velocity, levels)
         return {"temporal": temporal, "mora": self._compute_mora_loss(self.flow, x0, batch, sigma, generator)}
 
     def _compute_temporal_loss(

@@ -1,7 +1,8 @@
 """Flow matching as WAN uses it: straight paths from clean latents (sigma 0) to noise (sigma 1).
 
 `x_t = (1 - sigma) x0 + sigma noise`, the model predicts the velocity `noise - x0`, and gets the timestep
-`1000 sigma` as its input. Shapes are `B 16 f h w` for latents and `B` for sigmas.
+`1000 sigma` as its input. Shapes are `B C f h w` for latents and `B` for sigmas; where each latent has a
+noise level of its own they are `B f`.
 """
 
 import torch
@@ -12,7 +13,11 @@ from .spec import TIMESTEPS
 
 
 def expand_per_sample(sigma: Tensor, like: Tensor) -> Tensor:
-    """Reshape `B` values so that they broadcast over `like` of shape `B ...`, in its dtype."""
+    """Reshape values `B` so that they broadcast over `like` of shape `B ...`, and values `B f` over
+    `B C f h w`, in its dtype.
+    """
+    if sigma.ndim == 2:
+        return sigma.to(like.dtype)[:, None, :, None, None]
     return sigma.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
 
 

@@ -164,6 +164,13 @@ class WanSpec:
         """Noise level at which the two experts of this variant hand over."""
         return I2V_BOUNDARY if self.input_channels == I2V_CHANNELS else T2V_BOUNDARY
 
+    @property
+    def takes_given_latents(self) -> bool:
+        """Whether some of the latents may be given to the model, clean and with timestep 0: so TI2V-5B makes
+        a video of an image.
+        """
+        return self.latents is LATENTS_22
+
     def linear_names(self) -> list[str]:
         """List the native names of all linears that can have an adapter, block by block."""
         return [f"blocks.{i}.{path}" for i in range(self.blocks) for role in Role for path in role.paths]

@@ -9,7 +9,7 @@ from torch import nn
 
 from smra_core.lora.adapter import init_lora
 from smra_core.lora.plan import ALL_LAYERS
-from smra_core.wan.condition import IMAGE_CHANNELS, NO_INPUTS
+from smra_core.wan.condition import DENOISE_MASK, IMAGE_CHANNELS, NO_INPUTS
 from smra_core.wan.interfaces import Prediction
 from smra_core.wan.spec import WanSpec
 
@@ -53,7 +53,10 @@ class ToyDenoiser(nn.Module):
         if IMAGE_CHANNELS in extra:
             noisy_latents = torch.cat([noisy_latents, extra[IMAGE_CHANNELS].to(noisy_latents)], 1)
         x = rearrange(noisy_latents, "b c f (h p) (w q) -> b (f h w) (c p q)", p=2, q=2)
-        x = self.embed(x) + self.time(sigma.to(x.dtype)[:, None])[:, None]
+        level = sigma.to(x.dtype)[:, None]
+        if DENOISE_MASK in extra:
+            level = level * F.avg_pool3d(extra[DENOISE_MASK], (1, 2, 2)).flatten(1)
+        x = self.embed(x) + self.time(level[..., None])
         context, tokens = self.text(context.to(x.dtype)), None
         for index in range(self.spec.blocks):
             x = self.block(index, x, context)

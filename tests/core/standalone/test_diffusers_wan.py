@@ -6,8 +6,9 @@ from transformers.tokenization_utils_base import BatchEncoding
 
 from smra_core.lora.adapter import Injection, init_lora, injected
 from smra_core.lora.plan import ALL_LAYERS, MOTION, SUBJECT
-from smra_core.standalone.diffusers_wan import DiffusersCodec, DiffusersDenoiser
+from smra_core.standalone.diffusers_wan import DiffusersCodec, DiffusersDenoiser, make_timesteps
 from smra_core.standalone.umt5 import Umt5Text
+from smra_core.wan.condition import DENOISE_MASK
 from smra_core.wan.spec import LATENTS_21, WAN_1_3B, token_grid
 
 HEAD, BLOCKS, TEXT = 12, 2, 8
@@ -140,3 +141,28 @@ def test_text_context_is_zero_after_the_last_token():
     assert context.shape == (2, 512, 8)
     assert (context[0, :4].abs().sum(-1) > 0).all() and not context[0, 4:].any()
     assert (context[1, :2].abs().sum(-1) > 0).all() and not context[1, 2:].any()
+
+
+def first_latent_given(share_of_noise=0.0):
+    """A mask of the latents of `inputs`, which is 0 in the first of them."""
+    mask = torch.ones(1, 1, *inputs()[0].shape[2:])
+    mask[:, :, 0] = share_of_noise
+    return {DENOISE_MASK: mask}
+
+
+def test_each_token_of_a_given_latent_has_timestep_zero():
+    noisy, sigma, _ = inputs()
+    _, rows, columns = token_grid(noisy.shape)
+    timesteps = make_timesteps(sigma, first_latent_given())
+    assert timesteps.shape == (1, noisy.shape[2] * rows * columns)
+    assert not timesteps[:, : rows * columns].any()
+    assert (timesteps[:, rows * columns :] == 1000 * sigma).all()
+
+
+def test_a_mask_without_a_given_latent_is_as_none_and_one_with_it_is_not():
+    denoiser = DiffusersDenoiser(small_dit())
+    plain = denoiser.velocity(*inputs()).velocity
+    full = denoiser.velocity(*inputs(), extra=first_latent_given(1.0)).velocity
+    torch.testing.assert_close(full, plain)
+    given = denoiser.velocity(*inputs(), extra=first_latent_given()).velocity
+    assert (given - plain)[:, :, 1:].abs().max() > 1e-3

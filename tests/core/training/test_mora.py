@@ -11,12 +11,14 @@ from smra_core.training.mora import (
     MotionSample,
     MotionSettings,
     debias,
+    draw_first_frames,
     flow_alignment_loss,
     flow_weight,
     temporal_loss,
 )
-from smra_core.wan.condition import IMAGE_CHANNELS
+from smra_core.wan.condition import DENOISE_MASK, IMAGE_CHANNELS, NO_INPUTS
 from smra_core.wan.flow_matching import add_noise, velocity_target, velocity_weight
+from smra_core.wan.interfaces import Prediction
 
 BATCH, PAIRS, HEIGHT, WIDTH = 2, 3, 4, 8
 LATENTS = (BATCH, 16, 3, 4, 4)
@@ -243,6 +245,58 @@ def test_gradients_with_image_channels_and_given_latents_equal_finite_difference
     with injected(denoiser.linears(), Injection(lora)):
         total().backward()
         for parameter in lora["blocks.0.self_attn.v"].parameters():
+            direction = torch.randn_like(parameter)
+            slope = finite_difference(total, parameter, direction)
+            assert (parameter.grad * direction).sum().item() == pytest.approx(slope, rel=1e-6, abs=1e-9)
+
+
+def test_the_first_frame_is_given_in_its_share_of_the_samples():
+    drawn = draw_first_frames((400, 48, 3, 2, 2), 0.25, torch.Generator().manual_seed(0))
+    assert not drawn[:, 1:].any() and 70 < drawn[:, 0].sum() < 130
+    for share in (0.0, 1.0):
+        assert (draw_first_frames((50, 48, 3, 2, 2), share, torch.Generator())[:, 0] == bool(share)).all()
+
+
+class Listener:
+    """A denoiser that keeps what it is asked."""
+
+    def __init__(self, denoiser):
+        self.denoiser = denoiser
+
+    def velocity(self, noisy, sigma, context, token_block=None, extra=NO_INPUTS):
+        self.noisy, self.extra = noisy, extra
+        self.velocities = self.denoiser.velocity(noisy, sigma, context, token_block, extra).velocity
+        return Prediction(self.velocities, None)
+
+
+def test_a_given_first_frame_stands_clean_among_the_others_and_is_left_out_of_the_loss(toy_denoiser):
+    denoiser, decoder = Listener(toy_denoiser().double()), Decoder()
+    batch, noise = motion_batch()
+    settings = MotionSettings(first_frame_share=1.0, debias=False, weighted_velocity=False)
+    losses = drawn_losses(MotionObjective(settings, decoder, smooth_flow), denoiser)
+    assert torch.equal(denoiser.noisy[:, :, 0], batch.latents[:, :, 0])
+    assert torch.equal(denoiser.noisy[:, :, 1:], add_noise(batch.latents, noise, SIGMA)[:, :, 1:])
+    mask = denoiser.extra[DENOISE_MASK]
+    assert mask.shape == (BATCH, 1, 3, 2, 2) and not mask[:, :, 0].any() and mask[:, :, 1:].all()
+    error = (denoiser.velocities - velocity_target(batch.latents, noise))[:, :, 1:].square()
+    torch.testing.assert_close(losses["temporal"], error.mean((1, 2, 3, 4)))
+    shown = torch.cat(decoder.decoded)
+    assert torch.equal(shown[:, :, 0], batch.latents[:, :, 0]) and not shown[:, :, 1].eq(0).any()
+
+
+def test_gradients_with_a_given_first_frame_equal_finite_differences(toy_denoiser, finite_difference):
+    denoiser = toy_denoiser().double()
+    settings = MotionSettings(mora_weight=2.0, first_frame_share=0.5)
+    objective = MotionObjective(settings, Decoder(), smooth_flow)
+    lora = random_lora(denoiser.spec, std=0.1, dtype=torch.float64)
+
+    def total():
+        losses = drawn_losses(objective, denoiser)
+        return sum(objective.weights[name] * value.mean() for name, value in losses.items())
+
+    with injected(denoiser.linears(), Injection(lora)):
+        total().backward()
+        for parameter in lora["blocks.1.ffn.0"].parameters():
             direction = torch.randn_like(parameter)
             slope = finite_difference(total, parameter, direction)
             assert (parameter.grad * direction).sum().item() == pytest.approx(slope, rel=1e-6, abs=1e-9)

@@ -93,6 +93,13 @@ def test_sizes_that_the_tokens_of_the_model_do_not_divide_are_refused():
             check_fit(settings(width=528), WAN_5B)
 
 
+def test_a_first_frame_among_the_latents_is_for_ti2v_5b_alone():
+    given = MotionSettings(first_frame_share=0.5)
+    check_fit(given, WAN_5B)
+    with pytest.raises(ValueError, match="first_frame_share is 0.5, but Wan2.1-T2V-1.3B takes no frame"):
+        check_fit(given, WAN_1_3B)
+
+
 def test_blocks_that_the_model_lacks_are_refused():
     check_fit(SubjectSettings(align_block=29), WAN_1_3B)
     check_fit(SubjectSettings(align_block=30, sura_weight=0.0), WAN_1_3B)

@@ -138,6 +138,21 @@ def test_both_nodes_train_resume_and_leave_a_file_for_the_stock_loader(nodes, gr
     assert not [r for r in caplog.records if "NOT LOADED" in r.getMessage().upper()]
 
 
+def test_a_motion_is_trained_with_its_first_frame_given(nodes, graph, monkeypatch):
+    """The share of the options node reaches the MODEL as its own mask; another model refuses it."""
+    denoiser = pack("nodes.host.denoiser").HostDenoiser
+    velocity, masks = denoiser.velocity, []
+
+    def listen(self, *args, extra, **options):
+        masks.append(extra.get("denoise_mask"))
+        return velocity(self, *args, extra=extra, **options)
+
+    monkeypatch.setattr(denoiser, "velocity", listen)
+    lora, loss_map, *_ = train_motion(nodes, graph, first_frame_share=1.0, name="given")
+    assert len(masks) == 2 and all(not mask[:, :, 0].any() and mask[:, :, 1:].all() for mask in masks)
+    assert all(tensor.isfinite().all() for tensor in lora.values()) and all(loss_map["mora"])
+
+
 def test_the_vae_of_wan_21_and_a_size_off_the_grid_are_refused_before_anything_is_encoded(
     nodes, graph, tmp_path
 ):
