@@ -13,8 +13,18 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-PRODUCTS = ("convolution", "mm", "addmm", "bmm", "baddbmm", "convolution_backward")
+PRODUCTS = ("convolution", "mm", "addmm", "addmm_", "bmm", "baddbmm", "convolution_backward")
+
 MADE_FROM_NOTHING = ("empty", "new_empty", "empty_like", "detach")
+
+
+def count_product(_, first, second, *args, **kwargs):
+    """Return the FLOPs of `addmm_` from the shapes (m, k) and (k, n)."""
+    return 2 * first[0] * first[1] * second[1]
+
+
+IN_PLACE = {torch.ops.aten.addmm_: count_product}
+"""Products that torch's FLOP counter does not know: LoRAs are added in place while sampling."""
 
 
 def find_tensors(*values):
@@ -236,7 +246,7 @@ def count_step(step):
     """Run a step of training on meta tensors twice; return its FLOPs and traffic, and its memory."""
     count = Count()
     with replaced_attention(count), CachedShapes():
-        with FlopCounterMode(display=False) as flops, MovedBytes() as moved:
+        with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as flops, MovedBytes() as moved:
             step()
         count.flops, count.moved = flops.get_total_flops() + count.attention, moved.total
         saved = SavedBytes()

@@ -15,6 +15,7 @@ BLOCKS, DIM, FFN, TRAINED_FFN, TEXT_DIM, RANK = 2, 256, 512, 128, 4096, 4
 """Sizes of the DiT; the one that tests train has a narrower feed-forward net."""
 STEPS, SHIFT, GUIDANCE = 10, 1.0, 5.0
 LATENT = (1, 16, 2, 8, 8)
+TEXT_TOKENS = 12
 SUBJECT_LAYERS, MOTION_LAYERS = ("q", "k", "ffn.0"), ("v", "o", "ffn.0", "ffn.2")
 ATTENTION = [f"{kind}.{role}" for kind in ("self_attn", "cross_attn") for role in "qkvo"]
 
@@ -145,7 +146,7 @@ def _sampled(model, noise, latents, sampler, steps, cfg, scheduler, seed, option
 
     generator = torch.Generator().manual_seed(3)
     torch.randn(LATENT, generator=generator)
-    contexts = [torch.randn(1, 12, TEXT_DIM, generator=generator) for _ in range(2)]
+    contexts = [torch.randn(1, TEXT_TOKENS, TEXT_DIM, generator=generator) for _ in range(2)]
     positive, negative = ([[context, {}]] for context in contexts)
     with torch.inference_mode():
         return comfy.sample.sample(
@@ -159,21 +160,33 @@ def reference(model, loras, late_below: float):
 
     `loras` are (factors, strength above, strength at and below `late_below`). Nothing of the pack is used.
     """
+    changes = [
+        ({f"{name}.weight": b @ a for name, (a, b) in factors.items()}, before, after)
+        for factors, before, after in loras
+    ]
+    return changed(model, changes, late_below)
+
+
+def changed(model, changes, late_below: float):
+    """A clone whose evaluations use other parameters, as in `reference`.
+
+    `changes` are (change of each parameter, strength above, strength at and below `late_below`).
+    """
     from comfy.patcher_extension import WrappersMP
 
     def wrapper(executor, x, t, *args, **kwargs):
         late = float(t.max()) <= late_below
         kept = {}
-        for factors, before, after in loras:
-            for name, (a, b) in factors.items():
-                weight = executor.class_obj.get_submodule("diffusion_model." + name).weight
-                kept.setdefault(name, (weight, weight.data.clone()))
-                weight.data.add_((after if late else before) * (b @ a))
+        for parameters, before, after in changes:
+            for name, change in parameters.items():
+                parameter = executor.class_obj.get_parameter("diffusion_model." + name)
+                kept.setdefault(name, (parameter, parameter.data.clone()))
+                parameter.data.add_((after if late else before) * change)
         try:
             return executor(x, t, *args, **kwargs)
         finally:
-            for weight, before in kept.values():
-                weight.data.copy_(before)
+            for parameter, before in kept.values():
+                parameter.data.copy_(before)
 
     clone = model.clone()
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "reference", wrapper)
