@@ -29,9 +29,11 @@ class LoaderOptionsNode(io.ComfyNode):
                     "constant_lora",
                     options=list(CONSTANT_MODES),
                     default=AUTO,
-                    tooltip="How a LoRA is applied whose strength never changes. 'merge': into the weights, "
+                    tooltip="How what is constant of a strength is applied. 'merge': into the weights, "
                     "which is fastest. 'on the fly': added while sampling; nothing is rounded, and a changed "
-                    "strength reloads nothing. 'auto' merges into 16- and 32-bit models only.",
+                    "strength reloads nothing. 'auto' merges into 16- and 32-bit models only; there a LoRA "
+                    "that switches is merged at its strength after T_point, and the difference before "
+                    "T_point is added while sampling.",
                 ),
                 io.Combo.Input(
                     "noise_range",
@@ -67,7 +69,8 @@ def _make_layer_inputs(purpose: str) -> list:
             options=list(LAYER_CHOICES),
             default=PAPER,
             tooltip=f"Layers of the {purpose} LoRA that are used. 'paper': {plan}. 'all': every layer of the "
-            "file. 'custom': the text below.",
+            "file, also norms, biases, embeddings, head and image inputs where the model has them. "
+            "'custom': the text below.",
         ),
         io.String.Input(
             f"{purpose}_custom_layers",

@@ -83,7 +83,7 @@ class SparseLoRALoader(io.ComfyNode):
         **loras,
     ) -> io.NodeOutput:
         options = loader_options or DEFAULTS
-        chosen = _choose_loras(loras, options)
+        chosen = _choose_loras(model, loras, options)
         used = schedule or StrengthSchedule(
             subject=Strengths.from_value(1.0), motion=Strengths.from_value(1.0)
         )
@@ -93,9 +93,12 @@ class SparseLoRALoader(io.ComfyNode):
             )
             for one in chosen
         ]
-        applied = apply_loras(model, scheduled, used, options.constant_lora)
+        further = [one.further for one in chosen]
+        applied = apply_loras(model, scheduled, used, options.constant_lora, further)
         early, late = (
-            apply_loras(model, at_constant_strength(scheduled, side), used, options.constant_lora).model
+            apply_loras(
+                model, at_constant_strength(scheduled, side), used, options.constant_lora, further
+            ).model
             for side in ("early", "late")
         )
         report = write_report(chosen, scheduled, applied.merged, schedule)
@@ -159,11 +162,11 @@ def make_lora_inputs(purpose: str, raised: str, more: str = "") -> list:
     ]
 
 
-def _choose_loras(loras: dict, options: LoaderOptions) -> list[ChosenLora]:
+def _choose_loras(model, loras: dict, options: LoaderOptions) -> list[ChosenLora]:
     """Return the LoRA of each purpose that is there."""
     plans = {"subject": options.subject_plan, "motion": options.motion_plan}
     chosen = (
-        choose_lora(purpose, loras[f"{purpose}_lora"], loras.get(f"{purpose}_lora_model"), plan)
+        choose_lora(purpose, loras[f"{purpose}_lora"], loras.get(f"{purpose}_lora_model"), plan, model)
         for purpose, plan in plans.items()
     )
     return [one for one in chosen if one is not None]
@@ -178,15 +181,15 @@ def multiply_strengths(factor: float, schedule: StrengthSchedule, purpose: str) 
 def write_report(
     chosen: list[ChosenLora],
     loras: list[ScheduledLora],
-    merged: tuple[bool, ...],
+    merged: tuple[float, ...],
     schedule: StrengthSchedule | None,
 ) -> str:
     """Describe what was used of each LoRA, how strong, and where the strengths switch."""
     if not chosen:
         return NO_LORA
     lines = []
-    for one, used_as, into_weights in zip(chosen, loras, merged, strict=True):
-        lines += describe_choice(one, used_as, into_weights)
+    for one, used_as, value in zip(chosen, loras, merged, strict=True):
+        lines += describe_choice(one, used_as, value)
     if schedule is not None and any(one.strengths.early != one.strengths.late for one in loras):
         unit = "of the steps" if schedule.as_share else "noise level"
         lines.append(f"T_point: {schedule.t_point:.2f} ({unit})")

@@ -101,7 +101,9 @@ class SparseLoRAPairLoader(io.ComfyNode):
     ) -> io.NodeOutput:
         options = loader_options or DEFAULTS
         models = {"high": model_high_noise, "low": model_low_noise}
-        chosen = {purpose: _choose_for_both(purpose, loras, options) for purpose in ("subject", "motion")}
+        chosen = {
+            purpose: _choose_for_both(purpose, models, loras, options) for purpose in ("subject", "motion")
+        }
         experts = [
             _apply_to_expert(
                 expert,
@@ -145,7 +147,9 @@ class SparseLoRAPairLoader(io.ComfyNode):
         return ", ".join(_read_pair_state(file) for file in (subject_lora, motion_lora))
 
 
-def _choose_for_both(purpose: str, loras: dict, options: LoaderOptions) -> dict[str, ChosenLora] | None:
+def _choose_for_both(
+    purpose: str, models: dict, loras: dict, options: LoaderOptions
+) -> dict[str, ChosenLora] | None:
     """Return the LoRA of one purpose for each expert, or None when no file is chosen.
 
     Of a file that holds both experts each gets its own part. Raises ValueError when the chosen file is one of
@@ -159,7 +163,8 @@ def _choose_for_both(purpose: str, loras: dict, options: LoaderOptions) -> dict[
     plan = options.subject_plan if purpose == "subject" else options.motion_plan
     files = find_pair(name, folder_paths.get_filename_list("loras"))
     return {
-        expert: choose_lora(purpose, file, None, plan, expert) for expert, file in files._asdict().items()
+        expert: choose_lora(purpose, file, None, plan, models[expert], expert)
+        for expert, file in files._asdict().items()
     }
 
 
@@ -195,7 +200,7 @@ def _apply_to_expert(
     ]
     if used.at_hand_over:
         scheduled = at_constant_strength(scheduled, SIDES[expert])
-    applied = apply_loras(model, scheduled, used, options.constant_lora)
+    applied = apply_loras(model, scheduled, used, options.constant_lora, [one.further for one in chosen])
     lines = [f"{expert}-noise expert:", write_report(chosen, scheduled, applied.merged, schedule)]
     if chosen and used.at_hand_over:
         lines.append(f"T_point: {used.t_point:.4f} (hand-over of the experts), {SIDES[expert]} strengths")

@@ -10,16 +10,18 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...smra_core.lora.adapter import replaced_forwards
+from ...smra_core.lora.adapter import LoraPair, replaced_forwards
 from ...smra_core.lora.applied_range import describe_applied
 from ...smra_core.lora.schedule import ScheduledLora, TPoint, describe_run
+from ...smra_core.wan.spec import is_linear
 from ..host.versions import compute_dtype_of
+from .layer_changes import compute_change
 from .reach_check import ReachCheck
 from .run_caches import forget_cached_values
 
@@ -28,14 +30,27 @@ PREFIX = "diffusion_model."
 _FUSED_ACTIVATION = "gelu_tanh"
 
 
+class ScheduledChanges(NamedTuple):
+    """Changes of whole parameters, and the LoRA whose strengths they have."""
+
+    changes: dict[str, Tensor]
+    """By the native name of the parameter, such as `blocks.0.norm3.weight`."""
+    schedule: ScheduledLora
+
+
 class CallTimeSwap:
     """Wrapper of ComfyUI's APPLY_MODEL; one object serves every copy of the model that a run uses."""
 
-    def __init__(self, loras: Sequence[ScheduledLora], t_point_of: Callable[[Any], TPoint]):
+    def __init__(
+        self,
+        loras: Sequence[ScheduledLora],
+        t_point_of: Callable[[Any], TPoint],
+        changes: Sequence[ScheduledChanges] = (),
+    ):
         """Prepare the LoRAs; `t_point_of` takes ComfyUI's BaseModel, whose table of noise levels a share of
         the steps needs.
         """
-        self._loras, self._t_point_of = list(loras), t_point_of
+        self._loras, self._changes, self._t_point_of = list(loras), list(changes), t_point_of
         self._states: weakref.WeakKeyDictionary[Any, _ModelState] = weakref.WeakKeyDictionary()
         # With several graphics cards, one thread for each calls this at the same time.
         self._lock = threading.Lock()
@@ -58,7 +73,7 @@ class CallTimeSwap:
         with self._lock:
             state = self._states.get(model)
             if state is None:
-                state = self._states[model] = _ModelState(self._loras)
+                state = self._states[model] = _ModelState(self._loras, self._changes)
             return state
 
     def release(self, *_) -> None:
@@ -78,16 +93,36 @@ def _read_levels(options: dict) -> list[float]:
     return [] if levels is None or len(levels) < 2 else levels.tolist()
 
 
-class _Addition:
-    """What the LoRAs of a loader add to the output of one linear."""
+class _Strength:
+    """Strength of one LoRA in the evaluation that is running."""
 
-    def __init__(self, name: str, pairs: list):
-        self.name, self.pairs = name, pairs
-        self.factors: list[tuple[Tensor, Tensor, Tensor]] = []
+    def __init__(self, device: torch.device):
+        self.tensor = torch.zeros((), device=device)
+        """Read by compiled graphs, which a new number would compile again."""
+        self.value = 0.0
+
+    def set(self, value: float) -> None:
+        """Set the strength for an evaluation."""
+        self.tensor.fill_(value)
+        self.value = value
+
+
+class _Addition:
+    """What the LoRAs of a loader add to the output of one layer."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.pairs: list[tuple[LoraPair, int]] = []
+        """Low-rank pairs, each with the place of its LoRA's strength."""
+        self.changes: list[tuple[dict[str, Tensor], int]] = []
+        """Changes of `weight` and `bias`, each with the place of its strength."""
+        self.factors: list[tuple[Tensor, Tensor, _Strength]] = []
+        self.loaded: list[tuple[Tensor | None, Tensor | None, _Strength]] = []
+        """The changes of weight and bias on the device."""
         self.reached = False
 
-    def load(self, strengths: list[Tensor], device: torch.device, dtype: torch.dtype) -> None:
-        """Copy the factors to a device; `strengths` holds a tensor `()` for each LoRA of the loader."""
+    def load(self, strengths: list[_Strength], device: torch.device, dtype: torch.dtype) -> None:
+        """Copy the factors to a device; `strengths` holds one for each LoRA of the loader."""
         self.factors = [
             (
                 pair.a.detach().to(device, dtype, copy=True),
@@ -96,19 +131,37 @@ class _Addition:
             )
             for pair, index in self.pairs
         ]
+        self.loaded = [
+            (
+                *(None if change is None else change.to(device, dtype, copy=True) for change in parts),
+                strengths[index],
+            )
+            for parts, index in (((c.get("weight"), c.get("bias")), index) for c, index in self.changes)
+        ]
 
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the output `... out` of the linear with the LoRAs; `x` is its input `... in`, `y` its output
-        without them.
+    def release(self) -> None:
+        """Free the copies on the device."""
+        self.factors, self.loaded = [], []
+
+    def __call__(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Return the output of the layer with the LoRAs; `x` is its input and `y` its output without them.
+
+        Low-rank pairs are of linears, with `x` `... in` and `y` `... out`.
         """
         # Written and never read here, so that a compiled graph keeps the mark without depending on it.
         self.reached = True
+        compiling = torch.compiler.is_compiling()
+        for weight, bias, strength in self.loaded:
+            if compiling or strength.value != 0:
+                y = y + (compute_change(layer, x, weight, bias) * strength.tensor).to(y.dtype)
         rows, out = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
         for down, up, strength in self.factors:
-            hidden = (F.linear(rows, down.to(rows.dtype)) * strength).to(out.dtype)
+            if not compiling and strength.value == 0:
+                continue
+            hidden = (F.linear(rows, down.to(rows.dtype)) * strength.tensor).to(out.dtype)
             up = up.to(out.dtype).mT
             # In place, as a second output of ffn.0 is hundreds of megabytes; a compiler plans that itself.
-            out = torch.addmm(out, hidden, up) if torch.compiler.is_compiling() else out.addmm_(hidden, up)
+            out = torch.addmm(out, hidden, up) if compiling else out.addmm_(hidden, up)
         return out.reshape(y.shape)
 
 
@@ -118,21 +171,29 @@ class _ModelState:
     The forwards are kept between evaluations, because a compiler guards on their identity.
     """
 
-    def __init__(self, loras: Sequence[ScheduledLora]):
-        self.loras = loras
-        names = dict.fromkeys(name for one in loras for name in one.lora)
-        self.additions = {
-            name: _Addition(name, [(one.lora[name], i) for i, one in enumerate(loras) if name in one.lora])
-            for name in names
-        }
-        self.strengths: list[Tensor] = []
+    def __init__(self, loras: Sequence[ScheduledLora], changes: Sequence[ScheduledChanges]):
+        self.schedules = [*loras, *(one.schedule for one in changes)]
+        """What tells the strength of each LoRA and of each set of changes."""
+        self.additions: dict[str, _Addition] = {}
+        for index, one in enumerate(loras):
+            for name, pair in one.lora.items():
+                self._get_addition(name).pairs.append((pair, index))
+        # A run need not reach the others: the image inputs, where there is no image.
+        must_reach = [addition for name, addition in self.additions.items() if is_linear(name)]
+        for index, (parameters, _) in enumerate(changes, start=len(loras)):
+            for layer, parts in _sort_by_layer(parameters).items():
+                self._get_addition(layer).changes.append((parts, index))
+        self.strengths: list[_Strength] = []
         self.loaded_for: tuple | None = None
         """Device and dtype that the factors are loaded for, or None."""
         self.forwards: dict[str, tuple[tuple, Callable]] = {}
         self.levels: list[float] = []
         self.values: list[float] = []
         """Strengths of the last evaluation, one for each LoRA."""
-        self.reach_check = ReachCheck(self.additions.values())
+        self.reach_check = ReachCheck(must_reach)
+
+    def _get_addition(self, name: str) -> _Addition:
+        return self.additions.setdefault(name, _Addition(name))
 
     def prepare(self, device: torch.device, dtype: torch.dtype) -> None:
         """Load the factors for this device and dtype, unless they are there."""
@@ -140,8 +201,8 @@ class _ModelState:
             return
         # A tensor made in inference mode could not be filled outside of it, nor the other way round.
         with torch.inference_mode(False), torch.no_grad():
-            if not self.strengths or self.strengths[0].device != device:
-                self.strengths = [torch.zeros((), device=device) for _ in self.loras]
+            if not self.strengths or self.strengths[0].tensor.device != device:
+                self.strengths = [_Strength(device) for _ in self.schedules]
             for addition in self.additions.values():
                 addition.load(self.strengths, device, dtype)
         self.loaded_for = (device, dtype)
@@ -151,7 +212,7 @@ class _ModelState:
         self.reach_check.finish_run()
         self.loaded_for, self.values = None, []
         for addition in self.additions.values():
-            addition.factors = []
+            addition.release()
 
     def set_strengths(self, t_point: TPoint, sigma: float, levels: list[float]) -> bool:
         """Set the strengths for an evaluation at `sigma`, in a run over these noise levels; return whether
@@ -159,13 +220,13 @@ class _ModelState:
         """
         if levels and levels != self.levels:
             log.info("Sparse LoRA: %s", describe_run(t_point, levels))
-            for noise_range in {one.noise_range for one in self.loras if not one.noise_range.is_whole}:
+            for noise_range in {one.noise_range for one in self.schedules if not one.noise_range.is_whole}:
                 log.info("Sparse LoRA: %s", describe_applied(noise_range, levels))
         self.levels = levels
         boundary = t_point.estimate_boundary(levels)
-        values = [one.get_strength(sigma, boundary, levels) for one in self.loras]
-        for tensor, value in zip(self.strengths, values, strict=True):
-            tensor.fill_(value)
+        values = [one.get_strength(sigma, boundary, levels) for one in self.schedules]
+        for strength, value in zip(self.strengths, values, strict=True):
+            strength.set(value)
         before, self.values = self.values, values
         return values != before
 
@@ -187,7 +248,9 @@ class _ModelState:
                 )
         original = linear.forward
         function = getattr(original, "__func__", original)
-        return linear, self._remember(name, (linear, function), lambda: _make_forward(original, addition))
+        return linear, self._remember(
+            name, (linear, function), lambda: _make_forward(linear, original, addition)
+        )
 
     def _remember(self, name: str, key: tuple, make: Callable[[], Callable]) -> Callable:
         """Return the forward that was made for this key before, else make it."""
@@ -197,11 +260,20 @@ class _ModelState:
         return known[1]
 
 
-def _make_forward(original: Callable, addition: _Addition) -> Callable:
-    """Return a linear's forward with what the LoRAs add."""
+def _sort_by_layer(parameters: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Return the changes `weight` and `bias` of each layer, from those of its parameters."""
+    sorted_: dict[str, dict[str, Tensor]] = {}
+    for name, change in parameters.items():
+        layer, _, kind = name.rpartition(".")
+        sorted_.setdefault(layer, {})[kind] = change
+    return sorted_
+
+
+def _make_forward(layer: nn.Module, original: Callable, addition: _Addition) -> Callable:
+    """Return a layer's forward with what the LoRAs add."""
 
     def forward(x, *args, **kwargs):
-        return addition(x, original(x, *args, **kwargs))
+        return addition(layer, x, original(x, *args, **kwargs))
 
     return forward
 
@@ -230,7 +302,7 @@ def _make_fused_forward(feed_forward: nn.Module, additions: tuple[_Addition, ...
         out = linear_input_act(feed_forward[2], hidden, _FUSED_ACTIVATION)
         hidden = F.gelu(hidden, approximate="tanh")
         for addition in additions:
-            out = addition(hidden, out)
+            out = addition(feed_forward[2], hidden, out)
         return out
 
     forward.additions = additions

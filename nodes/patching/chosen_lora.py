@@ -4,15 +4,23 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+from ...smra_core.lora.account import describe_use
 from ...smra_core.lora.adapter import Lora, restrict
 from ...smra_core.lora.applied_range import AS_TRAINED
 from ...smra_core.lora.choice import RELEASE_ADAPTERS
+from ...smra_core.lora.further_layers import (
+    NOTHING,
+    FurtherLayers,
+    describe_further_layers,
+    match_further_layers,
+)
 from ...smra_core.lora.plan import ALL_LAYERS, MOTION, SUBJECT, SparsePlan
 from ...smra_core.lora.reader import LoadedLora, load_lora, parse_lora
 from ...smra_core.lora.scale import ADAPTER_CONFIG
 from ...smra_core.lora.schedule import ScheduledLora, Strengths
 from ...smra_core.wan.noise_range import WHOLE, NoiseRange
 from ...smra_core.wan.spec import Role, parse_linear
+from .layer_shapes import read_layer_shapes
 
 NONE = "None"
 PAPER, ALL, CUSTOM = "paper", "all", "custom"
@@ -31,6 +39,8 @@ class ChosenLora(NamedTuple):
     plan: SparsePlan
     lora: Lora
     """The layers that belong to the plan."""
+    further: FurtherLayers = NOTHING
+    """Changes of other layers; a plan of all layers uses those that the model has."""
 
     @property
     def noise_range(self) -> NoiseRange:
@@ -58,28 +68,31 @@ def choose_plan(purpose: str, choice: str, custom: str) -> SparsePlan:
 
 
 def choose_lora(
-    purpose: str, file: str, lora_model: dict | None, plan: SparsePlan, expert: str | None = None
+    purpose: str, file: str, lora_model: dict | None, plan: SparsePlan, model, expert: str | None = None
 ) -> ChosenLora | None:
-    """Return the LoRA of one purpose, or None when neither a LORA_MODEL nor a file is given.
+    """Return the LoRA of one purpose for a MODEL, or None when neither a LORA_MODEL nor a file is given.
 
     The LoRA of a training node is used in place of the file. Of a file that holds both adapters of the
     authors' release, the one of this purpose is read; of one that holds both experts of Wan 2.2, the
     `expert`. Raises ValueError when the file cannot be used as it is, or when the plan leaves nothing of it.
     """
-    adapter = RELEASE_ADAPTERS[purpose]
+    choice = {"expert": expert, "adapter": RELEASE_ADAPTERS[purpose], "log_unused": plan != ALL_LAYERS}
     if lora_model is not None:
         source = "trained in this graph"
         about = getattr(lora_model, "metadata", None)
-        loaded = parse_lora(lora_model, f"The {purpose} LORA_MODEL", about, expert, adapter)
+        loaded = parse_lora(lora_model, f"The {purpose} LORA_MODEL", about, **choice)
     elif file != NONE:
         import folder_paths
 
         source = file
-        loaded = load_lora(folder_paths.get_full_path_or_raise("loras", file), None, expert, adapter)
+        loaded = load_lora(folder_paths.get_full_path_or_raise("loras", file), **choice)
     else:
         return None
     used_pairs = restrict(loaded.lora, plan, f"the {purpose} LoRA {source!r}")
-    return ChosenLora(purpose, source, loaded, plan, used_pairs)
+    further = NOTHING
+    if plan == ALL_LAYERS and loaded.further.tensors:
+        further = match_further_layers(loaded.further, read_layer_shapes(model))
+    return ChosenLora(purpose, source, loaded, plan, used_pairs, further)
 
 
 def read_file_state(file: str | None) -> str:
@@ -98,23 +111,25 @@ def read_file_state(file: str | None) -> str:
     return " ".join(f"{stat.st_size} {stat.st_mtime_ns}" for stat in stats)
 
 
-def describe_choice(chosen: ChosenLora, used_as: ScheduledLora, merged: bool) -> list[str]:
+def describe_choice(chosen: ChosenLora, used_as: ScheduledLora, merged: float) -> list[str]:
     """Return lines that say what was used of a LoRA, how strong, at which noise levels, and what was left
     out.
+
+    `merged` is the strength at which it was merged into the weights.
     """
     total, used, ranks = len(chosen.loaded.lora), len(chosen.lora), sorted(_collect_ranks(chosen.lora))
     size = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
     lines = [
         f"{chosen.purpose}: {chosen.source} ({chosen.loaded.dialect} names), {used} of {total} layers "
         f"[{chosen.plan}], rank {size}, strength {_describe_strengths(used_as.strengths)}, "
-        f"{'merged' if merged else 'added on the fly'}"
+        f"{_describe_way(used_as.strengths, merged)}"
     ]
     left_out = {name: pair for name, pair in chosen.loaded.lora.items() if name not in chosen.lora}
     if left_out:
         lines.append(f"  left out by the layer choice: {_list_roles(left_out)} ({total - used} layers)")
     if not chosen.noise_range.is_whole:
         lines.append(f"  {_describe_noise_range(chosen.noise_range, used_as)}")
-    lines += [f"  {sentence}" for sentence in (chosen.loaded.account, *chosen.loaded.notes)]
+    lines += [f"  {sentence}" for sentence in (*_describe_further(chosen), *chosen.loaded.notes)]
     role = chosen.loaded.metadata.purpose
     if role and role != chosen.purpose:
         lines.append(f"  note: the file says it is a {role} LoRA, but it is in the {chosen.purpose} slot")
@@ -133,10 +148,30 @@ def _describe_noise_range(trained: NoiseRange, used_as: ScheduledLora) -> str:
     return f"trained at the noise range {trained}: {where}"
 
 
+def _describe_further(chosen: ChosenLora) -> list[str]:
+    """Return sentences on how much of the file is used, and what of other layers."""
+    loaded, further = chosen.loaded, chosen.further
+    if not further.used:
+        return [loaded.account]
+    unused = [(kind, name) for kind, name in loaded.unused if name not in further.used]
+    return [
+        describe_further_layers(further),
+        describe_use(loaded.used + len(further.used), len(loaded.lora), unused, further.count_layers()),
+    ]
+
+
 def _describe_strengths(strengths: Strengths) -> str:
     if strengths.early == strengths.late:
         return f"{strengths.early:.2f}"
     return f"{strengths.early:.2f}, then {strengths.late:.2f}"
+
+
+def _describe_way(strengths: Strengths, merged: float) -> str:
+    if not merged:
+        return "added on the fly"
+    if strengths.early == strengths.late:
+        return "merged"
+    return f"merged at {merged:.2f}, the difference before T_point added on the fly"
 
 
 def _collect_ranks(lora: Lora) -> set[int]:

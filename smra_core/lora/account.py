@@ -9,11 +9,12 @@ from .dialects import LONGEST_KEY, find_other_blocks, find_unknown_prefix
 _TEXT_ENCODER = re.compile(
     r"^(?:text_encoders?\d?[._]|lora_te\d?_|te\d?[._]|cond_stage_model\.)|text_model[._]"
 )
+_IMAGE_INPUTS = "the image inputs of image-to-video models (k_img, v_img)"
 _KINDS = (
     (re.compile(r"projector"), "projectors of the training"),
     (
         re.compile(r"[kv]_img|img_emb|add_[kv]_proj|norm_added|image_embedder"),
-        "the image inputs of image-to-video models (k_img, v_img)",
+        _IMAGE_INPUTS,
     ),
     (re.compile(r"\.diff_m$|modulation|scale_shift_table"), "modulations"),
     (re.compile(r"norm"), "norms"),
@@ -26,7 +27,7 @@ _KINDS = (
     (re.compile(r"\.weight$"), "whole weights, which are no LoRA"),
 )
 """Kinds of tensors that are not used, by what their names hold; the first that fits counts."""
-_OF_STOCK_LOADER = ("norms", "biases", "the head and the embeddings")
+_IN_ALL_LAYERS = (_IMAGE_INPUTS, "norms", "biases", "the head and the embeddings")
 UNKNOWN_PREFIX = "WAN blocks under the unknown prefix"
 _UNKNOWN = "unknown names"
 _SHOWN = 120
@@ -48,17 +49,20 @@ def name_unused_kind(key: str) -> str:
     return next((kind for pattern, kind in _KINDS if pattern.search(module)), _UNKNOWN)
 
 
-def describe_use(used: int, linears: int, unused: Iterable[tuple[str, str]]) -> str:
+def describe_use(used: int, linears: int, unused: Iterable[tuple[str, str]], others: int = 0) -> str:
     """Return a sentence on how many tensors of a LoRA file are used, and what the others are.
 
-    `used` is the number of used tensors, `linears` that of the linears that they change; `unused` holds the
-    kind and the name of each of the other tensors. Every kind is given with its count and an example.
+    `used` is the number of used tensors, `linears` that of the blocks' linears that they change and `others`
+    that of other layers; `unused` holds the kind and the name of each of the other tensors. Every kind is
+    given with its count and an example.
     """
     by_kind: dict[str, list[str]] = defaultdict(list)
     for kind, key in unused:
         by_kind[kind].append(key)
     total = used + sum(map(len, by_kind.values()))
     changed = f"for {linears} {'linear' if linears == 1 else 'linears'} of WAN's blocks"
+    if others:
+        changed += f" and {others} other {'layer' if others == 1 else 'layers'}"
     if not by_kind:
         return f"All {total} tensors are used, {changed}."
     parts = [
@@ -66,6 +70,6 @@ def describe_use(used: int, linears: int, unused: Iterable[tuple[str, str]]) -> 
         for kind, keys in sorted(by_kind.items(), key=lambda item: -len(item[1]))
     ]
     hint = ""
-    if not by_kind.keys().isdisjoint(_OF_STOCK_LOADER):
-        hint = " ComfyUI's own LoRA loader applies changes of norms, biases, head and embeddings too."
+    if not others and not by_kind.keys().isdisjoint(_IN_ALL_LAYERS):
+        hint = " With all layers chosen, the Sparse LoRA Loader uses what of them the model has layers for."
     return f"{used} of {total} tensors are used, {changed}. Not used: {'; '.join(parts)}.{hint}"

@@ -41,6 +41,7 @@ _DOTTED = re.compile(r"^(?P<prefix>(?:[^.]+\.)*?)blocks\.(?P<block>0|[1-9][0-9]{
 """Block numbers have no leading zeros: `blocks.007` would be a second name of block 7."""
 _FLAT = re.compile(r"^(?P<prefix>(?:[A-Za-z0-9]+_+)*?)blocks_(?P<block>[0-9]{1,3})_(?P<path>\w+)$")
 _FLAT_PREFIX = re.compile(rf"^(?:(?:{'|'.join(sorted(_WORDS, key=len, reverse=True))})_+)*$")
+_FLAT_START = re.compile(_FLAT_PREFIX.pattern.removesuffix("$"))
 _FLAT_LOW = re.compile(rf"_({'|'.join(word for word, name in _EXPERT_WORDS.items() if name == 'low')})_")
 _FLAT_HIGH = re.compile(rf"_({'|'.join(word for word, name in _EXPERT_WORDS.items() if name == 'high')})_")
 _OTHER_BLOCKS = re.compile(r"(?:^|[._])((?:vace|face|fuser|audio|motion|control|pose)\w*?_blocks)[._]\d")
@@ -100,6 +101,41 @@ def parse_key(key: str) -> LoraKey | None:
     return LoraKey(
         module.native, factor, _detect_dialect(module, adapter), module.name, adapter, module.expert
     )
+
+
+class FurtherKey(NamedTuple):
+    """Meaning of a key of a LoRA file that is not of a linear of a WAN block."""
+
+    module: str
+    """Name of the layer without known prefixes: `head.head`, or with a flat name `head_head`."""
+    factor: str
+    """`a`, `b` or `alpha`, `diff` for a change of the whole weight, `diff_b` for one of the bias."""
+    adapter: str | None
+    expert: str | None
+
+
+def parse_further_key(key: str) -> FurtherKey | None:
+    """Parse a key of any layer by its ending; return None when it has none of a LoRA."""
+    if key.endswith(".diff_b") and len(key) <= LONGEST_KEY:
+        split = key.removesuffix(".diff_b"), "diff_b", None
+    else:
+        split = _split_key(key)
+    if split is None:
+        return None
+    name, factor, adapter = split
+    parts = [part for part in name.split(".") if part not in _WRAPPERS]
+    words = []
+    while len(parts) > 1 and parts[0].lower() in (*_WORDS, "lora_unet"):
+        words.append(parts.pop(0).lower())
+    module = ".".join(parts)
+    flat = _FLAT_START.match(module) if len(parts) == 1 else None
+    expert = next((_EXPERT_WORDS[word] for word in words if word in _EXPERT_WORDS), None)
+    if flat:
+        module = module[flat.end() :]
+        expert = (
+            "low" if _FLAT_LOW.search(f"_{flat[0]}") else "high" if _FLAT_HIGH.search(f"_{flat[0]}") else None
+        )
+    return FurtherKey(to_native_linear(module) or module, factor, adapter, expert)
 
 
 def find_unknown_prefix(key: str) -> str | None:

@@ -6,23 +6,20 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from ..storage.weight_check import READABLE_FLOATS, is_finite
 from ..storage.weight_file import read_weight_file
 from ..wan.spec import Role, WanSpec, parse_linear
 from .account import describe_use
-from .adapter import Lora, LoraPair, check_fit
+from .adapter import Lora, check_fit
 from .choice import ChosenKeys, choose_keys
 from .dialects import detect_other_algorithm, parse_key
+from .factors import build_pair
+from .further_layers import FurtherParts, collect_further_parts
 from .metadata import LoraMetadata
-from .scale import AdapterConfig, describe_scale, find_weights, read_adapter_config, resolve_scale
+from .scale import AdapterConfig, describe_scale, find_weights, read_adapter_config
 
 log = logging.getLogger("smrabooth")
-
-_MOST_RANK = 4096
-"""Largest rank that is read, above that of any LoRA: the product of larger factors could fill the memory."""
 
 
 class LoadedLora(NamedTuple):
@@ -32,16 +29,29 @@ class LoadedLora(NamedTuple):
     metadata: LoraMetadata
     dialect: str
     """Dialect of most keys."""
-    ignored: list[str]
-    """Names in the file that are not used: of other modules, norms, biases, another expert or adapter."""
+    used: int
+    """Number of the file's tensors that `lora` is made of."""
+    unused: list[tuple[str, str]]
+    """Kind and name of each tensor that is not of `lora`: of other layers, another expert or adapter."""
+    further: FurtherParts
+    """Those of them that are changes of other layers, which a plan of all layers uses where they fit."""
     account: str = ""
     """Sentence on how many tensors are used, and what the others are."""
     notes: tuple[str, ...] = ()
     """Sentences on what the file leaves open and how it was read: its scale, its expert, its adapter."""
 
+    @property
+    def ignored(self) -> list[str]:
+        """Names in the file that are not of `lora`."""
+        return [name for _, name in self.unused]
+
 
 def load_lora(
-    path: str | Path, spec: WanSpec | None = None, expert: str | None = None, adapter: str | None = None
+    path: str | Path,
+    spec: WanSpec | None = None,
+    expert: str | None = None,
+    adapter: str | None = None,
+    log_unused: bool = True,
 ) -> LoadedLora:
     """Read a LoRA in any of the known dialects, as float32 with the scales baked into B.
 
@@ -50,7 +60,8 @@ def load_lora(
     LyCORIS (`lycoris_`), each with any stack of known words before `blocks`. A change of a linear's whole
     weight (`.diff`) is read as a pair of full rank. `expert` (`high` or `low`) chooses where a file holds
     both experts of Wan 2.2, and `adapter` where it holds several adapters; both are needed only then. What of
-    the file is not used is logged as a warning, what was assumed as information.
+    the file is not used is logged as a warning, unless the caller uses further layers and tells it itself;
+    what was assumed is logged as information.
 
     Raises ValueError when no name matches, for other kinds of adapter, when a factor of a pair is missing or
     has a wrong shape, when ranks and alphas disagree, when a file holds two experts or adapters and none is
@@ -62,7 +73,7 @@ def load_lora(
     _refuse_other_algorithms(file.tensors, file.path.name)
     chosen = choose_keys(file.tensors, file.path.name, expert, adapter)
     config = read_adapter_config(file.path, file.metadata, is_peft, chosen.expert)
-    loaded = _build_lora(file.tensors, chosen, file.path.name, file.metadata, config)
+    loaded = _build_lora(file.tensors, chosen, file.path.name, file.metadata, config, log_unused)
     if spec is not None:
         shapes = {name: spec.linear_shape(name) for name in spec.linear_names()}
         check_fit(shapes, loaded.lora, file.path.name, spec.name)
@@ -75,6 +86,7 @@ def parse_lora(
     metadata: Mapping[str, str] | None = None,
     expert: str | None = None,
     adapter: str | None = None,
+    log_unused: bool = True,
 ) -> LoadedLora:
     """Read a LoRA from tensors in memory; `source` is their name in messages.
 
@@ -82,7 +94,7 @@ def parse_lora(
     """
     _refuse_other_algorithms(tensors, source)
     chosen = choose_keys(tensors, source, expert, adapter)
-    return _build_lora(tensors, chosen, source, metadata or {}, None)
+    return _build_lora(tensors, chosen, source, metadata or {}, None, log_unused)
 
 
 def _build_lora(
@@ -91,10 +103,11 @@ def _build_lora(
     source: str,
     metadata: Mapping[str, str],
     config: AdapterConfig | None,
+    log_unused: bool,
 ) -> LoadedLora:
     keys = _sort_keys(tensors, chosen, source)
     lora = {
-        name: _build_pair(name, parts, keys.modules[name], config, source)
+        name: build_pair(name, parts, keys.modules[name], config, source)
         for name, parts in _sort_by_position(keys.factors)
     }
     own = LoraMetadata.from_file(metadata)
@@ -103,11 +116,12 @@ def _build_lora(
     account = describe_use(len(chosen.parsed), len(lora), chosen.unused)
     scale = describe_scale(keys.factors, metadata, config, own.rank > 0, dialect == "peft")
     notes = (*chosen.notes, *_describe_dense(keys.factors), *([scale] if scale else ()))
-    if chosen.unused:
+    if chosen.unused and log_unused:
         log.warning("%s: %s", source, account)
     for note in notes:
         log.info("%s: %s", source, note)
-    return LoadedLora(lora, own, dialect, [key for _, key in chosen.unused], account, notes)
+    further = collect_further_parts(tensors, chosen, config, source)
+    return LoadedLora(lora, own, dialect, len(chosen.parsed), chosen.unused, further, account, notes)
 
 
 class _SortedKeys(NamedTuple):
@@ -176,60 +190,3 @@ def _sort_by_position(factors: Mapping[str, dict[str, Tensor]]) -> Iterable[tupl
         return block, roles.index(role), role.paths.index(path)
 
     return sorted(factors.items(), key=get_position)
-
-
-def _build_pair(
-    name: str, parts: Mapping[str, Tensor], module: str, config: AdapterConfig | None, source: str
-) -> LoraPair:
-    if "diff" in parts:
-        return _build_dense_pair(name, parts, source)
-    missing = [factor for factor in "ab" if factor not in parts]
-    if missing:
-        raise ValueError(f"{source} has {name} without its factor {missing[0].upper()}. Export it again.")
-    a, b = parts["a"], parts["b"]
-    _check_factors(name, a, b, source)
-    configured = None if config is None else config.get_scale(module, a.shape[0], source)
-    scale = resolve_scale(name, a.shape[0], parts.get("alpha"), configured, source)
-    return _check_finite(name, LoraPair(a.float(), b.float() * scale), source)
-
-
-def _build_dense_pair(name: str, parts: Mapping[str, Tensor], source: str) -> LoraPair:
-    """Return a pair whose product is a change of the whole weight: one factor is the identity."""
-    if len(parts) > 1:
-        raise ValueError(
-            f"{source} has both a change of the whole weight (.diff) of {name} and a low-rank one. Which is "
-            "meant is not known: export the LoRA again with one of them."
-        )
-    diff = parts["diff"]
-    if diff.ndim != 2 or 0 in diff.shape or diff.dtype not in READABLE_FLOATS:
-        raise ValueError(
-            f"{source}: the .diff of {name} is {diff.dtype} of shape {tuple(diff.shape)}; floating-point "
-            "numbers of shape (out, in) are needed. Export the LoRA again."
-        )
-    out_features, in_features = diff.shape
-    if out_features >= in_features:
-        return _check_finite(name, LoraPair(torch.eye(in_features), diff.float()), source)
-    return _check_finite(name, LoraPair(diff.float(), torch.eye(out_features)), source)
-
-
-def _check_finite(name: str, pair: LoraPair, source: str) -> LoraPair:
-    if not (is_finite(pair.a) and is_finite(pair.b)):
-        raise ValueError(f"{source}: {name} holds NaN or infinite values. Train or download it again.")
-    return pair
-
-
-def _check_factors(name: str, a: Tensor, b: Tensor, source: str) -> None:
-    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or 0 in (*a.shape, *b.shape):
-        raise ValueError(
-            f"{source}: the factors of {name} are {tuple(a.shape)} and {tuple(b.shape)}; (rank, in) and "
-            "(out, rank) are needed. This is another kind of adapter."
-        )
-    if a.shape[0] > _MOST_RANK:
-        raise ValueError(
-            f"{source}: {name} has rank {a.shape[0]}; {_MOST_RANK} is the most that is read. It is no LoRA."
-        )
-    if not {a.dtype, b.dtype} <= READABLE_FLOATS:
-        raise ValueError(
-            f"{source}: the factors of {name} are {a.dtype} and {b.dtype}; floating-point numbers are "
-            "needed. A quantized LoRA cannot be read: get the file in bf16 or fp16."
-        )

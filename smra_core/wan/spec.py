@@ -224,6 +224,12 @@ def parse_linear(name: str) -> LinearName:
     return LinearName(int(match[1]), match[2], _ROLE_OF_PATH[match[2]])
 
 
+def is_linear(name: str) -> bool:
+    """Return whether a native name is of a linear of a transformer block that can have an adapter."""
+    match = _LINEAR.match(name)
+    return match is not None and match[2] in _ROLE_OF_PATH
+
+
 def latent_frames(frames: int) -> int:
     """Return the number of latents that hold this many frames; raise ValueError unless frames = 4n+1."""
     if frames < 1 or (frames - 1) % TEMPORAL_STRIDE:

@@ -228,7 +228,7 @@ def test_changes_of_norms_and_biases_are_left_out_aloud(tmp_path, caplog):
     tensors = pair_tensors() | {"diffusion_model.blocks.0.norm3.diff_b": torch.ones(6)}
     save_file(tensors, tmp_path / "lora.safetensors")
     assert load_lora(tmp_path / "lora.safetensors").ignored == ["diffusion_model.blocks.0.norm3.diff_b"]
-    assert "norms: 1, such as diffusion_model.blocks.0.norm3.diff_b. ComfyUI's own LoRA" in caplog.text
+    assert "norms: 1, such as diffusion_model.blocks.0.norm3.diff_b. With all layers chosen" in caplog.text
 
 
 def test_a_file_of_another_rank_than_it_says_is_refused(tmp_path):

@@ -238,8 +238,8 @@ def test_every_kind_has_its_count_and_an_example_and_is_logged_once(caplog):
     assert loaded.account == (
         "2 of 6 tensors are used, for 1 linear of WAN's blocks. Not used: other blocks than WAN's own "
         "(vace_blocks): 3, such as diffusion_model.vace_blocks.0.ffn.0.lora_A.weight; biases: 1, such as "
-        "diffusion_model.blocks.0.ffn.0.diff_b. ComfyUI's own LoRA loader applies changes of norms, biases, "
-        "head and embeddings too."
+        "diffusion_model.blocks.0.ffn.0.diff_b. With all layers chosen, the Sparse LoRA Loader uses what of "
+        "them the model has layers for."
     )
     assert caplog.text.count(f"dog.safetensors: {loaded.account}") == 1
     assert loaded.account in render_report(describe_lora(loaded))

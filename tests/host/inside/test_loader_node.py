@@ -92,18 +92,18 @@ def test_a_file_that_is_gone_has_no_state(loras_folder):
     assert [read_file_state(name) for name in (None, "None", "gone.safetensors")] == [""] * 3
 
 
-def test_each_purpose_takes_its_adapter_of_the_release(loras_folder):
+def test_each_purpose_takes_its_adapter_of_the_release(model, loras_folder):
     tensors = pair_tensors(2.0, "spatial_lora") | pair_tensors(3.0, "temporal_lora")
     save_file(tensors, loras_folder / "both.safetensors")
     for purpose, value in (("subject", 2.0), ("motion", 3.0)):
         for chosen in (
-            choose_lora(purpose, "both.safetensors", None, ALL_LAYERS),
-            choose_lora(purpose, "None", tensors, ALL_LAYERS),
+            choose_lora(purpose, "both.safetensors", None, ALL_LAYERS, model),
+            choose_lora(purpose, "None", tensors, ALL_LAYERS, model),
         ):
             assert chosen.lora[LINEAR].b.unique() == value
 
 
-def test_a_file_of_two_experts_is_asked_about(loras_folder):
+def test_a_file_of_two_experts_is_asked_about(model, loras_folder):
     tensors = {
         f"{prefix}.{name}": tensor
         for prefix, value in (("transformer", 2.0), ("transformer_2", 3.0))
@@ -111,17 +111,17 @@ def test_a_file_of_two_experts_is_asked_about(loras_folder):
     }
     save_file(tensors, loras_folder / "both.safetensors")
     with pytest.raises(ValueError, match="LoRAs of two experts of Wan 2.2"):
-        choose_lora("subject", "both.safetensors", None, ALL_LAYERS)
+        choose_lora("subject", "both.safetensors", None, ALL_LAYERS, model)
     for expert, value in (("high", 2.0), ("low", 3.0)):
-        chosen = choose_lora("subject", "both.safetensors", None, ALL_LAYERS, expert)
+        chosen = choose_lora("subject", "both.safetensors", None, ALL_LAYERS, model, expert)
         assert chosen.lora[LINEAR].b.unique() == value
 
 
-def test_the_report_accounts_for_the_file(loras_folder):
+def test_the_report_accounts_for_the_file(model, loras_folder):
     others = {f"vace_blocks.{n}.ffn.0.lora_A.weight": torch.ones(1) for n in range(3)}
     save_file(pair_tensors() | others, loras_folder / "dog.safetensors")
-    chosen = choose_lora("subject", "dog.safetensors", None, ALL_LAYERS)
-    text = "\n".join(describe_choice(chosen, Strengths.from_value(1.0), merged=True))
+    chosen = choose_lora("subject", "dog.safetensors", None, ALL_LAYERS, model)
+    text = "\n".join(describe_choice(chosen, chosen.schedule(Strengths.from_value(1.0)), merged=1.0))
     assert "2 of 5 tensors are used, for 1 linear of WAN's blocks. Not used: other blocks" in text
     assert "scale 1 is assumed" in text
 
@@ -133,7 +133,7 @@ def test_a_change_of_a_whole_weight_is_applied(model, loras_folder, constant, pa
     shape = (random_wan.FFN, random_wan.DIM) if path == "ffn.0" else (random_wan.DIM, random_wan.FFN)
     diff = 0.05 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
     save_file({f"diffusion_model.{name}.diff": diff}, loras_folder / "whole.safetensors")
-    chosen = choose_lora("subject", "whole.safetensors", None, ALL_LAYERS)
+    chosen = choose_lora("subject", "whole.safetensors", None, ALL_LAYERS, model)
     strengths = Strengths.from_value(0.5)
     ours = apply_loras(model, [ScheduledLora(chosen.lora, strengths)], StrengthSchedule(0.7), constant).model
     wanted = reference(model, [({name: (torch.eye(shape[1]), diff)}, 0.5, 0.5)], 0.0)

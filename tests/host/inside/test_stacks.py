@@ -37,7 +37,7 @@ def applied(model, factors, early=EARLY, late=LATE):
 
 
 def logged(model):
-    """A clone that writes down (sigma, strength) of every evaluation, and the list."""
+    """A clone that writes down (sigma, strength) of every evaluation, LATE of it merged; and the list."""
     from comfy.patcher_extension import WrappersMP
 
     ((swap,),) = model.wrappers[WrappersMP.APPLY_MODEL].values()
@@ -45,7 +45,7 @@ def logged(model):
 
     def wrapper(executor, x, t, *args, **kwargs):
         (state,) = swap._states.values()
-        seen.append((float(args[-1]["sigmas"].max()), round(float(state.strengths[0]), 4)))
+        seen.append((float(args[-1]["sigmas"].max()), round(LATE + state.strengths[0].value, 4)))
         return executor(x, t, *args, **kwargs)
 
     clone = model.clone()

@@ -84,7 +84,7 @@ def test_a_switched_run_with_the_papers_plans_equals_overwritten_weights(loaded,
         for pairs, strength in zip(factors, strengths, strict=True)
     ]
     result = apply_loras(model, loras, StrengthSchedule(0.7))
-    assert result.merged == (False, False)
+    assert result.merged == (SUBJECT_STRENGTHS.late, MOTION_STRENGTHS.late)
     ours = sample(variant, result.model, STEPS, sampler)
     wanted = [(pairs, s.early, s.late) for pairs, s in zip(factors, strengths, strict=True)]
     exact = sample(variant, without_kept_text(reference(model, wanted, LATE_BELOW)), STEPS, sampler)
