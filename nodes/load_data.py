@@ -7,7 +7,7 @@ import torch
 from comfy_api.latest import io
 
 from ..smra_core.data.frame_rate import WAN_FPS
-from ..smra_core.data.metadata_table import TABLE_NAME
+from ..smra_core.data.metadata_table import TABLE_NAMES, TABLE_SUFFIXES
 from ..smra_core.data.motion_clip import FEWEST_FRAMES, read_motion_clip
 from ..smra_core.data.picture import PICTURE_SUFFIXES
 from ..smra_core.data.subject_set import SubjectImage, read_subject_set
@@ -173,10 +173,10 @@ def describe_files(folder: str | None) -> str:
 
 def _list_read_files(path: Path) -> set[Path]:
     """Return the files that reading this path may open: those in it, captions beside it, and tables."""
-    if path.suffix.lower() == ".csv":
+    if path.suffix.lower() in TABLE_SUFFIXES:
         path = path.parent
     beside = set(path.parent.glob(f"{glob.escape(path.stem)}.*"))
-    tables = {path.parent / TABLE_NAME, path.parent.parent / TABLE_NAME}
+    tables = {folder / name for folder in (path.parent, path.parent.parent) for name in TABLE_NAMES}
     if path.is_dir():
         return {*path.rglob("*"), *beside, *tables}
     is_sequence = not path.is_file() or path.suffix.lower() in PICTURE_SUFFIXES

@@ -105,7 +105,7 @@ class TrainMotionLoRA(io.ComfyNode):
                 cls,
                 backend,
                 lambda: train_motion(
-                    backend, clip, given.sea_raft, given.settings, given.train, given.name, progress,
+                    backend, [clip], given.sea_raft, given.settings, given.train, given.name, progress,
                     given.tiny_decoder, choice,
                 ),
                 MEMORY_ADVICE,

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
     )  # fmt: skip
     log_notes(clip.notes)
     with TrainingBar("motion LoRA") as report:
-        trained = train_motion(backend, clip, sea_raft, settings, train, name, report, args.tiny_decoder)
+        trained = train_motion(backend, [clip], sea_raft, settings, train, name, report, args.tiny_decoder)
     print(trained.path)
 
 

@@ -30,6 +30,15 @@ def cover_box(source: Size, size: Size, pixel_aspect: float = 1.0) -> Box:
     return left, top, min(source[0], left + box_width), min(source[1], top + box_height)
 
 
+def keep_shape(source: Size, most: Size, multiple: int) -> Size:
+    """Return the size at which a source keeps its own shape: at most as many pixels as `most` has, never
+    enlarged, with sides that are multiples of `multiple`, rounded down.
+    """
+    scale = min(1.0, (most[0] * most[1] / (source[0] * source[1])) ** 0.5)
+    width, height = (max(multiple, int(side * scale + 1e-6) // multiple * multiple) for side in source)
+    return width, height
+
+
 def describe_crop(source: Size, box: Box) -> str | None:
     """Return a sentence about what the crop cuts off; None when that is less than one pixel."""
     width, height = round(box[2] - box[0]), round(box[3] - box[1])

@@ -39,7 +39,9 @@ def list_visible_files(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
-    return [name for name in names if not name.startswith(".") and not name.lower().endswith(".csv")]
+    return [
+        name for name in names if not name.startswith(".") and not name.lower().endswith((".csv", ".jsonl"))
+    ]
 
 
 def list_visible_folders(folder: Path) -> list[Path]:

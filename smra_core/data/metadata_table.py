@@ -1,22 +1,25 @@
-"""Read the files and captions of a data set from metadata.csv or caption files, never from outside its
-folder.
+"""Read the files and captions of a data set from metadata.csv, metadata.jsonl or caption files, never from
+outside its folder.
 """
 
 import codecs
 import csv
 import io
+import json
 import os
 from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
 from .file_names import find_similar_path
 
-TABLE_NAME = "metadata.csv"
+TABLE_NAMES = ("metadata.csv", "metadata.jsonl")
+"""Names of a folder's table; the first that is there is read."""
 PICTURE_COLUMNS = ("image", "file_name", "video")
 """Columns that may name a picture, most specific first; the authors' subject tables call it `video`."""
-VIDEO_COLUMNS = ("video", "file_name")
+VIDEO_COLUMNS = ("video", "file_name", "video_path")
 MASK_COLUMNS = ("mask",)
 CAPTION_COLUMNS = ("prompt", "caption", "text")
+TABLE_SUFFIXES = (".csv", ".jsonl")
 CAPTION_SUFFIXES = (".txt", ".caption")
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -58,19 +61,25 @@ class Row(NamedTuple):
 
 
 def find_table(path: Path) -> Path | None:
-    """Return the table at a path: the csv file itself, or the folder's metadata.csv; None without a table."""
+    """Return the table at a path: the file itself, or the folder's metadata.csv or metadata.jsonl; None
+    without a table.
+    """
     if path.is_file():
-        return path if path.suffix.lower() == ".csv" else None
-    table = find_similar_path(path, TABLE_NAME)
-    return find_file_inside(path, TABLE_NAME, str(path)) if table.is_file() else None
+        return path if path.suffix.lower() in TABLE_SUFFIXES else None
+    for name in TABLE_NAMES:
+        if find_similar_path(path, name).is_file():
+            return find_file_inside(path, name, str(path))
+    return None
 
 
 def read_table(table: Path, columns: tuple[str, ...]) -> list[Row]:
-    """Read the rows of a comma-separated table that has at least one of the columns, in upper or lower case.
+    """Read the rows of a table that has at least one of the columns, in upper or lower case.
 
-    Raises ValueError when the file is not UTF-8 (or UTF-16 with a mark), is not a table, or has none of the
-    columns.
+    It is comma-separated, or by its ending .jsonl has a JSON object on each line. Raises ValueError when the
+    file is not UTF-8 (or UTF-16 with a mark), is not a table, or has none of the columns.
     """
+    if table.suffix.lower() == ".jsonl":
+        return _read_json_lines(table, columns)
     try:
         reader = csv.reader(io.StringIO(_read_text(table), newline=""), strict=True)
         lines = [(reader.line_num, cells) for cells in reader]
@@ -98,6 +107,36 @@ def _build_row(table: Path, line: int, header: list[str], cells: list[str]) -> R
             "captions that contain a comma."
         )
     return Row(table, line, {name: " ".join(cell.split()) for name, cell in zip(header, cells, strict=False)})
+
+
+def _read_json_lines(table: Path, columns: tuple[str, ...]) -> list[Row]:
+    rows = []
+    for number, line in enumerate(_read_text(table).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            cells = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{table}, line {number} is no JSON ({error}). Write one object on each line, such as "
+                '{"file_name": "a.mp4", "text": "a caption"}.'
+            ) from error
+        texts = {}
+        if isinstance(cells, dict):
+            texts = {
+                key.strip().lower(): " ".join(text.split())
+                for key, text in cells.items()
+                if isinstance(text, str)
+            }
+        if not set(columns) & set(texts):
+            raise ValueError(
+                f"{table}, line {number} has no text under any of {list(columns)}. Write one object on each "
+                'line, such as {"file_name": "a.mp4", "text": "a caption"}.'
+            )
+        rows.append(Row(table, number, texts))
+    if not rows:
+        raise ValueError(f"{table} has no lines. Add one for each file.")
+    return rows
 
 
 def find_file_inside(folder: Path, name: str, source: str) -> Path:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..wan.spec import latent_frames
+from .clip_file import CLIP_KINDS, list_clips, read_clip_file
 from .crop import Size
 from .file_names import list_visible_files
 from .frame_rate import WAN_FPS
@@ -19,9 +20,8 @@ from .metadata_table import (
     read_caption_beside,
     read_table,
 )
-from .picture import PICTURE_SUFFIXES
-from .picture_sequence import find_sequence, is_animation, read_animation, read_sequence
-from .video import VIDEO_SUFFIXES, Selection, Video, read_video, trim_video
+from .picture_sequence import find_sequence
+from .video import Selection, Video, trim_video
 
 FEWEST_FRAMES = 5
 """Frames of two latents, the shortest clip that has motion."""
@@ -38,6 +38,8 @@ class MotionClip(NamedTuple):
     fps: float
     notes: list[str]
     """Notes on what was cropped, trimmed, left out or assumed; each begins with the file's name."""
+    exclude_px: Tensor | None = None
+    """Mask `F 1 H W`, 1 where the clip does not count and 0 elsewhere; None where all of it counts."""
 
 
 def read_motion_clip(
@@ -60,37 +62,37 @@ def read_motion_clip(
     beside it or one folder up. Raises ValueError, naming the file, when it cannot be read, leads out of its
     folder, has fewer than 5 frames, or has no caption.
     """
+    check_frame_count(frames)
+    file, row, notes = _choose_video(Path(path))
+    text = (caption or "").strip() or (row and row.get_cell(CAPTION_COLUMNS)) or find_caption(file)
+    video = read_motion_frames(file, size, Selection(frames, start, stride, fps))
+    notes += [f"{file.name}: {note}" for note in video.notes]
+    return MotionClip(name_clip(file), file, video.frames, text, video.fps, notes)
+
+
+def read_motion_frames(file: Path, size: Size, selection: Selection) -> Video:
+    """Read the selected frames of a clip, trimmed to 4n+1. Raises ValueError when there are fewer than 5."""
+    video = read_clip_file(file, size, selection)
+    if len(video.frames) < FEWEST_FRAMES:
+        raise ValueError(
+            f"{file} gives {len(video.frames)} frames from number {selection.start} at stride "
+            f"{selection.stride}; a motion needs at least {FEWEST_FRAMES}. Choose a longer clip, an earlier "
+            "start, a smaller stride, or its frames as they are."
+        )
+    return trim_video(video, selection.frames)
+
+
+def check_frame_count(frames: int) -> None:
+    """Raise ValueError unless so many frames hold a motion, and are 4n+1."""
     if frames < FEWEST_FRAMES:
         raise ValueError(
             f"A motion needs at least {FEWEST_FRAMES} frames, got {frames}. Ask for more; the paper's clips "
             "have 49."
         )
     latent_frames(frames)
-    file, row, notes = _choose_video(Path(path))
-    text = (caption or "").strip() or (row and row.get_cell(CAPTION_COLUMNS)) or _find_caption(file)
-    video = _read_frames(file, size, Selection(frames, start, stride, fps))
-    if len(video.frames) < FEWEST_FRAMES:
-        raise ValueError(
-            f"{file} gives {len(video.frames)} frames from number {start} at stride {stride}; a motion needs "
-            f"at least {FEWEST_FRAMES}. Choose a longer clip, an earlier start, a smaller stride, "
-            "or its frames as they are."
-        )
-    video = trim_video(video, frames)
-    notes += [f"{file.name}: {note}" for note in video.notes]
-    return MotionClip(_name_clip(file), file, video.frames, text, video.fps, notes)
 
 
-def _read_frames(file: Path, size: Size, selection: Selection) -> Video:
-    if is_animation(file):
-        return read_animation(file, size, selection)
-    is_video = file.is_file() and file.suffix.lower() not in PICTURE_SUFFIXES
-    sequence = None if is_video else find_sequence(file)
-    return (
-        read_video(file, size, *selection) if sequence is None else read_sequence(sequence, size, selection)
-    )
-
-
-def _name_clip(file: Path) -> str:
+def name_clip(file: Path) -> str:
     """Return the stem of a file, or the folder's name for a pattern of numbered pictures."""
     return file.stem if file.exists() else file.parent.name
 
@@ -122,21 +124,20 @@ def _choose_first_row(table: Path) -> tuple[Path, Row, list[str]]:
 
 
 def _choose_first_video(folder: Path) -> tuple[Path, None, list[str]]:
-    names = list_visible_files(folder)
-    videos = [name for name in names if Path(name).suffix.lower() in VIDEO_SUFFIXES]
-    videos = videos or [name for name in names if is_animation(folder / name)]
+    videos = list_clips(folder)
     if videos:
         notes = [f"{name}: not used, the first video is" for name in videos[1:]]
         return find_file_inside(folder, videos[0], str(folder)), None, notes
     if find_sequence(folder):
         return folder, None, []
     raise ValueError(
-        f"{folder} holds no video ({', '.join(VIDEO_SUFFIXES)}, GIF, animated WebP), no numbered pictures "
-        f"and no metadata.csv; seen: {names[:8]}. Give the folder of one motion, or the video file."
+        f"{folder} holds no video ({CLIP_KINDS}), no numbered pictures and no metadata.csv; seen: "
+        f"{list_visible_files(folder)[:8]}. Give the folder of one motion, or the video file."
     )
 
 
-def _find_caption(file: Path) -> str:
+def find_caption(file: Path) -> str:
+    """Return the caption beside a clip, or in a table's row about it. Raises ValueError without one."""
     caption = read_caption_beside(file.parent, file)
     if caption:
         return caption

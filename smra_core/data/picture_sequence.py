@@ -76,6 +76,17 @@ def read_animation(path: Path, size: Size, selection: Selection) -> Video:
         ) from error
 
 
+def read_animation_size(path: Path) -> Size:
+    """Return width and height of an animated picture. Raises ValueError when it cannot be read."""
+    try:
+        with Image.open(path, formats=_FORMATS) as file:
+            return file.size
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"{path} cannot be read as an animation ({error}). Convert it to mp4 (H.264) and try again."
+        ) from error
+
+
 def _decode(path: Path, notes: list[str]) -> Iterator[tuple[float, Image.Image]]:
     """Yield time in seconds and picture of each frame of an animation."""
     time = 0.0

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from PIL import Image
 from torch import Tensor
 
+from .clip_file import is_video_name
 from .crop import (
     Size,
     check_target,
@@ -16,6 +17,7 @@ from .crop import (
     describe_enlargement,
     fit,
     has_same_shape,
+    keep_shape,
     to_pixels,
 )
 from .file_names import list_visible_files
@@ -38,6 +40,8 @@ from .metadata_table import (
     read_table,
 )
 from .picture import PICTURE_SUFFIXES, Picture, read_mask, read_picture, rotate_as_stored
+from .subject_clip import SubjectClip, find_masks_of_clip, find_subject_clips, read_subject_clip
+from .video import Selection
 
 _SAMPLED = (256, 256)
 """Pixels of a picture at which its colors are looked at, without mixing neighbors."""
@@ -56,13 +60,25 @@ class SubjectImage(NamedTuple):
     """
     caption: str
 
+    @property
+    def frames(self) -> Tensor:
+        """The picture as a clip of one frame, `1 3 H W`."""
+        return self.pixels[None]
+
+    @property
+    def masks_px(self) -> Tensor | None:
+        """The mask as that of a clip, `1 1 H W`."""
+        return None if self.mask_px is None else self.mask_px[None]
+
 
 class SubjectSet(NamedTuple):
-    """All pictures of one subject."""
+    """All pictures and clips of one subject."""
 
     images: list[SubjectImage]
     notes: list[str]
     """Notes on what was cropped, resized, left out or assumed; each begins with the file's name."""
+    clips: list[SubjectClip] = []  # noqa: RUF012 - a named tuple's default
+    """Clips with their masks; empty unless they are asked for."""
 
 
 class _Entry(NamedTuple):
@@ -76,6 +92,8 @@ def read_subject_set(
     size: Size = (512, 512),
     require_masks: bool = False,
     caption: str | None = None,
+    clips: Selection | None = None,
+    own_multiple: int | None = None,
 ) -> SubjectSet:
     """Read the pictures of a subject, resized to cover `size` (width, height) and cropped at the center.
 
@@ -83,8 +101,10 @@ def read_subject_set(
     read from the `mask` column, else from `masks/<stem>.*` beside the picture or in the folder, else from a
     file beside the picture that is called like a mask (`mask_files.find_mask_beside` has the names), else
     from the picture's own transparency. A caption is `caption` for all pictures, else the table's, else
-    `<stem>.txt`. Raises ValueError, naming the file, for anything that cannot be read, leads out of the
-    folder, lacks a caption, or has an empty mask.
+    `<stem>.txt`. With `clips`, which says what is read of each, the set's videos are read as well (see
+    `subject_clip`); videos without masks are left out with a note. With `own_multiple` each picture and clip
+    keeps its own shape (see `keep_shape`). Raises ValueError, naming the file, for anything that cannot be
+    read, leads out of the folder, lacks a caption, or has an empty mask.
     """
     check_target(size)
     source = Path(folder)
@@ -92,15 +112,27 @@ def read_subject_set(
     home = table.parent if table else source
     if not home.is_dir():
         raise ValueError(f"{source} is not a folder. Give the folder that holds the subject's pictures.")
-    entries = [
-        _complete_entry(home, entry, caption)
-        for entry in (_read_entries(table) if table else _find_entries(home))
-    ]
     notes: list[str] = []
-    images = [_read_image(home, entry, size, notes) for entry in entries]
-    notes += _find_equal_stems(home, entries) + _list_unused_files(home, entries)
+    clip_files = [] if table or clips is None else _find_clips(home, notes)
+    found = _read_entries(table) if table else _find_entries(home, clip_files)
+    entries = [_complete_entry(home, entry, caption) for entry in found]
+    pictures = [entry for entry in entries if clips is None or not is_video_name(entry.image.name)]
+    images = [_read_image(home, entry, size, own_multiple, notes) for entry in pictures]
+    read_clips = []
+    for entry in entries:
+        if clips is not None and entry not in pictures:
+            clip, clip_notes = read_subject_clip(home, *entry, size, clips, own_multiple)
+            read_clips.append(clip)
+            notes += clip_notes
+    notes += _find_equal_stems(home, pictures) + _list_unused_files(home, entries)
     _check_masks(images, require_masks, notes)
-    return SubjectSet(images, notes)
+    return SubjectSet(images, notes, read_clips)
+
+
+def _find_clips(home: Path, notes: list[str]) -> list[Path]:
+    files, clip_notes = find_subject_clips(home)
+    notes += clip_notes
+    return files
 
 
 def describe_new_masks(before: Sequence[SubjectImage], after: Sequence[SubjectImage]) -> list[str]:
@@ -125,16 +157,18 @@ def _read_entries(table: Path) -> list[_Entry]:
     return entries
 
 
-def _find_entries(folder: Path) -> list[_Entry]:
-    """Make an entry for each picture of a plain folder."""
+def _find_entries(folder: Path, clips: list[Path]) -> list[_Entry]:
+    """Make an entry for each picture of a plain folder, and for each of the clips."""
     names = list_visible_files(folder)
-    pictures = select_pictures(names)
-    if not pictures:
+    clip_names = {clip.name for clip in clips}
+    pictures = select_pictures([name for name in names if name not in clip_names])
+    if not pictures and not clips:
         raise ValueError(
             f"{folder} holds no pictures ({', '.join(PICTURE_SUFFIXES)}) and no metadata.csv; seen: "
             f"{names[:8]}. Put the pictures directly into it."
         )
-    return [_Entry(find_file_inside(folder, name, str(folder)), None, "") for name in pictures]
+    files = [find_file_inside(folder, name, str(folder)) for name in pictures]
+    return [_Entry(file, None, "") for file in (*files, *clips)]
 
 
 def _complete_entry(home: Path, entry: _Entry, caption: str | None) -> _Entry:
@@ -146,11 +180,16 @@ def _complete_entry(home: Path, entry: _Entry, caption: str | None) -> _Entry:
             f"{entry.image.with_suffix('.txt').name} or the prompt column of metadata.csv, or give one for "
             "all."
         )
-    return _Entry(entry.image, entry.mask or find_mask_beside(home, entry.image), text)
+    find_mask = find_masks_of_clip if is_video_name(entry.image.name) else find_mask_beside
+    return _Entry(entry.image, entry.mask or find_mask(home, entry.image), text)
 
 
-def _read_image(home: Path, entry: _Entry, size: Size, notes: list[str]) -> SubjectImage:
+def _read_image(
+    home: Path, entry: _Entry, size: Size, own_multiple: int | None, notes: list[str]
+) -> SubjectImage:
     name, picture = _get_relative_name(home, entry.image), read_picture(entry.image)
+    if own_multiple is not None:
+        size = keep_shape(picture.rgb.size, size, own_multiple)
     box = cover_box(picture.rgb.size, size)
     fitted = (describe_crop(picture.rgb.size, box), describe_enlargement(box, size))
     notes += [f"{name}: {note}" for note in (*picture.notes, *fitted) if note]

@@ -48,6 +48,8 @@ class Video(NamedTuple):
     """Frame rate of the returned frames: the clip's own or the wanted rate, divided by the stride."""
     notes: list[str]
     """Notes on what was cropped, trimmed or assumed."""
+    numbers: tuple[int, ...] = ()
+    """Number of each returned frame in the clip, from 0."""
 
 
 class Selection(NamedTuple):
@@ -74,12 +76,31 @@ def read_video(
     tone-mapped, and a cover picture is no clip. Only frames of the wanted size are held in memory. Raises
     ValueError, with the path, when no frame can be read.
     """
-    from av.error import FFmpegError
-
     selection = Selection(frames, start, stride, fps)
     check_selection(path, size, selection)
-    try:
+    with _explain_read_errors(path):
         return _read_stream(path, size, selection)
+
+
+def read_video_size(path: Path) -> Size:
+    """Return width and height of a video in square pixels, turned upright, from its first frame.
+
+    Raises ValueError, with the path, when no frame can be read.
+    """
+    with _explain_read_errors(path), _open_video(path) as (container, stream):
+        frame = next((frame for _, frame in _decode(container, stream, [])), None)
+        if frame is None:
+            raise ValueError(f"{path} has no readable frame. Choose another file.")
+        width, height = round(frame.width * float(stream.sample_aspect_ratio or 1)), frame.height
+        return (height, width) if _count_quarter_turns(frame) % 2 else (width, height)
+
+
+@contextmanager
+def _explain_read_errors(path: Path) -> Iterator[None]:
+    from av.error import FFmpegError
+
+    try:
+        yield
     except FFmpegError as error:
         # FFmpeg answers so for kinds that are not among _SAFE_INPUT's.
         reason = "it is of another kind" if error.errno == errno.EINVAL else error
@@ -114,17 +135,20 @@ def build_video(
     """
     choice, seen = choose_frame_rate(timing, selection.fps), 0
 
-    def count_seen() -> Iterator[tuple[float | None, Item]]:
+    def enumerate_frames() -> Iterator[tuple[float | None, tuple[int, Item]]]:
         nonlocal seen
-        for seen, frame in enumerate(frames, 1):  # noqa: B007
-            yield frame
+        for number, (time, frame) in enumerate(frames):
+            seen = number + 1
+            yield time, (number, frame)
 
     counts = (selection.frames, selection.start, selection.stride)
-    picked, last, repeated = [], None, 0
-    for frame in pick_frames(count_seen(), choice, timing, *counts):
-        repeated += frame is last
-        picked.append(picked[-1] if frame is last else convert(frame))
-        last = frame
+    picked: list[np.ndarray] = []
+    numbers: list[int] = []
+    for number, frame in pick_frames(enumerate_frames(), choice, timing, *counts):
+        is_repeated = bool(numbers) and number == numbers[-1]
+        picked.append(picked[-1] if is_repeated else convert(frame))
+        numbers.append(number)
+    repeated = len(numbers) - len(set(numbers))
     if not picked:
         raise ValueError(
             f"{path} has {seen} readable frames, none from number {selection.start} on. "
@@ -134,7 +158,7 @@ def build_video(
     notes += [f"repeated frames, where the clip stands still: {repeated}"] if repeated else []
     unused = timing.frames - seen
     notes += [f"{unused} frames after number {seen - 1} are not used"] if unused > 0 else []
-    return Video(_stack_frames(picked), choice.fps / selection.stride, notes)
+    return Video(_stack_frames(picked), choice.fps / selection.stride, notes, tuple(numbers))
 
 
 def _read_stream(path: Path, size: Size, selection: Selection) -> Video:
@@ -206,7 +230,7 @@ def _crop_frame(frame, stream, size: Size, notes: list[str]) -> np.ndarray:
     image = frame.to_image() if transfer is None else map_frame_tones(frame, transfer)
     hdr = transfer and f"HDR video ({name_transfer(transfer)}), its brightness is mapped to ordinary video"
     aspect = float(stream.sample_aspect_ratio or 1)
-    quarter_turns = round(getattr(frame, "rotation", 0) / 90) % 4
+    quarter_turns = _count_quarter_turns(frame)
     if quarter_turns:
         image = image.transpose(Image.Transpose(Image.Transpose.ROTATE_90 + quarter_turns - 1))
         aspect = 1 / aspect if quarter_turns % 2 else aspect
@@ -215,6 +239,11 @@ def _crop_frame(frame, stream, size: Size, notes: list[str]) -> np.ndarray:
         notes, [hdr, *_describe_frame(frame), describe_crop(image.size, box), describe_enlargement(box, size)]
     )
     return np.asarray(fit(image, size, box))
+
+
+def _count_quarter_turns(frame) -> int:
+    """Return by how many quarter turns, counterclockwise, a frame must be turned to be upright."""
+    return round(getattr(frame, "rotation", 0) / 90) % 4
 
 
 def _describe_frame(frame) -> list[str]:
@@ -243,7 +272,9 @@ def trim_video(video: Video, wanted: int) -> Video:
     if have >= wanted and keep == have:
         return video
     note = f"{wanted} frames were asked for, {have} are there, {keep} are used (WAN needs 4n+1)"
-    return video._replace(frames=video.frames[:keep], notes=[*video.notes, note])
+    return video._replace(
+        frames=video.frames[:keep], notes=[*video.notes, note], numbers=video.numbers[:keep]
+    )
 
 
 def write_video(path: str | os.PathLike, frames: Tensor, fps: float) -> None:

@@ -20,8 +20,10 @@ from .windows import DecodeWindow
 
 PairFlows = Callable[[Tensor], Tensor]
 """Frames `F 3 H W` in 0..255 to the flow of adjacent pairs `F-1 2 H W`, differentiable."""
-FlowLoss = Callable[[Tensor, Tensor], Tensor]
-"""Flow and reference, `P 2 H W` each, to their mean loss over pairs, a scalar."""
+FlowLoss = Callable[..., Tensor]
+"""Flow and reference, `P 2 H W` each, to their mean loss over pairs, a scalar. A weight `P 1 H W` of the
+pixels is a third argument where there is one.
+"""
 Comparison = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Pixels `1 3 F H W` to their loss, a scalar, and its gradient, of the pixels' shape."""
 
@@ -46,16 +48,18 @@ def compute_flow_loss(
     reference: Tensor,
     comparison: FlowComparison,
     windows: Sequence[DecodeWindow] | None = None,
+    weight_px: Tensor | None = None,
 ) -> Tensor:
     """Return the loss `B` of the flow of decoded latents `B 16 f h w` against a reference flow `B F-1 2 H W`.
 
-    A window for each sample says what is compared; without windows, the whole clip is. ValueError when
-    reference and latents differ in length, or when a window holds no pair or lies outside of the clip.
+    A window for each sample says what is compared; without windows, the whole clip is. `weight_px` are
+    factors `B F-1 1 H W` of the pixels; all are 1 without it. ValueError when reference and latents differ in
+    length, or when a window holds no pair or lies outside of the clip.
     """
     windows = [DecodeWindow(range(latents.shape[2]))] * len(latents) if windows is None else windows
     for window in windows:
         _check_window(latents, reference, window, comparison)
-    return _StreamedLoss.apply(latents, reference, comparison, windows)
+    return _StreamedLoss.apply(latents, reference, weight_px, comparison, windows)
 
 
 def _check_window(
@@ -92,12 +96,13 @@ def _check_window(
 
 class _StreamedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, latents, reference, comparison, windows):
-        expand_per_sample = [
-            compute_loss_and_gradient(sample[None].detach(), flow, comparison, window)
-            for sample, flow, window in zip(latents, reference, windows, strict=True)
+    def forward(ctx, latents, reference, weight_px, comparison, windows):
+        weights = [None] * len(latents) if weight_px is None else weight_px
+        results = [
+            compute_loss_and_gradient(sample[None].detach(), flow, comparison, window, weight)
+            for sample, flow, window, weight in zip(latents, reference, windows, weights, strict=True)
         ]
-        losses, gradients = zip(*expand_per_sample, strict=True)
+        losses, gradients = zip(*results, strict=True)
         ctx.save_for_backward(torch.cat(gradients))
         return torch.stack(losses)
 
@@ -105,21 +110,29 @@ class _StreamedLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_output):
         (gradient,) = ctx.saved_tensors
-        return grad_output.to(gradient.dtype).view(-1, 1, 1, 1, 1) * gradient, None, None, None
+        return grad_output.to(gradient.dtype).view(-1, 1, 1, 1, 1) * gradient, None, None, None, None
 
 
 def compute_loss_and_gradient(
-    latents: Tensor, reference: Tensor, comparison: FlowComparison, window: DecodeWindow
+    latents: Tensor,
+    reference: Tensor,
+    comparison: FlowComparison,
+    window: DecodeWindow,
+    weight_px: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the loss of one sample `1 16 f h w` against a flow `F-1 2 H W`, and its gradient."""
+    """Return the loss of one sample `1 16 f h w` against a flow `F-1 2 H W`, and its gradient.
+
+    `weight_px` are factors `F-1 1 H W` of the pixels.
+    """
     decoded = slice(window.start, window.latents.stop)
     begin = max(frames_of_latent(window.latents.start).start - 1, 0)
-    pairs = reference[begin : frames_of_latent(window.latents.stop - 1).stop - 1]
+    end = frames_of_latent(window.latents.stop - 1).stop - 1
+    pairs, weights = reference[begin:end], None if weight_px is None else weight_px[begin:end]
     skipped = begin - frames_of_latent(window.start + window.small_stages_only).start
 
     def compare(pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Compare all decoded pixels; frames before the first pair get no gradient."""
-        loss, grad_pixels = compute_flow_loss_and_gradient(pixels[:, :, skipped:], pairs, comparison)
+        loss, grad_pixels = compute_flow_loss_and_gradient(pixels[:, :, skipped:], pairs, comparison, weights)
         return loss, torch.nn.functional.pad(grad_pixels, (0, 0, 0, 0, skipped, 0))
 
     decode = _decode_in_chunks if comparison.latents_at_once else _decode_in_one_graph
@@ -167,11 +180,11 @@ def decode_chunks(
 
 
 def compute_flow_loss_and_gradient(
-    pixels: Tensor, reference: Tensor, comparison: FlowComparison
+    pixels: Tensor, reference: Tensor, comparison: FlowComparison, weight_px: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return the mean loss over all pairs of `1 3 F H W` in [-1, 1], and its gradient.
 
-    Processes `comparison.pairs_per_chunk` pairs at a time.
+    Processes `comparison.pairs_per_chunk` pairs at a time. `weight_px` are factors `F-1 1 H W` of the pixels.
     """
     frames = rearrange(pixels, "1 c f h w -> f c h w")
     # In half precision 0..255 would round to whole gray levels and more.
@@ -185,7 +198,8 @@ def compute_flow_loss_and_gradient(
             flow = comparison.compute_pair_flows(
                 (chunk + 1) * 127.5
             )  # not clamped: that would stop the gradient
-            part = comparison.loss(flow, reference[pairs].to(flow)) * (len(flow) / len(reference))
+            weight = () if weight_px is None else (weight_px[pairs].to(flow),)
+            part = comparison.loss(flow, reference[pairs].to(flow), *weight) * (len(flow) / len(reference))
         gradient[start : pairs.stop + 1] += torch.autograd.grad(part, chunk)[0]
         loss = loss + part.detach()
     return loss, rearrange(gradient, "f c h w -> 1 c f h w").to(pixels.dtype)

@@ -170,7 +170,7 @@ def train_all(backend: StandaloneBackend, materials: Materials) -> Loras:
     def train_on_motion(label: str, settings: MotionSettings) -> TrainedLora:
         with TrainingBar(f"motion LoRA, {label}") as report:
             return train_motion(
-                backend, materials.motion, SEA_RAFT_FILE, settings, MOTION_TRAINING, label, report
+                backend, [materials.motion], SEA_RAFT_FILE, settings, MOTION_TRAINING, label, report
             )
 
     return Loras(

@@ -29,6 +29,7 @@ from ..wan.interfaces import Denoiser
 from ..wan.noise_range import NOISE_RANGE_HELP, WHOLE, NoiseRange
 from ..wan.settings import COUNT, NOT_NEGATIVE, POSITIVE, Limits, check_limits, declare_setting
 from ..wan.spec import LATENTS_21, latent_frames
+from .mask_grid import average_inside
 
 ANCHOR_SCALE = 2**0.5
 """Factor a of MotionDirector's debiasing; b is 1, so that a^2 - b^2 = 1 keeps the size of the motion part."""
@@ -162,18 +163,25 @@ class MotionSample(NamedTuple):
     """What a variant of WAN takes besides (see wan.condition)."""
     given: Tensor | None = None
     """Whether each latent is given to the model, bool `f`; None where no latent is."""
+    mask_latent: Tensor | None = None
+    """Mask `1 f h w` on the latent grid, 1 where the clip counts; None where all of it does."""
+    flow_weight_px: Tensor | None = None
+    """Weight `F-1 1 H W` of the flow's pixels, with mean 1: 0 where the clip does not count. None is 1."""
 
 
-def flow_alignment_loss(flow: Tensor, reference: Tensor) -> Tensor:
+def flow_alignment_loss(flow: Tensor, reference: Tensor, weight_px: Tensor | None = None) -> Tensor:
     """Return L_MoRA: the L1 difference of the flows, x in widths and y in heights, summed over both and
     averaged over pixels and pairs.
 
     Both flows are `... P 2 H W` in pixels; the result has the leading shape. A flow that is off by one pixel
-    in x everywhere gives 1 / W.
+    in x everywhere gives 1 / W. `weight_px` are factors `... P 1 H W` of the pixels' differences.
     """
     height, width = flow.shape[-2:]
     size = flow.new_tensor([width, height]).view(2, 1, 1)
-    return ((flow - reference).abs() / size).sum(-3).mean((-1, -2, -3))
+    difference = ((flow - reference).abs() / size).sum(-3)
+    if weight_px is not None:
+        difference = difference * weight_px.squeeze(-3)
+    return difference.mean((-1, -2, -3))
 
 
 def debias(velocity: Tensor, anchor: Tensor) -> Tensor:
@@ -182,30 +190,43 @@ def debias(velocity: Tensor, anchor: Tensor) -> Tensor:
 
     Takes `B C f h w` and the index `B` of each sample's anchor latent frame; returns sqrt(2) v - v[anchor].
     """
-    index = anchor.view(-1, 1, 1, 1, 1).expand(-1, velocity.shape[1], 1, *velocity.shape[3:])
-    return ANCHOR_SCALE * velocity - velocity.gather(2, index)
+    return ANCHOR_SCALE * velocity - _take_frame(velocity, anchor)
+
+
+def _take_frame(clips: Tensor, frame: Tensor) -> Tensor:
+    """Return one latent frame `B C 1 h w` of each of the clips `B C f h w`, given its index `B`."""
+    index = frame.view(-1, 1, 1, 1, 1).expand(-1, clips.shape[1], 1, *clips.shape[3:])
+    return clips.gather(2, index)
 
 
 def temporal_loss(
-    velocity: Tensor, target: Tensor, anchor: Tensor | None = None, given: Tensor | None = None
+    velocity: Tensor,
+    target: Tensor,
+    anchor: Tensor | None = None,
+    given: Tensor | None = None,
+    mask_latent: Tensor | None = None,
 ) -> Tensor:
     """Return L_temporal `B`: the mean squared velocity error, plus that of the debiased velocities if an
     anchor is given.
 
-    Velocities are `B C f h w`. The mean leaves out latents that are `given` to the model, bool `B f`.
+    Velocities are `B C f h w`. The means leave out latents that are `given` to the model, bool `B f`, and
+    cells where the mask `B 1 f h w` is 0; a debiased cell counts where its own cell and the anchor's do.
     """
-    error = _average_error((velocity - target) ** 2, given)
+    counted = _combine_masks(given, mask_latent, velocity)
+    error = average_inside((velocity - target) ** 2, counted)
     if anchor is None:
         return error
-    return error + _average_error((debias(velocity, anchor) - debias(target, anchor)) ** 2, given)
+    if counted is not None:
+        counted = counted * _take_frame(counted, anchor)
+    return error + average_inside((debias(velocity, anchor) - debias(target, anchor)) ** 2, counted)
 
 
-def _average_error(error: Tensor, given: Tensor | None) -> Tensor:
-    """Return the mean `B` of `B C f h w` over all latents that are not given."""
+def _combine_masks(given: Tensor | None, mask_latent: Tensor | None, like: Tensor) -> Tensor | None:
+    """Return the mask `B 1 f h w` of the cells that count; None where all do."""
     if given is None:
-        return error.flatten(1).mean(1)
-    counted = (~given).to(error.dtype)
-    return (error.mean((1, 3, 4)) * counted).sum(1) / counted.sum(1)
+        return mask_latent
+    counted = (~given).to(like.dtype)[:, None, :, None, None].expand_as(like[:, :1])
+    return counted if mask_latent is None else counted * mask_latent
 
 
 def draw_anchors(batch: int, frames: int, given: Tensor | None, generator: torch.Generator) -> Tensor:
@@ -303,7 +324,7 @@ class MotionObjective:
         noisy = add_noise(batch.latents, noise, levels)
         velocity = denoiser.velocity(noisy, sigma, batch.context, extra=batch.extra).velocity
         temporal = self._compute_temporal_loss(
-            velocity, velocity_target(batch.latents, noise), sigma, batch.given, generator
+            velocity, velocity_target(batch.latents, noise), sigma, batch, generator
         )
         if self.flow is None:
             return {"temporal": temporal}
@@ -315,14 +336,14 @@ class MotionObjective:
         velocity: Tensor,
         target: Tensor,
         sigma: Tensor,
-        given: Tensor | None,
+        sample: MotionSample,
         generator: torch.Generator,
     ) -> Tensor:
         batch, _, frames = velocity.shape[:3]
         anchor = None
         if self.settings.debias:
-            anchor = draw_anchors(batch, frames, given, generator).to(velocity.device)
-        loss = temporal_loss(velocity, target, anchor, given)
+            anchor = draw_anchors(batch, frames, sample.given, generator).to(velocity.device)
+        loss = temporal_loss(velocity, target, anchor, sample.given, sample.mask_latent)
         if self.settings.weighted_velocity:
             loss = loss * velocity_weight(sigma, self.shift, self.noise_range)
         return loss
@@ -345,7 +366,10 @@ class MotionObjective:
         if not len(weighted):
             return torch.zeros_like(weight)
         weighted_windows = [windows[index] for index in weighted.tolist()]
-        loss = compute_flow_loss(x0[weighted], batch.reference_flow[weighted], flow, weighted_windows)
+        weight_px = None if batch.flow_weight_px is None else batch.flow_weight_px[weighted]
+        loss = compute_flow_loss(
+            x0[weighted], batch.reference_flow[weighted], flow, weighted_windows, weight_px
+        )
         return torch.zeros_like(weight).index_put((weighted,), weight[weighted] * loss.to(weight))
 
     def _draw_windows(

@@ -1,4 +1,4 @@
-"""Train a motion LoRA from a reference clip: encode it once, compute its optical flow once, train, save."""
+"""Train a motion LoRA from reference clips: encode each once, compute its optical flow once, train, save."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -10,14 +10,15 @@ from torch import Tensor
 
 from ..data.motion_clip import MotionClip
 from ..decoding.tiny_decoder import TinyDecoder, load_tiny_decoder, with_matching_scaling
-from ..decoding.windows import warm_windows
 from ..encoders.sea_raft import SeaRaft, load_sea_raft
 from ..lora.expert_pair import mark_expert
 from ..storage.content_hash import hash_content
 from ..storage.on_demand import loaded_on_first_use
 from .backend import Backend
+from .clip_windows import ClipWindows
 from .decode_choice import DecodeChoice, choose_decode, choose_memory_advice
 from .job import TrainedLora, TrainingJob, check_precision, run_job
+from .mask_grid import pool_to_latents, pool_to_pairs
 from .model_fit import check_fit, fit_noise_range
 from .mora import MotionObjective, MotionSample, MotionSettings
 from .trainer import StepInfo, TrainSettings
@@ -27,7 +28,7 @@ log = logging.getLogger("smrabooth")
 
 def train_motion(
     backend: Backend,
-    clip: MotionClip,
+    clips: Sequence[MotionClip],
     sea_raft: Path | None,
     settings: MotionSettings,
     train: TrainSettings,
@@ -36,7 +37,7 @@ def train_motion(
     tiny_decoder: Path | None = None,
     choice: DecodeChoice | None = None,
 ) -> TrainedLora:
-    """Train, resume or extend the motion LoRA of this clip; a finished run is returned at once.
+    """Train, resume or extend the motion LoRA of these clips; a finished run is returned at once.
 
     `sea_raft` is the file of the flow net's weights. It may be None if mora_weight is 0 (ValueError
     otherwise), and is not read then. `tiny_decoder` is a file that is needed if decode is `tiny`, and that
@@ -51,10 +52,10 @@ def train_motion(
     choice = choice or choose_decode(settings, backend.spec, backend.device, tiny_decoder)
     # The run's folder is named after the mode that was chosen, so that `auto` resumes the same run.
     settings = replace(settings, decode=choice.decode)
-    sample = prepare_motion(backend, clip, flow_file, choice.tiny_file)
+    samples = prepare_motion(backend, clips, flow_file, choice.tiny_file)
     job = TrainingJob(
-        "motion", name, settings, train, [sample], [clip.caption],
-        load_objective=lambda: load_objective(backend, flow_file, settings, [sample], choice),
+        "motion", name, settings, train, samples, [clip.caption for clip in clips],
+        load_objective=lambda: load_objective(backend, flow_file, settings, samples, choice),
         encoders=_hash_encoders(backend, flow_file, choice.tiny_file),
     )  # fmt: skip
     return run_job(backend, job, on_step)
@@ -81,35 +82,82 @@ def _hash_encoders(backend: Backend, sea_raft: Path | None, tiny_file: Path | No
 
 
 def prepare_motion(
-    backend: Backend, clip: MotionClip, sea_raft: Path | None, tiny_file: Path | None = None
-) -> MotionSample:
-    """Encode all that training needs of the clip; each encoder is loaded at most once and freed before the
+    backend: Backend, clips: Sequence[MotionClip], sea_raft: Path | None, tiny_file: Path | None = None
+) -> list[MotionSample]:
+    """Encode all that training needs of the clips; each encoder is loaded at most once and freed before the
     next.
 
-    Without a flow net the reference flow is empty. With a tiny decoder it is the flow of the clip as this
-    decoder renders it, so that the decoder's errors are on both sides of the comparison.
+    Without a flow net the reference flows are empty. With a tiny decoder they are those of the clips as this
+    decoder renders them, so that the decoder's errors are on both sides of the comparison. ValueError if a
+    mask excludes all of its clip.
     """
-    (condition,) = backend.make_conditions([clip.frames])  # first, because one that does not fit is refused
-    context = backend.encode_captions([clip.caption])[clip.caption]
-    (latents,) = backend.encode_clips([clip.frames])
-    flow = torch.zeros(len(clip.frames) - 1, 2, 0, 0)
+    _check_masks(clips)
+    conditions = backend.make_conditions([clip.frames for clip in clips])  # early, as it may refuse
+    contexts = backend.encode_captions([clip.caption for clip in clips])
+    latents = backend.encode_clips([clip.frames for clip in clips])
+    flows = [torch.zeros(len(clip.frames) - 1, 2, 0, 0) for clip in clips]
     if sea_raft is not None:
-        frames = clip.frames if tiny_file is None else _render_tiny(backend, latents, tiny_file)
-        flow = compute_reference_flow(backend, frames, sea_raft)
-    return MotionSample(clip.name, latents, context, flow, condition.inputs, condition.given)
+        frames = [clip.frames for clip in clips]
+        if tiny_file is not None:
+            frames = _render_tiny(backend, latents, tiny_file)
+        flows = compute_reference_flows(backend, frames, sea_raft)
+    return [
+        _add_mask(
+            MotionSample(clip.name, z, contexts[clip.caption], flow, condition.inputs, condition.given), clip
+        )
+        for clip, z, flow, condition in zip(clips, latents, flows, conditions, strict=True)
+    ]
+
+
+def _check_masks(clips: Sequence[MotionClip]) -> None:
+    """Raise ValueError if a mask excludes all of its clip; before anything is encoded."""
+    for clip in clips:
+        if clip.exclude_px is not None and clip.exclude_px.all():
+            raise ValueError(
+                f"The mask of {clip.name} excludes all of the clip, and nothing is left to learn. White is "
+                "left out: invert the mask, or train without it."
+            )
+
+
+def _add_mask(sample: MotionSample, clip: MotionClip) -> MotionSample:
+    """Add the clip's mask on the grids of latents and flow; ValueError if it leaves nothing."""
+    if clip.exclude_px is None:
+        return sample
+    mask_latent = 1 - pool_to_latents(clip.exclude_px, sample.latents.shape[-2:])
+    flow = sample.reference_flow
+    counted = 1 - pool_to_pairs(clip.exclude_px, flow.shape[-2:]) if flow.numel() else None
+    if not mask_latent.any() or (counted is not None and not counted.any()):
+        raise ValueError(
+            f"The mask of {clip.name} leaves nothing to learn: it touches every cell of the clip's latents, "
+            "each of which covers 4 frames. White is left out. Invert the mask, or make it smaller."
+        )
+    # The mean is that of the whole clip, so that windows of it estimate the clip's loss without bias.
+    return sample._replace(
+        mask_latent=mask_latent, flow_weight_px=None if counted is None else counted / counted.mean()
+    )
 
 
 @torch.no_grad()
-def _render_tiny(backend: Backend, latents: Tensor, tiny_file: Path) -> Tensor:
-    """Decode latents `16 f h w` with a tiny decoder to frames `F 3 H W`, nominally in [0, 1], not clamped."""
+def _render_tiny(backend: Backend, latents: Sequence[Tensor], tiny_file: Path) -> list[Tensor]:
+    """Decode latents `C f h w` of each clip with a tiny decoder to frames `F 3 H W`, nominally in [0, 1], not
+    clamped.
+    """
+    key = {"tiny decoder": hash_content(tiny_file)}
+    with loaded_on_first_use(
+        lambda: _load_tiny(backend, tiny_file, latents[0].to(backend.device))
+    ) as decoder:
 
-    def compute() -> dict[str, Tensor]:
-        on_device = latents.to(backend.device)
-        pixels, _ = _load_tiny(backend, tiny_file, on_device).step(on_device[None])
-        return {"frames": ((pixels[0].float() + 1) / 2).transpose(0, 1).cpu().contiguous()}
+        def render(clip: Tensor) -> Tensor:
+            def compute() -> dict[str, Tensor]:
+                pixels, _ = decoder().step(clip.to(backend.device)[None])
+                return {"frames": ((pixels[0].float() + 1) / 2).transpose(0, 1).cpu().contiguous()}
 
-    key = {"tiny decoder": hash_content(tiny_file), "latents": hash_content(latents)}
-    return backend.cache.get_or_compute("shown", key, compute)["frames"]
+            # The decoder's scaling is found on the first clip.
+            scaling = {} if clip is latents[0] else {"scaling": hash_content(latents[0])}
+            parts = {**key, "latents": hash_content(clip), **scaling}
+            return backend.cache.get_or_compute("shown", parts, compute)["frames"]
+
+        return [render(clip) for clip in latents]
 
 
 def _load_tiny(backend: Backend, tiny_file: Path, latents: Tensor) -> TinyDecoder:
@@ -119,16 +167,22 @@ def _load_tiny(backend: Backend, tiny_file: Path, latents: Tensor) -> TinyDecode
         return with_matching_scaling(decoder, full(), latents)
 
 
-def compute_reference_flow(backend: Backend, frames: Tensor, sea_raft: Path) -> Tensor:
-    """Return the optical flow `F-1 2 H W` in pixels between adjacent frames `F 3 H W` in [0, 1]."""
+def compute_reference_flows(backend: Backend, clips: Sequence[Tensor], sea_raft: Path) -> list[Tensor]:
+    """Return the optical flow `F-1 2 H W` in pixels between adjacent frames of each clip `F 3 H W` in
+    [0, 1].
+    """
+    weights = hash_content(sea_raft)
     with loaded_on_first_use(lambda: _load_flow_net(backend, sea_raft)) as flow_net:
 
         @torch.no_grad()
-        def compute() -> dict[str, Tensor]:
-            return {"flow": flow_net().compute_pair_flows(frames.to(backend.device) * 255).cpu()}
+        def measure(frames: Tensor) -> Tensor:
+            def compute() -> dict[str, Tensor]:
+                return {"flow": flow_net().compute_pair_flows(frames.to(backend.device) * 255).cpu()}
 
-        key = {"sea_raft": hash_content(sea_raft), "frames": hash_content(frames)}
-        return backend.cache.get_or_compute("flow", key, compute)["flow"]
+            key = {"sea_raft": weights, "frames": hash_content(frames)}
+            return backend.cache.get_or_compute("flow", key, compute)["flow"]
+
+        return [measure(frames) for frames in clips]
 
 
 def load_objective(
@@ -155,12 +209,7 @@ def load_objective(
     decoder = backend.load_decoder(choice is not None and choice.recompute)
     windows = None
     if settings.decode == "windowed":
-        windows = {
-            sample.name: warm_windows(
-                sample.latents.to(backend.device), decoder, settings.window, settings.context
-            )
-            for sample in samples
-        }
+        windows = ClipWindows(samples, decoder, settings.window, settings.context, backend.device)
     return MotionObjective(settings, decoder, flow_net, windows, advice)
 
 

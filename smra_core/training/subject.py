@@ -1,23 +1,27 @@
-"""Train a subject LoRA from pictures: encode them once, free the encoders, train, save."""
+"""Train a subject LoRA from pictures and clips: encode them once, free the encoders, train, save."""
 
 import logging
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..data.subject_clip import SubjectClip
 from ..data.subject_set import SubjectImage
 from ..encoders.dinov2 import load_dinov2
 from ..encoders.sam import find_subject_mask, load_sam
 from ..lora.expert_pair import mark_expert
 from ..storage.content_hash import fingerprint_weights, hash_content
 from ..storage.on_demand import loaded_on_first_use
-from ..wan.spec import LATENTS_21, LatentSpace
+from ..wan.latents import split_by_latent
+from ..wan.spec import LATENTS_21
 from .backend import Backend
 from .job import TrainedLora, TrainingJob, check_precision, run_job
+from .mask_grid import pool_to_latents
 from .model_fit import check_fit, fit_noise_range
-from .sura import SubjectObjective, SubjectSample, SubjectSettings, mask_to_latent
+from .sura import SubjectObjective, SubjectSample, SubjectSettings
 from .trainer import StepInfo, TrainSettings
 
 log = logging.getLogger("smrabooth")
@@ -25,14 +29,14 @@ log = logging.getLogger("smrabooth")
 
 def train_subject(
     backend: Backend,
-    images: Sequence[SubjectImage],
+    images: Sequence[SubjectImage | SubjectClip],
     dinov2: Path | None,
     settings: SubjectSettings,
     train: TrainSettings,
     name: str = "subject",
     on_step: Callable[[StepInfo], None] | None = None,
 ) -> TrainedLora:
-    """Train, resume or extend the subject LoRA of these images; a finished run is returned at once.
+    """Train, resume or extend the subject LoRA of these images and clips; a finished run is returned at once.
 
     `dinov2` is the file of DINOv2's weights. It may be None if sura_weight is 0 (ValueError otherwise), and
     is not read then. A noise range of one expert is added to the name. Every image needs a mask (see
@@ -65,33 +69,61 @@ def _load_objective(
 
 
 def prepare_subject(
-    backend: Backend, images: Sequence[SubjectImage], dinov2: Path | None
+    backend: Backend, items: Sequence[SubjectImage | SubjectClip], dinov2: Path | None
 ) -> list[SubjectSample]:
-    """Encode all that training needs of the images; each encoder is loaded at most once and freed before the
-    next.
+    """Encode all that training needs of pictures and clips; each encoder is loaded at most once and freed
+    before the next.
 
-    Without DINOv2's file the features are empty. ValueError if an image has no mask.
+    Without DINOv2's file the features are empty. ValueError if a mask is missing, or empty all over.
     """
-    latents = backend.spec.latents
-    masks = [_take_mask(image, latents) for image in images]  # first, because a missing mask raises an error
-    conditions = backend.make_conditions([image.pixels[None] for image in images])
-    contexts = backend.encode_captions([image.caption for image in images])
-    encoded = backend.encode_clips([image.pixels[None] for image in images])
-    features = [torch.zeros(0, 1)] * len(images)
+    masks = [_take_masks(item) for item in items]  # first, because a missing mask raises an error
+    conditions = backend.make_conditions([item.frames for item in items])
+    contexts = backend.encode_captions([item.caption for item in items])
+    latents = backend.encode_clips([item.frames for item in items])
+    features = [torch.zeros(0, 1)] * len(items)
     if dinov2 is not None:
-        features = extract_patch_features(backend, [image.pixels for image in images], dinov2)
+        features = _extract_features(backend, [item.frames for item in items], dinov2)
     return [
-        SubjectSample(image.name, z, contexts[image.caption], mask, feature, condition.inputs)
-        for image, z, mask, feature, condition in zip(
-            images, encoded, masks, features, conditions, strict=True
+        SubjectSample(
+            item.name,
+            z,
+            contexts[item.caption],
+            _place_mask(mask_px, z, condition.given),
+            feature,
+            condition.inputs,
+        )
+        for item, z, mask_px, feature, condition in zip(
+            items, latents, masks, features, conditions, strict=True
         )
     ]
 
 
-def _take_mask(image: SubjectImage, latents: LatentSpace) -> Tensor:
-    if image.mask_px is None:
-        raise ValueError(f"{image.name} has no mask. Add one to masks/, or let SAM find it with --sam FILE.")
-    return mask_to_latent(image.mask_px, latents)
+def _take_masks(item: SubjectImage | SubjectClip) -> Tensor:
+    if item.masks_px is None:
+        raise ValueError(f"{item.name} has no mask. Add one to masks/, or let SAM find it with --sam FILE.")
+    if not item.masks_px.any():
+        # A region loss over no pixel would teach nothing.
+        raise ValueError(
+            f"The subject mask of {item.name} is empty. Paint the subject white, or leave the mask out and "
+            "use SAM."
+        )
+    return item.masks_px
+
+
+def _place_mask(mask_px: Tensor, latents: Tensor, given: Tensor | None) -> Tensor:
+    """Return the mask `1 f h w` of latents `C f h w`; latents that are given to the model have none."""
+    mask_latent = pool_to_latents(mask_px, latents.shape[-2:])
+    return mask_latent if given is None else mask_latent * (~given)[None, :, None, None]
+
+
+def _extract_features(backend: Backend, clips: Sequence[Tensor], dinov2: Path) -> list[Tensor]:
+    """Return DINOv2's features `N D` of each clip `F 3 H W`, one per DiT token.
+
+    A token of four frames gets the mean of their features.
+    """
+    extracted = iter(extract_patch_features(backend, [frame for clip in clips for frame in clip], dinov2))
+    by_clip = [torch.stack(list(islice(extracted, len(clip)))) for clip in clips]
+    return [torch.cat([frames.mean(0) for frames in split_by_latent(features)]) for features in by_clip]
 
 
 def extract_patch_features(backend: Backend, pictures: Sequence[Tensor], dinov2: Path) -> list[Tensor]:

@@ -20,7 +20,8 @@ from ..wan.flow_matching import add_noise, velocity_target, velocity_weight
 from ..wan.interfaces import Denoiser
 from ..wan.noise_range import NOISE_RANGE_HELP, WHOLE, NoiseRange
 from ..wan.settings import COUNT, NOT_NEGATIVE, POSITIVE, check_limits, declare_setting
-from ..wan.spec import LATENTS_21, LatentSpace
+from ..wan.spec import LATENTS_21
+from .mask_grid import average_inside
 from .random_stream import make_generator
 
 
@@ -81,42 +82,24 @@ class SubjectSettings:
 
 
 class SubjectSample(NamedTuple):
-    """Encoded reference image, or a batch of them with the axis `B` first."""
+    """Encoded reference image or clip, or a batch of them with the axis `B` first."""
 
     name: str
     latents: Tensor
-    """Latents `16 1 h w` in model space."""
+    """Latents `C f h w` in model space; an image has one."""
     context: Tensor
     """Text context `T 4096`."""
     mask_latent: Tensor
-    """Subject mask `1 1 h w` on the latent grid, 0 or 1."""
+    """Subject mask `1 f h w` on the latent grid, 0 or 1."""
     features: Tensor
-    """DINOv2's patch features `N D`, one per DiT token, in y,x order."""
+    """DINOv2's patch features `N D`, one per DiT token, in t,y,x order."""
     extra: ExtraInputs = NO_INPUTS
     """What a variant of WAN takes besides (see wan.condition)."""
 
 
-def mask_to_latent(mask_px: Tensor, latents: LatentSpace) -> Tensor:
-    """Bring a subject mask `1 H W` to the latent grid: `1 1 h w`, 1 in every cell that the subject touches,
-    else 0.
-
-    ValueError if the mask is empty, because a region loss over no pixel would teach nothing.
-    """
-    height, width = (side // latents.stride for side in mask_px.shape[-2:])
-    # Average pooling covers every pixel, where a bilinear sample would miss a thin limb.
-    cells = F.adaptive_avg_pool2d(mask_px[None].float(), (height, width))
-    mask_latent = (cells > 0).float()
-    if not mask_latent.any():
-        raise ValueError(
-            "The subject mask is empty. Paint the subject white, or leave the mask out and use SAM."
-        )
-    return mask_latent
-
-
 def region_loss(velocity: Tensor, target: Tensor, mask_latent: Tensor) -> Tensor:
     """Return L_region `B`: the squared velocity error `B C f h w`, averaged inside the mask `B 1 f h w`."""
-    error = ((velocity - target) ** 2 * mask_latent).flatten(1).sum(1)
-    return error / (mask_latent.flatten(1).sum(1) * velocity.shape[1])
+    return average_inside((velocity - target) ** 2, mask_latent)
 
 
 def sura_loss(projected: Tensor, features: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .spec import find_latents
+from .spec import TEMPORAL_STRIDE, find_latents
 
 
 def as_video(frames: Tensor) -> Tensor:
@@ -14,6 +14,11 @@ def as_video(frames: Tensor) -> Tensor:
 def as_frames(pixels: Tensor) -> Tensor:
     """Return pixels `3 F H W` in [-1, 1] as frames `F 3 H W` in [0, 1]; values outside are clamped."""
     return ((pixels + 1) / 2).clamp(0, 1).transpose(0, 1)
+
+
+def split_by_latent(frames: Tensor) -> tuple[Tensor, ...]:
+    """Split frames `F ...`, F = 4n+1, into those that each latent holds: one in the first, four in others."""
+    return frames.split([1, *[TEMPORAL_STRIDE] * ((len(frames) - 1) // TEMPORAL_STRIDE)])
 
 
 def normalize(latents: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ def main() -> None:
             )
         for motion in HELD_OUT_MOTIONS:
             flow = SEA_RAFT_FILE
-            sample = prepare_motion(backend, bench.write_clip(motion), flow)
+            (sample,) = prepare_motion(backend, [bench.write_clip(motion)], flow)
             objective = load_objective(backend, flow, MOTION, [sample])
             lora = init_lora(spec, MOTION.plan, MOTION.rank, draw)
             print_shares(

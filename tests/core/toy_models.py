@@ -90,9 +90,9 @@ def smooth_flow(frames):
     )
 
 
-def squared(flow, reference):
-    """The simplest flow loss: the mean squared difference."""
-    return ((flow - reference) ** 2).mean()
+def squared(flow, reference, weight_px=1.0):
+    """The simplest flow loss: the mean squared difference, each pixel times its weight."""
+    return (weight_px * (flow - reference) ** 2).mean()
 
 
 def random_lora(spec, plan=ALL_LAYERS, rank=3, scale=1.0, std=1.0, dtype=torch.float32):

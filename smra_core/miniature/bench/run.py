@@ -157,4 +157,4 @@ def _train_motion(bench: Bench, settings: MotionSettings, case: Case) -> Trained
     training = replace(MOTION_TRAINING, seed=case.seed)
     clip = bench.write_clip(case.motion)
     with TrainingBar(f"{case.motion} motion") as report:
-        return train_motion(bench.backend, clip, SEA_RAFT_FILE, settings, training, case.motion, report)
+        return train_motion(bench.backend, [clip], SEA_RAFT_FILE, settings, training, case.motion, report)

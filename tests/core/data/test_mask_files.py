@@ -39,7 +39,7 @@ def read(folder):
 def test_a_file_called_like_a_mask_beside_its_picture_is_the_mask(tmp_path, name):
     picture(tmp_path / "dog.jpg")
     mask(tmp_path / name)
-    (image,), notes = read(tmp_path)
+    (image,), notes, _ = read(tmp_path)
     assert image.name == "dog.jpg" and image.mask_px.sum() == 16 * 16
     assert notes == [f"dog.jpg: its mask {name} {COVERS}"]
 
@@ -49,7 +49,7 @@ def test_a_file_called_like_a_mask_beside_its_picture_is_the_mask(tmp_path, name
 def test_masks_are_found_in_folders_of_any_usual_spelling(tmp_path, folder, name):
     picture(tmp_path / "dog.jpg")
     mask(tmp_path / folder / name)
-    (image,), notes = read(tmp_path)
+    (image,), notes, _ = read(tmp_path)
     assert image.mask_px.sum() == 16 * 16 and notes == [f"dog.jpg: its mask {folder}/{name} {COVERS}"]
 
 
@@ -57,7 +57,7 @@ def test_masks_beside_the_pictures_of_a_table_are_found(tmp_path):
     picture(tmp_path / "images" / "dog.jpg")
     mask(tmp_path / "images" / "dog_mask.png")
     (tmp_path / "metadata.csv").write_text("image,prompt\nimages/dog.jpg,a sks dog\n")
-    (image,), notes = read_subject_set(tmp_path, SIZE)
+    (image,), notes, _ = read_subject_set(tmp_path, SIZE)
     assert image.mask_px.sum() == 16 * 16
     assert notes == [f"images/dog.jpg: its mask images/dog_mask.png {COVERS}"]
 
@@ -67,7 +67,7 @@ def test_the_folder_of_the_authors_comes_first_and_the_other_mask_is_told(tmp_pa
     mask(tmp_path / "masks" / "dog.png")
     mask(tmp_path / "Mask" / "dog.png", (0, 0, 64, 64))
     mask(tmp_path / "dog_mask.png", (0, 0, 64, 64))
-    (image,), notes = read(tmp_path)
+    (image,), notes, _ = read(tmp_path)
     assert image.mask_px.sum() == 16 * 16
     assert sorted(notes[1:]) == ["Mask/dog.png: not part of the set", "dog_mask.png: not part of the set"]
 
@@ -91,14 +91,14 @@ def test_names_like_a_masks_are_pictures_where_their_picture_is_not_there():
 def test_a_label_without_its_picture_is_told(tmp_path):
     picture(tmp_path / "dog.jpg")
     mask(tmp_path / "cat-masklabel.png")
-    images, notes = read(tmp_path)
+    images, notes, _ = read(tmp_path)
     assert len(images) == 1 and "cat-masklabel.png: not part of the set" in notes
 
 
 def test_pictures_that_differ_in_their_ending_alone_are_told(tmp_path):
     picture(tmp_path / "dog.jpg")
     mask(tmp_path / "dog.png")
-    images, notes = read(tmp_path)
+    images, notes, _ = read(tmp_path)
     assert len(images) == 2
     assert (
         "dog.jpg and dog.png are both pictures of the set. If one is the mask of the other, move it to "
@@ -137,10 +137,10 @@ def test_other_folders_are_no_mask_folders(tmp_path, name):
 def test_a_mask_without_a_name_belongs_to_the_only_picture(tmp_path, name):
     picture(tmp_path / "dog.jpg")
     mask(tmp_path / name)
-    (image,), notes = read(tmp_path)
+    (image,), notes, _ = read(tmp_path)
     assert notes == [f"dog.jpg: its mask {name} {COVERS}"]
     picture(tmp_path / "dog2.jpg")
-    images, notes = read(tmp_path)
+    images, notes, _ = read(tmp_path)
     assert [image.mask_px for image in images] == [None, None] and f"{name}: not part of the set" in notes
     assert select_pictures([name]) == [name]
 

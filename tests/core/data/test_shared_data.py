@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="no ../shared/data bes
 
 
 def test_the_subject_is_read_as_the_authors_wrote_it():
-    images, notes = read_subject_set(DATA / "subject_customized" / "dog", (128, 128), require_masks=True)
+    images, notes, _ = read_subject_set(DATA / "subject_customized" / "dog", (128, 128), require_masks=True)
     assert [image.name for image in images] == [f"images/0{i}.png" for i in range(5)]
     assert {image.caption for image in images} == {"A picture of sks dog"}
     assert all(0.05 < image.mask_px.mean() < 0.95 for image in images)

@@ -56,7 +56,7 @@ def table(home, *lines):
 
 
 def test_a_plain_folder_gives_pictures_masks_and_captions(plain):
-    images, notes = read_subject_set(plain, SIZE)
+    images, notes, _ = read_subject_set(plain, SIZE)
     assert [image.name for image in images] == ["00.png", "01.png"]
     covers = "covers 25 % of the picture and touches no edge"
     assert notes == [f"{name}: its mask masks/{name} {covers}" for name in ("00.png", "01.png")]
@@ -70,7 +70,7 @@ def test_a_plain_folder_gives_pictures_masks_and_captions(plain):
 
 @pytest.mark.parametrize("given", ["folder", "table"])
 def test_the_authors_layout_is_read_from_its_folder_or_its_table(authors, given):
-    images, notes = read_subject_set(authors if given == "folder" else authors / "metadata.csv", SIZE)
+    images, notes, _ = read_subject_set(authors if given == "folder" else authors / "metadata.csv", SIZE)
     assert [image.name for image in images] == ["images/00.png", "images/01.png"]
     assert without_shares(notes) == []
     assert {image.caption for image in images} == {CAPTION}
@@ -85,7 +85,7 @@ def test_a_table_written_from_the_parent_folder_is_understood(authors):
 
 def test_a_table_without_a_mask_column_finds_masks_by_their_stem(authors):
     table(authors, "file_name,text", f"images/01.png,{CAPTION}")
-    (image,), notes = read_subject_set(authors, SIZE)
+    (image,), notes, _ = read_subject_set(authors, SIZE)
     assert image.mask_px.sum() == 16 * 16
     assert without_shares(notes) == [
         "images/00.png: not part of the set",
@@ -117,7 +117,7 @@ def test_a_picture_held_upright_is_turned_together_with_the_shape_of_its_mask(tm
     exif[ORIENTATION] = 6  # stored lying, seen standing
     picture(tmp_path / "a.png", (64, 32), exif=exif)
     mask(tmp_path / "masks" / "a.png", (0, 0, 32, 32), size=(32, 64))
-    (image,), notes = read_subject_set(tmp_path, SIZE, caption=CAPTION)
+    (image,), notes, _ = read_subject_set(tmp_path, SIZE, caption=CAPTION)
     assert without_shares(notes) == [
         "a.png: 32x64 is cropped to its central 32x32",
         "a.png: the crop cuts off 50 % of the subject's mask",
@@ -134,7 +134,7 @@ def test_a_mask_in_the_shape_of_the_stored_picture_is_turned_with_it(tmp_path, o
     exif[ORIENTATION] = orientation
     picture(tmp_path / "a.png", (64, 32), exif=exif)
     mask(tmp_path / "masks" / "a.png", (24, 8, 64, 24), size=(64, 32))
-    (image,), notes = read_subject_set(tmp_path, (32, 64), caption=CAPTION)
+    (image,), notes, _ = read_subject_set(tmp_path, (32, 64), caption=CAPTION)
     (standing,) = image.mask_px
     assert standing.sum() == 40 * 16 and "masks/a.png: turned as its picture's EXIF orientation says" in notes
     # The mask reaches the right edge of the stored picture: the upper or lower edge when it stands.
@@ -147,7 +147,7 @@ def test_a_mask_that_fits_both_ways_is_taken_as_upright_and_told(tmp_path):
     exif[ORIENTATION] = 3
     picture(tmp_path / "a.png", (64, 64), exif=exif)
     mask(tmp_path / "masks" / "a.png", (8, 8, 32, 32))
-    (image,), notes = read_subject_set(tmp_path, SIZE, caption=CAPTION)
+    (image,), notes, _ = read_subject_set(tmp_path, SIZE, caption=CAPTION)
     assert image.mask_px[0, 4:16, 4:16].all()
     assert notes[0] == (
         "masks/a.png: its picture is turned by its EXIF orientation (3); the mask is taken as upright"
@@ -178,7 +178,7 @@ def test_an_enlarged_picture_is_told(tmp_path):
 
 def test_a_mask_of_another_size_and_the_same_shape_is_resized_and_told(plain):
     mask(plain / "masks" / "00.png", (4, 4, 12, 12), size=(16, 16))
-    images, notes = read_subject_set(plain, SIZE)
+    images, notes, _ = read_subject_set(plain, SIZE)
     assert without_shares(notes) == ["masks/00.png: resized from 16x16 to its picture's 64x64"]
     assert images[0].mask_px.sum() == 16 * 16
 
@@ -187,10 +187,10 @@ def test_transparency_serves_as_the_mask_when_there_is_no_other(plain):
     cut = Image.new("RGBA", (64, 64), (255, 0, 0, 0))
     cut.paste((255, 0, 0, 255), (0, 0, 32, 64))
     cut.save(plain / "00.png")
-    images, notes = read_subject_set(plain, SIZE)
+    images, notes, _ = read_subject_set(plain, SIZE)
     assert images[0].mask_px.sum() == 16 * 16 and "00.png: its transparent parts lie over white" in notes
     (plain / "masks" / "00.png").unlink()
-    images, notes = read_subject_set(plain, SIZE)
+    images, notes, _ = read_subject_set(plain, SIZE)
     assert images[0].mask_px[0, :, :16].all() and images[0].mask_px.sum() == 16 * 32
     assert "00.png: its transparency serves as the mask" in notes
 
@@ -198,14 +198,14 @@ def test_transparency_serves_as_the_mask_when_there_is_no_other(plain):
 def test_odd_sizes_and_gray_pictures_become_the_wanted_size_in_rgb(tmp_path):
     Image.fromarray(np.full((31, 53), 128, np.uint8)).save(tmp_path / "a.png")
     mask(tmp_path / "masks" / "a.png", (0, 0, 53, 31), size=(53, 31))
-    (image,), notes = read_subject_set(tmp_path, SIZE, caption=CAPTION)
+    (image,), notes, _ = read_subject_set(tmp_path, SIZE, caption=CAPTION)
     assert image.pixels.shape == (3, SIDE, SIDE) and image.mask_px.all()
     assert notes[0] == "a.png: 53x31 is cropped to its central 31x31"
 
 
 def test_missing_masks_are_told_or_refused_by_name(plain):
     (plain / "masks" / "01.png").unlink()
-    images, notes = read_subject_set(plain, SIZE)
+    images, notes, _ = read_subject_set(plain, SIZE)
     assert images[1].mask_px is None and without_shares(notes) == ["01.png: no mask"]
     with pytest.raises(
         ValueError, match="1 of 2 pictures have no mask: 01.png. Put a mask with the same stem"

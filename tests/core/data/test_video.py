@@ -102,7 +102,7 @@ def test_a_clip_is_turned_as_the_phone_was_held(tmp_path, turn, size, bright):
     track = content.index(b"tkhd")
     matrix = content.index(IDENTITY, track)
     (tmp_path / "phone.mp4").write_bytes(content[:matrix] + TURNS[turn] + content[matrix + len(IDENTITY) :])
-    (frame,), _, notes = read_video(tmp_path / "phone.mp4", size, 1)
+    (frame,), _, notes, _ = read_video(tmp_path / "phone.mp4", size, 1)
     assert notes == [SIXTEEN]
     width, height = size
     halves = {

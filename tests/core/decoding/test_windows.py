@@ -41,20 +41,21 @@ def clip(space):
     return reference[0], predicted, torch.randn(1, PAIRS, 2, space.stride, 2 * space.stride).double()
 
 
-def mean_over(windows, decoder, predicted, flow):
+def mean_over(windows, decoder, predicted, flow, weight_px=None):
     objective = FlowComparison(decoder, smooth_flow, squared)
-    losses = [compute_flow_loss(predicted, flow, objective, [window]) for window in windows]
+    losses = [compute_flow_loss(predicted, flow, objective, [window], weight_px) for window in windows]
     loss = torch.stack(losses).mean()
     return loss, torch.autograd.grad(loss, predicted)[0]
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_windows_with_all_of_the_past_average_to_the_whole_clip(decoder, space, size):
+@pytest.mark.parametrize("size, weighted", [(2, True), (3, False)])
+def test_windows_with_all_of_the_past_average_to_the_whole_clip(decoder, space, size, weighted):
     reference, predicted, flow = clip(space)
-    loss, gradient = mean_over(take_whole_clip(LATENTS), decoder, predicted, flow)
+    weight_px = torch.rand_like(flow[:, :, :1]) if weighted else None
+    loss, gradient = mean_over(take_whole_clip(LATENTS), decoder, predicted, flow, weight_px)
     windows = warm_windows(reference, decoder, size, warmup=LATENTS)
     assert {window.start for window in windows} == {0} and len(windows) == -(-5 // size)
-    mean, average = mean_over(windows, decoder, predicted, flow)
+    mean, average = mean_over(windows, decoder, predicted, flow, weight_px)
     torch.testing.assert_close(mean, loss, atol=1e-12, rtol=1e-12)
     torch.testing.assert_close(average, gradient, atol=1e-12, rtol=1e-9)
 

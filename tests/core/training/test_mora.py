@@ -54,6 +54,47 @@ def test_temporal_loss_equals_numpy():
     np.testing.assert_allclose(temporal_loss(velocity, target), plain, rtol=1e-5)
 
 
+def test_flow_alignment_with_a_mask_is_the_mean_over_what_it_keeps():
+    reference = torch.zeros(PAIRS, 2, HEIGHT, WIDTH)
+    flow = reference.clone()
+    flow[:, 0, :, : WIDTH // 2] = 1  # one pixel off in the left half, and eight in the right
+    flow[:, 0, :, WIDTH // 2 :] = 8
+    kept = torch.zeros(PAIRS, 1, HEIGHT, WIDTH)
+    kept[..., : WIDTH // 2] = 1
+    assert flow_alignment_loss(flow, reference, kept / kept.mean()).item() == pytest.approx(1 / WIDTH)
+    assert flow_alignment_loss(flow, reference, torch.ones_like(kept)) == flow_alignment_loss(flow, reference)
+
+
+def test_temporal_loss_with_a_mask_by_hand():
+    """One channel, two latents of one row of two cells; the left cell of the first latent is left out."""
+    velocity = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).view(1, 1, 2, 1, 2)
+    target, mask = torch.zeros_like(velocity), torch.tensor([[0.0, 1.0], [1.0, 1.0]]).view(1, 1, 2, 1, 2)
+    plain = (2**2 + 3**2 + 4**2) / 3
+    assert temporal_loss(velocity, target, mask_latent=mask).item() == pytest.approx(plain)
+    # Against latent 0 the left cells do not count, because the anchor's does not.
+    first = ((2**0.5 * 2 - 2) ** 2 + (2**0.5 * 4 - 2) ** 2) / 2
+    assert temporal_loss(velocity, target, torch.tensor([0]), mask_latent=mask).item() == pytest.approx(
+        plain + first
+    )
+    second = ((2**0.5 * 2 - 4) ** 2 + (2**0.5 * 3 - 3) ** 2 + (2**0.5 * 4 - 4) ** 2) / 3
+    assert temporal_loss(velocity, target, torch.tensor([1]), mask_latent=mask).item() == pytest.approx(
+        plain + second
+    )
+
+
+def test_what_a_mask_leaves_out_has_no_influence():
+    velocity, target = torch.randn(2, *LATENTS)
+    mask = torch.ones(BATCH, 1, *LATENTS[2:])
+    mask[0, :, 1, 2:] = 0
+    anchor = torch.tensor([1, 0])
+    changed = torch.where(mask.bool(), velocity, torch.tensor(100.0))
+    assert torch.equal(
+        temporal_loss(velocity, target, anchor, mask_latent=mask),
+        temporal_loss(changed, target, anchor, mask_latent=mask),
+    )
+    assert not torch.equal(temporal_loss(velocity, target, anchor), temporal_loss(changed, target, anchor))
+
+
 def test_debiasing_removes_what_all_frames_share():
     shared = torch.randn(1, 16, 1, 4, 4).expand(1, 16, 3, 4, 4)
     debiased = debias(shared, torch.tensor([1]))
@@ -112,27 +153,38 @@ class Decoder:
             yield pixels
 
 
-def motion_batch():
+def motion_batch(masked=False):
     torch.manual_seed(0)
     latents, noise = torch.randn(2, BATCH, 16, 3, 2, 2, dtype=torch.float64)
     context = torch.randn(BATCH, 3, TEXT, dtype=torch.float64)
     reference = 3 * torch.randn(BATCH, FRAMES - 1, 2, SIDE, SIDE, dtype=torch.float64)
-    return MotionSample(["one", "two"], latents, context, reference), noise
+    batch = MotionSample(["one", "two"], latents, context, reference)
+    if not masked:
+        return batch, noise
+    mask_latent, kept = torch.ones(BATCH, 1, 3, 2, 2), torch.ones(BATCH, 1, 1, SIDE, SIDE)
+    mask_latent[0, :, 1:, 0] = 0
+    kept[0, ..., : SIDE // 2] = 0
+    weight_px = (kept / kept.mean((1, 2, 3, 4), keepdim=True)).expand(-1, FRAMES - 1, -1, -1, -1)
+    return batch._replace(mask_latent=mask_latent, flow_weight_px=weight_px), noise
 
 
-def drawn_losses(objective, denoiser, sigma=SIGMA, batch=None):
-    usual, noise = motion_batch()
+def drawn_losses(objective, denoiser, sigma=SIGMA, batch=None, masked=False):
+    usual, noise = motion_batch(masked)
     return objective.losses(denoiser, batch or usual, sigma, noise, torch.Generator().manual_seed(2))
 
 
-@pytest.mark.parametrize("changes", [{}, {"flow_weight": "clean", "debias": False}])
-def test_lora_gradients_of_the_losses_equal_finite_differences(toy_denoiser, finite_difference, changes):
+@pytest.mark.parametrize(
+    "changes, masked", [({}, False), ({"flow_weight": "clean", "debias": False}, False), ({}, True)]
+)
+def test_lora_gradients_of_the_losses_equal_finite_differences(
+    toy_denoiser, finite_difference, changes, masked
+):
     denoiser = toy_denoiser().double()
     objective = MotionObjective(MotionSettings(mora_weight=2.0, **changes), Decoder(), smooth_flow)
     lora = random_lora(denoiser.spec, std=0.1, dtype=torch.float64)
 
     def total():
-        losses = drawn_losses(objective, denoiser)
+        losses = drawn_losses(objective, denoiser, masked=masked)
         return sum(objective.weights[name] * value.mean() for name, value in losses.items())
 
     with injected(denoiser.linears(), Injection(lora)):
@@ -153,6 +205,21 @@ def test_mora_is_the_flow_error_of_the_decoded_prediction(toy_denoiser):
     flow = torch.stack([smooth_flow((clip + 1) * 127.5) for clip in pixels])
     losses = drawn_losses(MotionObjective(MotionSettings(), decoder, smooth_flow), denoiser)
     torch.testing.assert_close(losses["mora"], flow_alignment_loss(flow, batch.reference_flow))
+
+
+@pytest.mark.parametrize("decode", ["exact", "exact-low-memory"])
+def test_mora_with_a_mask_is_the_flow_error_where_the_mask_keeps_the_clip(toy_denoiser, decode):
+    denoiser, decoder = toy_denoiser().double(), Decoder()
+    batch, noise = motion_batch(masked=True)
+    noisy = add_noise(batch.latents, noise, SIGMA)
+    x0 = noisy - SIGMA.double().view(-1, 1, 1, 1, 1) * denoiser.velocity(noisy, SIGMA, batch.context).velocity
+    pixels = torch.cat([*decoder.stream(x0)], 2).transpose(1, 2)
+    flow = torch.stack([smooth_flow((clip + 1) * 127.5) for clip in pixels])
+    error = (flow - batch.reference_flow).abs().sum(2) / SIDE
+    expected = torch.stack([error[0, ..., SIDE // 2 :].mean(), error[1].mean()])
+    objective = MotionObjective(MotionSettings(decode=decode), decoder, smooth_flow)
+    mora = drawn_losses(objective, denoiser, masked=True)["mora"]
+    torch.testing.assert_close(mora, expected)
 
 
 def test_each_sample_sees_a_window_of_its_own_clip_and_all_are_drawn_alike(toy_denoiser):

@@ -3,15 +3,19 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from smra_core.data.motion_clip import MotionClip
 from smra_core.decoding.tiny_decoder import TinyDecoder
 from smra_core.encoders.sea_raft import SeaRaft, load_sea_raft, save_sea_raft
 from smra_core.encoders.sea_raft_config import SEA_RAFT_MINIATURE
+from smra_core.lora.reader import load_lora
 from smra_core.standalone.backend import StandaloneBackend
 from smra_core.standalone.diffusers_wan import DiffusersCodec
+from smra_core.storage.content_hash import hash_content
 from smra_core.storage.tensor_cache import TensorCache
+from smra_core.training.clip_windows import ClipWindows
+from smra_core.training.job import _hash_sample
 from smra_core.training.mora import MotionSettings
 from smra_core.training.motion import load_objective, prepare_motion, train_motion
 from smra_core.training.trainer import TrainSettings
@@ -74,28 +78,28 @@ def short(**changes):
 def test_a_clip_becomes_a_lora_and_a_finished_run_loads_nothing(backend, clip, sea_raft):
     steps = []
     settings = MotionSettings(rank=2)
-    first = train_motion(backend, clip, sea_raft, settings, short(), on_step=steps.append)
+    first = train_motion(backend, [clip], sea_raft, settings, short(), on_step=steps.append)
     assert first.path.is_file() and first.steps == 2
     assert [set(step.losses) for step in steps] == [{"temporal", "mora"}] * 2
     assert all(step.losses["mora"] > 0 for step in steps)
     loaded = backend.files.loaded
     assert sorted(loaded) == ["text", "transformer", "vae", "vae"]  # the VAE to encode, and to train through
     before = list(loaded)
-    again = train_motion(backend, clip, sea_raft, settings, short())
+    again = train_motion(backend, [clip], sea_raft, settings, short())
     assert again == first and backend.files.loaded == before
 
 
 def test_the_whole_clip_is_decoded_in_pieces_where_memory_is_short(backend, clip, sea_raft):
     steps = []
     settings = MotionSettings(rank=2, decode="exact-low-memory")
-    train_motion(backend, clip, sea_raft, settings, short(steps=1), on_step=steps.append)
+    train_motion(backend, [clip], sea_raft, settings, short(steps=1), on_step=steps.append)
     assert steps[0].losses["mora"] > 0
 
 
 def test_windows_start_from_states_of_the_clip(backend, clip, sea_raft):
     longer = clip._replace(frames=torch.cat([clip.frames, clip.frames[1:], clip.frames[1:]]))
     settings = MotionSettings(rank=2, decode="windowed", window=1, context=1)
-    sample = prepare_motion(backend, longer, sea_raft)
+    (sample,) = prepare_motion(backend, [longer], sea_raft)
     windows = load_objective(backend, sea_raft, settings, [sample]).windows_by_clip["pan"]
     assert [(kept.start, kept.latents, kept.state is None) for kept in windows] == [
         (0, range(1, 2), True), (1, range(2, 3), False), (2, range(3, 4), False),
@@ -112,12 +116,12 @@ def test_with_a_tiny_decoder_the_reference_is_the_clip_as_it_shows_it(
     tiny = TinyDecoder((8, 8, 8, 8))
     save_file(tiny.state_dict(), tmp_path / "tiny.safetensors")
     larger = clip._replace(frames=clip.frames.repeat(1, 1, 2, 2))
-    sample = prepare_motion(backend, larger, sea_raft, tmp_path / "tiny.safetensors")
+    (sample,) = prepare_motion(backend, [larger], sea_raft, tmp_path / "tiny.safetensors")
     assert sample.reference_flow.shape == (FRAMES - 1, 2, SIDE, SIDE)
     settings = MotionSettings(rank=2, decode="tiny")
     steps = []
     train_motion(
-        backend, larger, sea_raft, settings, short(steps=1), on_step=steps.append,
+        backend, [larger], sea_raft, settings, short(steps=1), on_step=steps.append,
         tiny_decoder=tmp_path / "tiny.safetensors",
     )  # fmt: skip
     assert steps[0].losses["mora"] >= 0
@@ -125,29 +129,124 @@ def test_with_a_tiny_decoder_the_reference_is_the_clip_as_it_shows_it(
 
 def test_another_flow_net_is_another_run(backend, clip, sea_raft):
     settings = MotionSettings(rank=2)
-    first = train_motion(backend, clip, sea_raft, settings, short(steps=1))
+    first = train_motion(backend, [clip], sea_raft, settings, short(steps=1))
     torch.manual_seed(8)
     save_sea_raft(SeaRaft(SEA_RAFT_MINIATURE), sea_raft, torch.float32)
-    assert train_motion(backend, clip, sea_raft, settings, short(steps=1)).path != first.path
+    assert train_motion(backend, [clip], sea_raft, settings, short(steps=1)).path != first.path
 
 
 def test_the_reference_flow_is_the_clips_own_and_is_measured_once(backend, clip, sea_raft):
-    flow = prepare_motion(backend, clip, sea_raft).reference_flow
+    flow = prepare_motion(backend, [clip], sea_raft)[0].reference_flow
     torch.testing.assert_close(flow, load_sea_raft(sea_raft).compute_pair_flows(clip.frames * 255))
     misses = backend.cache.misses
-    assert torch.equal(prepare_motion(backend, clip, sea_raft).reference_flow, flow)
+    assert torch.equal(prepare_motion(backend, [clip], sea_raft)[0].reference_flow, flow)
     assert backend.cache.misses == misses
 
 
 def test_mora_weight_zero_trains_without_flow_net_or_decoder(backend, clip):
     steps = []
     settings = MotionSettings(rank=2, mora_weight=0.0)
-    train_motion(backend, clip, None, settings, short(steps=1), on_step=steps.append)
+    train_motion(backend, [clip], None, settings, short(steps=1), on_step=steps.append)
     assert set(steps[0].losses) == {"temporal"}
     assert backend.files.loaded.count("vae") == 1  # to encode the clip
 
 
 def test_mora_without_flow_weights_is_refused_before_anything_is_encoded(backend, clip):
     with pytest.raises(ValueError, match="weight 1.0 needs SEA-RAFT"):
-        train_motion(backend, clip, None, MotionSettings(), short())
+        train_motion(backend, [clip], None, MotionSettings(), short())
     assert not backend.files.loaded
+
+
+def several(clip):
+    """Three clips: two of one size, and a longer one of another."""
+    longer = torch.cat([clip.frames, clip.frames[1:].flip(0)]).repeat(1, 1, 1, 2)
+    return [
+        clip,
+        clip._replace(name="back", frames=clip.frames.flip(0), caption="a camera pans back"),
+        clip._replace(name="wide", frames=longer),
+    ]
+
+
+def half_excluded(clip):
+    exclude_px = torch.zeros(len(clip.frames), 1, SIDE, clip.frames.shape[-1])
+    exclude_px[..., : SIDE // 2] = 1
+    return clip._replace(exclude_px=exclude_px)
+
+
+def test_several_clips_of_several_sizes_are_one_motion(backend, clip, sea_raft):
+    clips, steps = several(clip), []
+    samples = prepare_motion(backend, clips, sea_raft)
+    assert [tuple(sample.latents.shape[1:]) for sample in samples] == [(2, 4, 4), (2, 4, 4), (3, 4, 8)]
+    misses = backend.cache.misses
+    settings, train = MotionSettings(rank=2), short(steps=3, batch_size=2)
+    trained = train_motion(backend, clips, sea_raft, settings, train, on_step=steps.append)
+    assert all(step.losses["mora"] > 0 for step in steps) and backend.cache.misses == misses
+    assert load_lora(trained.path).metadata.captions == ("a camera pans", "a camera pans back")
+
+
+def test_every_clip_caption_and_mask_belongs_to_the_runs_identity(backend, clip, sea_raft):
+    settings = MotionSettings(rank=2, mora_weight=0.0)
+    clips = several(clip)
+
+    def folder(*data):
+        return train_motion(backend, data, None, settings, short(steps=1)).path.parent.name
+
+    masked = half_excluded(clip)
+    other_mask = masked._replace(exclude_px=1 - masked.exclude_px)
+    runs = [folder(clip), folder(clips[0], clips[1]), folder(*clips), folder(masked), folder(other_mask)]
+    assert len(set(runs)) == len(runs) and folder(*clips) == runs[2]
+
+
+def test_a_run_of_one_clip_is_called_as_before_there_were_several(backend, clip):
+    (sample,) = prepare_motion(backend, [clip], None)
+    parts = [hash_content(part) for part in sample[1:4]]
+    assert _hash_sample(sample) == hash_content("\n".join(parts).encode())
+
+
+def test_a_run_of_several_clips_resumes_bit_for_bit(backend, clip, sea_raft):
+    settings, train = (
+        MotionSettings(rank=2, decode="windowed", window=1, context=1),
+        short(steps=4, batch_size=2),
+    )
+    clips = [*several(clip)[:2], half_excluded(several(clip)[2])]
+
+    def cancel(info):
+        if info.step == 2:
+            raise KeyboardInterrupt
+
+    whole = load_file(train_motion(backend, clips, sea_raft, settings, train, "whole").path)
+    with pytest.raises(KeyboardInterrupt):
+        train_motion(backend, clips, sea_raft, settings, train, "cut", on_step=cancel)
+    resumed = load_file(train_motion(backend, clips, sea_raft, settings, train, "cut").path)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_mask_leaves_its_part_of_the_clip_out(backend, clip, sea_raft):
+    (sample,) = prepare_motion(backend, [half_excluded(clip)], sea_raft)
+    assert sample.mask_latent[..., :2].sum() == 0 and sample.mask_latent[..., 2:].all()
+    assert sample.flow_weight_px[..., : SIDE // 2].sum() == 0
+    assert sample.flow_weight_px[..., SIDE // 2 :].unique().tolist() == [2.0]
+
+
+def test_a_mask_that_leaves_nothing_is_refused_before_anything_is_encoded(backend, clip, sea_raft):
+    everything = clip._replace(exclude_px=torch.ones(FRAMES, 1, SIDE, SIDE))
+    with pytest.raises(ValueError, match="mask of pan excludes all of the clip.*invert"):
+        prepare_motion(backend, [clip, everything], sea_raft)
+    assert not backend.files.loaded
+    dots = torch.zeros(FRAMES, 1, SIDE, SIDE)
+    dots[..., ::8, ::8] = 1
+    with pytest.raises(ValueError, match="mask of pan leaves nothing to learn: it touches every cell"):
+        prepare_motion(backend, [clip._replace(exclude_px=dots)], sea_raft)
+
+
+def test_states_that_do_not_fit_are_computed_again_and_are_the_same(backend, clip):
+    samples = prepare_motion(backend, [half._replace(frames=half.frames.repeat(2, 1, 1, 1)[:9]) for half in
+                                       several(clip)[:2]], None)  # fmt: skip
+    decoder = backend.load_decoder()
+    roomy, tight = (ClipWindows(samples, decoder, 1, 1, backend.device, limit) for limit in (1 << 30, 1))
+    assert set(roomy._kept) == {"pan", "back"} and len(tight._kept) == 1
+    for name in ("pan", "back", "pan"):
+        for kept, again in zip(roomy[name], tight[name], strict=True):
+            assert kept.latents == again.latents
+            assert all(map(torch.equal, kept.state or (), again.state or ()))
+    assert tight.get("unknown") is None

@@ -11,12 +11,10 @@ from smra_core.training.sura import (
     SubjectSample,
     SubjectSettings,
     make_projector,
-    mask_to_latent,
     region_loss,
     sura_loss,
 )
 from smra_core.wan.flow_matching import velocity_weight
-from smra_core.wan.spec import LATENTS_21, LATENTS_22
 
 BATCH, GRID, DIM, FEATURES, TEXT = 2, 4, 8, 5, 6
 
@@ -74,20 +72,6 @@ def test_sura_loss_equals_numpy():
 def test_features_of_another_grid_are_refused():
     with pytest.raises(ValueError, match="16 tokens of width 5 cannot be aligned with 9"):
         sura_loss(torch.ones(1, 16, 5), torch.ones(1, 9, 5))
-
-
-def test_a_latent_cell_counts_when_the_subject_touches_it():
-    mask_px = torch.zeros(1, 32, 32)
-    mask_px[0, 9, 30] = 1
-    expected = torch.zeros(1, 1, 4, 4)
-    expected[0, 0, 1, 3] = 1
-    assert torch.equal(mask_to_latent(mask_px, LATENTS_21), expected)
-    assert mask_to_latent(mask_px, LATENTS_22).tolist() == [[[[0, 1], [0, 0]]]]
-
-
-def test_an_empty_mask_is_refused():
-    with pytest.raises(ValueError, match="mask is empty"):
-        mask_to_latent(torch.zeros(1, 32, 32), LATENTS_21)
 
 
 def test_the_projectors_parameters_are_counted():
