@@ -1,10 +1,10 @@
-"""train-motion: train a motion LoRA on a clip."""
+"""train-motion: train a motion LoRA on one clip or several."""
 
 import argparse
 from pathlib import Path
 
-from ..data.frame_rate import WAN_FPS, check_frame_rate
-from ..data.motion_clip import read_motion_clip
+from ..data.motion_set import read_motion_set
+from ..data.video import Selection
 from ..miniature.weight_paths import SEA_RAFT_FILE
 from ..standalone.progress_bar import TrainingBar
 from ..storage.file_name import make_file_name
@@ -12,11 +12,10 @@ from ..training.model_fit import check_fit
 from ..training.mora import MotionSettings
 from ..training.motion import train_motion
 from ..training.trainer import MOTION_TRAIN
+from .data_options import add_frame_rate, add_own_sizes, choose_multiple
 from .model_options import add_model, check_weight_file, choose_encoder_file, open_backend
 from .options import add_option, log_notes
 from .settings_options import add_settings, read_settings
-
-KEEP_FRAMES = "keep"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +23,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "clip",
         type=Path,
-        help="Video, GIF or animated WebP, a folder with one and its metadata.csv, or numbered pictures.",
+        help="Video, GIF or animated WebP, numbered pictures, or a folder of clips of one motion, with .txt "
+        "captions or a metadata.csv or .jsonl.",
     )
     add_option(
         parser, "--sea-raft", "SEA-RAFT weights: spring-M, or S for small cards.",
@@ -34,16 +34,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         parser, "--tiny-decoder", "Weights of a small decoder for small cards: lighttaew2_1 or taew2_1.",
         type=Path,
     )  # fmt: skip
-    add_option(parser, "--caption", "Caption of the clip, such as 'a person is vvt walking'.")
-    add_option(parser, "--start", "First frame that is used.", 0, type=int)
+    add_option(parser, "--caption", "Caption of all clips, such as 'a person is vvt walking'.")
     add_option(
-        parser, "--frame-rate",
-        "Frames per second that the clip is brought to by time, so that the motion keeps its speed; keep "
-        "takes the frames as they are.",
-        WAN_FPS, f"{WAN_FPS:g}, WAN's", type=parse_frame_rate,
+        parser, "--masks",
+        "Folder with a mask for each clip (a video, a picture, or a folder of numbered pictures, called as "
+        "the clip), or one mask. What is white is left out of the training.",
+        type=Path,
     )  # fmt: skip
+    add_own_sizes(parser)
+    add_option(parser, "--start", "First frame of each clip that is used.", 0, type=int)
+    add_frame_rate(parser)
     add_option(parser, "--stride", "Use every n-th frame at that rate.", 1, type=int)
-    add_option(parser, "--name", "Name of the run.", shown="the clip's name")
+    add_option(parser, "--name", "Name of the run.", shown="the name of the clip or folder")
     add_settings(parser, MotionSettings())
     add_settings(parser, MOTION_TRAIN)
     add_model(parser)
@@ -63,28 +65,12 @@ def run(args: argparse.Namespace) -> None:
         if settings.mora_weight
         else None
     )
-    clip = read_motion_clip(
-        args.clip, (settings.width, settings.height), settings.frames, args.start, args.stride, args.caption,
-        args.frame_rate,
+    selection = Selection(settings.frames, args.start, args.stride, args.frame_rate)
+    clips, notes = read_motion_set(
+        args.clip, (settings.width, settings.height), selection, args.caption,
+        choose_multiple(args, backend), args.masks,
     )  # fmt: skip
-    log_notes(clip.notes)
+    log_notes(notes)
     with TrainingBar("motion LoRA") as report:
-        trained = train_motion(backend, [clip], sea_raft, settings, train, name, report, args.tiny_decoder)
+        trained = train_motion(backend, clips, sea_raft, settings, train, name, report, args.tiny_decoder)
     print(trained.path)
-
-
-def parse_frame_rate(text: str) -> float | None:
-    """Return the frames per second that a text gives, or None for the word keep.
-
-    Raises argparse.ArgumentTypeError for anything else.
-    """
-    if text.strip().lower() == KEEP_FRAMES:
-        return None
-    try:
-        fps = float(text)
-        check_frame_rate(fps)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no frame rate. Give frames per second, such as {WAN_FPS:g}, or {KEEP_FRAMES}."
-        ) from error
-    return fps

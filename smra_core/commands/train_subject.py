@@ -1,9 +1,11 @@
-"""train-subject: train a subject LoRA on a folder of images."""
+"""train-subject: train a subject LoRA on a folder of images and clips."""
 
 import argparse
 from pathlib import Path
 
+from ..data.subject_clip import CLIP_FRAMES
 from ..data.subject_set import describe_new_masks, read_subject_set
+from ..data.video import Selection
 from ..miniature.weight_paths import DINOV2_FILE
 from ..standalone.progress_bar import TrainingBar
 from ..storage.file_name import make_file_name
@@ -11,6 +13,8 @@ from ..training.model_fit import check_fit
 from ..training.subject import find_missing_masks, train_subject
 from ..training.sura import SubjectSettings
 from ..training.trainer import SUBJECT_TRAIN
+from ..wan.spec import latent_frames
+from .data_options import add_frame_rate, add_own_sizes, choose_multiple
 from .model_options import add_model, check_weight_file, choose_encoder_file, open_backend
 from .options import add_option, log_notes
 from .settings_options import add_settings, read_settings
@@ -19,7 +23,10 @@ from .settings_options import add_settings, read_settings
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.add_argument(
-        "folder", type=Path, help="Folder of images, with masks/ and metadata.csv or .txt captions."
+        "folder",
+        type=Path,
+        help="Folder of images, with masks/ and metadata.csv, .jsonl or .txt captions. Videos count, too, if "
+        "masks/ has masks of their frames: a video or a folder of numbered pictures, called as the video.",
     )
     add_option(
         parser, "--dinov2", "DINOv2 weights: timm's, the original .pth, or transformers'.",
@@ -30,6 +37,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         parser, "--caption",
         "Caption of all images, in place of those in the folder, such as 'A picture of sks dog'.",
     )  # fmt: skip
+    add_own_sizes(parser)
+    add_option(parser, "--clip-frames", "Most frames of a video, 4n+1.", CLIP_FRAMES, type=int)
+    add_frame_rate(parser)
     add_option(parser, "--name", "Name of the run.", shown="the folder's name")
     add_settings(parser, SubjectSettings())
     add_settings(parser, SUBJECT_TRAIN)
@@ -41,6 +51,7 @@ def run(args: argparse.Namespace) -> None:
     settings, train = read_settings(args, SubjectSettings()), read_settings(args, SUBJECT_TRAIN)
     name = make_file_name(args.name or args.folder.resolve().name)
     check_weight_file("SAM", "--sam", args.sam)
+    latent_frames(args.clip_frames)
     backend = open_backend(args)
     check_fit(settings, backend.spec)
     dinov2 = (
@@ -48,10 +59,13 @@ def run(args: argparse.Namespace) -> None:
         if settings.sura_weight
         else None
     )
-    subject = read_subject_set(args.folder, (settings.width, settings.height), caption=args.caption)
+    subject = read_subject_set(
+        args.folder, (settings.width, settings.height), caption=args.caption,
+        clips=Selection(args.clip_frames, fps=args.frame_rate), own_multiple=choose_multiple(args, backend),
+    )  # fmt: skip
     log_notes(subject.notes)
     images = find_missing_masks(subject.images, args.sam, backend)
     log_notes(describe_new_masks(subject.images, images))
     with TrainingBar("subject LoRA") as report:
-        trained = train_subject(backend, images, dinov2, settings, train, name, report)
+        trained = train_subject(backend, [*images, *subject.clips], dinov2, settings, train, name, report)
     print(trained.path)

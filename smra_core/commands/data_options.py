@@ -1,0 +1,51 @@
+"""Options that say how clips and pictures are read."""
+
+import argparse
+
+from ..data.frame_rate import WAN_FPS, check_frame_rate
+from ..standalone.backend import StandaloneBackend
+from .options import add_option
+
+KEEP_FRAMES = "keep"
+
+
+def add_frame_rate(parser: argparse.ArgumentParser) -> None:
+    """Add the option that chooses the frame rate of clips."""
+    add_option(
+        parser, "--frame-rate",
+        "Frames per second that each clip is brought to by time, so that the motion keeps its speed; keep "
+        "takes the frames as they are.",
+        WAN_FPS, f"{WAN_FPS:g}, WAN's", type=parse_frame_rate,
+    )  # fmt: skip
+
+
+def add_own_sizes(parser: argparse.ArgumentParser) -> None:
+    """Add the option that lets everything keep its own shape."""
+    parser.add_argument(
+        "--own-sizes",
+        action="store_true",
+        help="Let each clip and picture keep its own shape, with at most as many pixels as width x height "
+        "has, in place of cropping all to that size. A batch holds one shape.",
+    )
+
+
+def choose_multiple(args: argparse.Namespace, backend: StandaloneBackend) -> int | None:
+    """Return the number that own sizes are multiples of; None where everything is cropped to one size."""
+    return backend.spec.latents.token_pixels if args.own_sizes else None
+
+
+def parse_frame_rate(text: str) -> float | None:
+    """Return the frames per second that a text gives, or None for the word keep.
+
+    Raises argparse.ArgumentTypeError for anything else.
+    """
+    if text.strip().lower() == KEEP_FRAMES:
+        return None
+    try:
+        fps = float(text)
+        check_frame_rate(fps)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no frame rate. Give frames per second, such as {WAN_FPS:g}, or {KEEP_FRAMES}."
+        ) from error
+    return fps
