@@ -8,9 +8,11 @@ from comfy_api.latest import io
 
 from ..smra_core.data.frame_rate import WAN_FPS
 from ..smra_core.data.metadata_table import TABLE_NAMES, TABLE_SUFFIXES
-from ..smra_core.data.motion_clip import FEWEST_FRAMES, read_motion_clip
+from ..smra_core.data.motion_clip import FEWEST_FRAMES
+from ..smra_core.data.motion_set import read_motion_set
 from ..smra_core.data.picture import PICTURE_SUFFIXES
 from ..smra_core.data.subject_set import SubjectImage, read_subject_set
+from ..smra_core.data.video import Selection
 from ..smra_core.training.mora import MotionSettings
 from ..smra_core.training.sura import SubjectSettings
 from ..smra_core.wan.spec import LATENTS_21, latent_frames
@@ -75,7 +77,7 @@ class LoadSubjectFolder(io.ComfyNode):
 
 
 class LoadMotionClip(io.ComfyNode):
-    """Node that reads a clip and its caption."""
+    """Node that reads the clips of a motion and their captions."""
 
     @classmethod
     def define_schema(cls):
@@ -84,9 +86,10 @@ class LoadMotionClip(io.ComfyNode):
             display_name="SMRA Load Motion Clip",
             category="SMRABooth",
             description=(
-                "Reads one clip and its caption: a video, GIF or animated WebP, a folder of numbered "
-                "pictures, or a folder with a metadata.csv as the authors have it. The frames are brought "
-                "to 16 per second and cut to 4n+1, as WAN needs."
+                "Reads a clip and its caption, or all clips of a folder as one motion: a video, GIF or "
+                "animated WebP, numbered pictures, or a folder of videos with captions in .txt files, a "
+                "metadata.csv or a metadata.jsonl. The frames are brought to 16 per second and cut to 4n+1, "
+                "as WAN needs."
             ),
             inputs=[
                 io.Clip.Input("clip", tooltip="WAN's text encoder, for the caption."),
@@ -115,16 +118,30 @@ class LoadMotionClip(io.ComfyNode):
                     "have 16 frames per second, so that at 16 fps the motion keeps its speed. 'as they are' "
                     "takes every frame, which makes the motion of a 60 fps clip 3.75 times slower.",
                 ),
+                io.Boolean.Input(
+                    "own_sizes", default=False, optional=True,
+                    tooltip="Let each clip keep its own shape, with at most as many pixels as width x "
+                    "height. Off, all are cropped to that size. Turn it on in SMRA Training Options as well.",
+                ),
             ],
             outputs=[
-                io.Image.Output(display_name="frames", tooltip="The clip, cropped to width and height."),
-                io.Conditioning.Output(display_name="positive", tooltip="The prompt, encoded."),
+                io.Image.Output(
+                    display_name="frames",
+                    is_output_list=True,
+                    tooltip="The clip, cropped to width and height. Of a folder it is a list of all clips.",
+                ),
+                io.Conditioning.Output(
+                    display_name="positive", is_output_list=True, tooltip="The prompt of each clip, encoded."
+                ),
                 io.String.Output(
                     display_name="captions",
-                    tooltip="The prompt in words, for the training node's captions.",
+                    is_output_list=True,
+                    tooltip="The prompts in words, for the training node's captions.",
                 ),
                 io.Float.Output(
-                    display_name="fps", tooltip="Frames per second, after frame_rate and stride."
+                    display_name="fps",
+                    is_output_list=True,
+                    tooltip="Frames per second of each clip, after frame_rate and stride.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -142,16 +159,24 @@ class LoadMotionClip(io.ComfyNode):
         width: int,
         height: int,
         frame_rate: str = next(iter(FRAME_RATES)),
+        own_sizes: bool = False,
     ) -> io.NodeOutput:
         LATENTS_21.check_size(width, height)
         latent_frames(frame_count)
-        words = caption.strip() or None
-        found = read_motion_clip(
-            resolve_input(folder), (width, height), frame_count, start, stride, words, FRAME_RATES[frame_rate]
+        selection = Selection(frame_count, start, stride, FRAME_RATES[frame_rate])
+        clips, notes = read_motion_set(
+            resolve_input(folder), (width, height), selection, caption,
+            LATENTS_21.token_pixels if own_sizes else None,
+        )  # fmt: skip
+        heading = f"{len(clips[0].frames)} frames of {clips[0].name}"
+        show_notes(cls, heading if len(clips) == 1 else f"{len(clips)} clips", notes)
+        captions = [found.caption for found in clips]
+        return io.NodeOutput(
+            [as_image(found.frames) for found in clips],
+            [encode_captions(clip, [words]) for words in captions],
+            captions,
+            [found.fps for found in clips],
         )
-        show_notes(cls, f"{len(found.frames)} frames of {found.name}", found.notes)
-        positive = encode_captions(clip, [found.caption])
-        return io.NodeOutput(as_image(found.frames), positive, found.caption, found.fps)
 
     @classmethod
     def fingerprint_inputs(cls, folder: str | None, **_) -> str:

@@ -1,4 +1,4 @@
-"""The SMRA Train Motion LoRA node: learn how something moves from one clip of it."""
+"""The SMRA Train Motion LoRA node: learn how something moves from one clip of it or several."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,17 +9,14 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..smra_core.data.motion_clip import FEWEST_FRAMES, MotionClip
-from ..smra_core.data.pixel_check import check_clip, split_alpha
 from ..smra_core.storage.file_name import make_file_name
 from ..smra_core.training.decode_choice import DecodeChoice, choose_decode
 from ..smra_core.training.mora import DECODE_MODES, MotionSettings
 from ..smra_core.training.motion import train_motion
 from ..smra_core.training.trainer import MOTION_TRAIN, TrainSettings
-from ..smra_core.wan.spec import trim_frames
 from .host.backend import ComfyBackend
 from .host.conditioning import match_captions, match_options
 from .host.denoiser import choose_training_dtype
-from .host.images import crop_images
 from .host.inference_tensors import as_normal_tensor
 from .host.model_patches import check_conditioning
 from .host.versions import measure_trainable_memory
@@ -35,6 +32,8 @@ from .training.inputs import (
     make_outputs,
     make_preview_input,
 )
+from .training.list_inputs import take_single_values
+from .training.motion_clips import list_notes, make_motion_clips
 from .training.outputs import make_node_output
 from .training.progress import GraphProgress, Preview
 from .training.run import run_training, show_forecast
@@ -45,6 +44,8 @@ MEMORY_ADVICE = (
     "Choose decode 'tiny' and the tiny decoder's file in SMRA Loss Options, or decode 'windowed' with window "
     "3 or less there; or lower frame_count, then width and height, or batch_size in SMRA Training Options."
 )
+LISTS = ("frames", "positive", "exclude", "captions")
+"""Inputs that are lists where there are several clips."""
 ROWS = (
     *SIZE,
     Widget("frames", dict(min=FEWEST_FRAMES, max=257, step=4), id="frame_count"),
@@ -63,16 +64,27 @@ class TrainMotionLoRA(io.ComfyNode):
             display_name="SMRA Train Motion LoRA",
             category="SMRABooth",
             description=(
-                "Trains a LoRA on one clip of a motion, so that WAN can give it to any subject. The optical "
-                "flow of the video that the model predicts is made to match the clip's. Queue the graph "
-                "again to continue a canceled run."
+                "Trains a LoRA on one clip of a motion or several, so that WAN can give it to any subject. "
+                "The optical flow of the video that the model predicts is made to match the clip's. Queue "
+                "the graph again to continue a canceled run."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="Wan2.1-T2V, 1.3B or 14B, of any precision."),
                 io.Vae.Input("vae", tooltip="WAN 2.1's VAE."),
-                io.Image.Input("frames", tooltip="The clip, frame by frame."),
+                io.Image.Input(
+                    "frames",
+                    tooltip="The clip, frame by frame. A list, such as SMRA Load Motion Clip makes of a "
+                    "folder, is several clips of one motion; more of them keep out what only one shows.",
+                ),
                 io.Conditioning.Input(
-                    "positive", tooltip="One prompt that names the motion, such as 'a person is vvt walking'."
+                    "positive",
+                    tooltip="One prompt that names the motion, such as 'a person is vvt walking', or one for "
+                    "each clip.",
+                ),
+                io.Mask.Input(
+                    "exclude", optional=True,
+                    tooltip="White where the clip does not count, such as a logo or a second person: one "
+                    "mask for all frames, or one for each. A list has a MASK batch for each clip.",
                 ),
                 SeaRaftType.Input(
                     "sea_raft", optional=True,
@@ -87,25 +99,28 @@ class TrainMotionLoRA(io.ComfyNode):
             outputs=make_outputs(),
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
+            is_input_list=True,
         )  # fmt: skip
 
     @classmethod
     def execute(cls, **inputs) -> io.NodeOutput:
         # Whatever takes part in autograd must be made outside of ComfyUI's inference mode.
         with torch.inference_mode(False), torch.enable_grad():
-            given = parse_inputs(**inputs)
-            backend = ComfyBackend(given.model, given.vae, {given.caption: given.context})
-            clip = make_motion_clip(given.frames, given.settings, given.caption)
-            given = replace(given, settings=replace(given.settings, frames=len(clip.frames)))
-            backend.read_conditions([given.caption], [given.options], choose_latent_shape(backend, given))
+            given = parse_inputs(**take_single_values(inputs, LISTS))
+            backend = ComfyBackend(given.model, given.vae, given.contexts)
+            clips = make_clips(backend, given)
+            longest = max(len(clip.frames) for clip in clips)
+            given = replace(given, settings=replace(given.settings, frames=longest))
+            shapes = [choose_latent_shape(backend, clip.frames) for clip in clips]
+            backend.read_conditions(given.captions, given.options, shapes)
             choice = choose_node_decode(backend, given)
-            show_motion_forecast(cls, backend, given, choice, clip.notes)
+            show_motion_forecast(cls, backend, given, choice, len(clips), list_notes(clips))
             progress = GraphProgress(cls, make_preview(backend, given))
             trained = run_training(
                 cls,
                 backend,
                 lambda: train_motion(
-                    backend, [clip], given.sea_raft, given.settings, given.train, given.name, progress,
+                    backend, clips, given.sea_raft, given.settings, given.train, given.name, progress,
                     given.tiny_decoder, choice,
                 ),
                 MEMORY_ADVICE,
@@ -121,13 +136,18 @@ class MotionInputs:
     """ComfyUI's MODEL."""
     vae: object
     """ComfyUI's VAE."""
-    frames: Tensor
-    """The clip `F H W 3` in [0, 1], a normal tensor."""
-    caption: str
-    context: Tensor
-    """Text context `T 4096` of the caption."""
-    options: dict
-    """What stands beside the prompt in its CONDITIONING."""
+    frames: list[Tensor]
+    """Clips `F H W 3` in [0, 1], normal tensors."""
+    exclude: list[Tensor]
+    """Masks `F H W` in [0, 1], 1 where a clip does not count: none, one for all clips, or one for each."""
+    own_sizes: bool
+    """Whether each clip keeps its own shape."""
+    captions: list[str]
+    """Caption of each clip."""
+    contexts: dict[str, Tensor]
+    """Text context `T 4096` of each caption."""
+    options: list[dict]
+    """What stands beside the prompt of each clip in its CONDITIONING."""
     sea_raft: Path | None
     tiny_decoder: Path | None
     settings: MotionSettings
@@ -140,28 +160,31 @@ def parse_inputs(
     *,
     model,
     vae,
-    frames: Tensor,
-    positive,
+    frames: list[Tensor],
+    positive: list,
+    exclude: Sequence[Tensor] = (),
     sea_raft: Path | None = None,
-    captions: str = "",
+    captions: Sequence[str] = (),
     training_options: TrainingOptions | None = None,
     loss_options: LossOptions | None = None,
     **widgets,
 ) -> MotionInputs:
     """Return the node's inputs in the types of the core. Raises ValueError for values that cannot work.
 
-    Call outside of inference mode.
+    Frames, prompts, masks and captions are lists. Call outside of inference mode.
     """
     training, losses = training_options or TrainingOptions(), loss_options or LossOptions()
     settings = parse_settings(widgets, training, losses)
     train = update_settings(training.train, [STEPS], widgets)
     name = make_file_name(widgets["name"])
-    check_conditioning(positive)
-    (caption,), contexts = match_captions(positive, 1, captions or "")
-    (options,) = match_options(positive, 1)
+    prompts = [prompt for conditioning in positive for prompt in conditioning]
+    check_conditioning(prompts)
+    names, contexts = match_captions(prompts, len(frames), "\n".join(filter(None, captions)))
+    options = match_options(prompts, len(frames))
     return MotionInputs(
-        model, vae, as_normal_tensor(frames), caption, contexts[caption], options, sea_raft,
-        losses.tiny_decoder, settings, train, name, widgets["preview_every"],
+        model, vae, [as_normal_tensor(clip) for clip in frames], [as_normal_tensor(mask) for mask in exclude],
+        training.own_sizes, names, contexts, options, sea_raft, losses.tiny_decoder,
+        settings, train, name, widgets["preview_every"],
     )  # fmt: skip
 
 
@@ -172,22 +195,13 @@ def parse_settings(widgets: dict, training: TrainingOptions, losses: LossOptions
     return update_settings(settings, (RANK, *ROWS), widgets)
 
 
-def make_motion_clip(frames: Tensor, settings: MotionSettings, caption: str) -> MotionClip:
-    """Return the first frames of an IMAGE batch as a clip of 4n+1. Raises ValueError for too few."""
-    if len(frames) < FEWEST_FRAMES:
-        raise ValueError(
-            f"The clip has {len(frames)} frames; a motion needs at least {FEWEST_FRAMES}. Load more of it, "
-            "49 is the paper's number."
-        )
-    used_frames = min(settings.frames, trim_frames(len(frames)))
-    rgb, _, notes = split_alpha(frames[:used_frames], "frame")
-    pixels, crop_notes = crop_images(rgb, (settings.width, settings.height))
-    notes += check_clip(rgb) + crop_notes
-    if used_frames < settings.frames:
-        notes.append(
-            f"{settings.frames} frames were asked for, {len(frames)} are there, {used_frames} are used"
-        )
-    return MotionClip("clip", Path("clip"), pixels, caption, 16.0, notes)
+def make_clips(backend: ComfyBackend, given: MotionInputs) -> list[MotionClip]:
+    """Return the clips at the training size. Raises ValueError for clips and masks that cannot work."""
+    settings, multiple = given.settings, backend.spec.latents.token_pixels
+    return make_motion_clips(
+        given.frames, given.exclude, given.captions, settings.frames, (settings.width, settings.height),
+        multiple if given.own_sizes else None,
+    )  # fmt: skip
 
 
 def choose_node_decode(backend: ComfyBackend, given: MotionInputs) -> DecodeChoice:
@@ -198,22 +212,27 @@ def choose_node_decode(backend: ComfyBackend, given: MotionInputs) -> DecodeChoi
 
 
 def show_motion_forecast(
-    node: type, backend: ComfyBackend, given: MotionInputs, choice: DecodeChoice, notes: Sequence[str]
+    node: type,
+    backend: ComfyBackend,
+    given: MotionInputs,
+    choice: DecodeChoice,
+    count: int,
+    notes: Sequence[str],
 ) -> None:
     """Show on the node what the run will take."""
     dtype = choose_training_dtype(backend.device)
-    forecast = estimate_motion_run(backend.spec, given.settings, given.train, choice, dtype)
+    forecast = estimate_motion_run(backend.spec, given.settings, given.train, choice, dtype, count)
     log_notes(notes)
     show_forecast(node, backend, forecast, notes)
 
 
-def choose_latent_shape(backend: ComfyBackend, given: MotionInputs) -> tuple[int, int, int, int]:
-    """Return the shape `C f h w` of the latents of the clip."""
-    settings = given.settings
-    return backend.spec.latents.latent_shape(settings.frames, settings.width, settings.height)
+def choose_latent_shape(backend: ComfyBackend, frames: Tensor) -> tuple[int, int, int, int]:
+    """Return the shape `C f h w` of the latents of a clip `F 3 H W`."""
+    return backend.spec.latents.latent_shape(len(frames), frames.shape[3], frames.shape[2])
 
 
 def make_preview(backend: ComfyBackend, given: MotionInputs) -> Preview:
-    """Return what draws pictures of the caption while the run goes on."""
-    shape = choose_latent_shape(backend, given)
-    return Preview(backend, given.context, shape, given.preview_every, given.train.seed)
+    """Return what draws pictures of the first caption while the run goes on."""
+    settings = given.settings
+    shape = backend.spec.latents.latent_shape(settings.frames, settings.width, settings.height)
+    return Preview(backend, given.contexts[given.captions[0]], shape, given.preview_every, given.train.seed)

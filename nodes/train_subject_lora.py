@@ -8,18 +8,21 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..smra_core.data.crop import Size, keep_shape
 from ..smra_core.data.mask_check import may_be_mask
 from ..smra_core.data.pixel_check import check_none_is_black, split_alpha
+from ..smra_core.data.subject_clip import SubjectClip
 from ..smra_core.data.subject_set import SubjectImage, describe_new_masks
 from ..smra_core.storage.file_name import make_file_name
 from ..smra_core.training.model_fit import check_fit
 from ..smra_core.training.subject import find_missing_masks, train_subject
 from ..smra_core.training.sura import SubjectSettings
 from ..smra_core.training.trainer import SUBJECT_TRAIN, TrainSettings
+from ..smra_core.wan.spec import trim_frames
 from .host.backend import ComfyBackend
 from .host.conditioning import match_captions, match_options
 from .host.denoiser import choose_training_dtype
-from .host.images import crop_images, crop_masks
+from .host.images import crop_clip_masks, crop_images, crop_masks
 from .host.inference_tensors import as_normal_tensor
 from .host.model_patches import check_conditioning
 from .host.picture_strip import show_masked_pictures
@@ -88,6 +91,12 @@ class TrainSubjectLoRA(io.ComfyNode):
                 *make_first_inputs("subject", DEFAULTS, TRAIN_DEFAULTS),
                 *make_widgets(DEFAULTS, ROWS),
                 make_preview_input(),
+                io.Boolean.Input(
+                    "as_clip", default=False, optional=True,
+                    tooltip="Take images as the frames of one clip of the subject, in order, with a mask for "
+                    "each frame (such as SAM 3's track gives) or one for all. Off, each image is a sample of "
+                    "its own. A clip shows how the subject looks while it moves, and needs more memory.",
+                ),
             ],
             outputs=make_outputs(),
             hidden=[io.Hidden.unique_id],
@@ -101,18 +110,20 @@ class TrainSubjectLoRA(io.ComfyNode):
             given = parse_inputs(**inputs)
             backend = ComfyBackend(given.model, given.vae, given.contexts)
             check_fit(given.settings, backend.spec)
-            backend.read_conditions(given.captions, given.options, choose_latent_shape(backend, given))
-            pictures, notes = make_subject_set(given)
-            show_subject_forecast(cls, backend, given, notes)
-            unmasked, pictures = pictures, find_missing_masks(pictures, given.sam, backend)
-            log_notes(describe_new_masks(unmasked, pictures))
-            show_masked_pictures(pictures)
+            samples, notes = make_samples(backend, given)
+            shapes = [choose_latent_shape(backend, sample.frames) for sample in samples]
+            backend.read_conditions(given.captions, given.options, shapes)
+            show_subject_forecast(cls, backend, given, samples, notes)
+            if not given.as_clip:
+                unmasked, samples = samples, find_missing_masks(samples, given.sam, backend)
+                log_notes(describe_new_masks(unmasked, samples))
+            show_masked_pictures(samples)
             progress = GraphProgress(cls, make_preview(backend, given))
             trained = run_training(
                 cls,
                 backend,
                 lambda: train_subject(
-                    backend, pictures, given.dinov2, given.settings, given.train, given.name, progress
+                    backend, samples, given.dinov2, given.settings, given.train, given.name, progress
                 ),
                 MEMORY_ADVICE,
             )
@@ -131,8 +142,12 @@ class SubjectInputs:
     """Pictures `B H W 3` in [0, 1], a normal tensor."""
     masks: Tensor | None
     """Masks `B H W` in [0, 1], a normal tensor, or None."""
+    as_clip: bool
+    """Whether the images are the frames of one clip."""
+    own_sizes: bool
+    """Whether the images keep their own shape."""
     captions: list[str]
-    """Caption of each picture."""
+    """Caption of each picture, or of the clip."""
     contexts: dict[str, Tensor]
     """Text context `T 4096` of each caption."""
     options: list[dict]
@@ -157,6 +172,7 @@ def parse_inputs(
     captions: str = "",
     training_options: TrainingOptions | None = None,
     loss_options: LossOptions | None = None,
+    as_clip: bool = False,
     **widgets,
 ) -> SubjectInputs:
     """Return the node's inputs in the types of the core. Raises ValueError for values that cannot work.
@@ -170,17 +186,49 @@ def parse_inputs(
     train = update_settings(training.train, [STEPS], widgets)
     name = make_file_name(widgets["name"])
     check_conditioning(positive)
-    names, contexts = match_captions(positive, len(images), captions or "")
+    count = 1 if as_clip else len(images)
+    names, contexts = match_captions(positive, count, captions or "")
     return SubjectInputs(
-        model, vae, as_normal_tensor(images), None if masks is None else as_normal_tensor(masks), names,
-        contexts, match_options(positive, len(images)), dinov2, sam, settings, train, name,
+        model, vae, as_normal_tensor(images), None if masks is None else as_normal_tensor(masks), as_clip,
+        training.own_sizes, names,
+        contexts, match_options(positive, count), dinov2, sam, settings, train, name,
         widgets["preview_every"],
     )  # fmt: skip
 
 
-def make_subject_set(given: SubjectInputs) -> tuple[list[SubjectImage], list[str]]:
-    """Return the pictures with their masks at the training size, and notes on what the crop cut off."""
+def make_samples(
+    backend: ComfyBackend, given: SubjectInputs
+) -> tuple[list[SubjectImage] | list[SubjectClip], list[str]]:
+    """Return the pictures or the clip with masks at the training size, and notes on what the crop cut off."""
     size = given.settings.width, given.settings.height
+    if given.own_sizes:
+        shape = given.images.shape[2], given.images.shape[1]
+        size = keep_shape(shape, size, backend.spec.latents.token_pixels)
+    return make_subject_clip(given, size) if given.as_clip else make_subject_set(given, size)
+
+
+def make_subject_clip(given: SubjectInputs, size: Size) -> tuple[list[SubjectClip], list[str]]:
+    """Return the images, at most 4n+1, as one clip with its masks, and notes. ValueError without masks."""
+    used = trim_frames(len(given.images))
+    images, _, notes = split_alpha(given.images[:used], "frame")
+    check_none_is_black(images)
+    pixels, crop_notes = crop_images(images, size)
+    masks_px, mask_notes = None, ["it has no masks"]
+    if given.masks is not None:
+        masks_px, mask_notes = crop_clip_masks(given.masks, given.images, used, size)
+    if masks_px is None or not masks_px.any():
+        raise ValueError(
+            f"The clip's masks show no subject ({'; '.join(mask_notes)}). Connect a mask for each frame, "
+            "white on the subject, such as SAM 3's track gives; or turn as_clip off, and SAM finds it."
+        )
+    notes += [*crop_notes, *mask_notes, f"its masks cover {100 * masks_px.mean().item():.0f} % of the clip"]
+    if used < len(given.images):
+        notes.append(f"of {len(given.images)} frames {used} are used (WAN needs 4n+1)")
+    return [SubjectClip("clip", Path("clip"), pixels, masks_px, given.captions[0])], notes
+
+
+def make_subject_set(given: SubjectInputs, size: Size) -> tuple[list[SubjectImage], list[str]]:
+    """Return the pictures with their masks at the training size, and notes on what the crop cut off."""
     images, alpha, notes = split_alpha(given.images)
     check_none_is_black(images)
     pixels, crop_notes = crop_images(images, size)
@@ -207,22 +255,28 @@ def make_subject_set(given: SubjectInputs) -> tuple[list[SubjectImage], list[str
 
 
 def show_subject_forecast(
-    node: type, backend: ComfyBackend, given: SubjectInputs, notes: Sequence[str]
+    node: type,
+    backend: ComfyBackend,
+    given: SubjectInputs,
+    samples: Sequence[SubjectImage | SubjectClip],
+    notes: Sequence[str],
 ) -> None:
     """Show on the node what the run will take."""
     dtype = choose_training_dtype(backend.device)
-    forecast = estimate_subject_run(backend.spec, given.settings, given.train, len(given.images), dtype)
+    forecast = estimate_subject_run(
+        backend.spec, given.settings, given.train, len(samples), dtype, len(samples[0].frames)
+    )
     log_notes(notes)
     show_forecast(node, backend, forecast, notes)
 
 
-def choose_latent_shape(backend: ComfyBackend, given: SubjectInputs) -> tuple[int, int, int, int]:
-    """Return the shape `C 1 h w` of the latents of a picture."""
-    return backend.spec.latents.latent_shape(1, given.settings.width, given.settings.height)
+def choose_latent_shape(backend: ComfyBackend, frames: Tensor) -> tuple[int, int, int, int]:
+    """Return the shape `C f h w` of the latents of a picture or clip `F 3 H W`."""
+    return backend.spec.latents.latent_shape(len(frames), frames.shape[3], frames.shape[2])
 
 
 def make_preview(backend: ComfyBackend, given: SubjectInputs) -> Preview:
     """Return what draws pictures of the first caption while the run goes on."""
-    shape = choose_latent_shape(backend, given)
+    shape = backend.spec.latents.latent_shape(1, given.settings.width, given.settings.height)
     context = given.contexts[given.captions[0]]
     return Preview(backend, context, shape, given.preview_every, given.train.seed)

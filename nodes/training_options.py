@@ -54,6 +54,14 @@ class TrainingOptionsNode(io.ComfyNode):
                     "'paper-without-ffn0' the paper's without the one that both share (its ablation).",
                 ),
                 *_make_noise_inputs(),
+                io.Boolean.Input(
+                    "own_sizes",
+                    default=False,
+                    optional=True,
+                    tooltip="Let each clip, and pictures of a subject, keep their own shape, with at most as "
+                    "many pixels as the training node's width x height. A batch holds one shape. Off, "
+                    "everything is cropped to that size.",
+                ),
             ],
             outputs=[
                 TrainingOptionsType.Output(
@@ -69,11 +77,12 @@ class TrainingOptionsNode(io.ComfyNode):
         noise_range: str = next(iter(NOISE_PRESETS)),
         noise_low: float = LOWEST,
         noise_high: float = HIGHEST,
+        own_sizes: bool = False,
         **values,
     ) -> io.NodeOutput:
         chosen = NOISE_PRESETS.get(noise_range) or NoiseRange(noise_low, noise_high)
         train = update_settings(DEFAULTS, ROWS, values)
-        return io.NodeOutput(TrainingOptions(train, LAYERS[layers], chosen))
+        return io.NodeOutput(TrainingOptions(train, LAYERS[layers], chosen, own_sizes))
 
 
 def _make_noise_inputs() -> list:

@@ -65,16 +65,16 @@ class ComfyBackend:
         return encode_clips_once(self.cache, self.vae_fingerprint, vae_dtype, clips, encode_clip)
 
     def read_conditions(
-        self, captions: Sequence[str], options: Sequence[Mapping], shape: Sequence[int]
+        self, captions: Sequence[str], options: Sequence[Mapping], shapes: Sequence[Sequence[int]]
     ) -> None:
-        """Ask the MODEL what it makes of the graph's conditioning, for samples with latents `C f h w`.
+        """Ask the MODEL what it makes of the graph's conditioning, for samples with latents of these shapes.
 
-        `options` stand beside the prompt of each sample in its CONDITIONING. What the user should know is
-        added to `notes`. Raises ValueError for images that do not fit the samples.
+        A shape is `C f h w`. `options` stand beside the prompt of each sample in its CONDITIONING. What the
+        user should know is added to `notes`. Raises ValueError for images that do not fit the samples.
         """
         made = [
             make_condition(self.model, values, self._contexts[caption], shape)
-            for caption, values in zip(captions, options, strict=True)
+            for caption, values, shape in zip(captions, options, shapes, strict=True)
         ]
         self.conditions = [condition for condition, _ in made]
         self.notes += dict.fromkeys(note for _, notes in made for note in notes)

@@ -21,8 +21,8 @@ def match_captions(positive, count: int, captions: str = "") -> tuple[list[str],
     )
     if len(prompts) not in (1, count):
         raise ValueError(
-            f"The conditioning holds {len(prompts)} prompts for {count} pictures. Give one for all, or "
-            "one for each picture (SMRA Load Subject Folder makes them)."
+            f"The conditioning holds {len(prompts)} prompts for {count} pictures or clips. Give one for all, "
+            "or one for each (SMRA Load Subject Folder and SMRA Load Motion Clip make them)."
         )
     lines = [line.strip() for line in captions.splitlines() if line.strip()]
     names = [_choose_name(lines, index) for index in range(len(prompts))]

@@ -69,10 +69,39 @@ def crop_masks(masks: Tensor, images: Tensor, size: Size) -> tuple[list[Tensor |
     return cropped_masks, notes
 
 
+def crop_clip_masks(masks: Tensor, frames: Tensor, used: int, size: Size) -> tuple[Tensor | None, list[str]]:
+    """Return a mask `used 1 height width` of 0 and 1 for the first frames of a clip, and notes.
+
+    `masks` is a MASK: one for all frames, or one for each of `frames` `F H W 3`. Masks that are black all
+    over become None. Raises ValueError when masks and frames differ in number or shape, and for values that
+    are not in [0, 1].
+    """
+    masks = masks[None] if masks.ndim == 2 else masks[:, 0] if masks.ndim == 4 else masks
+    check_mask_values(masks)
+    masks = masks.float().clamp(0, 1).cpu()
+    if not masks.any():
+        return None, ["the masks are black all over, which counts as none"]
+    height, width = frames.shape[1:3]
+    fits = has_same_shape((masks.shape[2], masks.shape[1]), (width, height))
+    if len(masks) not in (1, used, len(frames)) or not fits:
+        raise ValueError(
+            f"There are {len(masks)} masks of {masks.shape[2]}x{masks.shape[1]} for {len(frames)} frames of "
+            f"{width}x{height}. Give one mask of the same shape for each frame, or one for all."
+        )
+    notes = ["one mask is that of all frames"] if len(masks) == 1 < used else []
+    cropped = torch.stack([_fit_mask(Image.fromarray(to_uint8(mask).numpy()), size) for mask in masks[:used]])
+    return cropped.expand(used, -1, -1, -1), notes
+
+
+def _fit_mask(image: Image.Image, size: Size) -> Tensor:
+    """Return the mask `1 height width` of 0 and 1 of a gray picture, scaled to cover `size` and cropped."""
+    return (to_pixels(fit(image, size, cover_box(image.size, size))) >= 0.5).float()
+
+
 def _crop_mask(image: Image.Image, size: Size, number: int) -> tuple[Tensor, list[str]]:
     """Return the mask `1 height width` of 0 and 1 of a gray picture, and notes on it."""
     box, whole = cover_box(image.size, size), to_pixels(image)[0]
-    cropped = (to_pixels(fit(image, size, box)) >= 0.5).float()
+    cropped = _fit_mask(image, size)
     if not cropped.any():
         raise ValueError(
             f"Mask {number} has no subject left after cropping at the center to {size[0]}x{size[1]}. "

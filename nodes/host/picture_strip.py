@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ...smra_core.data.subject_clip import SubjectClip
 from ...smra_core.data.subject_set import SubjectImage
 from ...smra_core.wan.latents import to_uint8
 
@@ -16,24 +17,27 @@ _SIDE = 128
 """Longer side of one small picture."""
 
 
-def draw_masked_pictures(pictures: Sequence[SubjectImage]) -> Image.Image:
-    """Draw the first ten pictures in a row, and below each one its subject with everything else darkened."""
-    columns = []
-    for picture in pictures[:_MOST_PICTURES]:
-        mask_px = torch.ones_like(picture.pixels[:1]) if picture.mask_px is None else picture.mask_px
-        subject = picture.pixels * (DIMMED + (1 - DIMMED) * mask_px)
-        columns.append(torch.cat([picture.pixels, subject], dim=1))
-    image = _to_picture(torch.cat(columns, dim=2))
-    longest = max(pictures[0].pixels.shape[1:])
+def draw_masked_pictures(samples: Sequence[SubjectImage | SubjectClip]) -> Image.Image:
+    """Draw the first ten pictures or frames in a row, and below each one its subject with everything else
+    darkened.
+    """
+    frames = torch.cat([sample.frames for sample in samples])[:_MOST_PICTURES]
+    masks = [
+        torch.ones_like(sample.frames[:, :1]) if sample.masks_px is None else sample.masks_px
+        for sample in samples
+    ]
+    subjects = frames * (DIMMED + (1 - DIMMED) * torch.cat(masks)[:_MOST_PICTURES])
+    image = _to_picture(torch.cat([*torch.cat([frames, subjects], dim=2)], dim=2))
+    longest = max(frames.shape[2:])
     scale = min(1.0, _SIDE / longest)
     return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
 
 
-def show_masked_pictures(pictures: Sequence[SubjectImage]) -> None:
+def show_masked_pictures(samples: Sequence[SubjectImage | SubjectClip]) -> None:
     """Show pictures and masks on the node that runs, as ComfyUI shows previews of a sampler."""
     import comfy.utils
 
-    image = draw_masked_pictures(pictures)
+    image = draw_masked_pictures(samples)
     comfy.utils.ProgressBar(1).update_absolute(0, 1, ("JPEG", image, max(image.size)))
 
 

@@ -38,6 +38,8 @@ class TrainingOptions:
     """Layers that get the LoRA: those of a subject and those of a motion."""
     noise_range: NoiseRange = WHOLE
     """Noise levels that training draws from."""
+    own_sizes: bool = False
+    """Whether each clip and picture keeps its own shape, in place of being cropped to one size."""
 
 
 @dataclass(frozen=True)

@@ -65,19 +65,26 @@ class Forecast:
 
 
 def estimate_subject_run(
-    spec: WanSpec, settings: SubjectSettings, train: TrainSettings, count: int, dtype: torch.dtype
+    spec: WanSpec,
+    settings: SubjectSettings,
+    train: TrainSettings,
+    count: int,
+    dtype: torch.dtype,
+    frames: int = 1,
 ) -> Forecast:
-    """Return the forecast for `count` pictures; DINOv2 is freed before training starts.
+    """Return the forecast for `count` pictures, or clips of so many frames; DINOv2 is freed before
+    training starts.
 
     Raises ValueError where the blocks of the plan do not exist.
     """
     modules, parameters = _count_lora(spec, settings)
-    tokens = spec.latents.count_tokens(1, settings.width, settings.height)
+    tokens = spec.latents.count_tokens(frames, settings.width, settings.height)
+    what = f"{count} pictures" if frames == 1 else f"a clip of {frames} frames"
     projector = 0
     if settings.sura_weight:
         projector = count_projector_parameters(spec.dim, _WIDEST_FEATURES, settings.projector_width)
     activations = count_activation_bytes(spec, tokens, train.batch_size, dtype.itemsize)
-    samples = f"{count} pictures of {settings.width}x{settings.height}{_describe_noise(settings, spec)}"
+    samples = f"{what} of {settings.width}x{settings.height}{_describe_noise(settings, spec)}"
     return Forecast(
         samples, train, tokens, modules, parameters,
         activations + count_optimizer_bytes(parameters + projector), count_step_flops(spec, tokens),
@@ -85,9 +92,14 @@ def estimate_subject_run(
 
 
 def estimate_motion_run(
-    spec: WanSpec, settings: MotionSettings, train: TrainSettings, choice: DecodeChoice, dtype: torch.dtype
+    spec: WanSpec,
+    settings: MotionSettings,
+    train: TrainSettings,
+    choice: DecodeChoice,
+    dtype: torch.dtype,
+    count: int = 1,
 ) -> Forecast:
-    """Return the forecast for a clip of `settings.frames`; `choice` says how it is decoded.
+    """Return the forecast for `count` clips of at most `settings.frames`; `choice` says how they are decoded.
 
     Raises ValueError where the blocks of the plan do not exist.
     """
@@ -97,10 +109,11 @@ def estimate_motion_run(
     if settings.mora_weight:
         # The estimate is for one sample in half precision, and for blocks that keep more than ComfyUI's.
         activations = round(choice.bytes * train.batch_size * dtype.itemsize / _HALF)
+    clips = f"{count} clips of up to " if count > 1 else ""
     how = f", decoded {choice.decode}" if settings.mora_weight else ""
     how += _describe_noise(settings, spec)
     return Forecast(
-        f"{settings.frames} frames of {settings.width}x{settings.height}{how}", train, tokens, modules,
+        f"{clips}{settings.frames} frames of {settings.width}x{settings.height}{how}", train, tokens, modules,
         parameters, activations + count_optimizer_bytes(parameters),
         count_step_flops(spec, tokens)
         + count_alignment_flops(settings, choice.decode, choice.recompute, spec.latents),

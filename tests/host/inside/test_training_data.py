@@ -39,9 +39,8 @@ def box(count=1, side=SIDE):
 
 
 def make_set(images, masks=None):
-    settings = SimpleNamespace(width=SIZE[0], height=SIZE[1])
-    given = SimpleNamespace(images=images, masks=masks, settings=settings, captions=["a ball"] * len(images))
-    return pack("nodes.train_subject_lora").make_subject_set(given)
+    given = SimpleNamespace(images=images, masks=masks, captions=["a ball"] * len(images))
+    return pack("nodes.train_subject_lora").make_subject_set(given, SIZE)
 
 
 def load(folder, image):
@@ -126,9 +125,13 @@ def test_a_mask_connected_as_a_picture_is_told():
     assert notes == ["picture 1: holds black and white alone. If it is a mask, connect it to masks"]
 
 
+def make_clips(*batches, masks=(), **options):
+    captions = ["a ball is vvt"] * len(batches)
+    return pack("nodes.training.motion_clips").make_motion_clips(batches, masks, captions, 5, SIZE, **options)
+
+
 def make_clip(frames):
-    settings = SimpleNamespace(width=SIZE[0], height=SIZE[1], frames=5)
-    return pack("nodes.train_motion_lora").make_motion_clip(frames, settings, "a ball is vvt")
+    return make_clips(frames)[0]
 
 
 def test_frames_are_checked_as_pictures_are():
@@ -143,6 +146,43 @@ def test_frames_are_checked_as_pictures_are():
         make_clip(pictures(5, channels=1))
     with pytest.raises(ValueError, match="5 frames are all black"):
         make_clip(torch.zeros(5, SIDE, SIDE, 3))
+
+
+def test_several_clips_are_named_and_each_may_have_a_mask_and_its_own_shape():
+    wide = pictures(9)[:, : SIDE // 2]
+    clips = make_clips(pictures(5), wide, masks=[box(5), box(9)[:, : SIDE // 2]])
+    assert [clip.name for clip in clips] == ["clip 1", "clip 2"]
+    assert all(
+        clip.frames.shape == (5, 3, *SIZE[::-1]) == (5, 3, *clip.exclude_px.shape[2:]) for clip in clips
+    )
+    own = make_clips(pictures(5), wide, own_multiple=16)
+    assert [tuple(clip.frames.shape[2:]) for clip in own] == [(64, 64), (32, 80)]
+    notes = pack("nodes.training.motion_clips").list_notes(clips)
+    assert notes[0] == f"clip 1: 5 frames of {SIZE[0]}x{SIZE[1]}, 'a ball is vvt'"
+    assert "clip 1: its mask leaves out 25 % of the clip" in notes
+
+
+def test_one_mask_serves_all_frames_and_masks_that_do_not_fit_are_refused():
+    (clip,) = make_clips(pictures(6), masks=[box()])
+    assert clip.exclude_px.shape[0] == 5 and clip.exclude_px.mean() == 0.25
+    assert "one mask is that of all frames" in clip.notes
+    assert make_clips(pictures(6), masks=[torch.zeros(1, 64, 64)])[0].exclude_px is None
+    with pytest.raises(ValueError, match="3 masks of 96x96 for 6 frames of 96x96"):
+        make_clips(pictures(6), masks=[box(3)])
+    with pytest.raises(ValueError, match="exclude holds 2 MASK batches for 3 clips"):
+        make_clips(*[pictures(5)] * 3, masks=[box()] * 2)
+
+
+def test_images_are_one_clip_where_that_is_asked_for():
+    module = pack("nodes.train_subject_lora")
+    given = SimpleNamespace(images=pictures(6), masks=box(6), captions=["a ball"])
+    (clip,), notes = module.make_subject_clip(given, SIZE)
+    assert clip.frames.shape == (5, 3, *SIZE[::-1]) and clip.masks_px.mean() == 0.25
+    assert "of 6 frames 5 are used (WAN needs 4n+1)" in notes
+    for masks in (None, torch.zeros(1, 64, 64)):
+        given.masks = masks
+        with pytest.raises(ValueError, match="masks show no subject.*SAM 3"):
+            module.make_subject_clip(given, SIZE)
 
 
 def test_an_enlarged_picture_is_told():
@@ -246,13 +286,27 @@ def test_a_clip_is_read_at_sixteen_frames_a_second_or_as_it_is(input_folder, nod
 
     levels = (32 + 16 * torch.arange(12)) / 255
     write_video(input_folder / "fast.mp4", levels[:, None, None, None].expand(12, 3, 64, 64), 32)
-    frames, _, _, rate = (
+    (frames,), _, _, (rate,) = (
         nodes["SMRALoadMotionClip"]
         .execute(Clip(), "fast.mp4", "a ball is vvt", 5, 0, 1, 64, 64, **choice)
         .args
     )
     numbers = [round((frame.mean().item() * 255 - 32) / 16) for frame in frames]
     assert numbers[:2] == first and rate == fps
+
+
+def test_all_clips_of_a_folder_are_lists(input_folder, nodes):
+    write_video = pack("smra_core.data.video").write_video
+    for name, width in (("a", 64), ("b", 128)):
+        (input_folder / "slide").mkdir(exist_ok=True)
+        write_video(input_folder / "slide" / f"{name}.mp4", torch.rand(6, 3, 64, width), 16)
+        (input_folder / "slide" / f"{name}.txt").write_text(f"{name} is vvt sliding")
+    values = (Clip(), "slide", "", 5, 0, 1, 64, 64)
+    frames, positive, captions, rates = nodes["SMRALoadMotionClip"].execute(*values).args
+    assert [tuple(clip.shape) for clip in frames] == [(5, 64, 64, 3)] * 2 and len(positive) == 2
+    assert captions == ["a is vvt sliding", "b is vvt sliding"] and rates == [16, 16]
+    own = nodes["SMRALoadMotionClip"].execute(*values, own_sizes=True).args[0]
+    assert [tuple(clip.shape) for clip in own] == [(5, 64, 64, 3), (5, 32, 80, 3)]
 
 
 def test_masks_of_sam_are_mended_where_that_is_asked_for(nodes, monkeypatch):

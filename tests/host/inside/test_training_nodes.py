@@ -74,6 +74,27 @@ def test_a_motion_is_trained_with_the_clip_cut_to_4n_plus_1(nodes, graph, loads)
     assert train_motion(nodes, graph)[3] == file and len(loads) == 1
 
 
+def test_several_clips_are_one_motion_and_one_clip_in_a_list_is_the_same_run(nodes, graph):
+    alone = train_motion(nodes, graph, name="alone")[3]
+    assert train_motion(nodes, graph, name="alone", frames=(graph.frames,))[3] == alone
+    wide = graph.frames.repeat(1, 1, 2, 1)
+    given = dict(frames=(graph.frames, wide), exclude=(graph.masks[:1],), steps=2, batch_size=2)
+    file = train_motion(nodes, graph, name="two", **given)[3]
+    assert train_motion(nodes, graph, name="two", **given)[3] == file
+    assert train_motion(nodes, graph, name="two", **given | {"own_sizes": True})[3] != file
+    with pytest.raises(ValueError, match="model is a list of 2, and this node takes one"):
+        nodes["SMRATrainMotionLoRA"].execute(model=[graph.model] * 2, frames=[graph.frames])
+
+
+def test_a_subject_is_trained_as_a_clip(nodes, graph):
+    images = graph.frames[:5]
+    masks = graph.masks[:1].repeat(5, 1, 1)
+    lora, loss_map, steps, _ = train_subject(nodes, graph, images=images, masks=masks, as_clip=True, steps=1)
+    assert steps == 1 and lora and set(loss_map) == {"loss", "region", "sura"}
+    with pytest.raises(ValueError, match="masks show no subject"):
+        train_subject(nodes, graph, images=images, masks=None, as_clip=True)
+
+
 def test_the_private_decoder_decodes_as_the_hosts_vae_does(graph):
     latents = torch.randn(1, 16, 3, 4, 4, generator=torch.Generator().manual_seed(2))
     with torch.inference_mode(False), torch.no_grad():
