@@ -6,9 +6,11 @@ import urllib.request
 import pytest
 import torch
 from event_socket import EventSocket
+from safetensors import safe_open
 from safetensors.torch import load_file
 from training_prompts import (
     FRAMES,
+    SIDE,
     executed,
     furnish,
     listen,
@@ -104,6 +106,29 @@ def test_a_motion_is_trained_and_its_flow_is_shown(studio):
     report = node("SMRAInspectLoRA", file=file, model=["wan", 0])
     shown = succeeded(studio.run(wan() | {"report": report}))["outputs"]["report"]["text"][0]
     assert "Fits Wan2.1-T2V of" in shown and "ffn.2" in shown and "vvt" not in shown
+
+
+def test_all_clips_of_a_folder_are_one_motion_with_a_mask_left_out(studio):
+    graph = motion_graph(studio, name="two", batch_size=2)
+    graph["data"]["inputs"] |= dict(folder="moves", caption="")
+    graph["mask"] = node("SolidMask", value=0.0, width=SIDE, height=SIDE)
+    graph["logo"] = node("SolidMask", value=1.0, width=SIDE // 4, height=SIDE)
+    place = dict(x=0, y=0, operation="add")
+    graph["edge"] = node("MaskComposite", destination=["mask", 0], source=["logo", 0], **place)
+    graph["train"]["inputs"] |= dict(exclude=["edge", 0], captions=["data", 2])
+    entry = succeeded(studio.run(graph))
+    # The flow of each clip is drawn, because a node that takes no list runs once for each.
+    assert len(entry["outputs"]["flow"]["images"]) == 2 * (FRAMES - 1)
+    assert logged_steps(studio, "motion-two") == 2
+    (run,) = (studio.base / "output" / "smra" / "runs").glob("motion-two-*")
+    with safe_open(run / "lora.safetensors", "pt") as file:
+        assert "sliding to the left" in str(file.metadata()) and "sliding to the right" in str(
+            file.metadata()
+        )
+    graph["train"]["inputs"]["exclude"] = ["logo", 0]
+    graph["logo"]["inputs"]["width"] = SIDE
+    message = studio.run(graph)["status"]["messages"][-1][1]["exception_message"]
+    assert "mask of clip 1 excludes all of the clip" in message
 
 
 def test_a_canceled_run_goes_on_bit_for_bit(studio):

@@ -43,6 +43,10 @@ def write_data(folder) -> None:
             Image.fromarray(mask.numpy()).save(folder / "square" / "masks" / f"{i}.png")
             (folder / "square" / f"{i}.txt").write_text("a sks square")
     write_video(folder / "moving.mp4", clip, 16)
+    (folder / "moves").mkdir()
+    for name, frames in (("right", clip), ("left", clip.flip(-1))):
+        write_video(folder / "moves" / f"{name}.mp4", frames, 16)
+        (folder / "moves" / f"{name}.txt").write_text(f"a square is vvt sliding to the {name}")
 
 
 def write_encoders(models) -> None:
