@@ -9,6 +9,7 @@ from random_models import Sizes, write_random_dinov2, write_random_wan
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from smra_core.data.subject_clip import SubjectClip
 from smra_core.data.subject_set import SubjectImage
 from smra_core.encoders.dinov2 import DinoV2
 from smra_core.encoders.dinov2_files import DinoV2Config
@@ -21,7 +22,12 @@ from smra_core.training import subject as subject_training
 from smra_core.training.job import TrainingJob, run_fingerprint
 from smra_core.training.mora import MotionSettings
 from smra_core.training.run_folder import STATE, RunFolder
-from smra_core.training.subject import extract_patch_features, find_missing_masks, train_subject
+from smra_core.training.subject import (
+    extract_patch_features,
+    find_missing_masks,
+    prepare_subject,
+    train_subject,
+)
 from smra_core.training.sura import SubjectSettings
 from smra_core.training.trainer import TrainSettings
 from smra_core.wan.latents import as_frames, as_video
@@ -388,3 +394,43 @@ def test_missing_masks_without_sam_are_refused_by_name(sam, empty_backend):
     own = torch.ones(1, SIDE, SIDE)
     with pytest.raises(ValueError, match="2 pictures have no mask or an empty one, first 1.png. Give masks"):
         find_missing_masks(images_with(own, None, None), None, empty_backend)
+
+
+def make_clip(frames=5):
+    """A clip whose first frame is the first picture, with the subject in its second half alone."""
+    pictures = torch.stack([image.pixels for image in images(frames)])
+    masks_px = torch.zeros(frames, 1, SIDE, SIDE)
+    masks_px[frames // 2 + 1 :, :, 8:24, 8:24] = 1
+    return SubjectClip("run.mp4", Path("run.mp4"), pictures, masks_px, "a sks dog runs")
+
+
+def test_a_clip_is_one_sample_with_the_mean_features_of_each_latents_frames(backend, dinov2):
+    (picture,), (clip,) = (
+        prepare_subject(backend, images(1), dinov2),
+        prepare_subject(backend, [make_clip()], dinov2),
+    )
+    assert clip.latents.shape == (16, 2, 4, 4) and clip.features.shape == (2 * 4, DINOV2.width)
+    assert torch.equal(clip.features[:4], picture.features)
+    by_frame = extract_patch_features(backend, list(make_clip().frames), dinov2)
+    torch.testing.assert_close(clip.features[4:], torch.stack(by_frame[1:]).mean(0))
+    assert not clip.mask_latent[:, 0].any()
+    assert clip.mask_latent[0, 1].tolist() == [[0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
+
+
+def test_pictures_and_a_clip_are_trained_together(backend, dinov2):
+    infos = []
+    trained = train(
+        backend, dinov2, data=[*images(1), make_clip()], on_step=infos.append, count=4, batch_size=2
+    )
+    assert load_lora(trained.path).metadata.captions == ("A picture of sks dog", "a sks dog runs")
+    assert all(info.losses["region"] > 0 and -1 <= info.losses["sura"] <= 1 for info in infos)
+
+
+def test_a_clip_whose_masks_are_missing_or_empty_is_refused_before_anything_is_encoded(empty_backend, loaded):
+    for masks_px, message in (
+        (None, "run.mp4 has no mask"),
+        (torch.zeros(5, 1, SIDE, SIDE), "run.mp4 is empty"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prepare_subject(empty_backend, [make_clip()._replace(masks_px=masks_px)], None)
+    assert not loaded
