@@ -6,7 +6,14 @@ from .crop import Size
 from .file_names import fold_name, list_visible_files
 from .mask_files import find_masked_name
 from .picture import PICTURE_SUFFIXES, read_picture
-from .picture_sequence import find_sequence, is_animation, read_animation, read_animation_size, read_sequence
+from .picture_sequence import (
+    PictureSequence,
+    find_sequence,
+    is_animation,
+    read_animation,
+    read_animation_size,
+    read_sequence,
+)
 from .video import VIDEO_SUFFIXES, Selection, Video, read_video, read_video_size
 
 CLIP_KINDS = f"{', '.join(VIDEO_SUFFIXES)}, GIF, animated WebP"
@@ -37,7 +44,7 @@ def read_clip_file(file: Path, size: Size, selection: Selection) -> Video:
     """
     if is_animation(file):
         return read_animation(file, size, selection)
-    sequence = None if _is_video(file) else find_sequence(file)
+    sequence = _find_sequence(file)
     return (
         read_video(file, size, *selection) if sequence is None else read_sequence(sequence, size, selection)
     )
@@ -50,9 +57,15 @@ def read_clip_size(file: Path) -> Size:
     """
     if is_animation(file):
         return read_animation_size(file)
-    sequence = None if _is_video(file) else find_sequence(file)
+    sequence = _find_sequence(file)
     return read_video_size(file) if sequence is None else read_picture(sequence.files[0]).rgb.size
 
 
-def _is_video(file: Path) -> bool:
-    return file.is_file() and file.suffix.lower() not in PICTURE_SUFFIXES
+def _find_sequence(file: Path) -> PictureSequence | None:
+    """Return the numbered pictures at a path; None for a video. ValueError for a folder without any."""
+    if file.is_file() and file.suffix.lower() not in PICTURE_SUFFIXES:
+        return None
+    sequence = find_sequence(file)
+    if sequence is None and file.is_dir():
+        raise ValueError(f"{file} holds no numbered pictures (0001.png, 0002.png …), at least two.")
+    return sequence

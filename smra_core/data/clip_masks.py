@@ -16,14 +16,14 @@ from .video import Selection, Video
 def find_clip_mask(folder: Path, clip: Path) -> Path | None:
     """Return the mask of a clip in a folder: a folder, a video or a picture; None when there is none.
 
-    It has the clip's stem or a mask's name (`walk_mask.mp4`, `walk_mask/`). Raises ValueError when it leads
-    out of the folder.
+    It has the clip's stem or a mask's name (`walk_mask.mp4`, `walk_mask/`); beside the clip only a mask's
+    name, as a picture of the clip's stem may be anything. Raises ValueError when it leads out of the folder.
     """
-    stem = fold_name(clip.stem)
+    stem, is_beside = fold_name(clip.stem), folder.resolve() == clip.parent.resolve()
     files = [folder / name for name in list_visible_files(folder) if _may_be_mask(name)]
     for path in (*list_visible_folders(folder), *files):
         own = path.name if path.is_dir() else path.stem
-        if path.resolve() != clip.resolve() and stem in (fold_name(own), find_masked_name(path.name)):
+        if find_masked_name(path.name) == stem or (fold_name(own) == stem and not is_beside):
             if not path.resolve().is_relative_to(folder.resolve()):
                 raise ValueError(
                     f"The mask {path} leads out of {folder}. Put the mask itself into the folder."

@@ -179,6 +179,12 @@ def test_masks_of_another_shape_and_masks_that_are_not_there_are_refused(folder,
         read(folder, masks=tmp_path / "empty")
 
 
+def test_a_folder_without_numbered_masks_is_refused(folder, tmp_path):
+    write_picture(tmp_path / "masks" / "a" / "0.png", left_half())
+    with pytest.raises(ValueError, match="a holds no numbered pictures"):
+        read(folder, masks=tmp_path / "masks")
+
+
 def test_a_mask_that_leads_outside_is_refused(folder, tmp_path):
     write_picture(tmp_path / "secret.png", left_half())
     (tmp_path / "masks").mkdir()
