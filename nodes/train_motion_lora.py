@@ -81,17 +81,17 @@ class TrainMotionLoRA(io.ComfyNode):
                     tooltip="One prompt that names the motion, such as 'a person is vvt walking', or one for "
                     "each clip.",
                 ),
-                io.Mask.Input(
-                    "exclude", optional=True,
-                    tooltip="White where the clip does not count, such as a logo or a second person: one "
-                    "mask for all frames, or one for each. A list has a MASK batch for each clip.",
-                ),
                 SeaRaftType.Input(
                     "sea_raft", optional=True,
                     tooltip="SEA-RAFT, the model that measures the optical flow. Needed unless mora_weight "
                     "is 0.",
                 ),
                 *make_option_inputs(),
+                io.Mask.Input(
+                    "exclude", optional=True,
+                    tooltip="White where the clip does not count, such as a logo or a second person: one "
+                    "mask for all frames, or one for each. A list has a MASK batch for each clip.",
+                ),
                 *make_first_inputs("motion", DEFAULTS, TRAIN_DEFAULTS),
                 *make_widgets(DEFAULTS, ROWS),
                 make_preview_input(),
