@@ -178,7 +178,7 @@ def test_several_clips_of_several_sizes_are_one_motion(backend, clip, sea_raft):
     samples = prepare_motion(backend, clips, sea_raft)
     assert [tuple(sample.latents.shape[1:]) for sample in samples] == [(2, 4, 4), (2, 4, 4), (3, 4, 8)]
     misses = backend.cache.misses
-    settings, train = MotionSettings(rank=2), short(steps=3, batch_size=2)
+    settings, train = MotionSettings(rank=2), short(batch_size=2)
     trained = train_motion(backend, clips, sea_raft, settings, train, on_step=steps.append)
     assert all(step.losses["mora"] > 0 for step in steps) and backend.cache.misses == misses
     assert load_lora(trained.path).metadata.captions == ("a camera pans", "a camera pans back")
@@ -206,12 +206,12 @@ def test_a_run_of_one_clip_is_called_as_before_there_were_several(backend, clip)
 def test_a_run_of_several_clips_resumes_bit_for_bit(backend, clip, sea_raft):
     settings, train = (
         MotionSettings(rank=2, decode="windowed", window=1, context=1),
-        short(steps=4, batch_size=2),
+        short(batch_size=2),
     )
     clips = [*several(clip)[:2], half_excluded(several(clip)[2])]
 
     def cancel(info):
-        if info.step == 2:
+        if info.step == 1:
             raise KeyboardInterrupt
 
     whole = load_file(train_motion(backend, clips, sea_raft, settings, train, "whole").path)
