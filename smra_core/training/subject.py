@@ -88,7 +88,7 @@ def prepare_subject(
             item.name,
             z,
             contexts[item.caption],
-            _place_mask(mask_px, z, condition.given),
+            _fit_mask(mask_px, z, condition.given),
             feature,
             condition.inputs,
         )
@@ -110,7 +110,7 @@ def _take_masks(item: SubjectImage | SubjectClip) -> Tensor:
     return item.masks_px
 
 
-def _place_mask(mask_px: Tensor, latents: Tensor, given: Tensor | None) -> Tensor:
+def _fit_mask(mask_px: Tensor, latents: Tensor, given: Tensor | None) -> Tensor:
     """Return the mask `1 f h w` of latents `C f h w`; latents that are given to the model have none."""
     mask_latent = pool_to_latents(mask_px, latents.shape[-2:])
     return mask_latent if given is None else mask_latent * (~given)[None, :, None, None]
