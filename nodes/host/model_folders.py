@@ -10,6 +10,7 @@ from pathlib import Path
 from ...smra_core.encoders.dinov2_files import is_dinov2
 from ...smra_core.miniature.weight_paths import WEIGHTS
 from ...smra_core.storage.weight_file import read_shapes
+from ...smra_core.wan.spec import LATENT_SPACES
 
 SAFETENSORS = (".safetensors", ".sft")
 SUFFIXES = (*SAFETENSORS, ".pth", ".pt", ".ckpt", ".bin")
@@ -118,8 +119,9 @@ TINY_DECODER = WeightFolder(
     "a tiny decoder",
     (),
     ("vae_approx",),
-    ("taew2_1",),
-    "lighttaew2_1.safetensors or taew2_1.safetensors, which ComfyUI also draws previews with",
+    tuple(name for latents in LATENT_SPACES.values() for name in latents.tiny_files),
+    "lighttaew2_1.safetensors or taew2_1.safetensors (for TI2V-5B lighttaew2_2 or taew2_2), which ComfyUI "
+    "also draws previews with",
 )
 
 

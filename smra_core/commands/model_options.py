@@ -22,7 +22,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add_option(
         parser,
         "--model",
-        "WAN 2.1: a diffusers folder, a native DiT file, or the word miniature.",
+        "WAN that makes videos from text (1.3B, 14B, TI2V-5B): a diffusers folder, a native DiT file, or the "
+        "word miniature.",
         shown="the miniature, a tiny model of painted shapes to try things on",
     )
     add_option(parser, "--vae", "Native VAE file. Needed if --model is a file.")

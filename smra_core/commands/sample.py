@@ -26,6 +26,7 @@ from ..standalone.output_file import VIDEO_ENDINGS, check_output_file, write_or_
 from ..wan.flow_matching import sampling_sigmas
 from ..wan.noise_range import WHOLE
 from ..wan.sampler import SamplingSettings
+from ..wan.spec import LATENTS_21, LatentSpace
 from .model_options import add_model, open_backend
 from .options import add_option, wrap_parser
 from .settings_options import add_settings, read_settings
@@ -98,7 +99,15 @@ def run(args: argparse.Namespace) -> None:
     _log_schedule(loras, args.t_point, sampling_sigmas(settings.steps, settings.shift).tolist())
     with tqdm(total=settings.steps, desc="sampling", unit="step") as bar:
         videos = generate(backend, [args.prompt], [variant], settings, args.negative, lambda *_: bar.update())
-    print(write_or_rescue(args.video, lambda path: write_video(path, videos["video"][0], settings.fps)))
+    fps = choose_fps(args.fps, settings, spec.latents)
+    print(write_or_rescue(args.video, lambda path: write_video(path, videos["video"][0], fps)))
+
+
+def choose_fps(given: int | None, settings: SamplingSettings, latents: LatentSpace) -> float:
+    """Return the frame rate of the video: the one that was given, else the paper's for the models that have
+    WAN 2.1's latents, and for others their own.
+    """
+    return settings.fps if given is not None or latents is LATENTS_21 else latents.fps
 
 
 def _log_schedule(loras: Sequence[ScheduledLora], t_point: TPoint, sigmas: Sequence[float]) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .interfaces import Denoiser
 from .settings import COUNT, FINITE, POSITIVE, SEED, Limits, check_limits, declare_setting
-from .spec import LATENTS_21, LatentSpace, latent_frames
+from .spec import LATENTS_21, LATENTS_22, LatentSpace, latent_frames
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,14 @@ class SamplingSettings:
         "the time.",
         FINITE,
     )
-    width: int = declare_setting(832, "Width of the video in pixels, a multiple of 16.")
-    height: int = declare_setting(480, "Height of the video in pixels, a multiple of 16.")
+    width: int = declare_setting(832, "Width of the video in pixels, a multiple of 16 (of 32 for TI2V-5B).")
+    height: int = declare_setting(480, "Height of the video in pixels, a multiple of 16 (of 32 for TI2V-5B).")
     frames: int = declare_setting(49, "Frames of the video, 4n+1.")
-    fps: int = declare_setting(15, "Frames per second of the video file.", Limits(most=1000, above=0))
+    fps: int = declare_setting(
+        15,
+        f"Frames per second of the video file. Not given, a video of TI2V-5B has its own {LATENTS_22.fps:g}.",
+        Limits(most=1000, above=0),
+    )
     seed: int = declare_setting(0, "Random seed. Another seed gives another video.", SEED)
     sampler: str = declare_setting("euler", "euler, or heun with two evaluations of the model in each step.")
 

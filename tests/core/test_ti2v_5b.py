@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from test_cli import World, run
 
 from smra_core import cli
+from smra_core.data.video import read_video
 from smra_core.lora.reader import load_lora
 from smra_core.training.run_folder import read_losses
 from smra_core.wan.spec import LATENTS_22
@@ -56,6 +57,9 @@ def test_a_video_is_sampled_with_both_loras(world, loras):
     subject, motion = loras
     base = world.sample("base.mp4")
     assert base != world.sample("both.mp4", "--subject", subject, "--motion", motion)
+    assert read_video(world.folder / "both.mp4", (32, 32), 5).fps == 24
+    world.sample("slow.mp4", "--fps", 15)
+    assert read_video(world.folder / "slow.mp4", (32, 32), 5).fps == 15
 
 
 def test_a_size_off_the_grid_of_32_pixels_is_refused_before_anything_is_loaded(world, capsys):
