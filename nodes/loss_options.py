@@ -25,7 +25,10 @@ MOTION_ROWS = (
     Widget("window", dict(min=1, max=64), note=ON_MOTION),
     Widget("context", dict(min=1, max=64), note=ON_MOTION),
 )
-NEWER_ROWS = (Widget("first_frame_share", dict(min=0.0, max=1.0, step=0.05), note=ON_MOTION, optional=True),)
+NEWER_ROWS = (
+    Widget("first_frame_share", dict(min=0.0, max=1.0, step=0.05), note=ON_MOTION, optional=True),
+    Widget("count_given", note=ON_MOTION, optional=True),
+)
 """Widgets after the tiny decoder's, so that the values of saved workflows keep their places."""
 
 

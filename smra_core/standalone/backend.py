@@ -16,7 +16,8 @@ from ..training.backend import describe_precision, encode_clips_once
 from ..wan.condition import Condition
 from ..wan.interfaces import Denoiser
 from ..wan.latents import as_video
-from ..wan.spec import WanSpec
+from ..wan.spec import I2V_CHANNELS, WanSpec
+from .image_condition import make_image_conditions
 from .model_files import WanFiles
 
 _SMALL_DIM = 512
@@ -78,7 +79,9 @@ class StandaloneBackend:
 
     def make_conditions(self, clips: Sequence[Tensor]) -> list[Condition]:
         """See Backend."""
-        return [Condition()] * len(clips)
+        if self.spec.input_channels != I2V_CHANNELS:
+            return [Condition()] * len(clips)
+        return make_image_conditions(clips, self.spec.latents, self.encode_clips)
 
     def load_decoder(self, recompute: bool = False) -> WanVideoDecoder:
         """See Backend."""

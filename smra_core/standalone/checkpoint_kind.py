@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from ..storage.weight_check import join_names
-from ..wan.spec import LATENT_SPACES, LATENTS_21, LATENTS_22, PATCH, TEXT_DIM, LatentSpace
+from ..wan.spec import I2V_CHANNELS, LATENT_SPACES, LATENTS_21, LATENTS_22, PATCH, TEXT_DIM, LatentSpace
 from .checkpoint_weights import Shapes, without_quantization
 
 HEAD_DIM = 128
@@ -17,7 +17,7 @@ _MOST_BLOCKS, _WIDEST = 100, 1 << 15
 """Limits far above the sizes of any WAN; a header that claims more is refused."""
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.")
 _CELLS = PATCH[0] * PATCH[1] * PATCH[2]
-_SERVED = "wan2.1_t2v_1.3B or _14B, an expert of wan2.2_t2v, or wan2.2_ti2v_5B"
+_SERVED = "wan2.1_t2v_1.3B or _14B, an expert of wan2.2_t2v or wan2.2_i2v, or wan2.2_ti2v_5B"
 """Models that are accepted, by their names among ComfyUI's files."""
 _STAGE_WEIGHT = "decoder.upsamples.0.upsamples.0.residual.2.weight"
 """Name that only Wan 2.2's VAE has, whose decoder consists of stages."""
@@ -72,20 +72,21 @@ def find_prefix(names: Any) -> str:
 def build_dit_config(shapes: Shapes, source: str) -> dict[str, Any]:
     """Return the arguments of diffusers' WanTransformer3DModel for a DiT with these native names and shapes.
 
-    Raises ValueError when the file is no DiT that makes videos from text (the message says what it is
-    instead), and when its sizes are such as only a hostile file would have. `source` is the file's name in
-    messages.
+    Raises ValueError when the file is no DiT that makes videos from text or from a first frame (the message
+    says what it is instead), and when its sizes are such as only a hostile file would have. `source` is the
+    file's name in messages.
     """
     weights = without_quantization(shapes)
     _refuse_other_models(weights, source)
     _refuse_variants(weights, source)
     dim, channels = weights["patch_embedding.weight"][:2]
-    _refuse_channels(channels, weights["head.head.weight"][0] // _CELLS, source)
+    out = weights["head.head.weight"][0] // _CELLS
+    check_channels(channels, out, source)
     config = {
         "num_attention_heads": dim // HEAD_DIM,
         "attention_head_dim": HEAD_DIM,
         "in_channels": channels,
-        "out_channels": channels,
+        "out_channels": out,
         "ffn_dim": weights["blocks.0.ffn.0.weight"][0],
         "num_layers": _count_blocks(weights, source),
         "text_dim": weights["text_embedding.0.weight"][1],
@@ -130,20 +131,20 @@ def _refuse_variants(shapes: Shapes, source: str) -> None:
     for mark, kind in _VARIANTS:
         if any(name.startswith(mark) for name in shapes):
             raise ValueError(
-                f"{source} is WAN {kind}. The method needs a model that makes videos from text: {_SERVED}."
+                f"{source} is WAN {kind}. From files the method needs a model that makes videos from text or "
+                f"from a first frame alone: {_SERVED}. In ComfyUI I2V 2.1, Fun and VACE are trained, too."
             )
 
 
-def _refuse_channels(channels: int, out: int, source: str) -> None:
-    if channels == out and out in LATENT_SPACES:
+def check_channels(channels: int, out: int, source: str) -> None:
+    """Raise ValueError unless a DiT takes the channels that it gives, or those of a first frame besides."""
+    if (channels == out and out in LATENT_SPACES) or (channels, out) == (I2V_CHANNELS, LATENTS_21.channels):
         return
-    if channels == 36:
-        kind = "WAN I2V or inpainting (image to video)"
-    else:
-        kind = "a control or image-to-video model"
     raise ValueError(
-        f"{source} takes {channels} channels and gives {out}: {kind}. The method needs a model that takes as "
-        f"many as it gives, {' or '.join(map(str, LATENT_SPACES))}: {_SERVED}."
+        f"{source} takes {channels} channels and gives {out}: a control model, such as Fun Control. From "
+        f"files the method needs a model that takes as many as it gives, "
+        f"{' or '.join(map(str, LATENT_SPACES))}, or {I2V_CHANNELS} for image to video: {_SERVED}. "
+        "In ComfyUI this one is trained, too."
     )
 
 

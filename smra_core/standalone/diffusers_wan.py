@@ -97,7 +97,9 @@ def read_spec(config: Mapping[str, Any]) -> WanSpec:
     """Return the sizes of a DiT, given the arguments of diffusers' WanTransformer3DModel."""
     heads = config["num_attention_heads"]
     sizes = config["num_layers"], heads * config["attention_head_dim"], config["ffn_dim"], heads
-    return find_spec(*sizes, find_latents(config["out_channels"]))
+    spec = find_spec(*sizes, find_latents(config["out_channels"]))
+    channels = config["in_channels"]
+    return spec if channels == spec.latents.channels else spec.as_variant("image to video", channels)
 
 
 class DiffusersCodec:

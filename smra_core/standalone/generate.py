@@ -36,10 +36,16 @@ def generate(
 ) -> dict[str, Tensor]:
     """Generate videos `B F 3 H W` in [0, 1] for every variant, all from the same noise and the same prompts.
 
-    Returns them by the variant's name; ValueError for a size that the model's tokens do not divide.
+    Returns them by the variant's name; ValueError for a size that the model's tokens do not divide, and for
+    a model that takes an image.
     `negative` is the prompt of the unguided prediction. `on_step` is
     called after every step with the variant's name, the step and the number of steps.
     """
+    if backend.spec.input_channels != backend.spec.latents.channels:
+        raise ValueError(
+            f"{backend.spec.name} makes videos from an image, and here they are made from text alone. Apply "
+            "the LoRA in ComfyUI, or give the text-to-video model of the same size."
+        )
     backend.spec.latents.check_size(settings.width, settings.height)
     contexts = backend.encode_captions([*prompts, negative])
     context = torch.stack([contexts[prompt] for prompt in prompts]).to(backend.device)

@@ -12,6 +12,7 @@ from ..storage.content_hash import fingerprint_weights
 from ..storage.weight_file import INDEX, read_shapes
 from ..wan.interfaces import TextEncoder
 from ..wan.spec import LATENT_SPACES, LATENTS_21, LatentSpace, WanSpec, find_latents
+from .checkpoint_kind import check_channels
 from .checkpoint_weights import Shapes
 from .diffusers_wan import DiffusersCodec, DiffusersDenoiser, read_spec
 from .native_part import DIT, VAE
@@ -234,15 +235,15 @@ def _read_dit_config(path: Path) -> dict[str, Any]:
     kind = config.get("_class_name", DIT.diffusers_class)
     if kind != DIT.diffusers_class:
         raise ValueError(
-            f"{path} holds {kind}, such as VACE or Animate models have. The method needs a model that makes "
-            "videos from text (Wan2.1-T2V-1.3B-Diffusers, -14B-Diffusers or Wan2.2-TI2V-5B-Diffusers)."
+            f"{path} holds {kind}, such as VACE or Animate models have. From files the method needs a model "
+            "that makes videos from text or from a first frame alone (such as Wan2.1-T2V-1.3B-Diffusers or "
+            "Wan2.2-I2V-A14B-Diffusers). In ComfyUI VACE is trained, too."
         )
-    channels = config["in_channels"], config["out_channels"]
-    if channels[0] != channels[1] or channels[1] not in LATENT_SPACES or config.get("image_dim"):
+    check_channels(config["in_channels"], config["out_channels"], path.name)
+    if config.get("image_dim"):
         raise ValueError(
-            f"{path.name} takes {channels[0]} channels or images; it is an image-to-video or control model. "
-            "The method needs a model that makes videos from text and takes as many channels as it gives, "
-            f"{' or '.join(map(str, LATENT_SPACES))}."
+            f"{path.name} takes CLIP's features of an image, as I2V 2.1 does. It is trained in ComfyUI "
+            "alone; from files train an image-to-video expert of Wan 2.2, which takes the image without them."
         )
     return config
 

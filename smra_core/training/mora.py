@@ -110,6 +110,12 @@ class MotionSettings:
         Limits(0, 1),
         newer=True,
     )
+    count_given: bool = declare_setting(
+        False,
+        "Count the velocity loss of frames that the model is given, as in image to video. On, the LoRA also "
+        "learns to repeat them.",
+        newer=True,
+    )
     decode: str = declare_setting(
         "auto",
         "How a step decodes the video for the flow loss: 'windowed' a part of it, drawn anew each time; "
@@ -318,6 +324,8 @@ class MotionObjective:
         0.
         """
         levels = sigma
+        if self.settings.count_given:
+            batch = batch._replace(given=None)
         if self.settings.first_frame_share:
             given = draw_first_frames(batch.latents.shape, self.settings.first_frame_share, generator)
             batch, levels = give_latents(batch, given.to(sigma.device), sigma)

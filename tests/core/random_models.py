@@ -34,6 +34,8 @@ class Sizes(NamedTuple):
     freq: int = 8
     vae: int = 4
     latents: LatentSpace = LATENTS_21
+    image_channels: int = 0
+    """Channels of an image that the DiT takes beside those of the latents."""
 
 
 def write_random_wan(folder, sizes, layout):
@@ -50,7 +52,7 @@ def write_random_wan(folder, sizes, layout):
         num_layers=sizes.blocks,
         text_dim=sizes.text,
         freq_dim=sizes.freq,
-        in_channels=sizes.latents.channels,
+        in_channels=sizes.latents.channels + sizes.image_channels,
         out_channels=sizes.latents.channels,
     )
     torch.nn.init.normal_(dit.proj_out.weight, std=0.05)

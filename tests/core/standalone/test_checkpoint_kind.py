@@ -11,6 +11,7 @@ from smra_core.standalone.checkpoint_kind import (
     guess_text_kind,
 )
 from smra_core.standalone.checkpoint_weights import check_native
+from smra_core.standalone.diffusers_wan import read_spec
 from smra_core.standalone.native_part import DIT, VAE
 from smra_core.wan.module_names import choose_vae_names, to_native_dit_name
 from smra_core.wan.spec import LATENTS_21, LATENTS_22, SPECS, WAN_1_3B, WAN_5B, WAN_14B
@@ -82,20 +83,28 @@ def test_variants_are_refused_by_their_names(name, kind):
     extra = {"img_emb.proj.0.bias": (8,)} if kind in ("FLF2V", "Fun Camera", "Animate") else {}
     shapes = published_dit(WAN_1_3B, blocks=1, channels=36) | extra | {name: (8,)}
     with pytest.raises(
-        ValueError, match=f"x.safetensors is WAN {kind}.*The method needs a model that makes videos from text"
+        ValueError, match=f"x.safetensors is WAN {kind}.*the method needs a model that makes videos from text"
     ):
         build_dit_config(shapes, "x.safetensors")
 
 
 @pytest.mark.parametrize(
     "channels, out, kind",
-    [(24, 24, "a control or"), (36, 16, "I2V or inpainting"), (48, 16, "a control or image-to-video")],
+    [(24, 24, "a control model"), (36, 36, "a control model"), (48, 16, "a control model, such as Fun")],
 )
 def test_other_channels_are_refused_with_what_they_mean(channels, out, kind):
     shapes = published_dit(WAN_1_3B, blocks=1, channels=channels)
     shapes["head.head.weight"] = (CELLS * out, WAN_1_3B.dim)
     with pytest.raises(ValueError, match=f"takes {channels} channels and gives {out}: .*{kind}"):
         build_dit_config(shapes, "file")
+
+
+def test_an_image_to_video_expert_takes_the_channels_of_a_first_frame_besides():
+    shapes = published_dit(WAN_1_3B, blocks=1, channels=36)
+    config = build_dit_config(shapes, "file")
+    assert (config["in_channels"], config["out_channels"]) == (36, 16)
+    spec = read_spec(config)
+    assert spec.input_channels == 36 and spec.latents == LATENTS_21 and "image to video" in spec.name
 
 
 @pytest.mark.parametrize(

@@ -349,12 +349,12 @@ def test_another_vae_is_refused(native):
         files_of(native)
 
 
-def test_an_image_to_video_folder_is_refused(models, tmp_path):
+def test_folders_of_variants_that_only_comfyui_trains_are_refused(models, tmp_path):
     models[1].save_pretrained(tmp_path / "vae")
     (tmp_path / "transformer").mkdir()
-    config = {"in_channels": 36, "num_attention_heads": 1}
+    config = {"in_channels": 36, "num_attention_heads": 1, "image_dim": 1280}
     (tmp_path / "transformer" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="image-to-video"):
+    with pytest.raises(ValueError, match="CLIP's features of an image, as I2V 2.1 does"):
         find_wan_files(str(tmp_path))
     config = {"in_channels": 16, "_class_name": "WanVACETransformer3DModel"}
     (tmp_path / "transformer" / "config.json").write_text(json.dumps(config))

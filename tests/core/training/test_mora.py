@@ -297,6 +297,16 @@ def test_flow_pairs_of_given_frames_stay(toy_denoiser):
     assert not torch.equal(given["temporal"], counted["temporal"])
 
 
+def test_given_latents_count_where_asked_for(toy_denoiser):
+    denoiser, batch = toy_denoiser(channels=36).double(), image_batch()
+    plain, counting = (
+        MotionObjective(MotionSettings(mora_weight=0.0, count_given=count), None, None)
+        for count in (False, True)
+    )
+    nothing_given = drawn_losses(plain, denoiser, batch=batch._replace(given=None))
+    assert torch.equal(drawn_losses(counting, denoiser, batch=batch)["temporal"], nothing_given["temporal"])
+
+
 def test_gradients_with_image_channels_and_given_latents_equal_finite_differences(
     toy_denoiser, finite_difference
 ):
