@@ -24,6 +24,7 @@ from .host.widgets import log_notes
 from .host.wire_types import LossOptions, SeaRaftType, TrainingOptions
 from .training.forecast import estimate_motion_run
 from .training.inputs import (
+    MODEL_TOOLTIP,
     RANK,
     SIZE,
     STEPS,
@@ -69,7 +70,7 @@ class TrainMotionLoRA(io.ComfyNode):
                 "the graph again to continue a canceled run."
             ),
             inputs=[
-                io.Model.Input("model", tooltip="Wan2.1-T2V, 1.3B or 14B, of any precision."),
+                io.Model.Input("model", tooltip=MODEL_TOOLTIP),
                 io.Vae.Input("vae", tooltip="WAN 2.1's VAE."),
                 io.Image.Input(
                     "frames",
@@ -79,7 +80,8 @@ class TrainMotionLoRA(io.ComfyNode):
                 io.Conditioning.Input(
                     "positive",
                     tooltip="One prompt that names the motion, such as 'a person is vvt walking', or one for "
-                    "each clip.",
+                    "each clip. For an image-to-video model it comes through WanImageToVideo with the clip's "
+                    "first frame.",
                 ),
                 SeaRaftType.Input(
                     "sea_raft", optional=True,

@@ -30,6 +30,7 @@ from .host.widgets import log_notes
 from .host.wire_types import DinoV2Type, LossOptions, SamType, TrainingOptions
 from .training.forecast import estimate_subject_run
 from .training.inputs import (
+    MODEL_TOOLTIP,
     RANK,
     SIZE,
     STEPS,
@@ -64,7 +65,7 @@ class TrainSubjectLoRA(io.ComfyNode):
                 "It learns only inside the masks. Queue the graph again to continue a canceled run."
             ),
             inputs=[
-                io.Model.Input("model", tooltip="Wan2.1-T2V, 1.3B or 14B, of any precision."),
+                io.Model.Input("model", tooltip=MODEL_TOOLTIP),
                 io.Vae.Input("vae", tooltip="WAN 2.1's VAE."),
                 io.Image.Input(
                     "images", tooltip="Pictures of the subject. More views give a more reliable LoRA."

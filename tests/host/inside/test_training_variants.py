@@ -258,6 +258,14 @@ def test_a_still_is_trained_with_the_image_left_out_and_the_report_says_so(loade
     assert "trained with the image left out (zeros)" in notes[0] and len(notes) == 2
 
 
+def test_a_control_image_of_a_still_counts_and_that_of_a_clip_is_left_out(loaded):
+    options = conditioning("Fun control 2.2")
+    one = options | {"concat_latent_image": options["concat_latent_image"][:, :, :1]}
+    assert made(loaded("Fun control 2.2"), one, frames=1)[0].inputs["c_concat"].any()
+    condition, notes = made(loaded("Fun control 2.2"), options, frames=1)
+    assert not condition.inputs["c_concat"].any() and "left out (zeros)" in notes[0]
+
+
 def test_a_model_for_images_without_one_says_so(loaded):
     condition, notes = made(loaded("I2V 2.1"), {})
     assert not condition.inputs["c_concat"].any() and "clip_fea" not in condition.inputs
