@@ -11,8 +11,8 @@ from .settings_widgets import Widget, make_widgets
 LoraModel, LossMap = io.Custom("LORA_MODEL"), io.Custom("LOSS_MAP")
 
 MODEL_TOOLTIP = (
-    "A WAN of 1.3B, 5B or 14B, of any precision: text-to-video, image-to-video, Fun or VACE. The help page lists "
-    "what 'positive' must carry for each."
+    "A WAN of 1.3B, 5B or 14B, of any precision: text-to-video, image-to-video, Fun or VACE. The help page "
+    "lists what 'positive' must carry for each."
 )
 STEPS = Widget("steps", dict(min=1, max=100_000))
 RANK = Widget("rank", dict(min=1, max=256))
