@@ -113,15 +113,15 @@ def stop_after_first(info):
 
 def test_a_motion_is_trained_and_a_canceled_run_resumes_bit_for_bit(backend):
     with pytest.raises(Canceled):
-        train_motion(backend, clip(), None, SETTINGS, TRAIN, on_step=stop_after_first)
-    trained = train_motion(backend, clip(), None, SETTINGS, TRAIN)
+        train_motion(backend, [clip()], None, SETTINGS, TRAIN, on_step=stop_after_first)
+    trained = train_motion(backend, [clip()], None, SETTINGS, TRAIN)
     resumed = trained.path.read_bytes()
     trained.path.parent.rename(backend.runs / "kept")
-    assert train_motion(backend, clip(), None, SETTINGS, TRAIN).path.read_bytes() == resumed
+    assert train_motion(backend, [clip()], None, SETTINGS, TRAIN).path.read_bytes() == resumed
 
 
 def test_another_first_frame_is_another_condition_and_text_to_video_has_none(backend):
-    first, other = (prepare_motion(backend, clip(change), None) for change in (0.0, 0.2))
+    first, other = prepare_motion(backend, [clip(0.0), clip(0.2)], None)
     assert not torch.equal(first.extra[IMAGE_CHANNELS], other.extra[IMAGE_CHANNELS])
     assert first.given.tolist() == [True, False]
 
