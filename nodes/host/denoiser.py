@@ -141,8 +141,11 @@ class HostDenoiser:
         Layers around the blocks (embeddings, adapters of a variant) are frozen where a gradient reaches them.
         """
         around = {module: freeze_on_gradient(module) for module in _list_layers(self.dit)}
+        # Other kinds of blocks may go on with the last linear's output.
+        plain = [block for block in self.dit.blocks if type(block).__name__ == "WanAttentionBlock"]
+        last = {id(block.ffn[-1]) for block in plain}
         inside = {
-            module: freeze_forward(module)
+            module: freeze_forward(module, ends_block=id(module) in last)
             for part in (*self.dit.blocks, self.dit.head)
             for module in _list_layers(part)
         }

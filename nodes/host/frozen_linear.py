@@ -6,29 +6,14 @@ another layer's weight, without an error. Here the weight is loaded again in bac
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ...smra_core.lora.frozen_linear import FrozenForward
 from .versions import is_quantized, loaded_weight
-
-
-class FrozenLinear(torch.autograd.Function):
-    """Linear layer `y = x W' + b` that keeps neither x nor W, because the gradient of x needs W alone."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, module: nn.Module) -> Tensor:
-        ctx.module = module
-        with loaded_weight(module, x) as (weight, bias):
-            return F.linear(x, weight, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor):
-        with loaded_weight(ctx.module, gradient) as (weight, _):
-            return gradient @ weight, None
 
 
 class Recomputed(torch.autograd.Function):
@@ -50,24 +35,23 @@ class Recomputed(torch.autograd.Function):
             return torch.autograd.grad(ctx.run(again), again, gradient)[0], None
 
 
-def freeze_forward(module: nn.Module) -> Callable[..., Tensor]:
+def freeze_forward(module: nn.Module, ends_block: bool = False) -> Callable[..., Tensor]:
     """Return the module's forward for training: frozen, and without keeping the weight.
 
     A forward that another node has put there (a LoRA that runs beside the weights) is kept and
-    differentiated as it is.
+    differentiated as it is. `ends_block` is for a block's last linear (see FrozenForward).
     """
     forward = module.forward
     if not _is_own(module):
         return forward
-    linear = _is_plain_product(module)
-
-    def run_frozen(x: Tensor, *args, **kwargs) -> Tensor:
+    if _is_plain_product(module):
         # Also where x needs no gradient: ComfyUI's own kernels would round x to the few bits of the weight.
-        if not torch.is_grad_enabled():
-            return forward(x, *args, **kwargs)
-        return FrozenLinear.apply(x, module) if linear else Recomputed.apply(x, forward)
+        return FrozenForward(module.out_features, partial(loaded_weight, module), forward, ends_block)
 
-    return run_frozen
+    def run_again(x: Tensor, *args, **kwargs) -> Tensor:
+        return Recomputed.apply(x, forward) if torch.is_grad_enabled() else forward(x, *args, **kwargs)
+
+    return run_again
 
 
 def freeze_on_gradient(module: nn.Module) -> Callable[..., Tensor]:

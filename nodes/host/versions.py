@@ -7,8 +7,9 @@ complete, and tests/host checks it against a running ComfyUI.
 import importlib
 import inspect
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -100,28 +101,50 @@ def find_missing_symbols() -> list[str]:
     return missing
 
 
-@contextmanager
-def loaded_weight(module: nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+def loaded_weight(linear: nn.Module, like: Tensor) -> AbstractContextManager[tuple[Tensor, Tensor | None]]:
     """Load weight and bias of one of ComfyUI's linears, on the device and in the dtype of `like`,
     dequantized.
 
     They may lie in a buffer that the next layer's cast overwrites, so nothing may keep them after the block.
     """
+    if _is_used_as_it_is(linear, like):
+        return nullcontext((linear.weight, linear.bias))
+    return _cast_weight(linear, like)
+
+
+def _is_used_as_it_is(linear: nn.Module, like: Tensor) -> bool:
+    """Whether ComfyUI itself would multiply with the parameter, which it neither casts nor patches."""
+    weight = linear.weight
+    is_cast = linear.comfy_cast_weights or linear.weight_function or linear.bias_function
+    return (
+        not is_cast
+        and type(weight) is nn.Parameter
+        and (weight.dtype, weight.device) == (like.dtype, like.device)
+    )
+
+
+@contextmanager
+def _cast_weight(linear: nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
     import comfy.ops
 
-    weight, bias, stream = _cast(comfy.ops, module, like)
+    weight, bias, stream = _cast(comfy.ops, linear, like)
     try:
         yield (weight.dequantize() if is_quantized(weight) else weight).to(like.dtype), bias
     finally:
         if stream is not None:
-            comfy.ops.uncast_bias_weight(module, weight, bias, stream)
+            comfy.ops.uncast_bias_weight(linear, weight, bias, stream)
 
 
-def _cast(ops, module: nn.Module, like: Tensor) -> tuple:
-    # Since 0.3.66 a cast can stay in an offload stream until it is given back.
-    if "offloadable" in inspect.signature(ops.cast_bias_weight).parameters:
-        return ops.cast_bias_weight(module, like, offloadable=True)
-    return (*ops.cast_bias_weight(module, like), None)
+def _cast(ops, linear: nn.Module, like: Tensor) -> tuple:
+    if _can_offload(ops.cast_bias_weight):
+        return ops.cast_bias_weight(linear, like, offloadable=True)
+    return (*ops.cast_bias_weight(linear, like), None)
+
+
+@cache  # reading a signature takes longer than casting a resident weight
+def _can_offload(cast: Callable) -> bool:
+    """Whether a cast can stay in an offload stream until it is given back: since 0.3.66."""
+    return "offloadable" in inspect.signature(cast).parameters
 
 
 def is_quantized(weight: Tensor) -> bool:

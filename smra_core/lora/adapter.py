@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..wan.spec import SPECS, WanSpec, parse_linear
+from .frozen_linear import FrozenForward
 from .plan import SparsePlan
 
 
@@ -30,10 +31,13 @@ class LoraPair(nn.Module):
         """(out_features, in_features) of the linear that the pair belongs to."""
         return self.b.shape[0], self.a.shape[1]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the change `... out` of the linear's output for its input `... in`, at strength 1."""
-        # The factors are cast, not x: a float32 copy of x per linear would be kept for backward.
-        return F.linear(F.linear(x, self.a.to(x.dtype)), self.b.to(x.dtype)) * self.scale
+    def add_to(self, y: Tensor, x: Tensor, strength: float) -> Tensor:
+        """Return the linear's output `... out` for its input `... in`, with the LoRA added at a strength."""
+        image, factor = F.linear(x, self.a.to(x.dtype)), strength * self.scale
+        if factor != 1:  # here, as the rank-r image is far smaller than the output
+            image = image * factor
+        rows = torch.addmm(y.flatten(0, -2), image.flatten(0, -2), self.b.to(x.dtype).T)
+        return rows.view(*y.shape)
 
     def delta(self) -> Tensor:
         """Return the weight change (out_features, in_features) at strength 1."""
@@ -139,10 +143,14 @@ def _add_pairs(
 
 def _with_pairs(forward: Callable, parts: list[tuple[Injection, LoraPair]]) -> Callable[[Tensor], Tensor]:
     def forward_with_loras(x: Tensor) -> Tensor:
+        # Skipped at 0, so that the output stays bit-equal to the base model's.
+        active = [(pair, injection.strength) for injection, pair in parts if injection.strength]
+        if len(active) == 1 and isinstance(forward, FrozenForward) and torch.is_grad_enabled():
+            pair, strength = active[0]
+            return forward.with_lora(x, pair.a, pair.b, strength * pair.scale)
         y = forward(x)
-        for injection, pair in parts:
-            if injection.strength:  # skipped at 0, so that the output stays bit-equal to the base model's
-                y = y + injection.strength * pair(x)
+        for pair, strength in active:
+            y = pair.add_to(y, x, strength)
         return y
 
     return forward_with_loras

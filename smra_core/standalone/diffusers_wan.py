@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..decoding.fast_conv3d import with_fast_layers
+from ..lora.frozen_linear import freeze_plain_linear
 from ..wan.condition import DENOISE_MASK, IMAGE_CHANNELS, NO_INPUTS, ExtraInputs
 from ..wan.interfaces import Prediction
 from ..wan.latents import denormalize, normalize
 from ..wan.module_names import to_native_linear
 from ..wan.recompute import run_checkpointed
-from ..wan.spec import PATCH, TIMESTEPS, WanSpec, find_latents, find_spec
+from ..wan.spec import PATCH, TIMESTEPS, Role, WanSpec, find_latents, find_spec, parse_linear
 
 if TYPE_CHECKING:  # diffusers takes six seconds to import, which a command that loads no model should not pay
     from diffusers import AutoencoderKLWan, WanTransformer3DModel
@@ -27,6 +28,8 @@ class DiffusersDenoiser:
         """With `checkpoint`, blocks keep only their inputs and are recomputed in the backward pass."""
         self.dit = dit.eval().requires_grad_(False)
         self.spec = read_spec(dit.config)
+        for name, linear in self.linears().items():
+            linear.forward = freeze_plain_linear(linear, ends_block=parse_linear(name).role is Role.FFN_2)
         if checkpoint:
             dit.enable_gradient_checkpointing(run_checkpointed)
 

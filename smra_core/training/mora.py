@@ -369,6 +369,8 @@ class MotionObjective:
         x0 are the predicted clean latents `B 16 f h w`.
         """
         windows = self._draw_windows(batch.name, x0.shape[2], generator)
+        if self.settings.flow_weight == "none":  # all are 1, which to look up would wait for the device
+            return compute_flow_loss(x0, batch.reference_flow, flow, windows).to(x0)
         weight = flow_weight(sigma, self.settings.flow_weight, self.shift, self.noise_range).to(x0.dtype)
         weighted = weight.nonzero()[:, 0]
         if not len(weighted):

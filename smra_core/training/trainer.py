@@ -1,10 +1,12 @@
 """The training loop, one for all objectives."""
 
+import itertools
 import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -124,10 +126,18 @@ class StepInfo(NamedTuple):
 
 
 class MicroBatch(NamedTuple):
-    """Noise levels `B` of a micro-batch, on the CPU, and its losses by name, each `B` and detached."""
+    """What is known of a micro-batch after its backward pass."""
 
+    names: list[str]
+    """Names of its samples."""
     sigma: Tensor
+    """Noise levels `B` of the samples, on the CPU."""
     losses: dict[str, Tensor]
+    """Losses by name, `B` each, detached and still on the device."""
+
+
+Losses = dict[str, list[float]]
+"""Losses of a step by name, one number for each sample of all its micro-batches."""
 
 
 class NonFiniteLoss(ValueError):
@@ -164,15 +174,17 @@ def train_lora(
                 started = time.monotonic()
                 step = state.step + 1
                 state.optimizer.zero_grad(set_to_none=True)
-                losses = _accumulate(denoiser, lora, objective, samples, settings, step)
-                grad_norm = _clip_gradient(state, settings, step)
+                batches = _accumulate(denoiser, lora, objective, samples, settings, step)
+                losses, grad_norm = _fetch_losses(batches, measure_gradient(state.parameters))
+                _check_finite(objective, [name for batch in batches for name in batch.names], losses, step)
+                _clip_gradient(state, grad_norm, settings, step)
                 if step == 1:
                     _check_gradients(lora)
                 is_updating = True
                 state.optimizer.step()
                 state.step, is_updating = step, False
                 info = _make_step_info(
-                    settings, objective, losses, grad_norm, step, time.monotonic() - started
+                    settings, objective, batches, losses, grad_norm, step, time.monotonic() - started
                 )
                 if run is not None:
                     run.log_losses(step, {"total": info.total, **info.losses, **info.by_noise})
@@ -201,6 +213,8 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(text in words for text in _OUT_OF_MEMORY)
 
 
+_CLIP_EPSILON = 1e-6
+"""What torch's clip_grad_norm_ adds to the norm that it divides by."""
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 """Words in torch's errors on a CPU (of Linux and of Windows) and on Apple's GPUs."""
 
@@ -213,9 +227,9 @@ def _accumulate(
     settings: TrainSettings,
     step: int,
 ) -> list[MicroBatch]:
-    """Accumulate the gradients of a step's micro-batches; return their noise levels and losses, detached."""
+    """Accumulate the gradients of a step's micro-batches, without waiting for the device."""
     device = next(iter(lora.values())).a.device
-    step_losses = []
+    batches = []
     for micro_batch in range(settings.accumulate):
         number = (step - 1) * settings.accumulate + micro_batch
         batch_samples = choose_batch(samples, settings.batch_size, settings.seed, number)
@@ -225,37 +239,64 @@ def _accumulate(
         noise = torch.randn(batch.latents.shape, generator=generator)
         losses = objective.losses(denoiser, batch, sigma.to(device), noise.to(device), generator)
         total = sum(objective.weights[name] * value for name, value in losses.items())
-        _check_finite(total, losses, batch_samples, step)
         (total.mean() / settings.accumulate).backward()
-        step_losses.append(MicroBatch(sigma, {name: value.detach() for name, value in losses.items()}))
-    return step_losses
+        names = [sample.name for sample in batch_samples]
+        batches.append(MicroBatch(names, sigma, {name: value.detach() for name, value in losses.items()}))
+    return batches
 
 
-def _check_finite(total: Tensor, losses: Mapping[str, Tensor], samples: Sequence[Sample], step: int) -> None:
-    """Raise NonFiniteLoss if a sample's total loss is not finite. `total` and all losses are `B`."""
-    for index, value in enumerate(total.tolist()):
-        if not math.isfinite(value):
-            sample_losses = {name: round(loss[index].item(), 4) for name, loss in losses.items()}
+@torch.no_grad()
+def measure_gradient(parameters: Mapping[str, nn.Parameter]) -> Tensor:
+    """Return the norm of all gradients together; it stays on the device."""
+    grads = _list_gradients(parameters)
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))) if grads else torch.zeros(())
+
+
+def _list_gradients(parameters: Mapping[str, nn.Parameter]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters.values() if parameter.grad is not None]
+
+
+def _fetch_losses(batches: Sequence[MicroBatch], norm: Tensor) -> tuple[Losses, float]:
+    """Return the losses of a step's samples, and the norm, in one transfer.
+
+    It is the only time in a step that the CPU waits for the device.
+    """
+    by_name = {name: [batch.losses[name] for batch in batches] for name in batches[0].losses}
+    parts = [part.to(norm) for values in by_name.values() for part in values]
+    numbers = iter(torch.cat([norm[None], *parts]).tolist())
+    norm_number = next(numbers)
+    return {
+        name: list(itertools.islice(numbers, sum(map(len, values)))) for name, values in by_name.items()
+    }, norm_number
+
+
+def _check_finite(objective: Objective, names: Sequence[str], losses: Losses, step: int) -> None:
+    """Raise NonFiniteLoss if a sample's total loss is not finite; `names` are the samples'."""
+    for index, sample in enumerate(names):
+        sample_losses = {name: values[index] for name, values in losses.items()}
+        total = sum(objective.weights[name] * value for name, value in sample_losses.items())
+        if not math.isfinite(total):
+            shown = {name: round(value, 4) for name, value in sample_losses.items()}
             raise NonFiniteLoss(
-                f"The loss of {samples[index].name} is {value} in step {step} ({sample_losses}); the steps "
-                "before are kept. Look at that file, or lower the learning rate."
+                f"The loss of {sample} is {total} in step {step} ({shown}); the steps before are kept. Look "
+                "at that file, or lower the learning rate."
             )
 
 
-def _clip_gradient(state: TrainState, settings: TrainSettings, step: int) -> float:
-    """Clip the gradient and return its norm before that; NonFiniteLoss if the norm is not finite."""
-    norm = torch.nn.utils.clip_grad_norm_(state.parameters.values(), settings.grad_clip or math.inf).item()
-    if math.isfinite(norm):
-        return norm
-    bad = [
-        name
-        for name, parameter in state.parameters.items()
-        if parameter.grad is not None and not parameter.grad.isfinite().all()
-    ]
-    raise NonFiniteLoss(
-        f"The gradient is {norm} in step {step}, first in {bad[0] if bad else 'the sum of all'}; the steps "
-        "before are kept. Lower the learning rate, or train in float32 or bfloat16."
-    )
+def _clip_gradient(state: TrainState, norm: float, settings: TrainSettings, step: int) -> None:
+    """Scale the gradient of this norm down to `grad_clip`; NonFiniteLoss if the norm is not finite."""
+    if not math.isfinite(norm):
+        bad = [
+            name
+            for name, parameter in state.parameters.items()
+            if parameter.grad is not None and not parameter.grad.isfinite().all()
+        ]
+        raise NonFiniteLoss(
+            f"The gradient is {norm} in step {step}, first in {bad[0] if bad else 'the sum of all'}; the "
+            "steps before are kept. Lower the learning rate, or train in float32 or bfloat16."
+        )
+    if settings.grad_clip and norm > settings.grad_clip:
+        torch._foreach_mul_(_list_gradients(state.parameters), settings.grad_clip / (norm + _CLIP_EPSILON))
 
 
 def _check_gradients(lora: Lora) -> None:
@@ -274,16 +315,14 @@ def _make_step_info(
     settings: TrainSettings,
     objective: Objective,
     batches: Sequence[MicroBatch],
+    losses: Losses,
     grad_norm: float,
     step: int,
     seconds: float,
 ) -> StepInfo:
     """Average the losses of a step's micro-batches into its report."""
     sigmas = torch.cat([batch.sigma for batch in batches]).tolist()
-    losses = {
-        name: torch.cat([batch.losses[name] for batch in batches]).tolist() for name in batches[0].losses
-    }
-    means = {name: sum(values) / len(values) for name, values in losses.items()}
+    means = {name: fmean(values) for name, values in losses.items()}
     total = sum(objective.weights[name] * value for name, value in means.items())
     by_noise = NoiseBands(objective.noise_range, objective.shift).average(sigmas, losses)
     return StepInfo(step, settings.steps, means, total, grad_norm, seconds, by_noise)

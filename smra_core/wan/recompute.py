@@ -1,9 +1,27 @@
 """Functions whose activations are recomputed in the backward pass, instead of being kept."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch.utils.checkpoint import checkpoint
+
+_thread = threading.local()  # CUDA's backward pass, and so the recomputation, runs in a thread of its own
+
+
+def is_recomputing() -> bool:
+    """Return whether a function of `run_checkpointed` is being run again, for the backward pass."""
+    return getattr(_thread, "is_recomputing", False)
+
+
+@contextmanager
+def _recomputing() -> Iterator[None]:
+    before, _thread.is_recomputing = is_recomputing(), True
+    try:
+        yield
+    finally:
+        _thread.is_recomputing = before
 
 
 def run_checkpointed(function: Callable, *args, **kwargs) -> Any:
@@ -16,13 +34,14 @@ def run_checkpointed(function: Callable, *args, **kwargs) -> Any:
     models draw no random numbers.
     """
     errors: list[BaseException] = []
-    is_recomputing = False
+    has_run = False
 
     def run(*inputs, **options):
-        nonlocal is_recomputing
-        if is_recomputing:  # torch itself stops this pass by an exception, and has its hooks in a with block
-            return function(*inputs, **options)
-        is_recomputing = True
+        nonlocal has_run
+        if has_run:  # torch itself stops this pass by an exception, and has its hooks in a with block
+            with _recomputing():
+                return function(*inputs, **options)
+        has_run = True
         try:
             return function(*inputs, **options)
         except BaseException as error:  # also an interrupt

@@ -24,7 +24,7 @@ VERBS = frozenset(
     compute concatenate configure convert convolve copy count cover crop cut debias decide declare
     decode default define delete denormalize describe detach detect determine dilate discard disable
     display divide download drain draw drop embed enable encode enlarge ensure enumerate erode escape estimate
-    evaluate exchange execute expand explain export extend extract fill filter find finish fingerprint
+    evaluate exchange execute expand explain export extend extract fetch fill filter find finish fingerprint
     fit fold follow forget format forward free freeze generate get give guess hash hide hold identify
     import include index init initialize inject insert inspect install interpolate invert iterate join
     keep leave let limit link list load lock log look lower main make map mark mask match matmul measure
@@ -53,7 +53,9 @@ QUESTIONS = frozenset(
 CONVERSIONS = frozenset("to from as with without at in on by for of".split())
 """First words of functions that return their input in another form: as_frames, from_step, to_file."""
 
-CONTEXTS = frozenset("replaced injected scheduled loaded locked training denoiser served opened".split())
+CONTEXTS = frozenset(
+    "recomputing replaced injected scheduled loaded locked training denoiser served opened".split()
+)
 """First words of context managers, which are named after the state inside the block."""
 
 QUANTITIES = frozenset(

@@ -286,4 +286,5 @@ def test_a_pair_of_full_rank_adds_what_the_whole_weight_would():
     pair = parse_lora({f"{QUERY}.diff": torch.arange(36.0).reshape(6, 6)}, "dog").lora[QUERY]
     assert isinstance(pair, LoraPair)
     x = torch.randn(4, 6)
-    torch.testing.assert_close(pair(x), x @ torch.arange(36.0).reshape(6, 6).T)
+    changed = pair.add_to(torch.zeros(4, 6), x, strength=1.0)
+    torch.testing.assert_close(changed, x @ torch.arange(36.0).reshape(6, 6).T)

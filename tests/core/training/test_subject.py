@@ -13,6 +13,7 @@ from smra_core.data.subject_clip import SubjectClip
 from smra_core.data.subject_set import SubjectImage
 from smra_core.encoders.dinov2 import DinoV2
 from smra_core.encoders.dinov2_files import DinoV2Config
+from smra_core.lora.frozen_linear import FrozenForward
 from smra_core.lora.plan import SUBJECT
 from smra_core.lora.reader import load_lora
 from smra_core.standalone.backend import StandaloneBackend
@@ -164,7 +165,7 @@ def test_the_frozen_model_is_the_same_after_training(empty_backend, dinov2, load
     fresh = empty_backend.files.load_denoiser(torch.float32, torch.device("cpu")).dit.state_dict()
     after = used["denoiser"].dit.state_dict()
     assert fresh.keys() == after.keys() and all(torch.equal(fresh[name], after[name]) for name in fresh)
-    assert all("forward" not in module.__dict__ for module in used["denoiser"].linears().values())
+    assert all(isinstance(module.forward, FrozenForward) for module in used["denoiser"].linears().values())
     encoder = DinoV2(DINOV2)
     encoder.vit.load_state_dict(load_file(dinov2))
     kept = used["dinov2"].state_dict()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from smra_core.lora.adapter import init_lora
 from smra_core.lora.plan import ALL_LAYERS, SUBJECT
-from smra_core.training import trainer
+from smra_core.training import state, trainer
 from smra_core.training.batches import order_batch
 from smra_core.training.run_folder import RunFolder
 from smra_core.training.sura import SubjectObjective, SubjectSample, SubjectSettings
@@ -18,6 +18,7 @@ from smra_core.training.trainer import (
     TrainSettings,
     train_lora,
 )
+from smra_core.wan.noise_range import WHOLE
 
 GRID, DIM, TEXT, FEATURES, RANK = 4, 8, 6, 5, 2
 SUBJECT_SETTINGS = SubjectSettings(projector_width=7, rank=RANK)
@@ -156,7 +157,7 @@ class FlatSample(NamedTuple):
 class GradientBreaker:
     """Its loss is finite and its gradient is not: the square root at zero."""
 
-    weights, shift = {"loss": 1.0}, 1.0
+    weights, shift, noise_range = {"loss": 1.0}, 1.0, WHOLE
 
     def trainables(self):
         return {}
@@ -211,6 +212,65 @@ def test_out_of_memory_says_what_to_lower(toy_denoiser, tmp_path, error):
     second = Run(toy_denoiser(), tmp_path)
     second.start()
     assert second.infos[0].step == 3
+
+
+def test_a_bad_gradient_is_named_by_its_own_parameter(toy_denoiser):
+    class BreakOne(SubjectObjective):
+        def losses(self, *args):
+            losses = super().losses(*args)
+            weight = self.projector[2].weight
+            return losses | {"sura": losses["sura"] + (weight * 0).sum().sqrt()}
+
+    run = Run(toy_denoiser())
+    run.objective = BreakOne(SUBJECT_SETTINGS, DIM, FEATURES)
+    with pytest.raises(NonFiniteLoss, match="in step 1, first in objective.2.weight; the steps before"):
+        run.start()
+
+
+def test_a_step_waits_for_the_device_once(toy_denoiser, monkeypatch):
+    """Numbers are read from tensors in one place, apart from AdamW's own and those that are on the CPU."""
+    read = []
+
+    def watch(name):
+        method = getattr(Tensor, name)
+
+        def reading(tensor, *args):
+            if tensor.is_floating_point():
+                read.append((name, tensor.numel()))
+            return method(tensor, *args)
+
+        monkeypatch.setattr(Tensor, name, reading)
+
+    for name in ("item", "tolist", "nonzero", "__bool__", "__float__"):
+        watch(name)
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda optimizer: None)
+    per_step = []
+    Run(toy_denoiser(), steps=3, batch_size=2, accumulate=2).start(
+        lambda info: per_step.append([*read]) or read.clear()
+    )
+    losses = 2 * 2 * 2  # region and sura, of two samples in each of two batches
+    on_the_cpu = [("tolist", 4), ("tolist", 2)]  # the samples' noise levels, and the edges of their bands
+    assert per_step[1:] == 2 * [[("tolist", losses + 1), *on_the_cpu]]
+
+
+def test_a_run_goes_on_bit_for_bit_with_a_fused_optimizer(toy_denoiser, tmp_path, monkeypatch):
+    monkeypatch.setattr(state, "_choose_fused", lambda device: True)
+    whole = Run(toy_denoiser(), steps=6).start().copy_tensors()
+    Run(toy_denoiser(), tmp_path, steps=3).start()
+    same(Run(toy_denoiser(), tmp_path, steps=6).start().copy_tensors(), whole)
+
+
+def test_clipping_scales_as_torchs_own_does(toy_denoiser):
+    parameter = nn.Parameter(torch.zeros(3))
+    for clip in (0.5, 5.0, 50.0):
+        parameter.grad = torch.tensor([3.0, 4.0, 12.0])
+        norm = trainer.measure_gradient({"x": parameter})
+        assert norm.item() == 13
+        run = SimpleNamespace(parameters={"x": parameter})
+        trainer._clip_gradient(run, norm.item(), TrainSettings(grad_clip=clip), 1)
+        found, parameter.grad = parameter.grad, torch.tensor([3.0, 4.0, 12.0])
+        torch.nn.utils.clip_grad_norm_([parameter], clip)
+        torch.testing.assert_close(found, parameter.grad, rtol=1e-6, atol=0)
 
 
 def test_clipping_reports_the_norm_before_it(toy_denoiser):

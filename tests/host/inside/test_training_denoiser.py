@@ -58,9 +58,36 @@ def test_buffers_that_are_used_again_do_not_spoil_the_gradient(host_wan, state, 
 def test_plain_autograd_over_such_buffers_is_wrong(host_wan, state, tmp_path, monkeypatch):
     """The test of the test: without frozen layers the simulation must show."""
     reused_buffer(monkeypatch)
-    monkeypatch.setattr(host_wan, "freeze_forward", lambda module: module.forward)
+    monkeypatch.setattr(host_wan, "freeze_forward", lambda module, ends_block: module.forward)
     found = trained(with_casting(load_dit(tmp_path, state)))
     assert worst(found, reference(state)) > 0.1
+
+
+def test_a_resident_weight_is_used_as_it_is_and_any_other_is_cast(monkeypatch):
+    import comfy.ops
+
+    versions, original, calls = pack("nodes.host.versions"), comfy.ops.cast_bias_weight, []
+    monkeypatch.setattr(
+        comfy.ops, "cast_bias_weight", lambda *a, **how: calls.append(1) or original(*a, **how)
+    )
+    linear = comfy.ops.disable_weight_init.Linear(3, 2)
+    torch.nn.init.ones_(linear.weight)
+    torch.nn.init.ones_(linear.bias)
+
+    def load(dtype=torch.float32):
+        calls.clear()
+        with versions.loaded_weight(linear, torch.ones(1, 3, dtype=dtype)) as (weight, bias):
+            return weight, len(calls)
+
+    weight, count = load()
+    assert weight is linear.weight and count == 0
+    weight, count = load(torch.bfloat16)
+    assert weight.dtype == torch.bfloat16 and count == 1
+    linear.weight_function = [lambda weight: 2 * weight]
+    weight, count = load()
+    assert weight.eq(2).all() and count == 1
+    linear.weight_function, linear.comfy_cast_weights = [], True
+    assert load()[1] == 1
 
 
 def test_offloaded_weights_with_the_users_patches_give_the_right_gradient(
