@@ -39,7 +39,8 @@ SYMBOLS = {
     ),
     "comfy.ops": ("cast_bias_weight",),
     "comfy.patcher_extension": ("CallbacksMP", "WrappersMP"),
-    "comfy.samplers": ("SCHEDULER_NAMES", "calculate_sigmas"),
+    "comfy.sampler_helpers": ("convert_cond",),
+    "comfy.samplers": ("SCHEDULER_NAMES", "calculate_sigmas", "encode_model_conds"),
     "comfy.sd": ("CLIP", "VAE", "load_diffusion_model"),
     "comfy.utils": ("ProgressBar", "load_torch_file"),
     "comfy_api.latest": ("io", "ui"),
@@ -52,6 +53,7 @@ SYMBOLS = {
         "get_full_path_or_raise",
         "get_input_directory",
         "get_output_directory",
+        "get_temp_directory",
         "models_dir",
     ),
 }
