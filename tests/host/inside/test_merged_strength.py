@@ -1,4 +1,4 @@
-"""Which part of a strength is merged into the weights, and what is left to add at each evaluation."""
+"""The part of a strength that is merged into the weights, and the rest that each evaluation adds."""
 
 import pytest
 import torch
