@@ -2,19 +2,24 @@
 
 import logging
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 
-from ...smra_core.training.cost import (
-    count_activation_bytes,
-    count_alignment_flops,
-    count_lora_parameters,
-    count_optimizer_bytes,
-    count_projector_parameters,
-    count_step_flops,
+from ...smra_core.training.cost import count_alignment_flops, count_lora_parameters, count_step_flops
+from ...smra_core.training.decode_memory import DecodeChoice
+from ...smra_core.training.memory import (
+    FrozenWeights,
+    MemoryAccount,
+    estimate_motion_memory,
+    estimate_subject_memory,
 )
-from ...smra_core.training.decode_choice import DecodeChoice
+from ...smra_core.training.memory_advice import (
+    describe_lack,
+    list_motion_changes,
+    list_subject_changes,
+)
 from ...smra_core.training.mora import MotionSettings
 from ...smra_core.training.sura import SubjectSettings
 from ...smra_core.training.trainer import TrainSettings
@@ -22,11 +27,6 @@ from ...smra_core.wan.spec import WanSpec
 from .progress import format_duration
 
 log = logging.getLogger("smrabooth")
-
-_HALF = 2
-"""Bytes of a value in the estimates of decode_choice."""
-_WIDEST_FEATURES = 1536
-"""Width of the features of DINOv2's ViT-g, assumed because the file is not read before it is needed."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,18 @@ class Forecast:
     """Number of linears that get the LoRA."""
     parameters: int
     """Number of parameters of the LoRA."""
-    memory: int
-    """Bytes in addition to the model's weights: activations, and the trained parameters with their optimizer
-    state."""
     flops: float
     """Floating-point operations per sample and step."""
+    account_of: Callable[[FrozenWeights], MemoryAccount]
+    """Memory of a step, given how the model's weights are kept."""
+    list_changes: Callable[[FrozenWeights, float], list[str]]
+    """Changes that fit into so many bytes, in words, given how the model's weights are kept."""
+
+    @property
+    def memory(self) -> int:
+        """Bytes in addition to the model's weights and to what CUDA takes for itself."""
+        account = self.account_of(FrozenWeights(0))
+        return account.total - account.context
 
     def estimate_seconds(self, speed: float) -> float:
         """Return the seconds of all steps, at `speed` floating-point operations per second."""
@@ -62,6 +69,18 @@ class Forecast:
         )
         log.info(text)
         return text
+
+    def describe_lack(self, weights: int, memory: float | None) -> list[str]:
+        """Return and log what does not fit into `memory` bytes of the card even with all weights in RAM, and
+        what to change; nothing where it fits, or on a CPU, whose `memory` is None.
+        """
+        waiting = FrozenWeights(weights, resident=0)
+        account = self.account_of(waiting)
+        if memory is None or account.total <= memory:
+            return []
+        text = describe_lack(account, memory, self.list_changes(waiting, memory))
+        log.warning("%s", text)
+        return [text]
 
 
 def estimate_subject_run(
@@ -80,14 +99,15 @@ def estimate_subject_run(
     modules, parameters = _count_lora(spec, settings)
     tokens = spec.latents.count_tokens(frames, settings.width, settings.height)
     what = f"{count} pictures" if frames == 1 else f"a clip of {frames} frames"
-    projector = 0
-    if settings.sura_weight:
-        projector = count_projector_parameters(spec.dim, _WIDEST_FEATURES, settings.projector_width)
-    activations = count_activation_bytes(spec, tokens, train.batch_size, dtype.itemsize)
     samples = f"{what} of {settings.width}x{settings.height}{_describe_noise(settings, spec)}"
     return Forecast(
-        samples, train, tokens, modules, parameters,
-        activations + count_optimizer_bytes(parameters + projector), count_step_flops(spec, tokens),
+        samples, train, tokens, modules, parameters, count_step_flops(spec, tokens),
+        lambda weights: estimate_subject_memory(
+            spec, settings, weights, train.batch_size, dtype.itemsize, frames
+        ),
+        lambda weights, memory: list_subject_changes(
+            spec, settings, weights, memory, train.batch_size, frames
+        ),
     )  # fmt: skip
 
 
@@ -105,18 +125,21 @@ def estimate_motion_run(
     """
     modules, parameters = _count_lora(spec, settings)
     tokens = spec.latents.count_tokens(settings.frames, settings.width, settings.height)
-    activations = count_activation_bytes(spec, tokens, train.batch_size, dtype.itemsize)
-    if settings.mora_weight:
-        # The estimate is for one sample in half precision, and for blocks that keep more than ComfyUI's.
-        activations = round(choice.bytes * train.batch_size * dtype.itemsize / _HALF)
     clips = f"{count} clips of up to " if count > 1 else ""
     how = f", decoded {choice.decode}" if settings.mora_weight else ""
     how += _describe_noise(settings, spec)
     return Forecast(
         f"{clips}{settings.frames} frames of {settings.width}x{settings.height}{how}", train, tokens, modules,
-        parameters, activations + count_optimizer_bytes(parameters),
+        parameters,
         count_step_flops(spec, tokens)
         + count_alignment_flops(settings, choice.decode, choice.recompute, spec.latents),
+        lambda weights: estimate_motion_memory(
+            spec, settings, choice, weights, train.batch_size, dtype.itemsize
+        ),
+        lambda weights, memory: list_motion_changes(
+            spec, replace(settings, decode=choice.decode), weights, memory, choice.tiny_file is not None,
+            train.batch_size,
+        ),
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from ..host.backend import ComfyBackend
 from ..host.denoiser import choose_training_dtype
 from ..host.foreign_code import find_foreign_code
 from ..host.model_patches import list_trained_patches
-from ..host.versions import is_out_of_memory
+from ..host.versions import is_out_of_memory, measure_trainable_memory
 from ..host.widgets import show_text
 from .forecast import Forecast, measure_flops
 from .outputs import log
@@ -23,7 +23,9 @@ def show_forecast(node: type, backend: ComfyBackend, forecast: Forecast, notes: 
     seconds = forecast.estimate_seconds(measure_flops(backend.device, choose_training_dtype(backend.device)))
     for note in backend.notes:
         log.info("%s", note)
-    lines = [forecast.describe(backend.model.model_size(), seconds), *backend.notes, *notes]
+    weights = backend.model.model_size()
+    lacks = forecast.describe_lack(weights, measure_trainable_memory(backend.device))
+    lines = [forecast.describe(weights, seconds), *lacks, *backend.notes, *notes]
     show_text(node, "\n".join(lines))
 
 

@@ -9,6 +9,7 @@ from ..data.video import Selection
 from ..miniature.weight_paths import DINOV2_FILE
 from ..standalone.progress_bar import TrainingBar
 from ..storage.file_name import make_file_name
+from ..training.memory_advice import tell_subject_memory
 from ..training.model_fit import check_fit
 from ..training.subject import find_missing_masks, train_subject
 from ..training.sura import SubjectSettings
@@ -64,6 +65,8 @@ def run(args: argparse.Namespace) -> None:
         clips=Selection(args.clip_frames, fps=args.frame_rate), own_multiple=choose_multiple(args, backend),
     )  # fmt: skip
     log_notes(subject.notes)
+    frames = args.clip_frames if subject.clips else 1
+    tell_subject_memory(settings, train.batch_size, backend.spec, backend.device, frames)
     images = find_missing_masks(subject.images, args.sam, backend)
     log_notes(describe_new_masks(subject.images, images))
     with TrainingBar("subject LoRA") as report:

@@ -1,28 +1,19 @@
-"""Estimate the memory of a motion step for each decode mode, and choose the mode that fits the memory.
-
-The estimate adds up the large tensors that each part keeps, from their sizes alone;
-`python -m tests.benchmarks.motion_step` compares it with the sizes counted on the meta device. Weights,
-optimizer and the device's own needs are added for the choice. Every number here is in bytes, every message in
-GiB.
-"""
+"""Choose the decode mode of a motion step that fits the memory of the device."""
 
 import logging
-import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from ..encoders.sea_raft import PAIRS_PER_CHUNK
-from ..encoders.sea_raft_config import SEA_RAFT_M
-from ..wan.spec import TEMPORAL_STRIDE, LatentSpace, WanSpec, latent_frames, pixel_frames
-from .cost import count_lora_parameters, count_optimizer_bytes
-from .decoder_sizes import DECODERS, TINY_STAGES, DecoderSizes
-from .mora import LATENTS_AT_ONCE, MotionSettings
+from ..wan.spec import WanSpec
+from .decode_memory import DecodeChoice, estimate, list_modes
+from .memory import GIB, FrozenWeights, MemoryAccount, count_model_bytes, estimate_motion_memory
+from .memory_advice import describe_lack, list_motion_changes
+from .mora import MotionSettings
 
 log = logging.getLogger("smrabooth")
 
-GIB = 2**30
 MEMORY_ADVICE = {
     "exact": "Change decode to 'exact-low-memory', which has the same gradient, or to 'windowed'",
     "exact-low-memory": "Change decode to 'tiny', with the file of a tiny decoder",
@@ -31,61 +22,6 @@ MEMORY_ADVICE = {
 """Advice shown when a decode mode runs out of memory."""
 _SMALLER_DATA = "lower batch_size, the frames, or the width and height"
 
-_HALF, _FLOAT = 2, 4
-"""Bytes of a value in half precision, and in float32."""
-_INSIDE_A_BLOCK, _AROUND_BLOCKS = 45, 3
-"""Size of the recomputed activations of one block of diffusers' DiT (several of them are in float32), and of
-those that stay in memory around the blocks, in units of (tokens x dim) tensors in half precision.
-"""
-_LATENT_COPIES = 12
-"""Number of tensors of the latents' size, in float32, that a step keeps."""
-_FLOW_PIXEL = 4600
-"""Bytes that SEA-RAFT M keeps for each pixel of a pair at its working size (0.21 GB a pair at half of
-576x320).
-"""
-_DEVICE_NEEDS = 1.3e9
-"""Bytes of the CUDA context and of the workspaces of convolutions; a guess."""
-_OTHER_WEIGHTS = 0.25e9
-"""Bytes of the DiT's embeddings and the flow net."""
-_MARGIN = 1.3
-"""Factor of the estimate that must fit: the estimate is good to 15 %, and the pieces of an allocator never
-fit without gaps.
-"""
-_HIDDEN_FRAMES, _RECOMPUTED_FRAMES = 34, 5
-"""Memory inside of the last block's backward pass, in units of a frame of the last stage. Of a few
-frames and the two before, the gradients of two convolutions and their norms are 3 x 6 + 4 x 4; recomputing
-takes 5 more.
-"""
-
-
-@dataclass(frozen=True)
-class DecodeChoice:
-    """Choice of the way to decode in a motion step."""
-
-    decode: str
-    """One of mora.DECODE_MODES."""
-    recompute: bool
-    """Whether half of each decoder block is recomputed in the backward pass."""
-    bytes: float
-    """Peak of the step's activations in bytes; 0 if nothing is decoded."""
-    tiny_file: Path | None = None
-    """File of the tiny decoder if it is the one that decodes, otherwise None."""
-
-
-def estimate(
-    settings: MotionSettings, decode: str, recompute: bool, spec: WanSpec, tiny_file: Path | None = None
-) -> DecodeChoice:
-    """Return the choice of this mode, with the peak bytes of a motion step's activations.
-
-    They are estimated in half precision, for one sample a step, with every DiT block checkpointed.
-    """
-    size = settings.frames, settings.width, settings.height
-    token_bytes = spec.latents.count_tokens(*size) * spec.dim * _HALF
-    latent_bytes = math.prod(spec.latents.latent_shape(*size)) * _FLOAT
-    checkpoints = (spec.blocks + _AROUND_BLOCKS) * token_bytes + _LATENT_COPIES * latent_bytes
-    peak = max(_INSIDE_A_BLOCK * token_bytes, _estimate_alignment(settings, decode, recompute, spec.latents))
-    return DecodeChoice(decode, recompute, checkpoints + peak, tiny_file if decode == "tiny" else None)
-
 
 def choose_decode(
     settings: MotionSettings,
@@ -93,14 +29,16 @@ def choose_decode(
     device: torch.device,
     tiny_decoder: Path | None,
     memory: float | None = None,
+    weights: FrozenWeights | None = None,
 ) -> DecodeChoice:
     """Return the mode named in the settings; for `auto`, the first of three (fastest first) that fits into
     `memory` bytes.
 
     If `memory` is not given, it is all of the device's: what is free at this moment depends on other
     programs, and another choice would be another run. A warning is logged if less than needed is free now.
-    Where mora_weight is 0 nothing is decoded, and the mode stays as it is. ValueError if the mode is `tiny`
-    and there is no tiny decoder's file. Logs what the step will need.
+    `weights` says how the DiT is kept; without it, in half precision on the device. Where mora_weight is 0
+    nothing is decoded, and the mode stays as it is. ValueError if the mode is `tiny` and there is no tiny
+    decoder's file. Logs what the step will need, and what to change where it does not fit.
     """
     if not settings.mora_weight:
         return DecodeChoice(settings.decode, False, 0.0)
@@ -112,30 +50,31 @@ def choose_decode(
     free = memory
     if memory is None and device.type == "cuda":
         free, memory = torch.cuda.mem_get_info(device)
-    modes = [mode for mode in _list_modes(settings.decode) if mode[0] != "tiny" or tiny_decoder is not None]
+    modes = [mode for mode in list_modes(settings.decode) if mode[0] != "tiny" or tiny_decoder is not None]
     choices = [estimate(settings, *mode, spec, tiny_decoder) for mode in modes]
     if memory is None or free is None:
         return choices[0]
-    other = estimate_other_memory(settings, spec)
-    choice = _choose_first_that_fits(choices, memory, other)
-    needed = choice.bytes + other
+    weights = weights or FrozenWeights(count_model_bytes(spec))
+    told = [
+        (choice, estimate_motion_memory(spec, settings, choice, way))
+        for way in weights.list_ways()
+        for choice in choices
+    ]
+    choice, account = _choose_first_that_fits(told, memory)
     log.info(
         "decode: %s%s, about %.1f GiB (%.1f of them activations) of %.1f GiB",
         choice.decode, " with recompute" if choice.recompute else "",
-        needed / GIB, choice.bytes / GIB, memory / GIB,
+        account.total / GIB, choice.bytes / GIB, memory / GIB,
     )  # fmt: skip
-    if free < needed <= memory:
+    if account.total > memory:
+        least = weights.list_ways()[-1]
+        changes = list_motion_changes(spec, settings, least, memory, tiny_decoder is not None)
+        log.warning("%s", describe_lack(account, memory, changes))
+    elif free < account.total:
         log.warning(
             "Only %.1f GiB are free now, and the step may run out of memory. Close what else uses the card.",
             free / GIB,
         )
-    elif needed > memory:
-        hint = (
-            ""
-            if tiny_decoder
-            else f" A tiny decoder's file ({spec.latents.tiny_files[0]}) would need the least."
-        )
-        log.warning("The step may run out of memory. Lower the frames, width or height.%s", hint)
     return choice
 
 
@@ -145,99 +84,9 @@ def choose_memory_advice(settings: MotionSettings) -> str:
     return f"{advice}; or {_SMALLER_DATA}." if advice else f"{_SMALLER_DATA.capitalize()}."
 
 
-def _list_modes(decode: str) -> list[tuple[str, bool]]:
-    """Return pairs of a mode and whether to recompute, the one with most memory and least time first."""
-    return {
-        "auto": [("windowed", False), ("windowed", True), ("tiny", False)],
-        "windowed": [("windowed", False), ("windowed", True)],
-        "exact": [("exact", False), ("exact", True)],
-        "exact-low-memory": [("exact-low-memory", False)],
-        "tiny": [("tiny", False)],
-    }[decode]
-
-
-def _choose_first_that_fits(choices: list[DecodeChoice], memory: float, other: float) -> DecodeChoice:
-    """Return the first choice that fits, or the smallest if none fits."""
-    fitting = [choice for choice in choices if choice.bytes * _MARGIN + other <= memory]
-    return fitting[0] if fitting else min(choices, key=lambda choice: choice.bytes)
-
-
-def estimate_other_memory(settings: MotionSettings, spec: WanSpec) -> float:
-    """Return the bytes that a step needs besides its activations, for what is not loaded yet: weights, LoRA
-    with its optimizer, and the device's own needs.
-    """
-    block_parameters = 8 * spec.dim**2 + 2 * spec.dim * spec.ffn
-    frozen = spec.blocks * block_parameters * _HALF + DECODERS[spec.latents].weights + _OTHER_WEIGHTS
-    trained = count_lora_parameters(spec, settings.plan.select(spec.linear_names()), settings.rank)
-    return frozen + count_optimizer_bytes(trained) + _DEVICE_NEEDS
-
-
-def _estimate_alignment(settings: MotionSettings, decode: str, recompute: bool, space: LatentSpace) -> float:
-    """Return the bytes of decoder, pixels and flow net together."""
-    latents, height, width = latent_frames(settings.frames), settings.height, settings.width
-    frames, area = pixel_frames(latents), height * width
-    cells, decoder = area / space.stride**2, DECODERS[space]
-    if decode == "tiny":
-        half_size = _estimate_pixels(frames, area / 4) + _estimate_flow(height / 2, width / 2)
-        return _estimate_tiny_decoder(latents, cells) + half_size
-    if decode == "exact-low-memory":
-        chunk = TEMPORAL_STRIDE * LATENTS_AT_ONCE
-        saved = _estimate_saved(LATENTS_AT_ONCE, chunk, decoder, cells, recompute)
-        step = saved + _estimate_last_block(chunk, decoder, cells, recompute)
-        # Three states: the one before a step, the one after it, and the gradient of one of them.
-        step += 3 * _estimate_state(decoder, cells)
-        return _estimate_pixels(frames, area) / 4 + max(_estimate_flow(height, width), step)
-    if decode == "windowed" and settings.window + settings.context < latents:
-        latents = settings.window + settings.context
-        frames = TEMPORAL_STRIDE * (latents - settings.context // 2)
-    comparison = _estimate_pixels(frames, area) + _estimate_flow(height, width)
-    last_block = _estimate_last_block(frames, decoder, cells, recompute)
-    return _estimate_saved(latents, frames, decoder, cells, recompute) + max(comparison, last_block)
-
-
-def _estimate_flow(height: float, width: float) -> float:
-    """Return the bytes of the flow net for one chunk of pairs.
-
-    The flow is found at half of the frames' size if that is large enough.
-    """
-    scale = 0.5 if min(height, width) / 2 >= SEA_RAFT_M.least_side else 1.0
-    return PAIRS_PER_CHUNK * _FLOW_PIXEL * height * width * scale**2
-
-
-def _estimate_pixels(frames: int, area: float) -> float:
-    """Return the bytes of decoded frames, and in float32 of their copy, its gradient, and the gradient
-    rearranged.
-    """
-    return frames * 3 * area * (_HALF + 3 * _FLOAT)
-
-
-def _estimate_saved(latents: int, frames: int, decoder: DecoderSizes, cells: float, recompute: bool) -> float:
-    """Return the bytes that the decoder saves for backward: the inputs of its blocks, and their hidden
-    tensors unless recomputed. `frames` are those of the two large stages, `cells` the cells of a latent.
-    """
-    stage_frames = (latents, 2 * latents, frames, frames)
-    values = sum(
-        count * stage.places * (stage.inputs + (0 if recompute else stage.hidden))
-        for count, stage in zip(stage_frames, decoder.stages, strict=True)
-    )
-    return values * decoder.width * cells * _HALF
-
-
-def _estimate_last_block(frames: int, decoder: DecoderSizes, cells: float, recompute: bool) -> float:
-    """Return the bytes that the backward pass of the decoder's last block takes: the gradient of its input,
-    next to that of its output, and the tensors inside of the block.
-    """
-    inside = _HIDDEN_FRAMES + (_RECOMPUTED_FRAMES if recompute else 0)
-    return decoder.width * decoder.stages[-1].places * cells * _HALF * (frames + inside)
-
-
-def _estimate_state(decoder: DecoderSizes, cells: float) -> float:
-    """Return the bytes of the decoder state, two frames for each causal convolution."""
-    channels = sum(stage.state * stage.places for stage in decoder.stages)
-    return channels * decoder.width * cells * 2 * _HALF
-
-
-def _estimate_tiny_decoder(latents: int, cells: float) -> float:
-    """Return the bytes that the tiny decoder saves for backward, at half of the frame's size."""
-    values = sum(channels * frames * latents * places for places, frames, channels in TINY_STAGES)
-    return values * cells * _HALF
+def _choose_first_that_fits(
+    told: Sequence[tuple[DecodeChoice, MemoryAccount]], memory: float
+) -> tuple[DecodeChoice, MemoryAccount]:
+    """Return the first choice whose account fits, or the smallest if none fits."""
+    fitting = [pair for pair in told if pair[1].fits(memory)]
+    return fitting[0] if fitting else min(told, key=lambda pair: pair[1].total)

@@ -16,7 +16,8 @@ from ..storage.content_hash import hash_content
 from ..storage.on_demand import loaded_on_first_use
 from .backend import Backend
 from .clip_windows import ClipWindows
-from .decode_choice import DecodeChoice, choose_decode, choose_memory_advice
+from .decode_choice import choose_decode, choose_memory_advice
+from .decode_memory import DecodeChoice
 from .job import TrainedLora, TrainingJob, check_precision, run_job
 from .mask_grid import pool_to_latents, pool_to_pairs
 from .model_fit import check_fit, fit_noise_range

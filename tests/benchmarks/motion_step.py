@@ -29,7 +29,7 @@ from smra_core.encoders.sea_raft_config import SEA_RAFT_M
 from smra_core.lora.adapter import Injection, init_lora, injected
 from smra_core.lora.plan import SUBJECT
 from smra_core.standalone.diffusers_wan import DiffusersDenoiser
-from smra_core.training.decode_choice import estimate
+from smra_core.training.decode_memory import estimate
 from smra_core.training.mora import (
     DECODE_MODES,
     LATENTS_AT_ONCE,

@@ -7,7 +7,6 @@ import torch
 
 from smra_core.decoding.windows import warm_windows
 from smra_core.lora.adapter import init_lora
-from smra_core.training.decode_choice import DecodeChoice
 from smra_core.training.mora import MotionObjective
 from smra_core.training.sura import SubjectObjective
 from smra_core.training.trainer import TrainSettings, train_lora
@@ -103,13 +102,12 @@ def _list_motion_cases(sizes: Sizes, device, spec, steps: int, part: str, profil
 
     def plain(row: Row) -> None:
         settings = replace(sizes.motion, mora_weight=0.0)
-        row.told = tell_motion(spec, settings, DecodeChoice("auto", False, 0.0), sizes)
+        row.told = tell_motion(spec, settings, "windowed", False, sizes)
         train(row, MotionObjective(settings, None, None), make_motion_sample(sizes))
 
     def decoded(decode: str, recompute: bool) -> Callable[[Row], None]:
         def work(row: Row) -> None:
-            choice = DecodeChoice(decode, recompute, 0.0)
-            row.told = tell_motion(spec, replace(sizes.motion, decode=decode), choice, sizes)
+            row.told = tell_motion(spec, sizes.motion, decode, recompute, sizes)
             sample = make_motion_sample(sizes, shrink=2 if decode == "tiny" else 1)
             train(row, make_objective(sizes, decode, recompute, sample, device), sample)
 

@@ -40,7 +40,8 @@ def test_a_motion_is_told_in_modules_parameters_tokens_and_memory(preflight, cor
     # V, O of both attentions, FFN.0 and FFN.2 of 30 blocks at rank 64.
     parameters = 30 * 64 * (4 * (1536 + 1536) + 2 * (1536 + 8960))
     assert (forecast.modules, forecast.parameters, forecast.tokens) == (180, parameters, 13 * 20 * 36)
-    assert forecast.memory == pytest.approx(choice.bytes + 16 * parameters, rel=1e-6)
+    nets = 0.15e9 + 79e6  # WAN's decoder in half precision, and SEA-RAFT M
+    assert forecast.memory == pytest.approx(choice.bytes + 16 * parameters + nets, rel=1e-6)
     line = forecast.describe(weights=3 * 2**30, seconds=7300.0)
     assert line.startswith(
         "Training on 49 frames of 576x320, decoded windowed, 9360 tokens each: 180 modules, "
@@ -54,9 +55,10 @@ def test_memory_follows_batch_precision_and_the_loss(preflight, core):
     twice, _ = motion(preflight, core, train=core.Train(batch_size=2))
     wide, _ = motion(preflight, core, dtype=FLOAT)
     plain, _ = motion(preflight, core, core.Motion(mora_weight=0.0))
-    adapters = 16 * once.parameters
-    assert twice.memory - adapters == pytest.approx(2 * (once.memory - adapters), rel=1e-6)
-    assert wide.memory == twice.memory
+    adapters, flow_net, decoder = 16 * once.parameters, 79e6, 0.15e9
+    rest = adapters + flow_net + decoder
+    assert twice.memory - rest == pytest.approx(2 * (once.memory - rest), rel=1e-6)
+    assert wide.memory == pytest.approx(twice.memory + decoder, rel=1e-6)
     assert plain.memory == core.cost.count_activation_bytes(core.spec, 9360) + adapters < once.memory
     assert "decoded" not in plain.samples
 
@@ -66,6 +68,15 @@ def test_time_counts_every_sample_and_the_flow(preflight, core):
     plain, _ = motion(preflight, core, core.Motion(mora_weight=0.0))
     assert aligned.estimate_seconds(1e12) == pytest.approx(60 * aligned.flops / 1e12)
     assert 1.3 < aligned.flops / plain.flops < 1.45  # counted: 1.36
+
+
+def test_what_does_not_fit_is_told_by_part_with_what_fits(preflight, core):
+    forecast, _ = motion(preflight, core)
+    weights = 3 * 2**30
+    assert forecast.describe_lack(weights, None) == [] == forecast.describe_lack(weights, 24 * 2**30)
+    (text,) = forecast.describe_lack(weights, 8 * 2**30)
+    assert "it needs" in text and "activations 8.4" in text and "the device has 8.0 GiB. What fits: " in text
+    assert "decode tiny (file lighttaew2_1) (" in text
 
 
 def test_a_subject_is_told_with_its_projector(preflight, core):
