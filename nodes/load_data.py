@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from comfy_api.latest import io
 
-from ..smra_core.data.frame_rate import WAN_FPS
 from ..smra_core.data.metadata_table import TABLE_NAMES, TABLE_SUFFIXES
 from ..smra_core.data.motion_clip import FEWEST_FRAMES
 from ..smra_core.data.motion_set import read_motion_set
@@ -15,14 +14,18 @@ from ..smra_core.data.subject_set import SubjectImage, read_subject_set
 from ..smra_core.data.video import Selection
 from ..smra_core.training.mora import MotionSettings
 from ..smra_core.training.sura import SubjectSettings
-from ..smra_core.wan.spec import LATENTS_21, latent_frames
+from ..smra_core.wan.spec import LATENTS_21, LATENTS_22, LatentSpace, latent_frames
 from .host.images import as_image
 from .host.input_folder import resolve_input
 from .host.widgets import show_notes
 
 SUBJECT, MOTION = SubjectSettings(), MotionSettings()
-FRAME_RATES: dict[str, float | None] = {f"{WAN_FPS:g} fps": WAN_FPS, "as they are": None}
-"""Choices of the motion loader, and the rate that each reads at."""
+FRAME_RATES: dict[str, tuple[float | None, LatentSpace]] = {
+    f"{LATENTS_21.fps:g} fps": (LATENTS_21.fps, LATENTS_21),
+    "as they are": (None, LATENTS_21),
+    f"{LATENTS_22.fps:g} fps (TI2V-5B)": (LATENTS_22.fps, LATENTS_22),
+}
+"""Choices of the motion loader: the rate that each reads at, and the latents of the models that it is for."""
 
 
 class LoadSubjectFolder(io.ComfyNode):
@@ -88,8 +91,8 @@ class LoadMotionClip(io.ComfyNode):
             description=(
                 "Reads a clip and its caption, or all clips of a folder as one motion: a video, GIF or "
                 "animated WebP, numbered pictures, or a folder of videos with captions in .txt files, a "
-                "metadata.csv or a metadata.jsonl. The frames are brought to 16 per second and cut to 4n+1, "
-                "as WAN needs."
+                "metadata.csv or a metadata.jsonl. The frames are brought to the rate of WAN's videos and "
+                "cut to 4n+1, as WAN needs."
             ),
             inputs=[
                 io.Clip.Input("clip", tooltip="WAN's text encoder, for the caption."),
@@ -115,8 +118,9 @@ class LoadMotionClip(io.ComfyNode):
                 io.Combo.Input(
                     "frame_rate", options=[*FRAME_RATES], default=next(iter(FRAME_RATES)), optional=True,
                     tooltip="Frame rate that the clip is brought to by the times of its frames. WAN's videos "
-                    "have 16 frames per second, so that at 16 fps the motion keeps its speed. 'as they are' "
-                    "takes every frame, which makes the motion of a 60 fps clip 3.75 times slower.",
+                    "have 16 frames per second and TI2V-5B's 24; at the model's rate the motion keeps its "
+                    "speed. 'as they are' takes every frame, which makes the motion of a 60 fps clip 3.75 "
+                    "times slower.",
                 ),
                 io.Boolean.Input(
                     "own_sizes", default=False, optional=True,
@@ -161,12 +165,13 @@ class LoadMotionClip(io.ComfyNode):
         frame_rate: str = next(iter(FRAME_RATES)),
         own_sizes: bool = False,
     ) -> io.NodeOutput:
-        LATENTS_21.check_size(width, height)
+        fps, latents = FRAME_RATES[frame_rate]
+        latents.check_size(width, height)
         latent_frames(frame_count)
-        selection = Selection(frame_count, start, stride, FRAME_RATES[frame_rate])
+        selection = Selection(frame_count, start, stride, fps, latents.fps)
         clips, notes = read_motion_set(
             resolve_input(folder), (width, height), selection, caption,
-            LATENTS_21.token_pixels if own_sizes else None,
+            latents.token_pixels if own_sizes else None,
         )  # fmt: skip
         heading = f"{len(clips[0].frames)} frames of {clips[0].name}"
         show_notes(cls, heading if len(clips) == 1 else f"{len(clips)} clips", notes)

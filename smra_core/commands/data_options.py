@@ -3,7 +3,9 @@
 import argparse
 
 from ..data.frame_rate import WAN_FPS, check_frame_rate
+from ..data.video import Selection
 from ..standalone.backend import StandaloneBackend
+from ..wan.spec import LATENTS_22
 from .options import add_option
 
 KEEP_FRAMES = "keep"
@@ -13,10 +15,19 @@ def add_frame_rate(parser: argparse.ArgumentParser) -> None:
     """Add the option that chooses the frame rate of clips."""
     add_option(
         parser, "--frame-rate",
-        "Frames per second that each clip is brought to by time, so that the motion keeps its speed; keep "
-        "takes the frames as they are.",
-        WAN_FPS, f"{WAN_FPS:g}, WAN's", type=parse_frame_rate,
+        f"Frames per second that each clip is brought to by time, so that the motion keeps its speed; "
+        f"{KEEP_FRAMES} takes the frames as they are.",
+        shown=f"the model's: {WAN_FPS:g}, for TI2V-5B {LATENTS_22.fps:g}", type=parse_frame_rate,
     )  # fmt: skip
+
+
+def select_frames(
+    args: argparse.Namespace, backend: StandaloneBackend, frames: int, start: int = 0, stride: int = 1
+) -> Selection:
+    """Return which frames of a clip are read, at the rate that was given or at the model's."""
+    model_fps = backend.spec.latents.fps
+    fps = model_fps if args.frame_rate is None else args.frame_rate
+    return Selection(frames, start, stride, None if fps == KEEP_FRAMES else fps, model_fps)
 
 
 def add_own_sizes(parser: argparse.ArgumentParser) -> None:
@@ -34,13 +45,13 @@ def choose_multiple(args: argparse.Namespace, backend: StandaloneBackend) -> int
     return backend.spec.latents.token_pixels if args.own_sizes else None
 
 
-def parse_frame_rate(text: str) -> float | None:
-    """Return the frames per second that a text gives, or None for the word keep.
+def parse_frame_rate(text: str) -> float | str:
+    """Return the frames per second that a text gives, or the word keep.
 
     Raises argparse.ArgumentTypeError for anything else.
     """
     if text.strip().lower() == KEEP_FRAMES:
-        return None
+        return KEEP_FRAMES
     try:
         fps = float(text)
         check_frame_rate(fps)

@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 
 from ..data.motion_set import read_motion_set
-from ..data.video import Selection
 from ..miniature.weight_paths import SEA_RAFT_FILE
 from ..standalone.progress_bar import TrainingBar
 from ..storage.file_name import make_file_name
@@ -12,7 +11,7 @@ from ..training.model_fit import check_fit
 from ..training.mora import MotionSettings
 from ..training.motion import train_motion
 from ..training.trainer import MOTION_TRAIN
-from .data_options import add_frame_rate, add_own_sizes, choose_multiple
+from .data_options import add_frame_rate, add_own_sizes, choose_multiple, select_frames
 from .model_options import add_model, check_weight_file, choose_encoder_file, open_backend
 from .options import add_option, log_notes
 from .settings_options import add_settings, read_settings
@@ -31,8 +30,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         shown="the miniature's, for the miniature", type=Path,
     )  # fmt: skip
     add_option(
-        parser, "--tiny-decoder", "Weights of a small decoder for small cards: lighttaew2_1 or taew2_1.",
-        type=Path,
+        parser, "--tiny-decoder", "Weights of a small decoder for small cards: lighttaew2_1 or taew2_1, "
+        "for TI2V-5B lighttaew2_2 or taew2_2.", type=Path,
     )  # fmt: skip
     add_option(parser, "--caption", "Caption of all clips, such as 'a person is vvt walking'.")
     add_option(
@@ -65,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
         if settings.mora_weight
         else None
     )
-    selection = Selection(settings.frames, args.start, args.stride, args.frame_rate)
+    selection = select_frames(args, backend, settings.frames, args.start, args.stride)
     clips, notes = read_motion_set(
         args.clip, (settings.width, settings.height), selection, args.caption,
         choose_multiple(args, backend), args.masks,

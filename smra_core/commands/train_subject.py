@@ -5,7 +5,6 @@ from pathlib import Path
 
 from ..data.subject_clip import CLIP_FRAMES
 from ..data.subject_set import describe_new_masks, read_subject_set
-from ..data.video import Selection
 from ..miniature.weight_paths import DINOV2_FILE
 from ..standalone.progress_bar import TrainingBar
 from ..storage.file_name import make_file_name
@@ -15,7 +14,7 @@ from ..training.subject import find_missing_masks, train_subject
 from ..training.sura import SubjectSettings
 from ..training.trainer import SUBJECT_TRAIN
 from ..wan.spec import latent_frames
-from .data_options import add_frame_rate, add_own_sizes, choose_multiple
+from .data_options import add_frame_rate, add_own_sizes, choose_multiple, select_frames
 from .model_options import add_model, check_weight_file, choose_encoder_file, open_backend
 from .options import add_option, log_notes
 from .settings_options import add_settings, read_settings
@@ -62,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
     )
     subject = read_subject_set(
         args.folder, (settings.width, settings.height), caption=args.caption,
-        clips=Selection(args.clip_frames, fps=args.frame_rate), own_multiple=choose_multiple(args, backend),
+        clips=select_frames(args, backend, args.clip_frames), own_multiple=choose_multiple(args, backend),
     )  # fmt: skip
     log_notes(subject.notes)
     frames = args.clip_frames if subject.clips else 1

@@ -32,7 +32,9 @@ def run(args: argparse.Namespace) -> None:
     if not all(NOT_NEGATIVE.holds(level) for level in args.noise):
         raise ValueError(f"--noise must be finite and at least 0, got {args.noise}. The default is 0.1 0.3.")
     backend = open_backend(args)
-    clip = read_motion_clip(args.clip, (settings.width, settings.height), settings.frames)
+    clip = read_motion_clip(
+        args.clip, (settings.width, settings.height), settings.frames, fps=backend.spec.latents.fps
+    )
     (latents,) = backend.encode_clips([clip.frames])
     latents = latents.to(backend.device)
     decoder = backend.load_decoder()

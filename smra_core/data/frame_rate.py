@@ -5,12 +5,12 @@ videos.
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
-from ..wan.spec import LATENTS_21
+from ..wan.spec import LATENTS_21, LATENTS_22
 
 Item = TypeVar("Item")
 
 WAN_FPS = LATENTS_21.fps
-"""Frames per second of WAN 2.1's training videos; also assumed for clips that do not give theirs."""
+"""Frames per second of the videos of most models of WAN; TI2V-5B has its own."""
 _SAME_RATE = 0.05
 """Relative difference of two frame rates that nobody sees (PAL plays films 4 % faster). Within it frames are
 taken one by one, as leaving one out would show.
@@ -30,7 +30,7 @@ class Timing(NamedTuple):
     frames: int = 0
     """Number of frames that the file states; 0 when it does not."""
     is_assumed: bool = False
-    """Whether the clip gives no rate, so that 16 fps is assumed."""
+    """Whether the clip gives no rate, so that the model's is assumed."""
 
     @property
     def is_variable(self) -> bool:
@@ -67,7 +67,7 @@ def check_frame_rate(fps: float | None) -> None:
     if fps is not None and not 0 < fps <= 1000:  # also when NaN
         raise ValueError(
             f"The frame rate to read at is {fps:g}; give more than 0 and at most 1000 frames per second "
-            f"(WAN's is {WAN_FPS:g}), or keep the frames as they are."
+            f"(WAN's is {WAN_FPS:g}, TI2V-5B's {LATENTS_22.fps:g}), or keep the frames as they are."
         )
 
 
@@ -86,11 +86,15 @@ def choose_frame_rate(timing: Timing, wanted_fps: float | None) -> FrameChoice:
     return FrameChoice(timing.fps if is_slower else wanted_fps, by_time=True)
 
 
-def describe_frame_rate(timing: Timing, choice: FrameChoice, stride: int) -> list[str]:
-    """Return sentences on the clip's rate, on which frames are taken, and on the speed of the motion."""
+def describe_frame_rate(
+    timing: Timing, choice: FrameChoice, stride: int, model_fps: float = WAN_FPS
+) -> list[str]:
+    """Return sentences on the clip's rate, on which frames are taken, and on the speed that the motion has in
+    videos of `model_fps` frames per second.
+    """
     rate = f"{timing.fps:.4g} fps"
     if timing.is_assumed:
-        first = f"its frame rate is not known; {WAN_FPS:g} fps is assumed, and frames are taken one by one"
+        first = f"its frame rate is not known; {rate} is assumed, and frames are taken one by one"
     elif timing.is_variable:
         apart = f"{1000 * timing.shortest:.0f} to {1000 * timing.longest:.0f} ms apart"
         used = f"taken by their times, {choice.fps:.4g} fps" if choice.by_time else "used as stored"
@@ -102,16 +106,16 @@ def describe_frame_rate(timing: Timing, choice: FrameChoice, stride: int) -> lis
     else:
         first = f"{rate} clip: frames are taken one by one"
     skipped = f"stride {stride}: of these, every {_name_ordinal(stride)} frame is used" if stride > 1 else ""
-    return [note for note in (first, skipped, _describe_speed(choice.fps / stride)) if note]
+    return [note for note in (first, skipped, _describe_speed(choice.fps / stride, model_fps)) if note]
 
 
-def _describe_speed(fps: float) -> str:
-    """Return how fast the motion plays at WAN's rate; an empty string at its own speed."""
-    faster = WAN_FPS / fps
+def _describe_speed(fps: float, model_fps: float) -> str:
+    """Return how fast the motion plays at the model's rate; an empty string at its own speed."""
+    faster = model_fps / fps
     if abs(faster - 1) <= _SAME_RATE:
         return ""
     speed = f"{faster:.3g} times faster" if faster > 1 else f"{1 / faster:.3g} times slower"
-    return f"WAN's videos have {WAN_FPS:g} fps: the motion becomes {speed}"
+    return f"WAN's videos have {model_fps:g} fps: the motion becomes {speed}"
 
 
 def _name_ordinal(number: float) -> str:

@@ -19,6 +19,7 @@ from ..wan.latents import to_uint8
 from ..wan.spec import trim_frames
 from .crop import Size, check_target, cover_box, describe_crop, describe_enlargement, fit
 from .frame_rate import (
+    WAN_FPS,
     Timing,
     check_frame_rate,
     choose_frame_rate,
@@ -63,10 +64,18 @@ class Selection(NamedTuple):
     """Every how many-th of the frames at the wanted rate is used."""
     fps: float | None = None
     """Frame rate that the clip is brought to by time; None takes its frames as they are."""
+    model_fps: float = WAN_FPS
+    """Frame rate of the model's videos, which is assumed for clips that give none."""
 
 
 def read_video(
-    path: Path, size: Size, frames: int, start: int = 0, stride: int = 1, fps: float | None = None
+    path: Path,
+    size: Size,
+    frames: int,
+    start: int = 0,
+    stride: int = 1,
+    fps: float | None = None,
+    model_fps: float = WAN_FPS,
 ) -> Video:
     """Read up to `frames` frames from number `start`, resized to cover `size` and cropped.
 
@@ -76,7 +85,7 @@ def read_video(
     tone-mapped, and a cover picture is no clip. Only frames of the wanted size are held in memory. Raises
     ValueError, with the path, when no frame can be read.
     """
-    selection = Selection(frames, start, stride, fps)
+    selection = Selection(frames, start, stride, fps, model_fps)
     check_selection(path, size, selection)
     with _explain_read_errors(path):
         return _read_stream(path, size, selection)
@@ -114,7 +123,7 @@ def check_selection(path: Path, size: Size, selection: Selection) -> None:
     """Raise ValueError unless size, frames, start, stride and rate can be read."""
     check_target(size)
     check_frame_rate(selection.fps)
-    frames, start, stride, _ = selection
+    frames, start, stride = selection.frames, selection.start, selection.stride
     if frames < 1 or start < 0 or stride < 1:
         raise ValueError(
             f"Reading {path} needs frames >= 1, start >= 0, stride >= 1; got {frames}, {start}, {stride}."
@@ -133,6 +142,8 @@ def build_video(
 
     Raises ValueError, with the path, when the clip has no frame from `selection.start` on.
     """
+    if timing.is_assumed:
+        timing = timing._replace(fps=selection.model_fps)
     choice, seen = choose_frame_rate(timing, selection.fps), 0
 
     def enumerate_frames() -> Iterator[tuple[float | None, tuple[int, Item]]]:
@@ -154,7 +165,7 @@ def build_video(
             f"{path} has {seen} readable frames, none from number {selection.start} on. "
             "Choose an earlier start or another file."
         )
-    notes += describe_frame_rate(timing, choice, selection.stride)
+    notes += describe_frame_rate(timing, choice, selection.stride, selection.model_fps)
     notes += [f"repeated frames, where the clip stands still: {repeated}"] if repeated else []
     unused = timing.frames - seen
     notes += [f"{unused} frames after number {seen - 1} are not used"] if unused > 0 else []

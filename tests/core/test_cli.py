@@ -257,9 +257,9 @@ def test_t_point_is_a_sigma_or_a_step_of_a_run(text, sigma):
 
 
 def test_the_frame_rate_is_a_number_or_keep(capsys):
-    assert parsed("train-motion", "x").frame_rate == 16.0
+    assert parsed("train-motion", "x").frame_rate is None
     assert parsed("train-motion", "x", "--frame-rate", "24").frame_rate == 24.0
-    assert parsed("train-motion", "x", "--frame-rate", "Keep").frame_rate is None
+    assert parsed("train-motion", "x", "--frame-rate", "Keep").frame_rate == "keep"
     for wrong in ("fast", "0", "nan"):
         with pytest.raises(SystemExit):
             parsed("train-motion", "x", "--frame-rate", wrong)

@@ -1,5 +1,7 @@
 """TI2V-5B by the command line, from files to files: latents of 48 channels, tokens of 32 pixels, 24 fps."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from random_models import Sizes
@@ -7,10 +9,11 @@ from safetensors.torch import load_file
 from test_cli import World, run
 
 from smra_core import cli
-from smra_core.data.video import read_video
+from smra_core.commands.data_options import select_frames
+from smra_core.data.video import Selection, read_video
 from smra_core.lora.reader import load_lora
 from smra_core.training.run_folder import read_losses
-from smra_core.wan.spec import LATENTS_22
+from smra_core.wan.spec import LATENTS_22, WAN_1_3B, WAN_5B
 
 BLOCKS = 2
 
@@ -60,6 +63,17 @@ def test_a_video_is_sampled_with_both_loras(world, loras):
     assert read_video(world.folder / "both.mp4", (32, 32), 5).fps == 24
     world.sample("slow.mp4", "--fps", 15)
     assert read_video(world.folder / "slow.mp4", (32, 32), 5).fps == 15
+
+
+@pytest.mark.parametrize("spec, rate", [(WAN_5B, 24), (WAN_1_3B, 16)])
+def test_clips_are_read_at_the_rate_of_the_models_videos(spec, rate):
+    def select(*options):
+        args = cli.build_parser().parse_args(["train-motion", "x", *options])
+        return select_frames(args, SimpleNamespace(spec=spec), 49)
+
+    assert select() == Selection(49, 0, 1, rate, rate)
+    assert select("--frame-rate", "10") == Selection(49, 0, 1, 10, rate)
+    assert select("--frame-rate", "keep") == Selection(49, 0, 1, None, rate)
 
 
 def test_a_size_off_the_grid_of_32_pixels_is_refused_before_anything_is_loaded(world, capsys):

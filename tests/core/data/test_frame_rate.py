@@ -82,8 +82,8 @@ def test_no_more_is_read_than_is_needed():
     assert list(pick_frames(frames(), choose_frame_rate(timing, 16), timing, 5)) == [0, 4, 7, 11, 15]
 
 
-def describe(timing, fps=16.0, stride=1):
-    return describe_frame_rate(timing, choose_frame_rate(timing, fps), stride)
+def describe(timing, fps=16.0, stride=1, model_fps=16.0):
+    return describe_frame_rate(timing, choose_frame_rate(timing, fps), stride, model_fps)
 
 
 def test_the_rate_and_what_it_means_are_told():
@@ -99,6 +99,16 @@ def test_the_rate_and_what_it_means_are_told():
     assert describe(Timing(29.97, 0.02, 0.1)) == [
         "variable frame rate, 29.97 fps on average: frames are 20 to 100 ms apart and taken by their times, "
         "16 fps"
+    ]
+
+
+def test_the_speed_is_that_in_the_models_videos():
+    assert describe(Timing(16, 1 / 16, 1 / 16), fps=24, model_fps=24) == [
+        "16 fps clip: frames are taken one by one",
+        "WAN's videos have 24 fps: the motion becomes 1.5 times faster",
+    ]
+    assert describe(Timing(60, 1 / 60, 1 / 60), fps=24, model_fps=24) == [
+        "60 fps clip: every 2.5th frame by time, 24 fps"
     ]
 
 

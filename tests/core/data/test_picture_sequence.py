@@ -4,8 +4,8 @@ import torch
 from PIL import Image
 
 from smra_core.data.motion_clip import read_motion_clip
-from smra_core.data.picture_sequence import find_sequence, is_animation
-from smra_core.data.video import write_video
+from smra_core.data.picture_sequence import find_sequence, is_animation, read_sequence
+from smra_core.data.video import Selection, write_video
 
 SIDE = 32
 SIZE = (SIDE, SIDE)
@@ -88,6 +88,12 @@ def test_a_damaged_animation_is_named(tmp_path):
     (tmp_path / "a.gif").write_bytes(whole[:60])
     with pytest.raises(ValueError, match="a.gif cannot be read as an animation"):
         read(tmp_path / "a.gif")
+
+
+def test_numbered_pictures_have_the_rate_of_the_models_videos(tmp_path):
+    folder = number_pictures(tmp_path / "walk", range(9))
+    video = read_sequence(find_sequence(folder), SIZE, Selection(9, fps=24.0, model_fps=24.0))
+    assert video.fps == 24 and "24 fps is assumed" in video.notes[1] and len(video.notes) == 2
 
 
 @pytest.mark.parametrize("name", ["{:04d}.png", "{}.jpg", "frame_{}.webp", "shot.{:05d}.bmp"])

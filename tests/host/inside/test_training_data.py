@@ -279,9 +279,14 @@ class Clip:
 
 
 @pytest.mark.parametrize(
-    "choice, first, fps", [({}, [0, 2], 16), (dict(frame_rate="as they are"), [0, 1], 32)]
+    "choice, first, fps",
+    [
+        ({}, [0, 2], 16),
+        (dict(frame_rate="as they are"), [0, 1], 32),
+        (dict(frame_rate="24 fps (TI2V-5B)"), [0, 1], 24),
+    ],
 )
-def test_a_clip_is_read_at_sixteen_frames_a_second_or_as_it_is(input_folder, nodes, choice, first, fps):
+def test_a_clip_is_read_at_the_rate_of_the_models_videos_or_as_it_is(input_folder, nodes, choice, first, fps):
     write_video = pack("smra_core.data.video").write_video
 
     levels = (32 + 16 * torch.arange(12)) / 255
