@@ -41,7 +41,7 @@ def generate(
     `negative` is the prompt of the unguided prediction. `on_step` is
     called after every step with the variant's name, the step and the number of steps.
     """
-    if backend.spec.input_channels != backend.spec.latents.channels:
+    if backend.spec.extra_channels:
         raise ValueError(
             f"{backend.spec.name} makes videos from an image, and here they are made from text alone. Apply "
             "the LoRA in ComfyUI, or give the text-to-video model of the same size."

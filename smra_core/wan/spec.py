@@ -156,8 +156,13 @@ class WanSpec:
     ffn: int
     heads: int
     latents: LatentSpace = LATENTS_21
-    input_channels: int = LATENTS_21.channels
-    """Channels that the DiT takes: more than the latents' own where images or masks come beside them."""
+    extra_channels: int = 0
+    """Channels that the DiT takes beside the latents' own, for images and masks."""
+
+    @property
+    def input_channels(self) -> int:
+        """Channels that the DiT takes in all."""
+        return self.latents.channels + self.extra_channels
 
     @property
     def expert_boundary(self) -> float:
@@ -178,7 +183,7 @@ class WanSpec:
     def as_variant(self, kind: str, channels: int) -> "WanSpec":
         """Return the spec of a variant with these sizes, named after its class and its input channels."""
         name = f"{self.name.replace('-T2V', '')} ({kind}, {channels} channels)"
-        return replace(self, name=name, input_channels=channels)
+        return replace(self, name=name, extra_channels=channels - self.latents.channels)
 
     def linear_shape(self, name: str) -> tuple[int, int]:
         """Return (out_features, in_features) of a linear, given its native name."""

@@ -66,6 +66,8 @@ def test_every_channel_of_a_latent_space_has_its_statistics():
 def test_a_model_is_known_by_its_sizes_and_its_latents():
     for spec in SPECS:
         assert find_spec(spec.blocks, spec.dim, spec.ffn, spec.heads, spec.latents) is spec
+        assert spec.input_channels == spec.latents.channels
+        assert spec.as_variant("image to video", 100).input_channels == 100
     assert find_spec(30, 3072, 14336, 24, LATENTS_21).name == "Wan2.1-T2V of 30 blocks, width 3072"
     assert find_spec(2, 8, 12, 1, LATENTS_22).latents.fps == WAN_5B.latents.fps == 24
 
