@@ -30,7 +30,8 @@ def host():
 def server(host, tmp_path_factory):
     base = tmp_path_factory.mktemp("comfyui") / "base"
     (base / "custom_nodes").mkdir(parents=True)
-    shutil.copy(Path(__file__).with_name("strength_probe.py"), base / "custom_nodes")
+    for own_node in ("strength_probe.py", "random_clip_vision.py"):
+        shutil.copy(Path(__file__).with_name(own_node), base / "custom_nodes")
     with served(host, base) as running:
         yield running
 

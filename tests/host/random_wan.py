@@ -55,6 +55,38 @@ def dit_state(blocks=None, ffn=None, seed=0, channels=16, latents=16) -> dict[st
     return state
 
 
+def add_image_inputs(state: dict[str, Tensor], reference: bool = False) -> dict[str, Tensor]:
+    """The DiT with what image-to-video models of 2.1 have besides: inputs of CLIP's features, and of Fun
+    Control's reference image.
+    """
+    shapes = {"img_emb.proj.1": (1280, 1280), "img_emb.proj.3": (DIM, 1280)}
+    blocks = {name.split(".")[1] for name in state if name.startswith("blocks.")}
+    shapes |= {f"blocks.{i}.cross_attn.{role}_img": (DIM, DIM) for i in blocks for role in "kv"}
+    generator, made = torch.Generator().manual_seed(9), dict(state)
+    for name, (rows, columns) in shapes.items():
+        made[f"{name}.weight"] = torch.randn(rows, columns, generator=generator) / columns**0.5
+        made[f"{name}.bias"] = torch.zeros(rows)
+    for name, width in (("img_emb.proj.0", 1280), ("img_emb.proj.4", DIM)):
+        made |= {f"{name}.weight": torch.ones(width), f"{name}.bias": torch.zeros(width)}
+    made |= {f"blocks.{i}.cross_attn.norm_k_img.weight": torch.ones(DIM) for i in blocks}
+    if reference:
+        made["ref_conv.weight"] = torch.randn(DIM, 16, 2, 2, generator=generator) / 8
+        made["ref_conv.bias"] = torch.zeros(DIM)
+    return made
+
+
+def add_vace(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The DiT with one VACE block beside its blocks."""
+    generator = torch.Generator().manual_seed(10)
+    beside = {f"vace_{name}": value.clone() for name, value in state.items() if name.startswith("blocks.0.")}
+    for name in ("before_proj", "after_proj"):
+        beside[f"vace_blocks.0.{name}.weight"] = torch.randn(DIM, DIM, generator=generator) / DIM**0.5
+        beside[f"vace_blocks.0.{name}.bias"] = torch.zeros(DIM)
+    patches = torch.randn(DIM, 96, 1, 2, 2, generator=generator) / (4 * 96) ** 0.5
+    beside |= {"vace_patch_embedding.weight": patches, "vace_patch_embedding.bias": torch.zeros(DIM)}
+    return state | beside
+
+
 def lora(blocks: int, prefix: str, middle: str, seed: int = 1) -> dict[str, Tensor]:
     """LoRA file of all attention linears; `prefix` and `middle` make a dialect: DiffSynth has none and
     `.default`.
