@@ -20,7 +20,9 @@ RANDOM_WAN = "random_wan.safetensors"
 
 
 def furnish(server) -> None:
-    """Put data, encoders and a WAN of random weights into the server's folders."""
+    """Put data, encoders and a WAN of random weights into the server's folders, once."""
+    if (server.base / "input" / "square").exists():
+        return
     write_data(server.base / "input")
     write_encoders(server.base / "models")
     folder = server.base / "models" / "diffusion_models"
