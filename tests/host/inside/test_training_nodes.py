@@ -78,7 +78,7 @@ def test_several_clips_are_one_motion_and_one_clip_in_a_list_is_the_same_run(nod
     alone = train_motion(nodes, graph, name="alone")[3]
     assert train_motion(nodes, graph, name="alone", frames=(graph.frames,))[3] == alone
     wide = graph.frames.repeat(1, 1, 2, 1)
-    masks = graph.masks[:1], graph.masks[:1].repeat(1, 2, 1)
+    masks = graph.masks[:1], graph.masks[:1].repeat(1, 1, 2)
     given = dict(frames=(graph.frames, wide), exclude=masks, batch_size=2)
     file = train_motion(nodes, graph, name="two", **given)[3]
     assert train_motion(nodes, graph, name="two", **given)[3] == file
