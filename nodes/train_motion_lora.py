@@ -30,6 +30,7 @@ from .training.inputs import (
     RANK,
     SIZE,
     STEPS,
+    VAE_TOOLTIP,
     make_first_inputs,
     make_option_inputs,
     make_outputs,
@@ -73,7 +74,7 @@ class TrainMotionLoRA(io.ComfyNode):
             ),
             inputs=[
                 io.Model.Input("model", tooltip=MODEL_TOOLTIP),
-                io.Vae.Input("vae", tooltip="WAN 2.1's VAE."),
+                io.Vae.Input("vae", tooltip=VAE_TOOLTIP),
                 io.Image.Input(
                     "frames",
                     tooltip="The clip, frame by frame. A list, such as SMRA Load Motion Clip makes of a "

@@ -34,6 +34,7 @@ from .training.inputs import (
     RANK,
     SIZE,
     STEPS,
+    VAE_TOOLTIP,
     make_first_inputs,
     make_option_inputs,
     make_outputs,
@@ -66,7 +67,7 @@ class TrainSubjectLoRA(io.ComfyNode):
             ),
             inputs=[
                 io.Model.Input("model", tooltip=MODEL_TOOLTIP),
-                io.Vae.Input("vae", tooltip="WAN 2.1's VAE."),
+                io.Vae.Input("vae", tooltip=VAE_TOOLTIP),
                 io.Image.Input(
                     "images", tooltip="Pictures of the subject. More views give a more reliable LoRA."
                 ),

@@ -14,6 +14,7 @@ MODEL_TOOLTIP = (
     "A WAN of 1.3B, 5B or 14B, of any precision: text-to-video, image-to-video, Fun or VACE. The help page "
     "lists what 'positive' must carry for each."
 )
+VAE_TOOLTIP = "The VAE that came with the model: WAN 2.1's, or Wan 2.2's for TI2V-5B."
 STEPS = Widget("steps", dict(min=1, max=100_000))
 RANK = Widget("rank", dict(min=1, max=256))
 SIZE = (

@@ -64,11 +64,13 @@ class MotionSettings:
     )
     width: int = declare_setting(
         576,
-        "Width that the clip is resized and cropped to, a multiple of 16. Higher needs more memory.",
+        "Width that the clip is resized and cropped to, a multiple of 16 (of 32 for TI2V-5B). Higher "
+        "needs more memory.",
     )
     height: int = declare_setting(
         320,
-        "Height that the clip is resized and cropped to, a multiple of 16. Higher needs more memory.",
+        "Height that the clip is resized and cropped to, a multiple of 16 (of 32 for TI2V-5B). Higher "
+        "needs more memory.",
     )
     frames: int = declare_setting(
         49,

@@ -39,11 +39,13 @@ class SubjectSettings:
     )
     width: int = declare_setting(
         512,
-        "Width that pictures are resized and cropped to, a multiple of 16. Higher needs more memory.",
+        "Width that pictures are resized and cropped to, a multiple of 16 (of 32 for TI2V-5B). Higher "
+        "needs more memory.",
     )
     height: int = declare_setting(
         512,
-        "Height that pictures are resized and cropped to, a multiple of 16. Higher needs more memory.",
+        "Height that pictures are resized and cropped to, a multiple of 16 (of 32 for TI2V-5B). Higher "
+        "needs more memory.",
     )
     sura_weight: float = declare_setting(
         0.05,
