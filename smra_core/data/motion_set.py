@@ -10,7 +10,14 @@ from .clip_file import CLIP_KINDS, list_clips, read_clip_size
 from .clip_masks import find_clip_mask, read_clip_masks
 from .crop import Size, keep_shape
 from .file_names import list_visible_files
-from .metadata_table import CAPTION_COLUMNS, VIDEO_COLUMNS, find_file_inside, find_table, read_table
+from .metadata_table import (
+    CAPTION_COLUMNS,
+    CAPTION_SUFFIXES,
+    VIDEO_COLUMNS,
+    find_file_inside,
+    find_table,
+    read_table,
+)
 from .motion_clip import MotionClip, check_frame_count, find_caption, name_clip, read_motion_frames
 from .picture_sequence import find_sequence
 from .video import Selection, Video
@@ -76,7 +83,21 @@ def read_motion_set(
         notes += [describe_clip(clip), *clip_notes]
     if not clips:
         raise errors[0]
-    return MotionSet(clips, notes)
+    return MotionSet(clips, notes + _list_unused_files(Path(path), entries))
+
+
+def _list_unused_files(path: Path, entries: list[_Entry]) -> list[str]:
+    """Return a note for each file of the set's folder that is no part of it, but for captions."""
+    table = find_table(path)
+    if table is None and (not path.is_dir() or entries[0].file == path):  # one file, or numbered pictures
+        return []
+    folder = table.parent if table else path
+    used = {entry.file.resolve() for entry in entries}
+    return [
+        f"{name}: not part of the set"
+        for name in list_visible_files(folder)
+        if (folder / name).resolve() not in used and Path(name).suffix.lower() not in CAPTION_SUFFIXES
+    ]
 
 
 def _choose_own_size(entry: _Entry, most: Size, multiple: int) -> Size:

@@ -58,6 +58,14 @@ def test_a_folder_of_clips_is_one_motion_and_each_clip_is_told(folder):
     assert {clip.caption for clip in read(folder, caption="mine").clips} == {"mine"}
 
 
+def test_files_that_are_no_clips_of_the_set_are_told(folder):
+    write_picture(folder / "cover.png", left_half())
+    assert read(folder).notes[-1] == "cover.png: not part of the set"
+    (folder / "metadata.csv").write_text(f"video,prompt\nb.mp4,{CAPTION}\n")
+    assert read(folder).notes[-2:] == ["a.mp4: not part of the set", "cover.png: not part of the set"]
+    assert not [note for note in read(folder / "a.mp4").notes if "not part" in note]
+
+
 def test_every_row_of_a_table_is_a_clip_and_a_clip_may_have_several_captions(folder):
     (folder / "metadata.csv").write_text(f"video,prompt\nwalking/b.mp4,one\nb.mp4,two\na.mp4,{CAPTION}\n")
     clips, _ = read(folder)
