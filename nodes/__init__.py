@@ -6,6 +6,8 @@ from .load_encoders import LoadDINOv2, LoadSAM, LoadSEARAFT
 from .load_miniature import LoadMiniature
 from .loader_options import LoaderOptionsNode
 from .loss_options import LossOptionsNode
+from .noise_range import NoiseRangeNode
+from .optimizer_options import OptimizerOptionsNode
 from .preview_flow import PreviewOpticalFlow
 from .segment_subject import SegmentSubject
 from .sparse_lora_loader import SparseLoRALoader
@@ -22,6 +24,8 @@ NODE_CLASS_MAPPINGS = {
     "SMRATrainMotionLoRA": TrainMotionLoRA,
     "SMRATrainingOptions": TrainingOptionsNode,
     "SMRALossOptions": LossOptionsNode,
+    "SMRANoiseRange": NoiseRangeNode,
+    "SMRAOptimizerOptions": OptimizerOptionsNode,
     "SMRASparseLoRALoader": SparseLoRALoader,
     "SMRASparseLoRAPairLoader": SparseLoRAPairLoader,
     "SMRATPointScheduler": TPointScheduler,

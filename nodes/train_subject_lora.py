@@ -183,7 +183,7 @@ def parse_inputs(
     """
     training, losses = training_options or TrainingOptions(), loss_options or LossOptions()
     subject_plan, _ = training.plans
-    settings = replace(losses.subject, plan=subject_plan, noise_range=training.noise_range)
+    settings = replace(losses.subject, plan=subject_plan, **training.loss_settings)
     settings = update_settings(settings, (RANK, *ROWS), widgets)
     train = update_settings(training.train, [STEPS], widgets)
     name = make_file_name(widgets["name"])

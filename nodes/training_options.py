@@ -1,16 +1,24 @@
-"""The SMRA Training Options node: optimizer, batch, seed, saving, layers and noise range of a run."""
+"""The SMRA Training Options node: learning rate, batch, seed, saving and layers of a training run."""
+
+from dataclasses import replace
 
 from comfy_api.latest import io
 
 from ..smra_core.lora.plan import ALL_LAYERS, MOTION, MOTION_WITHOUT_FFN_0, SUBJECT, SUBJECT_WITHOUT_FFN_0
 from ..smra_core.training.trainer import TrainSettings
-from ..smra_core.wan.noise_range import NOISE_PRESETS, NOISE_RANGE_HELP, NoiseRange
-from .host.wire_types import TrainingOptions, TrainingOptionsType
-from .training.settings_widgets import Widget, make_widgets, update_settings
+from ..smra_core.wan.noise_range import WHOLE, NoiseRange
+from .host.wire_types import (
+    NoiseRangeType,
+    OptimizerOptions,
+    OptimizerOptionsType,
+    TrainingOptions,
+    TrainingOptionsType,
+)
+from .training.settings_widgets import Widget, collect_values, make_widgets
 
 DEFAULTS = TrainSettings()
 ROWS = (
-    Widget("learning_rate", dict(min=1e-7, max=1e-1, step=1e-6, round=False)),
+    Widget("learning_rate", dict(min=1e-7, max=10.0, step=1e-6, round=False)),
     Widget("batch_size", dict(min=1, max=64)),
     Widget("accumulate", dict(min=1, max=64)),
     Widget("weight_decay", dict(min=0.0, max=1.0, step=0.001)),
@@ -26,8 +34,6 @@ LAYERS = {
     "paper-without-ffn0": (SUBJECT_WITHOUT_FFN_0, MOTION_WITHOUT_FFN_0),
 }
 """Choice of layers -> plans of a subject LoRA and of a motion LoRA."""
-CUSTOM_NOISE = "custom"
-LOWEST, HIGHEST = 0.0, 1.0
 
 
 class TrainingOptionsNode(io.ComfyNode):
@@ -40,8 +46,8 @@ class TrainingOptionsNode(io.ComfyNode):
             display_name="SMRA Training Options",
             category="SMRABooth",
             description=(
-                "Optimizer, batch, seed, saving, layers and noise range for SMRA Train Subject LoRA and SMRA "
-                "Train Motion LoRA. A training node without it uses these defaults."
+                "Learning rate, batch, seed, saving and layers for SMRA Train Subject LoRA and SMRA Train "
+                "Motion LoRA. A training node without it uses these defaults."
             ),
             inputs=[
                 *make_widgets(DEFAULTS, ROWS),
@@ -53,7 +59,6 @@ class TrainingOptionsNode(io.ComfyNode):
                     "for a motion, so that each leaves room for the other. 'all-layers' trains every one, "
                     "'paper-without-ffn0' the paper's without the one that both share (its ablation).",
                 ),
-                *_make_noise_inputs(),
                 io.Boolean.Input(
                     "own_sizes",
                     default=False,
@@ -61,6 +66,18 @@ class TrainingOptionsNode(io.ComfyNode):
                     tooltip="Let each clip, and pictures of a subject, keep their own shape, with at most as "
                     "many pixels as the training node's width x height. A batch holds one shape. Off, "
                     "everything is cropped to that size.",
+                ),
+                NoiseRangeType.Input(
+                    "noise_range",
+                    optional=True,
+                    tooltip="Noise levels that training draws, from SMRA Noise Range: those of one expert of "
+                    "Wan 2.2, or of motion. Not connected, all of them.",
+                ),
+                OptimizerOptionsType.Input(
+                    "optimizer_options",
+                    optional=True,
+                    tooltip="Optimizer, moving average, kept LoRAs and base preservation, from SMRA "
+                    "Optimizer Options. Not connected, the defaults of that node hold.",
                 ),
             ],
             outputs=[
@@ -74,41 +91,14 @@ class TrainingOptionsNode(io.ComfyNode):
     def execute(
         cls,
         layers: str,
-        noise_range: str = next(iter(NOISE_PRESETS)),
-        noise_low: float = LOWEST,
-        noise_high: float = HIGHEST,
+        noise_range: NoiseRange = WHOLE,
         own_sizes: bool = False,
+        optimizer_options: OptimizerOptions | None = None,
         **values,
     ) -> io.NodeOutput:
-        chosen = NOISE_PRESETS.get(noise_range) or NoiseRange(noise_low, noise_high)
-        train = update_settings(DEFAULTS, ROWS, values)
-        return io.NodeOutput(TrainingOptions(train, LAYERS[layers], chosen, own_sizes))
-
-
-def _make_noise_inputs() -> list:
-    """Return the widgets of the noise range; optional, so that graphs from before them keep working."""
-    return [
-        io.Combo.Input(
-            "noise_range",
-            options=[*NOISE_PRESETS, CUSTOM_NOISE],
-            default=next(iter(NOISE_PRESETS)),
-            optional=True,
-            tooltip=NOISE_RANGE_HELP,
-        ),
-        *(
-            io.Float.Input(
-                f"noise_{end}",
-                default=default,
-                min=0.0,
-                max=1.0,
-                step=0.005,
-                optional=True,
-                tooltip=f"{end.title()}est sigma that training draws, with noise_range '{CUSTOM_NOISE}'. "
-                f"Raising it leaves {text}.",
-            )
-            for end, default, text in (
-                ("low", LOWEST, "more of the low noise out, where details are made"),
-                ("high", HIGHEST, "less of the high noise out, where layout and motion are made"),
-            )
-        ),
-    ]
+        options = optimizer_options or OptimizerOptions()
+        # The training node sets the steps; until then no warm-up is too long for them.
+        steps = max(DEFAULTS.steps, options.train.get("warmup_steps", 0) + 1)
+        train = replace(DEFAULTS, steps=steps, **options.train, **collect_values(ROWS, values))
+        plans = LAYERS[layers]
+        return io.NodeOutput(TrainingOptions(train, plans, noise_range, own_sizes, options.preserve_weight))

@@ -1,7 +1,9 @@
 """The pack's own wire types, and the options that travel on them, with the defaults of unwired inputs."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from comfy_api.latest import io
 
@@ -23,14 +25,27 @@ Schedule = io.Custom("SMRA_SCHEDULE")
 """Carries a StrengthSchedule."""
 
 TrainingOptionsType = io.Custom("SMRA_TRAINING_OPTIONS")
+OptimizerOptionsType = io.Custom("SMRA_OPTIMIZER_OPTIONS")
+NoiseRangeType = io.Custom("SMRA_NOISE_RANGE")
+"""Carries a NoiseRange."""
 LossOptionsType = io.Custom("SMRA_LOSS_OPTIONS")
 StrengthOptionsType = io.Custom("SMRA_STRENGTH_OPTIONS")
 LoaderOptionsType = io.Custom("SMRA_LOADER_OPTIONS")
 
 
 @dataclass(frozen=True)
+class OptimizerOptions:
+    """Settings of a run beside those of SMRA Training Options."""
+
+    train: Mapping[str, Any] = field(default_factory=dict)
+    """Values of fields of TrainSettings; the others keep their defaults."""
+    preserve_weight: float = SubjectSettings().preserve_weight
+    """Weight of base preservation in both losses."""
+
+
+@dataclass(frozen=True)
 class TrainingOptions:
-    """Optimizer, batch, seed, saving, layers and noise range of a training run."""
+    """Settings of a training run beside its losses."""
 
     train: TrainSettings = TrainSettings()
     """Everything but `steps`, which the training node sets."""
@@ -40,6 +55,13 @@ class TrainingOptions:
     """Noise levels that training draws from."""
     own_sizes: bool = False
     """Whether each clip and picture keeps its own shape, in place of being cropped to one size."""
+    preserve_weight: float = SubjectSettings().preserve_weight
+    """Weight of base preservation in both losses."""
+
+    @property
+    def loss_settings(self) -> dict[str, Any]:
+        """Fields of SubjectSettings and MotionSettings that are chosen here."""
+        return {"noise_range": self.noise_range, "preserve_weight": self.preserve_weight}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ...smra_core.training.cost import count_alignment_flops, count_lora_parameters, count_step_flops
+from ...smra_core.training.cost import (
+    count_alignment_flops,
+    count_forward_flops,
+    count_lora_parameters,
+    count_step_flops,
+)
 from ...smra_core.training.decode_memory import DecodeChoice
 from ...smra_core.training.memory import (
     FrozenWeights,
@@ -101,7 +106,8 @@ def estimate_subject_run(
     what = f"{count} pictures" if frames == 1 else f"a clip of {frames} frames"
     samples = f"{what} of {settings.width}x{settings.height}{_describe_noise(settings, spec)}"
     return Forecast(
-        samples, train, tokens, modules, parameters, count_step_flops(spec, tokens),
+        samples, train, tokens, modules, parameters, count_step_flops(spec, tokens)
+        + (count_forward_flops(spec, tokens) if settings.preserve_weight else 0.0),
         lambda weights: estimate_subject_memory(
             spec, settings, weights, train.batch_size, dtype.itemsize, frames
         ),
@@ -125,6 +131,10 @@ def estimate_motion_run(
     """
     modules, parameters = _count_lora(spec, settings)
     tokens = spec.latents.count_tokens(settings.frames, settings.width, settings.height)
+    preservation = 0.0
+    if settings.preserve_weight:
+        # As for clips without masks, for which the model is evaluated with and without the LoRA once more.
+        preservation = count_step_flops(spec, tokens) + count_forward_flops(spec, tokens)
     clips = f"{count} clips of up to " if count > 1 else ""
     how = f", decoded {choice.decode}" if settings.mora_weight else ""
     how += _describe_noise(settings, spec)
@@ -132,6 +142,7 @@ def estimate_motion_run(
         f"{clips}{settings.frames} frames of {settings.width}x{settings.height}{how}", train, tokens, modules,
         parameters,
         count_step_flops(spec, tokens)
+        + preservation
         + count_alignment_flops(settings, choice.decode, choice.recompute, spec.latents),
         lambda weights: estimate_motion_memory(
             spec, settings, choice, weights, train.batch_size, dtype.itemsize

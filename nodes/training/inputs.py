@@ -36,8 +36,8 @@ def make_option_inputs() -> list:
         TrainingOptionsType.Input(
             "training_options",
             optional=True,
-            tooltip="Optimizer, batch, seed, saving and layers, from SMRA Training Options. Not connected, "
-            "the defaults of that node hold.",
+            tooltip="Learning rate, batch, seed, saving and layers, from SMRA Training Options. Not "
+            "connected, the defaults of that node hold.",
         ),
         LossOptionsType.Input(
             "loss_options",

@@ -10,10 +10,10 @@ from typing import NamedTuple
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from ...smra_core.evaluation.loss_plot import take_losses
 from ...smra_core.storage.atomic_write import write_atomically
 from ...smra_core.storage.weight_file import read_weight_file
 from ...smra_core.training.job import TrainedLora
-from ...smra_core.training.noise_bands import is_band
 from ...smra_core.training.run_folder import read_losses
 from .loss_picture import draw_loss_image
 
@@ -43,22 +43,30 @@ class Outputs(NamedTuple):
 
 def publish_lora(trained: TrainedLora) -> Outputs:
     """Copy a finished run's file to where ComfyUI looks for LoRAs, and return the node's outputs."""
+    target = publish_file(trained.path, f"{trained.name}_{trained.steps}")
+    losses = read_losses(trained.losses)
+    loss_map = {"loss": _spread_totals(losses["total"])}
+    loss_map |= take_losses(losses)
+    file = read_weight_file(trained.path)
+    return Outputs(LoraTensors(file.tensors, file.metadata), loss_map, trained.steps, target.name)
+
+
+def publish_file(path: Path, name: str) -> Path:
+    """Copy a LoRA file of a run to where ComfyUI looks for LoRAs, and return the copy.
+
+    It is called by `name` and the first letters of the run's hash, so that no file of another run is lost.
+    """
     import folder_paths
 
     folder = Path(folder_paths.get_output_directory()) / "loras"
     folder.mkdir(parents=True, exist_ok=True)
-    run = trained.path.parent.name.rsplit("-", 1)[-1]
-    target = folder / f"{trained.name}_{trained.steps}_{run[:8]}.safetensors"
-    if not target.is_file() or target.stat().st_size != trained.path.stat().st_size:
+    run = path.parent.name.rsplit("-", 1)[-1]
+    target = folder / f"{name}_{run[:8]}.safetensors"
+    if not target.is_file() or target.stat().st_size != path.stat().st_size:
         with write_atomically(target) as draft:
-            shutil.copyfile(trained.path, draft)
+            shutil.copyfile(path, draft)
     _register_folder(folder_paths, folder)
-    losses = read_losses(trained.losses)
-    loss_map = {"loss": _spread_totals(losses["total"])}
-    named = {key: values for key, values in losses.items() if key not in ("step", "total")}
-    loss_map |= {key: values for key, values in named.items() if not is_band(key)}
-    file = read_weight_file(trained.path)
-    return Outputs(LoraTensors(file.tensors, file.metadata), loss_map, trained.steps, target.name)
+    return target
 
 
 def _register_folder(folder_paths, folder: Path) -> None:

@@ -13,6 +13,7 @@ from ...smra_core.wan.interfaces import Denoiser, Prediction
 from ...smra_core.wan.sampler import sample
 from ..host.backend import ComfyBackend
 from ..host.widgets import show_text
+from .outputs import publish_file
 
 log = logging.getLogger("smrabooth")
 
@@ -38,13 +39,16 @@ class GraphProgress:
         if self._bar is None:
             self._bar = comfy.utils.ProgressBar(info.steps)
         self._seconds.append(info.seconds)
+        if info.kept is not None:
+            log.info("Kept %s.", publish_file(info.kept, info.kept.stem).name)
         show_text(self.node, self.describe(info))
         picture = self.preview(info.step) if self.preview is not None else None
         self._bar.update_absolute(info.step, info.steps, picture and ("JPEG", picture, _LARGEST_SIDE))
 
     def describe(self, info: StepInfo) -> str:
         """Return the line for the node: step, losses and the time left."""
-        losses = "  ".join(f"{name} {value:.4f}" for name, value in info.losses.items())
+        values = info.losses | info.held_out
+        losses = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
         # The first step also warms up kernels, so it does not count once there are others.
         counted = self._seconds[1:][-20:] or self._seconds
         left = (info.steps - info.step) * sum(counted) / len(counted)

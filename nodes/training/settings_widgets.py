@@ -39,14 +39,19 @@ def make_widgets(defaults: Any, rows: Sequence[Widget]) -> list:
 
 def _make_widget(row: Widget, default: Any, text: str):
     tooltip = f"{text} {row.note}".rstrip()
+    common = {"default": default, "tooltip": tooltip}
     if row.options:
-        return io.Combo.Input(row.name, options=list(row.options), default=default, tooltip=tooltip)
+        return io.Combo.Input(row.name, options=list(row.options), **common)
     limits = dict(row.limits, optional=True) if row.optional else row.limits
     kinds: Mapping[type, Callable] = {bool: io.Boolean.Input, int: io.Int.Input, float: io.Float.Input}
-    return kinds[type(default)](row.name, default=default, tooltip=tooltip, **limits)
+    return kinds[type(default)](row.name, **common, **limits)
+
+
+def collect_values(rows: Sequence[Widget], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a node's values by the names of the fields, without optional ones that are not given."""
+    return {row.field: values[row.name] for row in rows if row.name in values or not row.optional}
 
 
 def update_settings(defaults: Settings, rows: Sequence[Widget], values: Mapping[str, Any]) -> Settings:
     """Return the settings with a node's values in these fields. Raises ValueError as the dataclass does."""
-    given = [row for row in rows if row.name in values or not row.optional]
-    return replace(defaults, **{row.field: values[row.name] for row in given})
+    return replace(defaults, **collect_values(rows, values))

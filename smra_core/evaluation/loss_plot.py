@@ -6,6 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..training.held_out import HELD_OUT
 from ..training.noise_bands import is_band, split_columns
 from ..training.run_folder import read_losses
 from .contact_sheet import PAPER, save_png
@@ -16,6 +17,7 @@ SMOOTHING = 0.9
 PANEL_SIZE = (570, 340)
 """(width, height) of a panel of `draw_losses` in pixels."""
 RAW_COLOR, SMOOTH_COLOR = "#b7c7dc", "#1f4e8c"
+HELD_OUT_COLOR = "#7a3b8f"
 BAND_COLORS = ("#2a9d8f", "#e9a23b", "#c8553d")
 """Colors of the bands of noise, from low to high."""
 
@@ -33,12 +35,26 @@ def smooth(values: Sequence[float], past: float = SMOOTHING) -> list[float]:
 
 
 def draw_loss_panel(
-    title: str, steps: Sequence[float], losses: Sequence[float], size: tuple[int, int] = PANEL_SIZE
+    title: str,
+    steps: Sequence[float],
+    losses: Sequence[float],
+    size: tuple[int, int] = PANEL_SIZE,
+    held_out: Sequence[float] = (),
 ) -> Image.Image:
-    """Draw one loss over the steps of a run: pale every step, strong the smoothed line."""
+    """Draw one loss over the steps of a run: pale every step, strong the smoothed line, and with dots that of
+    the item that is left out, NaN where it was not measured.
+    """
     raw = Line(list(zip(steps, losses, strict=True)), RAW_COLOR, 1, "every step")
     smoothed = Line(list(zip(steps, smooth(losses), strict=True)), SMOOTH_COLOR, 2, "smoothed")
-    return draw_line_plot([raw, smoothed], Axes(size, pad_range(steps, 0), pad_range(losses), title, "step"))
+    measured = take_measured(steps, held_out) if held_out else []
+    lines = [raw, smoothed, *([Line(measured, HELD_OUT_COLOR, 2, "held out", True)] if measured else [])]
+    heights = [*losses, *(loss for _, loss in measured)]
+    return draw_line_plot(lines, Axes(size, pad_range(steps, 0), pad_range(heights), title, "step"))
+
+
+def take_measured(steps: Sequence[float], losses: Sequence[float]) -> list[tuple[float, float]]:
+    """Return (step, loss) of the steps that have one."""
+    return [(step, loss) for step, loss in zip(steps, losses, strict=True) if not math.isnan(loss)]
 
 
 def draw_band_panel(
@@ -47,12 +63,21 @@ def draw_band_panel(
     """Draw the smoothed line of one loss in each band of noise; NaN stands for a step without the band."""
     lines = []
     for (band, losses), color in zip(bands.items(), BAND_COLORS, strict=True):
-        there = [(step, loss) for step, loss in zip(steps, losses, strict=True) if not math.isnan(loss)]
+        there = take_measured(steps, losses)
         means = smooth([loss for _, loss in there])
         points = [(step, mean) for (step, _), mean in zip(there, means, strict=True)]
         lines += [Line(points, color, 2, band)] if points else []
     heights = [y for line in lines for _, y in line.points]
     return draw_line_plot(lines, Axes(size, pad_range(steps, 0), pad_range(heights), title, "step"))
+
+
+def take_losses(columns: Mapping[str, Sequence[float]]) -> dict[str, Sequence[float]]:
+    """Return the columns of a run's losses.csv that hold a named loss of every step."""
+    return {
+        name: values
+        for name, values in columns.items()
+        if name not in ("step", "total") and not is_band(name) and not name.startswith(HELD_OUT)
+    }
 
 
 def make_loss_rows(
@@ -63,12 +88,13 @@ def make_loss_rows(
 
     `columns` are those of read_losses. The last smoothed value stands in the title of each loss.
     """
-    steps, skipped = columns["step"], ("step", "total")
-    named = {name: values for name, values in columns.items() if name not in skipped and not is_band(name)}
+    steps, named = columns["step"], take_losses(columns)
     if not steps or not named:
         return [[draw_loss_panel("no step yet", [], [], size)]]
     panels = [
-        draw_loss_panel(f"{name}: {smooth(values)[-1]:.4g}", steps, values, size)
+        draw_loss_panel(
+            f"{name}: {smooth(values)[-1]:.4g}", steps, values, size, columns.get(HELD_OUT + name, ())
+        )
         for name, values in named.items()
     ]
     by_band = [
@@ -83,15 +109,8 @@ def draw_losses(runs: Mapping[str, Path], path: str | Path) -> None:
     rows = []
     for title, file in runs.items():
         columns = read_losses(file)
-        steps = columns.pop("step")
-        columns.pop("total", None)
-        rows.append(
-            [
-                draw_loss_panel(f"{title}: {name}", steps, losses)
-                for name, losses in columns.items()
-                if not is_band(name)
-            ]
-        )
+        panels = take_losses(columns).items()
+        rows.append([draw_loss_panel(f"{title}: {name}", columns["step"], losses) for name, losses in panels])
     save_png(join_panels(rows), path)
 
 

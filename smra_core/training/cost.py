@@ -45,6 +45,12 @@ def count_projector_parameters(dim: int, feature_dim: int, width: int) -> int:
     return sum((inputs + 1) * outputs for inputs, outputs in zip(sizes, sizes[1:], strict=False))
 
 
+def count_forward_flops(spec: WanSpec, tokens: int) -> float:
+    """Return the FLOPs of one sample in the DiT without a backward pass."""
+    linears, attention = _count_block_flops(spec, tokens)
+    return spec.blocks * (linears + attention)
+
+
 def count_step_flops(spec: WanSpec, tokens: int) -> float:
     """Return the FLOPs of one sample in the DiT: forward, recomputed forward, and backward with respect to
     activations.
@@ -52,11 +58,16 @@ def count_step_flops(spec: WanSpec, tokens: int) -> float:
     The backward pass of a linear costs as much as its forward pass, that of attention two and a half times as
     much, because it computes the attention weights again.
     """
+    linears, attention = _count_block_flops(spec, tokens)
+    return spec.blocks * (3.0 * linears + 4.5 * attention)
+
+
+def _count_block_flops(spec: WanSpec, tokens: int) -> tuple[float, float]:
+    """Return the FLOPs of the linears and of the attention of one block, forward."""
     token_linears = 6 * spec.dim**2 + 2 * spec.dim * spec.ffn
     text_linears = 2 * spec.dim**2
     linears = 2 * tokens * token_linears + 2 * TEXT_TOKENS * text_linears
-    attention = 4 * tokens * (tokens + TEXT_TOKENS) * spec.dim
-    return spec.blocks * (3.0 * linears + 4.5 * attention)
+    return linears, 4 * tokens * (tokens + TEXT_TOKENS) * spec.dim
 
 
 def count_alignment_flops(

@@ -18,18 +18,20 @@ from ..storage.file_name import make_file_name
 from ..wan.condition import list_parts
 from ..wan.settings import collect_identity
 from .backend import Backend
+from .learning_rate import COSINE
 from .mora import MotionSample, MotionSettings
+from .objective import Objective
 from .run_folder import LOSSES, RunFolder
 from .state import TrainState
 from .sura import SubjectSample, SubjectSettings
-from .trainer import Objective, StepInfo, TrainSettings, train_lora
+from .trainer import StepInfo, TrainSettings, train_lora
 
 log = logging.getLogger("smrabooth")
 
 LORA_FILE = "lora.safetensors"
-NOT_IN_FINGERPRINT = ("steps", "save_every", "save_minutes")
+NOT_IN_FINGERPRINT = ("steps", "save_every", "save_minutes", "keep_every", "held_out_every")
 """Settings that do not change what is learned up to a given step: with another value the same run is
-resumed.
+resumed. A cosine ends with the steps, so that they are then in it.
 """
 
 
@@ -50,6 +52,8 @@ class TrainingJob:
     """
     encoders: tuple[str, ...] = ()
     """Content hashes of the frozen nets that take part in training itself."""
+    held_out: Sequence[SubjectSample] | Sequence[MotionSample] = ()
+    """Samples that are measured and not trained on."""
 
 
 class TrainedLora(NamedTuple):
@@ -128,9 +132,18 @@ def _train(
     for pair in lora.values():
         pair.to(backend.device)
     objective = job.load_objective()
+
+    def keep(state: TrainState) -> Path:
+        kept = run.path / f"{make_file_name(job.name)}_{state.step}.safetensors"
+        save_lora(kept, state.publish(), _make_metadata(backend, job, state.step))
+        log.info("Kept the LoRA of step %d: %s", state.step, kept)
+        return kept
+
     with backend.denoiser_for_training() as denoiser:
-        state = train_lora(denoiser, lora, objective, job.samples, job.train, run, on_step)
-    save_lora(path, lora, _make_metadata(backend, job, state.step))
+        state = train_lora(
+            denoiser, lora, objective, job.samples, job.train, run, on_step, job.held_out, keep
+        )
+    save_lora(path, state.publish(), _make_metadata(backend, job, state.step))
     return state
 
 
@@ -138,10 +151,11 @@ def run_fingerprint(backend: Backend, job: TrainingJob) -> dict[str, Any]:
     """Return all that a run depends on, as JSON values; the run folder's name is their hash."""
     # The keys "role" and "teachers" are older than the words of the code. Another key would be another run.
     train = collect_identity(job.train)
+    left_out = set(NOT_IN_FINGERPRINT) - ({"steps"} if job.train.lr_schedule == COSINE else set())
     return {
         "role": job.purpose,
         "settings": collect_identity(job.settings),
-        "train": {name: value for name, value in train.items() if name not in NOT_IN_FINGERPRINT},
+        "train": {name: value for name, value in train.items() if name not in left_out},
         "samples": [_hash_sample(sample) for sample in job.samples],
         **backend.base_fingerprint,
         "teachers": list(job.encoders),

@@ -30,6 +30,7 @@ from ..wan.noise_range import NOISE_RANGE_HELP, WHOLE, NoiseRange
 from ..wan.settings import COUNT, NOT_NEGATIVE, POSITIVE, Limits, check_limits, declare_setting
 from ..wan.spec import LATENTS_21, latent_frames
 from .mask_grid import average_inside
+from .preservation import PRESERVE, PRESERVE_HELP, BaseModel, preservation_loss
 
 ANCHOR_SCALE = 2**0.5
 """Factor a of MotionDirector's debiasing; b is 1, so that a^2 - b^2 = 1 keeps the size of the motion part."""
@@ -118,6 +119,7 @@ class MotionSettings:
         "learns to repeat them.",
         newer=True,
     )
+    preserve_weight: float = declare_setting(0.0, PRESERVE_HELP, NOT_NEGATIVE, newer=True)
     decode: str = declare_setting(
         "auto",
         "How a step decodes the video for the flow loss: 'windowed' a part of it, drawn anew each time; "
@@ -299,7 +301,10 @@ class MotionObjective:
         """
         self.settings, self.windows_by_clip = settings, windows_by_clip
         self.shift, self.noise_range = settings.shift, settings.noise_range
-        self.weights: Mapping[str, float] = {"temporal": 1.0, "mora": settings.mora_weight}
+        self.weights: Mapping[str, float] = {
+            "temporal": 1.0, "mora": settings.mora_weight, PRESERVE: settings.preserve_weight
+        }  # fmt: skip
+        self.base: BaseModel | None = None
         self.flow, self.memory_advice = None, memory_advice
         if settings.mora_weight:
             if decoder is None or flow_net is None:
@@ -322,8 +327,8 @@ class MotionObjective:
         noise: Tensor,
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
-        """Return the losses `temporal` and `mora`, each `B`, of a collated batch; `mora` if its weight is not
-        0.
+        """Return the losses `temporal`, `mora` and `preserve`, each `B`, of a collated batch; the last two if
+        their weights are not 0.
         """
         levels = sigma
         if self.settings.count_given:
@@ -336,10 +341,29 @@ class MotionObjective:
         temporal = self._compute_temporal_loss(
             velocity, velocity_target(batch.latents, noise), sigma, batch, generator
         )
-        if self.flow is None:
-            return {"temporal": temporal}
-        x0 = x0_from_velocity(noisy, velocity, levels)
-        return {"temporal": temporal, "mora": self._compute_mora_loss(self.flow, x0, batch, sigma, generator)}
+        losses = {"temporal": temporal}
+        if self.flow is not None:
+            x0 = x0_from_velocity(noisy, velocity, levels)
+            losses["mora"] = self._compute_mora_loss(self.flow, x0, batch, sigma, generator)
+        if self.settings.preserve_weight:
+            losses[PRESERVE] = self._compute_preservation_loss(denoiser, noisy, velocity, sigma, batch)
+        return losses
+
+    def _compute_preservation_loss(
+        self, denoiser: Denoiser, noisy: Tensor, velocity: Tensor, sigma: Tensor, batch: MotionSample
+    ) -> Tensor:
+        """Return the change `B` that the LoRA makes to the prediction outside of the masks, or, where there
+        are none, without a prompt.
+        """
+        assert self.base is not None  # because the training loop sets it
+        context, outside = batch.context, None
+        if batch.mask_latent is None:
+            context = torch.zeros_like(batch.context)
+            velocity = denoiser.velocity(noisy, sigma, context, extra=batch.extra).velocity
+        else:
+            outside = 1 - batch.mask_latent
+        kept = self.base.predict(noisy, sigma, context, batch.extra).velocity
+        return preservation_loss(velocity, kept, outside)
 
     def _compute_temporal_loss(
         self,

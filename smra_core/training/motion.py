@@ -18,10 +18,12 @@ from .backend import Backend
 from .clip_windows import ClipWindows
 from .decode_choice import choose_decode, choose_memory_advice
 from .decode_memory import DecodeChoice
+from .held_out import leave_one_out
 from .job import TrainedLora, TrainingJob, check_precision, run_job
 from .mask_grid import pool_to_latents, pool_to_pairs
 from .model_fit import check_fit, fit_noise_range
 from .mora import MotionObjective, MotionSample, MotionSettings
+from .optimizer import check_optimizer
 from .trainer import StepInfo, TrainSettings
 
 log = logging.getLogger("smrabooth")
@@ -46,6 +48,7 @@ def train_motion(
     is added to the name.
     """
     check_precision(backend)
+    check_optimizer(train.optimizer)
     flow_file = _check_flow_file(sea_raft, settings)
     check_fit(settings, backend.spec)
     settings = fit_noise_range(settings, backend.spec)
@@ -53,11 +56,14 @@ def train_motion(
     choice = choice or choose_decode(settings, backend.spec, backend.device, tiny_decoder)
     # The run's folder is named after the mode that was chosen, so that `auto` resumes the same run.
     settings = replace(settings, decode=choice.decode)
-    samples = prepare_motion(backend, clips, flow_file, choice.tiny_file)
+    leave_one_out(clips, train.held_out_every)  # first, because a single clip raises an error
+    prepared = prepare_motion(backend, clips, flow_file, choice.tiny_file)
+    samples, held_out = leave_one_out(prepared, train.held_out_every)
+    clips, _ = leave_one_out(clips, train.held_out_every)
     job = TrainingJob(
         "motion", name, settings, train, samples, [clip.caption for clip in clips],
-        load_objective=lambda: load_objective(backend, flow_file, settings, samples, choice),
-        encoders=_hash_encoders(backend, flow_file, choice.tiny_file),
+        load_objective=lambda: load_objective(backend, flow_file, settings, prepared, choice),
+        encoders=_hash_encoders(backend, flow_file, choice.tiny_file), held_out=held_out,
     )  # fmt: skip
     return run_job(backend, job, on_step)
 

@@ -18,9 +18,11 @@ from ..storage.on_demand import loaded_on_first_use
 from ..wan.latents import split_by_latent
 from ..wan.spec import LATENTS_21
 from .backend import Backend
+from .held_out import leave_one_out
 from .job import TrainedLora, TrainingJob, check_precision, run_job
 from .mask_grid import pool_to_latents
 from .model_fit import check_fit, fit_noise_range
+from .optimizer import check_optimizer
 from .sura import SubjectObjective, SubjectSample, SubjectSettings
 from .trainer import StepInfo, TrainSettings
 
@@ -52,10 +54,14 @@ def train_subject(
     settings = fit_noise_range(settings, backend.spec)
     name = mark_expert(name, settings.noise_range.expert)
     dinov2 = dinov2 if settings.sura_weight else None
-    samples = prepare_subject(backend, images, dinov2)
+    leave_one_out(images, train.held_out_every)  # first, because a single picture raises an error
+    check_optimizer(train.optimizer)
+    samples, held_out = leave_one_out(prepare_subject(backend, images, dinov2), train.held_out_every)
+    images, _ = leave_one_out(images, train.held_out_every)
     job = TrainingJob(
         "subject", name, settings, train, samples, [image.caption for image in images],
         load_objective=lambda: _load_objective(backend, samples[0], settings, train.seed),
+        held_out=held_out,
     )  # fmt: skip
     return run_job(backend, job, on_step)
 

@@ -22,6 +22,7 @@ from ..wan.noise_range import NOISE_RANGE_HELP, WHOLE, NoiseRange
 from ..wan.settings import COUNT, NOT_NEGATIVE, POSITIVE, check_limits, declare_setting
 from ..wan.spec import LATENTS_21
 from .mask_grid import average_inside
+from .preservation import PRESERVE, PRESERVE_HELP, BaseModel, preservation_loss
 from .random_stream import make_generator
 
 
@@ -77,6 +78,7 @@ class SubjectSettings:
         POSITIVE,
     )
     noise_range: NoiseRange = declare_setting(WHOLE, NOISE_RANGE_HELP, newer=True)
+    preserve_weight: float = declare_setting(0.0, PRESERVE_HELP, NOT_NEGATIVE, newer=True)
 
     def __post_init__(self):
         check_limits(self)
@@ -141,7 +143,10 @@ class SubjectObjective:
     def __init__(self, settings: SubjectSettings, dim: int, feature_dim: int, seed: int = 0):
         """Build the objective for tokens of width `dim` and features of width `feature_dim`."""
         self.settings, self.shift, self.noise_range = settings, settings.shift, settings.noise_range
-        self.weights: Mapping[str, float] = {"region": 1.0, "sura": settings.sura_weight}
+        self.weights: Mapping[str, float] = {
+            "region": 1.0, "sura": settings.sura_weight, PRESERVE: settings.preserve_weight
+        }  # fmt: skip
+        self.base: BaseModel | None = None
         # Another stream than the LoRA's, which would begin with the same numbers.
         generator = make_generator(seed, "projector")
         self.projector = make_projector(dim, feature_dim, settings.projector_width, generator)
@@ -158,8 +163,8 @@ class SubjectObjective:
         noise: Tensor,
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
-        """Return the losses `region` and `sura`, each `B`, of a collated batch; `sura` if its weight is not
-        0.
+        """Return the losses `region`, `sura` and `preserve`, each `B`, of a collated batch; the last two if
+        their weights are not 0.
         """
         aligned = self.settings.sura_weight != 0
         token_block = self.settings.align_block if aligned else None
@@ -168,7 +173,12 @@ class SubjectObjective:
         region = region_loss(velocity, velocity_target(batch.latents, noise), batch.mask_latent)
         if self.settings.weighted_velocity:
             region = region * velocity_weight(sigma, self.shift, self.noise_range)
-        if not aligned:
-            return {"region": region}
-        assert tokens is not None  # because a block was asked for
-        return {"region": region, "sura": sura_loss(self.projector(tokens.to(noise.dtype)), batch.features)}
+        losses = {"region": region}
+        if aligned:
+            assert tokens is not None  # because a block was asked for
+            losses["sura"] = sura_loss(self.projector(tokens.to(noise.dtype)), batch.features)
+        if self.settings.preserve_weight:
+            assert self.base is not None  # because the training loop sets it
+            kept = self.base.predict(noisy, sigma, batch.context, batch.extra).velocity
+            losses[PRESERVE] = preservation_loss(velocity, kept, 1 - batch.mask_latent)
+        return losses

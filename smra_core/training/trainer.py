@@ -6,8 +6,9 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,38 +16,19 @@ from torch import Tensor, nn
 from ..lora.adapter import Injection, Lora, injected
 from ..wan.flow_matching import sample_training_sigma
 from ..wan.interfaces import Denoiser
-from ..wan.noise_range import NoiseRange
 from ..wan.settings import COUNT, NOT_NEGATIVE, POSITIVE, SEED, Limits, check_limits, declare_setting
 from .batches import Sample, choose_batch, collate, move_to_device
+from .held_out import measure_held_out
+from .learning_rate import CONSTANT, COSINE, LR_SCHEDULES, learning_rate_factor
 from .noise_bands import NoiseBands
+from .objective import Objective
+from .optimizer import ADAMW, LEAST_PRODIGY_RATE, OPTIMIZERS, PRODIGY
+from .preservation import BaseModel
 from .random_stream import make_generator
 from .run_folder import RunFolder
 from .state import TrainState
 
 log = logging.getLogger("smrabooth")
-
-
-class Objective(Protocol):
-    """Losses and parameters of a training run; the loop knows no objective by name."""
-
-    weights: Mapping[str, float]
-    """Weight of each named loss in the total."""
-    shift: float
-    """Shift of the training noise levels; 1 is uniform."""
-    noise_range: NoiseRange
-    """Range that the training noise levels are drawn from."""
-    memory_advice: str
-    """Advice for the user when memory runs out (one sentence)."""
-
-    def trainables(self) -> dict[str, nn.Parameter]:
-        """Return the parameters that are trained besides the LoRA, by name."""
-        ...
-
-    def losses(
-        self, denoiser: Denoiser, batch: Any, sigma: Tensor, noise: Tensor, generator: torch.Generator
-    ) -> dict[str, Tensor]:
-        """Return the named losses, each `B`, of collated samples at noise levels sigma `B`."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -93,9 +75,65 @@ class TrainSettings:
         "Minutes after which the state is saved in any case. Raising it risks more work on slow cards.",
         Limits(most=math.inf, above=0),
     )
+    optimizer: str = declare_setting(
+        ADAMW,
+        "Optimizer: 'adamw'; 'adamw-8bit', which keeps its state in a quarter of the memory and needs the "
+        "package bitsandbytes; or 'prodigy', which finds the learning rate itself, wants learning_rate 1 "
+        "and needs the package prodigyopt.",
+        newer=True,
+    )
+    lr_schedule: str = declare_setting(
+        CONSTANT,
+        "Learning rate over the run: 'constant', or 'cosine', which falls to 0 at the last step and "
+        "settles details. With 'cosine' another number of steps is another run.",
+        newer=True,
+    )
+    warmup_steps: int = declare_setting(
+        0,
+        "Steps in which the learning rate rises to its full size. More protect the start of a run from "
+        "too large steps.",
+        NOT_NEGATIVE,
+        newer=True,
+    )
+    ema_decay: float = declare_setting(
+        0.0,
+        "Share of the past that the moving average (EMA) of the LoRA keeps in a step; the average is what "
+        "is saved. Higher averages over more steps, 0.99 over about 100, and 0 turns it off.",
+        Limits(least=0, most=0.99999),
+        newer=True,
+    )
+    keep_every: int = declare_setting(
+        0,
+        "Steps between two LoRA files that are kept on the way, to compare how far a run should go. Fewer "
+        "keep more files; 0 keeps the last one alone.",
+        NOT_NEGATIVE,
+        newer=True,
+    )
+    held_out_every: int = declare_setting(
+        0,
+        "Steps between two measurements of the loss on the last item, which is then left out of training: "
+        "it rises when the LoRA learns the others by heart. Fewer take more time; 0 trains on all.",
+        NOT_NEGATIVE,
+        newer=True,
+    )
 
     def __post_init__(self):
         check_limits(self)
+        for name, known in (("optimizer", OPTIMIZERS), ("lr_schedule", LR_SCHEDULES)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} {getattr(self, name)!r} is not known; give one of {', '.join(known)}."
+                )
+        if self.optimizer == PRODIGY and self.learning_rate < LEAST_PRODIGY_RATE:
+            raise ValueError(
+                f"optimizer 'prodigy' finds the learning rate itself and multiplies it by learning_rate, "
+                f"which is {self.learning_rate}. Set learning_rate to 1."
+            )
+        if self.lr_schedule == COSINE and self.warmup_steps >= self.steps:
+            raise ValueError(
+                f"warmup_steps is {self.warmup_steps} of {self.steps} steps, which leaves none for the "
+                "cosine. Give fewer, or lr_schedule 'constant'."
+            )
 
 
 SUBJECT_TRAIN = TrainSettings()
@@ -123,6 +161,10 @@ class StepInfo(NamedTuple):
     """Time that the step took."""
     by_noise: dict[str, float | None]
     """Each loss by band of noise (see NoiseBands); None for a band that none of the step's samples is in."""
+    held_out: dict[str, float] = {}
+    """Losses of the item that is left out, before the step; empty in steps in which they are not measured."""
+    kept: Path | None = None
+    """LoRA file that was kept after the step, or None."""
 
 
 class MicroBatch(NamedTuple):
@@ -156,23 +198,37 @@ def train_lora(
     settings: TrainSettings,
     run: RunFolder | None = None,
     on_step: Callable[[StepInfo], None] | None = None,
+    held_out: Sequence[Sample] = (),
+    keep: Callable[[TrainState], Path] | None = None,
 ) -> TrainState:
     """Train the LoRA in place; with a run folder, resume from its state and keep the state up to date.
+
+    `held_out` are samples that are measured and not trained on; `keep` writes the LoRA file of a step that is
+    to be kept.
 
     Whatever ends the loop (the last step, an exception from `on_step`, an interrupt, out of memory), the
     model is restored and the last finished step is saved. All randomness of a step comes from the seed and
     the step's number, so that a resumed run repeats an uninterrupted one. Raises NonFiniteLoss, NoGradient,
     and torch.OutOfMemoryError with the objective's advice.
     """
-    state = TrainState(lora, objective.trainables(), settings.learning_rate, settings.weight_decay)
+    state = TrainState(
+        lora,
+        objective.trainables(),
+        settings.learning_rate,
+        settings.weight_decay,
+        settings.optimizer,
+        settings.ema_decay,
+    )
     if run is not None:
         run.restore(state)
-    is_updating, saved_at = False, time.monotonic()
+    is_updating, saved_at, injection = False, time.monotonic(), Injection(lora)
+    objective.base = BaseModel(denoiser, injection)
     try:
-        with injected(denoiser.linears(), Injection(lora)):
+        with injected(denoiser.linears(), injection):
             while state.step < settings.steps:
                 started = time.monotonic()
                 step = state.step + 1
+                measured = _measure_held_out(denoiser, objective, state, settings, held_out)
                 state.optimizer.zero_grad(set_to_none=True)
                 batches = _accumulate(denoiser, lora, objective, samples, settings, step)
                 losses, grad_norm = _fetch_losses(batches, measure_gradient(state.parameters))
@@ -181,13 +237,15 @@ def train_lora(
                 if step == 1:
                     _check_gradients(lora)
                 is_updating = True
-                state.optimizer.step()
+                state.update(_find_rate_factor(settings, step))
                 state.step, is_updating = step, False
                 info = _make_step_info(
                     settings, objective, batches, losses, grad_norm, step, time.monotonic() - started
-                )
+                )._replace(held_out=measured)
+                if keep is not None and settings.keep_every and step % settings.keep_every == 0:
+                    info = info._replace(kept=keep(state))
                 if run is not None:
-                    run.log_losses(step, {"total": info.total, **info.losses, **info.by_noise})
+                    run.log_losses(step, {"total": info.total, **info.losses, **info.by_noise, **measured})
                     unsaved = time.monotonic() - saved_at
                     if step % settings.save_every == 0 or unsaved >= 60 * settings.save_minutes:
                         run.save(state)
@@ -201,10 +259,31 @@ def train_lora(
             f"Out of memory in step {state.step + 1}; the steps before are kept. {objective.memory_advice}"
         ) from error
     finally:
+        objective.base = None
         # A step interrupted inside of the optimizer leaves a half-updated state, which must not be saved.
         if run is not None and state.step and not is_updating:
             run.save(state)
     return state
+
+
+def _find_rate_factor(settings: TrainSettings, step: int) -> float:
+    return learning_rate_factor(step, settings.steps, settings.warmup_steps, settings.lr_schedule)
+
+
+def _measure_held_out(
+    denoiser: Denoiser,
+    objective: Objective,
+    state: TrainState,
+    settings: TrainSettings,
+    held_out: Sequence[Sample],
+) -> dict[str, float]:
+    """Measure the samples that are left out, before the first step and before every `held_out_every`th."""
+    step = state.step + 1
+    if not held_out or not settings.held_out_every or (step > 1 and step % settings.held_out_every):
+        return {}
+    device = next(iter(state.parameters.values())).device
+    with state.averaged():
+        return measure_held_out(denoiser, objective, held_out, settings.seed, device)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

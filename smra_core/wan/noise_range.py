@@ -96,7 +96,8 @@ NOISE_PRESETS = {
 NOISE_RANGE_HELP = (
     "Noise levels that training draws from: 'whole' draws all; 'high-noise expert' and 'low-noise expert' "
     "those of one expert of Wan 2.2, whose model you must connect yourself, as a model does not say which "
-    "expert it is; 'motion' from 0.6 up, where motion is decided. 'custom' and two numbers give another "
-    "range. A narrower range learns its own levels faster and nothing of the others."
+    "expert it is; 'motion' from 0.6 up, where motion is decided. Two numbers give another range: 0.6-1 on "
+    "the command line, 'custom' in the graph. A narrower range learns its own levels faster and nothing of "
+    "the others."
 )
 """Explanation of the setting that both losses have."""

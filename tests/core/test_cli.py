@@ -31,6 +31,7 @@ from smra_core.training import subject as subject_training
 from smra_core.training.mora import MotionSettings
 from smra_core.training.sura import SubjectSettings
 from smra_core.training.trainer import MOTION_TRAIN, SUBJECT_TRAIN
+from smra_core.wan.noise_range import NoiseRange
 from smra_core.wan.sampler import SamplingSettings
 
 SIDE, SMALL = 32, Sizes()
@@ -276,6 +277,18 @@ def test_strengths_and_plans_are_read_from_text():
     )  # fmt: skip
     assert args.subject_strength == Strengths(0.5, 1.0) and args.motion_strength == Strengths(2.0, 2.0)
     assert args.motion_plan.roles == MOTION.roles - SUBJECT.roles
+
+
+@pytest.mark.parametrize("text", ["high-noise-expert", "high-noise expert"])
+def test_a_noise_range_is_a_preset_or_two_numbers(text, capsys):
+    args = parsed("train-motion", "x", "--model", "wan.safetensors", "--noise-range", text)
+    assert read_settings(args, MotionSettings()).noise_range.expert == "high"
+    other = parsed("train-subject", "x", "--noise-range", "0.6-1", "--ema-decay", "0.99")
+    assert read_settings(other, SubjectSettings()).noise_range == NoiseRange(0.6, 1.0)
+    assert read_settings(other, SUBJECT_TRAIN).ema_decay == 0.99
+    with pytest.raises(SystemExit):
+        parsed("train-motion", "x", "--noise-range", "loud")
+    assert "Noise range 'loud' is not known. Give one of whole" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option, value, said", [

@@ -54,7 +54,7 @@ CONVERSIONS = frozenset("to from as with without at in on by for of".split())
 """First words of functions that return their input in another form: as_frames, from_step, to_file."""
 
 CONTEXTS = frozenset(
-    "recomputing replaced injected scheduled loaded locked training denoiser served opened".split()
+    "recomputing replaced injected scheduled loaded locked training denoiser served opened averaged".split()
 )
 """First words of context managers, which are named after the state inside the block."""
 
@@ -62,6 +62,7 @@ QUANTITIES = frozenset(
     """
     delta losses linears trainables velocity flow forward sura_loss region_loss temporal_loss
     flow_alignment_loss flow_weight velocity_target velocity_weight x0_from_velocity sampling_sigmas
+    preservation_loss learning_rate_factor
     initial_noise guided_velocity euler_step heun_step latent_frames pixel_frames latent_shape
     token_grid linear_names linear_shape frames_of_latent boundary
     """.split()

@@ -27,6 +27,7 @@ NODES = (
     "SMRATrainSubjectLoRA", "SMRATrainMotionLoRA", "SMRALoadDINOv2", "SMRALoadSEARAFT", "SMRALoadSAM",
     "SMRASegmentSubject", "SMRAPreviewOpticalFlow", "SMRALoadSubjectFolder", "SMRALoadMotionClip",
     "SMRAInspectLoRA", "SMRATrainingOptions", "SMRALossOptions",
+    "SMRANoiseRange", "SMRAOptimizerOptions",
 )  # fmt: skip
 TEXT, PICTURE = 3, (1, 4)
 """Kinds of binary events: a line on a node, a preview with and without metadata."""

@@ -4,6 +4,7 @@ from smra_core.lora.plan import MOTION, SUBJECT
 from smra_core.training.cost import (
     count_activation_bytes,
     count_alignment_flops,
+    count_forward_flops,
     count_lora_parameters,
     count_optimizer_bytes,
     count_step_flops,
@@ -43,6 +44,7 @@ def test_flops_by_hand():
     linears = 2 * 5 * (6 * 4 + 2 * 6) + 2 * 512 * 2 * 4
     attention = 2 * 2 * 5 * (5 + 512) * 2
     assert count_step_flops(spec, 5) == 3 * linears + 2 * attention + 5 / 2 * attention
+    assert count_forward_flops(spec, 5) == linears + attention
 
 
 @pytest.mark.parametrize(("tokens", "counted"), [(9360, 151.4), (32760, 1163.0)])

@@ -16,6 +16,7 @@ from smra_core.training.mora import (
     flow_weight,
     temporal_loss,
 )
+from smra_core.training.preservation import BaseModel
 from smra_core.wan.condition import DENOISE_MASK, IMAGE_CHANNELS, NO_INPUTS
 from smra_core.wan.flow_matching import add_noise, velocity_target, velocity_weight
 from smra_core.wan.interfaces import Prediction
@@ -174,7 +175,12 @@ def drawn_losses(objective, denoiser, sigma=SIGMA, batch=None, masked=False):
 
 
 @pytest.mark.parametrize(
-    "changes, masked", [({}, False), ({"flow_weight": "clean", "debias": False}, False), ({}, True)]
+    "changes, masked",
+    [
+        ({"preserve_weight": 0.5}, False),
+        ({"flow_weight": "clean", "debias": False}, False),
+        ({"preserve_weight": 0.5}, True),
+    ],
 )
 def test_lora_gradients_of_the_losses_equal_finite_differences(
     toy_denoiser, finite_difference, changes, masked
@@ -182,12 +188,14 @@ def test_lora_gradients_of_the_losses_equal_finite_differences(
     denoiser = toy_denoiser().double()
     objective = MotionObjective(MotionSettings(mora_weight=2.0, **changes), Decoder(), smooth_flow)
     lora = random_lora(denoiser.spec, std=0.1, dtype=torch.float64)
+    injection = Injection(lora)
+    objective.base = BaseModel(denoiser, injection)
 
     def total():
         losses = drawn_losses(objective, denoiser, masked=masked)
         return sum(objective.weights[name] * value.mean() for name, value in losses.items())
 
-    with injected(denoiser.linears(), Injection(lora)):
+    with injected(denoiser.linears(), injection):
         total().backward()
         for name in ("blocks.0.self_attn.v", "blocks.1.ffn.2"):
             for parameter in lora[name].parameters():

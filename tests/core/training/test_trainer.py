@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from smra_core.lora.adapter import init_lora
 from smra_core.lora.plan import ALL_LAYERS, SUBJECT
-from smra_core.training import state, trainer
+from smra_core.training import optimizer, trainer
 from smra_core.training.batches import order_batch
 from smra_core.training.run_folder import RunFolder
 from smra_core.training.sura import SubjectObjective, SubjectSample, SubjectSettings
@@ -254,7 +254,7 @@ def test_a_step_waits_for_the_device_once(toy_denoiser, monkeypatch):
 
 
 def test_a_run_goes_on_bit_for_bit_with_a_fused_optimizer(toy_denoiser, tmp_path, monkeypatch):
-    monkeypatch.setattr(state, "_choose_fused", lambda device: True)
+    monkeypatch.setattr(optimizer, "_choose_fused", lambda device: True)
     whole = Run(toy_denoiser(), steps=6).start().copy_tensors()
     Run(toy_denoiser(), tmp_path, steps=3).start()
     same(Run(toy_denoiser(), tmp_path, steps=6).start().copy_tensors(), whole)

@@ -107,7 +107,10 @@ def test_how_to_decode_is_chosen_by_the_card_and_not_by_what_is_loaded_just_now(
     assert core.choose(core.Motion(), core.spec, card, "tiny", memory=24e9).decode == "windowed"
 
 
-OPTIONS = {"SMRATrainingOptions", "SMRALossOptions", "SMRAStrengthOptions", "SMRALoaderOptions"}
+OPTIONS = {
+    "SMRATrainingOptions", "SMRALossOptions", "SMRAStrengthOptions", "SMRALoaderOptions",
+    "SMRAOptimizerOptions", "SMRANoiseRange",
+}  # fmt: skip
 MOST_WIDGETS, MOST_OPTIONS = 9, 13
 """Widgets of a node, and of one that holds options alone and is rarely open."""
 
@@ -119,7 +122,8 @@ def widgets_of(kind):
 
 @pytest.mark.parametrize("kind", ["SMRATrainSubjectLoRA", "SMRATrainMotionLoRA"])
 def test_every_setting_of_the_core_has_a_widget_with_the_cores_default_and_text(core, kind):
-    widgets = widgets_of("SMRALossOptions") | widgets_of("SMRATrainingOptions") | widgets_of(kind)
+    options = [widgets_of(each) for each in sorted(OPTIONS - {"SMRAStrengthOptions", "SMRALoaderOptions"})]
+    widgets = {name: widget for each in options for name, widget in each.items()} | widgets_of(kind)
     own = core.Subject() if "Subject" in kind else core.Motion()
     renamed = {"plan": "layers", "frames": "frame_count", "shift": "training_shift", "seed": "training_seed"}
     for settings in (own, core.Train()):
@@ -127,12 +131,14 @@ def test_every_setting_of_the_core_has_a_widget_with_the_cores_default_and_text(
             widget = widgets[renamed.get(field.name, field.name)]
             if field.name != "plan":
                 assert widget.tooltip.startswith(field.metadata["help"])
-            if field.name not in ("plan", "steps"):  # the paper's two plans are one choice; steps differ
+            if field.name == "noise_range":
+                assert widget.default == str(settings.noise_range)
+            elif field.name not in ("plan", "steps"):  # the paper's two plans are one choice; steps differ
                 assert widget.default == getattr(settings, field.name)
 
 
 def test_what_both_losses_share_has_one_default_and_one_text(core):
-    for name in ("weighted_velocity", "shift"):
+    for name in ("weighted_velocity", "shift", "noise_range", "preserve_weight"):
         subject, motion = ({f.name: f for f in fields(kind)}[name] for kind in (core.Subject, core.Motion))
         assert (subject.default, subject.metadata) == (motion.default, motion.metadata)
 
@@ -161,6 +167,9 @@ def test_options_nodes_at_their_defaults_are_what_an_open_input_stands_for():
     wire = pack("nodes.host.wire_types")
     assert execute_with_defaults("SMRATrainingOptions") == wire.TrainingOptions()
     assert execute_with_defaults("SMRALossOptions") == wire.LossOptions()
+    open_inputs = {name: execute_with_defaults(f"SMRA{kind}") for name, kind in
+                   (("noise_range", "NoiseRange"), ("optimizer_options", "OptimizerOptions"))}  # fmt: skip
+    assert execute_with_defaults("SMRATrainingOptions", **open_inputs) == wire.TrainingOptions()
     assert execute_with_defaults("SMRALoaderOptions") == pack("nodes.sparse_lora_loader").DEFAULTS
     schedule = pack("smra_core.lora.schedule")
     paper = wire.StrengthOptions(schedule.STRENGTH_PRESETS["paper"], schedule.MOTION_STRENGTHS)

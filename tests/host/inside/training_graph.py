@@ -40,11 +40,17 @@ def defaults(node):
 
 
 def fold_options(nodes, values):
-    """Put the values that belong to the two options nodes through those nodes."""
+    """Put the values that belong to the options nodes through those nodes."""
     values = dict(values)
+    for name, kind in (("noise_range", "SMRANoiseRange"), ("optimizer_options", "SMRAOptimizerOptions")):
+        node = nodes[kind]
+        given = {key: values.pop(key, value) for key, value in defaults(node).items()}
+        values[name] = node.execute(**given).args[0]
     for name, kind in (("training_options", "SMRATrainingOptions"), ("loss_options", "SMRALossOptions")):
         node = nodes[kind]
         given = {key: values.pop(key, value) for key, value in defaults(node).items()}
+        links = ("noise_range", "optimizer_options") if kind == "SMRATrainingOptions" else ()
+        given |= {key: values.pop(key) for key in links}
         values[name] = node.execute(**given).args[0]
     return values
 
