@@ -88,9 +88,9 @@ def warm_up(device: torch.device) -> None:
 
 
 def free_all(device: torch.device) -> None:
-    """Free what is no longer referenced, and give unused memory back to the card."""
-    gc.collect()
+    """Free what is no longer referenced on a card, and give unused memory back to it."""
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
 
 
