@@ -1,10 +1,10 @@
-"""Devices and inputs of the GPU tests, which are skipped where there is no CUDA card.
+"""Devices and inputs of the GPU tests.
 
-With SMRA_GPU_TESTS_ON_CPU=1 in the environment, those of them that measure no memory run on the CPU, to try
-them without a card. Tests of streamed weights belong into a file of their own beside these.
+Tests of `cuda` are skipped where there is no card; tests of `device` run on the CPU then, so that they cannot
+fall behind the code. Tests of streamed weights belong into a file of their own beside these.
 """
 
-import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +13,12 @@ import torch
 from smra_core.data.motion_clip import MotionClip
 from smra_core.data.subject_set import SubjectImage
 from smra_core.miniature.model_files import MINIATURE_FILES
+from smra_core.miniature.small_settings import MOTION, MOTION_TRAINING, SUBJECT, SUBJECT_TRAINING
+from smra_core.miniature.weight_paths import DINOV2_FILE, SEA_RAFT_FILE
 from smra_core.standalone.backend import StandaloneBackend
 from smra_core.storage.tensor_cache import TensorCache
+from smra_core.training.motion import train_motion
+from smra_core.training.subject import train_subject
 
 SIDE, FRAMES = 64, 9
 
@@ -29,11 +33,9 @@ def cuda():
 
 
 @pytest.fixture
-def device(request):
-    """A CUDA device, or the CPU where the environment asks for it."""
-    if os.environ.get("SMRA_GPU_TESTS_ON_CPU") == "1":
-        return torch.device("cpu")
-    return request.getfixturevalue("cuda")
+def device():
+    """A CUDA device, or the CPU where there is no card."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.fixture
@@ -72,3 +74,26 @@ def clip():
     wide = _draw(3, SIDE, SIDE + 2 * FRAMES)
     frames = torch.stack([wide[..., 2 * i : 2 * i + SIDE] for i in range(FRAMES)])
     return MotionClip("walk", Path("walk.mp4"), frames, "a person is vvt walking", 16.0, [])
+
+
+@pytest.fixture
+def train_a_motion(clip):
+    """A function that trains a motion LoRA for a few steps, and returns the path of its file."""
+
+    def train(backend, steps, on_step=None, frames=FRAMES) -> Path:
+        settings = replace(MOTION_TRAINING, steps=steps, save_every=1)
+        short, motion = clip._replace(frames=clip.frames[:frames]), replace(MOTION, frames=frames)
+        return train_motion(backend, [short], SEA_RAFT_FILE, motion, settings, on_step=on_step).path
+
+    return train
+
+
+@pytest.fixture
+def train_a_subject(picture):
+    """A function that trains a subject LoRA for a few steps, and returns the path of its file."""
+
+    def train(backend, steps, on_step=None) -> Path:
+        settings = replace(SUBJECT_TRAINING, steps=steps, batch_size=1, save_every=1)
+        return train_subject(backend, [picture], DINOV2_FILE, SUBJECT, settings, on_step=on_step).path
+
+    return train

@@ -6,7 +6,6 @@ from toy_models import random_lora
 
 from smra_core.lora.plan import SUBJECT
 from smra_core.lora.schedule import ScheduledLora, Strengths, TPoint, scheduled
-from smra_core.standalone.diffusers_wan import DiffusersDenoiser
 from smra_core.wan.spec import TEXT_DIM, WanSpec
 from tests.benchmarks.gpu.models import make_denoiser
 from tests.benchmarks.gpu.node_swap import SwappedDenoiser
@@ -17,18 +16,13 @@ CLOSE = 2e-4
 
 
 @pytest.fixture
-def denoiser(device, full_float32):
-    """A DiT, compiled by the backend that the device has."""
+def denoiser(cuda, full_float32):
+    """A DiT without a compiler's leftovers of other tests."""
     torch._dynamo.reset()
     torch.manual_seed(0)
-    made = make_denoiser(SPEC, torch.float32, device, checkpoint=False)
+    made = make_denoiser(SPEC, torch.float32, cuda, checkpoint=False)
     torch.nn.init.normal_(made.dit.proj_out.weight, std=0.05)
     return made
-
-
-def compile_in_place(denoiser: DiffusersDenoiser, device) -> None:
-    """Compile as ComfyUI does; on a CPU dynamo alone, as tracing is what can lose a LoRA."""
-    denoiser.dit.compile(backend="inductor" if device.type == "cuda" else "eager")
 
 
 def evaluate(denoiser, device, before=lambda level: None):
@@ -51,27 +45,27 @@ def make_lora(device):
     return [ScheduledLora(lora, Strengths(0.4, 0.8))]
 
 
-def test_the_nodes_swap_has_its_effect_on_a_compiled_model_and_compiles_nothing_anew(device, denoiser):
+def test_the_nodes_swap_has_its_effect_on_a_compiled_model_and_compiles_nothing_anew(cuda, denoiser):
     from torch._dynamo.utils import counters
 
-    loras = make_lora(device)
-    base = evaluate(denoiser, device)
+    loras = make_lora(cuda)
+    base = evaluate(denoiser, cuda)
     with scheduled(denoiser.linears(), loras, T_POINT, LEVELS) as set_strengths:
-        reference = evaluate(denoiser, device, set_strengths)
+        reference = evaluate(denoiser, cuda, set_strengths)
     assert (reference - base).abs().max() > 100 * CLOSE
-    compile_in_place(denoiser, device)
+    denoiser.dit.compile()
     swapped = SwappedDenoiser(denoiser, loras, T_POINT, torch.tensor(LEVELS), torch.float32)
-    assert (evaluate(swapped, device) - reference).abs().max() < CLOSE
+    assert (evaluate(swapped, cuda) - reference).abs().max() < CLOSE
     known = counters["stats"]["unique_graphs"]
-    assert (evaluate(swapped, device) - reference).abs().max() < CLOSE
+    assert (evaluate(swapped, cuda) - reference).abs().max() < CLOSE
     assert counters["stats"]["unique_graphs"] == known > 0
-    assert (evaluate(denoiser, device) - base).abs().max() < CLOSE
+    assert (evaluate(denoiser, cuda) - base).abs().max() < CLOSE
 
 
-def test_the_cores_schedule_has_its_effect_on_a_compiled_model(device, denoiser):
-    loras = make_lora(device)
+def test_the_cores_schedule_has_its_effect_on_a_compiled_model(cuda, denoiser):
+    loras = make_lora(cuda)
     with scheduled(denoiser.linears(), loras, T_POINT, LEVELS) as set_strengths:
-        reference = evaluate(denoiser, device, set_strengths)
-    compile_in_place(denoiser, device)
+        reference = evaluate(denoiser, cuda, set_strengths)
+    denoiser.dit.compile()
     with scheduled(denoiser.linears(), loras, T_POINT, LEVELS) as set_strengths:
-        assert (evaluate(denoiser, device, set_strengths) - reference).abs().max() < CLOSE
+        assert (evaluate(denoiser, cuda, set_strengths) - reference).abs().max() < CLOSE

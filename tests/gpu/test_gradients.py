@@ -21,7 +21,7 @@ FRAMES = 9
 def motion_gradient(make_backend, clip):
     """A function that returns the gradient of the motion loss on a device; all inputs come from the CPU."""
     cpu = torch.device("cpu")
-    sample = prepare_motion(make_backend(cpu), clip, SEA_RAFT_FILE)
+    (sample,) = prepare_motion(make_backend(cpu), [clip], SEA_RAFT_FILE)
 
     def compute(device, dtype, decode):
         backend = make_backend(device, dtype)
