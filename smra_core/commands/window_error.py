@@ -1,15 +1,21 @@
 """window-error: measure how far decoded windows of a clip are from the whole clip."""
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from ..data.motion_clip import read_motion_clip
+from ..data.motion_clip import MotionClip, read_motion_clip
+from ..decoding.wan_decoder import WanVideoDecoder
 from ..decoding.window_error import measure_window_errors, render_errors
+from ..miniature.weight_paths import SEA_RAFT_FILE
+from ..standalone.backend import StandaloneBackend
 from ..training.mora import MotionSettings
+from ..training.window_gradient import measure_clip_gradients, render_gradients
 from ..wan.settings import NOT_NEGATIVE
-from .model_options import add_model, open_backend
+from .model_options import add_model, check_weight_file, open_backend
 from .options import add_option
 from .settings_options import add_settings, read_settings
 
@@ -22,24 +28,54 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "Standard deviations of the noise that makes a prediction of the clip's latents, in units of theirs.",
         [0.1, 0.3], "0.1 0.3", type=float, nargs="+",
     )  # fmt: skip
-    add_settings(parser, MotionSettings(), ("width", "height", "frames", "window"))
+    add_option(
+        parser, "--sea-raft",
+        "SEA-RAFT weights, for the error of the gradient that a motion LoRA gets. Without them, only pixels "
+        "are compared.",
+        shown="the miniature's, for the miniature", type=Path,
+    )  # fmt: skip
+    add_option(parser, "--caption", "Caption of the clip, such as 'a person is vvt walking'.")
+    add_settings(parser, MotionSettings(), ("width", "height", "frames", "window", "plan", "rank"))
     add_model(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the errors of windows, a table for each noise level."""
+    """Print the errors of windows, a table for each noise level, and the gradients that they give."""
     settings = read_settings(args, MotionSettings())
     if not all(NOT_NEGATIVE.holds(level) for level in args.noise):
         raise ValueError(f"--noise must be finite and at least 0, got {args.noise}. The default is 0.1 0.3.")
+    check_weight_file("SEA-RAFT", "--sea-raft", args.sea_raft)
     backend = open_backend(args)
     clip = read_motion_clip(
-        args.clip, (settings.width, settings.height), settings.frames, fps=backend.spec.latents.fps
+        args.clip,
+        (settings.width, settings.height),
+        settings.frames,
+        caption=args.caption,
+        fps=backend.spec.latents.fps,
     )
     (latents,) = backend.encode_clips([clip.frames])
-    latents = latents.to(backend.device)
-    decoder = backend.load_decoder()
-    for level in args.noise:
+    for text in _describe_pixels(backend.load_decoder(), latents.to(backend.device), args.noise, settings):
+        print(text)
+    sea_raft = args.sea_raft or (None if args.model else SEA_RAFT_FILE)
+    if sea_raft is not None:
+        print(_describe_gradients(backend, clip, sea_raft, settings))
+
+
+def _describe_pixels(
+    decoder: WanVideoDecoder, latents: Tensor, levels: list[float], settings: MotionSettings
+) -> Iterator[str]:
+    for level in levels:
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(latents)
         errors = measure_window_errors(decoder, latents, latents + level * noise, settings.window)
-        print(f"Noise of {level} standard deviations, windows of {settings.window} latents:")
-        print(render_errors(errors))
+        yield f"Noise of {level} standard deviations, windows of {settings.window} latents:"
+        yield render_errors(errors)
+
+
+def _describe_gradients(
+    backend: StandaloneBackend, clip: MotionClip, sea_raft: Path, settings: MotionSettings
+) -> str:
+    gradients = measure_clip_gradients(backend, clip, sea_raft, settings)
+    return (
+        "Gradient of the flow loss in a new LoRA, on the model's own predictions, against that of the whole "
+        f"clip:\n{render_gradients(gradients)}"
+    )

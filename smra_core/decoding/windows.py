@@ -7,6 +7,7 @@ there. The reference's states are known for every latent and every stage, so the
 than the small ones.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -48,6 +49,14 @@ def split_into_windows(latents: int, size: int) -> list[range]:
 def take_whole_clip(latents: int) -> list[DecodeWindow]:
     """Return the one window that is the whole clip."""
     return [DecodeWindow(range(latents))]
+
+
+def spread_evenly(windows: Sequence[DecodeWindow], first: int, count: int) -> list[DecodeWindow]:
+    """Return `count` different windows at equal distances, from number `first` on and around the end of the
+    clip; all of them if there are no more. Drawn with every `first` equally likely, so is every window.
+    """
+    count = min(count, len(windows))
+    return [windows[(first + len(windows) * step // count) % len(windows)] for step in range(count)]
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Memory and floating-point operations of a training step, estimated from sizes alone before it runs."""
 
+from ..decoding.windows import split_into_windows
 from ..wan.spec import TEMPORAL_STRIDE, TEXT_TOKENS, LatentSpace, WanSpec, latent_frames, pixel_frames
 from .decoder_sizes import DECODERS, MEASURED_PIXELS
 from .mora import MotionSettings
@@ -93,5 +94,8 @@ def count_alignment_flops(
         whole_frames = TEMPORAL_STRIDE * (settings.window + settings.context - small_only)
         frames = min(frames, whole_frames + decoder.small_share * TEMPORAL_STRIDE * small_only)
         pairs = min(pairs, TEMPORAL_STRIDE * settings.window)
+        all_windows = len(split_into_windows(latent_frames(settings.frames), settings.window))
+        compared = min(settings.windows_per_step, all_windows)
+        frames, pairs = compared * frames, compared * pairs
     flops = frames * frame_flops + pairs * _FLOW_PAIR
     return flops * settings.width * settings.height / MEASURED_PIXELS

@@ -31,8 +31,10 @@ def choose_decode(
     memory: float | None = None,
     weights: FrozenWeights | None = None,
 ) -> DecodeChoice:
-    """Return the mode named in the settings; for `auto`, the first of three (fastest first) that fits into
-    `memory` bytes.
+    """Return the mode named in the settings; for `auto`, the first that fits into `memory` bytes.
+
+    `auto` decodes the whole clip, as the paper does: a window saves time, but a step that compares one
+    teaches about half as much of the motion (see the bench of the miniature).
 
     If `memory` is not given, it is all of the device's: what is free at this moment depends on other
     programs, and another choice would be another run. A warning is logged if less than needed is free now.

@@ -65,7 +65,7 @@ def estimate(
 def list_modes(decode: str) -> list[tuple[str, bool]]:
     """Return pairs of a mode and whether to recompute, the one with most memory and least time first."""
     return {
-        "auto": [("windowed", False), ("windowed", True), ("tiny", False)],
+        "auto": [("exact", False), ("exact", True), ("exact-low-memory", False), ("tiny", False)],
         "windowed": [("windowed", False), ("windowed", True)],
         "exact": [("exact", False), ("exact", True)],
         "exact-low-memory": [("exact-low-memory", False)],

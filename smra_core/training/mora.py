@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..data.motion_clip import FEWEST_FRAMES
 from ..decoding.flow_gradient import FlowComparison, PairFlows, compute_flow_loss
 from ..decoding.state import StreamingDecoder
-from ..decoding.windows import DecodeWindow, take_whole_clip
+from ..decoding.windows import DecodeWindow, spread_evenly, take_whole_clip
 from ..encoders.sea_raft import PAIRS_PER_CHUNK
 from ..lora.plan import MOTION, SparsePlan
 from ..wan.condition import DENOISE_MASK, NO_INPUTS, ExtraInputs
@@ -29,6 +29,7 @@ from ..wan.interfaces import Denoiser
 from ..wan.noise_range import NOISE_RANGE_HELP, WHOLE, NoiseRange
 from ..wan.settings import COUNT, NOT_NEGATIVE, POSITIVE, Limits, check_limits, declare_setting
 from ..wan.spec import LATENTS_21, latent_frames
+from .gradient_share import SHARE
 from .mask_grid import average_inside
 from .preservation import PRESERVE, PRESERVE_HELP, BaseModel, preservation_loss
 
@@ -84,10 +85,26 @@ class MotionSettings:
         "more closely; 0 turns it off, and SEA-RAFT and the decoder are then not needed.",
         NOT_NEGATIVE,
     )
+    mora_share: float = declare_setting(
+        0.0,
+        "Share of a step that the optical-flow loss has at every noise level, in place of its weight: 0.3 is "
+        "30 % of the LoRA's gradient. Higher follows the clip's motion more closely; it takes one more "
+        "backward pass. 0 keeps the weight (paper).",
+        SHARE,
+        newer=True,
+    )
     debias: bool = declare_setting(
         True,
         "Add MotionDirector's debiased loss, which removes what all frames have in common, so that the "
         "LoRA learns motion, not appearance. The authors' code does.",
+    )
+    difference_weight: float = declare_setting(
+        0.0,
+        "Weight of the velocity error's change from one latent to the next, added to the temporal loss. "
+        "Higher follows the motion more closely than the looks, without decoding anything; 3 is a good "
+        "start. 0 turns it off (paper).",
+        NOT_NEGATIVE,
+        newer=True,
     )
     flow_weight: str = declare_setting(
         "none",
@@ -124,13 +141,20 @@ class MotionSettings:
         "auto",
         "How a step decodes the video for the flow loss: 'windowed' a part of it, drawn anew each time; "
         "'exact' all of it, as in the paper, for more memory and time; 'exact-low-memory' the same in "
-        "less memory, slower; 'tiny' all of it with a small decoder. 'auto' takes 'windowed', or 'tiny' "
-        "where memory is short.",
+        "less memory, slower; 'tiny' all of it with a small decoder. 'auto' takes the first of 'exact', "
+        "'exact-low-memory' and 'tiny' that fits into memory.",
     )
     window: int = declare_setting(
         3,
         "Latents (4 frames each) that a 'windowed' step compares. More show longer motions at once and "
         "need more memory and time. (The authors' code: 6 of the 13 latents of 49 frames.)",
+    )
+    windows_per_step: int = declare_setting(
+        1,
+        "Windows that a 'windowed' step compares, spread over the clip. More show more of the motion at once "
+        "and take more time, but no more memory.",
+        COUNT,
+        newer=True,
     )
     context: int = declare_setting(
         2,
@@ -231,6 +255,22 @@ def temporal_loss(
     return error + average_inside((debias(velocity, anchor) - debias(target, anchor)) ** 2, counted)
 
 
+def compute_difference_loss(
+    velocity: Tensor, target: Tensor, given: Tensor | None = None, mask_latent: Tensor | None = None
+) -> Tensor:
+    """Return the mean squared change `B` of the velocity error from one latent to the next.
+
+    What is wrong in all frames alike, such as a color, costs nothing; what moves otherwise does. Velocities
+    are `B C f h w`. Where a latent is `given` to the model, bool `B f`, or the mask `B 1 f h w` is 0, there
+    is no error, and no change to it is counted.
+    """
+    counted = _combine_masks(given, mask_latent, velocity)
+    error = velocity - target
+    if counted is None:
+        return average_inside(error.diff(dim=2) ** 2, None)
+    return average_inside((error * counted).diff(dim=2) ** 2, counted[:, :, 1:])
+
+
 def _combine_masks(given: Tensor | None, mask_latent: Tensor | None, like: Tensor) -> Tensor | None:
     """Return the mask `B 1 f h w` of the cells that count; None where all do."""
     if given is None:
@@ -305,6 +345,7 @@ class MotionObjective:
             "temporal": 1.0, "mora": settings.mora_weight, PRESERVE: settings.preserve_weight
         }  # fmt: skip
         self.base: BaseModel | None = None
+        self.shares: Mapping[str, float] = {"mora": settings.mora_share}
         self.flow, self.memory_advice = None, memory_advice
         if settings.mora_weight:
             if decoder is None or flow_net is None:
@@ -377,7 +418,10 @@ class MotionObjective:
         anchor = None
         if self.settings.debias:
             anchor = draw_anchors(batch, frames, sample.given, generator).to(velocity.device)
-        loss = temporal_loss(velocity, target, anchor, sample.given, sample.mask_latent)
+        masks = sample.given, sample.mask_latent
+        loss = temporal_loss(velocity, target, anchor, *masks)
+        if self.settings.difference_weight:
+            loss = loss + self.settings.difference_weight * compute_difference_loss(velocity, target, *masks)
         if self.settings.weighted_velocity:
             loss = loss * velocity_weight(sigma, self.shift, self.noise_range)
         return loss
@@ -395,30 +439,36 @@ class MotionObjective:
         x0 are the predicted clean latents `B 16 f h w`.
         """
         windows = self._draw_windows(batch.name, x0.shape[2], generator)
-        if self.settings.flow_weight == "none":  # all are 1, which to look up would wait for the device
-            return compute_flow_loss(x0, batch.reference_flow, flow, windows).to(x0)
         weight = flow_weight(sigma, self.settings.flow_weight, self.shift, self.noise_range).to(x0.dtype)
-        weighted = weight.nonzero()[:, 0]
-        if not len(weighted):
+        # With 'none' all weights are 1, and to look them up would wait for the device.
+        plain = self.settings.flow_weight == "none"
+        counted = range(len(windows)) if plain else weight.nonzero()[:, 0].tolist()
+        # A sample is decoded once for each of its windows, and its loss is the mean over them.
+        pairs = [(index, window) for index in counted for window in windows[index]]
+        if not pairs:
             return torch.zeros_like(weight)
-        weighted_windows = [windows[index] for index in weighted.tolist()]
-        weight_px = None if batch.flow_weight_px is None else batch.flow_weight_px[weighted]
-        loss = compute_flow_loss(
-            x0[weighted], batch.reference_flow[weighted], flow, weighted_windows, weight_px
+        indices = [index for index, _ in pairs]
+        weight_px = None if batch.flow_weight_px is None else batch.flow_weight_px[indices]
+        losses = compute_flow_loss(
+            x0[indices], batch.reference_flow[indices], flow, [window for _, window in pairs], weight_px
         )
-        return torch.zeros_like(weight).index_put((weighted,), weight[weighted] * loss.to(weight))
+        sums = list(torch.zeros_like(weight))
+        for index, loss in zip(indices, losses.to(weight), strict=True):
+            sums[index] = sums[index] + loss / len(windows[index])
+        return weight * torch.stack(sums)
 
     def _draw_windows(
         self, names: Sequence[str], latents: int, generator: torch.Generator
-    ) -> list[DecodeWindow]:
-        """Draw for each sample one of its clip's windows, all equally likely; `latents` is the clip's length.
+    ) -> list[list[DecodeWindow]]:
+        """Draw `windows_per_step` windows of each sample's clip; `latents` is the clip's length.
 
-        Without windows it is the whole clip.
+        All windows are equally likely, and those of one sample are spread evenly over the clip. Without
+        windows it is the whole clip.
         """
         by_clip = self.windows_by_clip or {}
         windows_by_sample = [by_clip.get(name) or take_whole_clip(latents) for name in names]
         drawn = torch.rand(len(names), generator=generator).tolist()
         return [
-            windows[int(share * len(windows))]
+            spread_evenly(windows, int(share * len(windows)), self.settings.windows_per_step)
             for windows, share in zip(windows_by_sample, drawn, strict=True)
         ]

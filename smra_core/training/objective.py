@@ -16,6 +16,8 @@ class Objective(Protocol):
 
     weights: Mapping[str, float]
     """Weight of each named loss in the total."""
+    shares: Mapping[str, float]
+    """Share of the LoRA's gradient that a named loss has in place of its weight, if above 0."""
     shift: float
     """Shift of the training noise levels; 1 is uniform."""
     noise_range: NoiseRange

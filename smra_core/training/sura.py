@@ -21,6 +21,7 @@ from ..wan.interfaces import Denoiser
 from ..wan.noise_range import NOISE_RANGE_HELP, WHOLE, NoiseRange
 from ..wan.settings import COUNT, NOT_NEGATIVE, POSITIVE, check_limits, declare_setting
 from ..wan.spec import LATENTS_21
+from .gradient_share import SHARE
 from .mask_grid import average_inside
 from .preservation import PRESERVE, PRESERVE_HELP, BaseModel, preservation_loss
 from .random_stream import make_generator
@@ -53,6 +54,14 @@ class SubjectSettings:
         "Weight of the DINOv2 alignment loss (SuRA; lambda in the paper). Higher keeps the subject's "
         "identity more strictly; 0 turns it off, and DINOv2 is then not needed.",
         NOT_NEGATIVE,
+    )
+    sura_share: float = declare_setting(
+        0.0,
+        "Share of a step that the alignment has at every noise level, in place of its weight: 0.3 is 30 % "
+        "of the LoRA's gradient in the layers that it reaches. Higher follows DINOv2 more strictly; it takes "
+        "one more backward pass. 0 keeps the weight (paper).",
+        SHARE,
+        newer=True,
     )
     align_block: int = declare_setting(
         0,
@@ -147,6 +156,7 @@ class SubjectObjective:
             "region": 1.0, "sura": settings.sura_weight, PRESERVE: settings.preserve_weight
         }  # fmt: skip
         self.base: BaseModel | None = None
+        self.shares: Mapping[str, float] = {"sura": settings.sura_share}
         # Another stream than the LoRA's, which would begin with the same numbers.
         generator = make_generator(seed, "projector")
         self.projector = make_projector(dim, feature_dim, settings.projector_width, generator)

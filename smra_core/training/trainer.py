@@ -18,6 +18,7 @@ from ..wan.flow_matching import sample_training_sigma
 from ..wan.interfaces import Denoiser
 from ..wan.settings import COUNT, NOT_NEGATIVE, POSITIVE, SEED, Limits, check_limits, declare_setting
 from .batches import Sample, choose_batch, collate, move_to_device
+from .gradient_share import backpropagate
 from .held_out import measure_held_out
 from .learning_rate import CONSTANT, COSINE, LR_SCHEDULES, learning_rate_factor
 from .noise_bands import NoiseBands
@@ -307,7 +308,8 @@ def _accumulate(
     step: int,
 ) -> list[MicroBatch]:
     """Accumulate the gradients of a step's micro-batches, without waiting for the device."""
-    device = next(iter(lora.values())).a.device
+    parameters = [parameter for pair in lora.values() for parameter in pair.parameters()]
+    device = parameters[0].device
     batches = []
     for micro_batch in range(settings.accumulate):
         number = (step - 1) * settings.accumulate + micro_batch
@@ -317,8 +319,10 @@ def _accumulate(
         sigma = sample_training_sigma(len(batch_samples), generator, objective.shift, objective.noise_range)
         noise = torch.randn(batch.latents.shape, generator=generator)
         losses = objective.losses(denoiser, batch, sigma.to(device), noise.to(device), generator)
-        total = sum(objective.weights[name] * value for name, value in losses.items())
-        (total.mean() / settings.accumulate).backward()
+        backpropagate(
+            losses, objective.weights, objective.shares, parameters,
+            list(objective.trainables().values()), 1 / settings.accumulate,
+        )  # fmt: skip
         names = [sample.name for sample in batch_samples]
         batches.append(MicroBatch(names, sigma, {name: value.detach() for name, value in losses.items()}))
     return batches

@@ -432,6 +432,15 @@ def test_noise_of_a_window_error_is_a_number(tmp_path, capsys, level):
     assert "--noise must be finite" in fails(capsys, "window-error", tmp_path, "--noise", "0.1", f"{level}")
 
 
+def test_windows_are_compared_in_pixels_and_with_sea_raft_in_the_gradient_of_the_lora(world):
+    options = ["--frames", 5, "--window", 1, "--rank", 2, *SIZE, *world.wan["native"]]
+    pixels = run("window-error", world.walk, *options)
+    both = run("window-error", world.walk, "--sea-raft", world.sea_raft, *options)
+    assert both.startswith(pixels) and "Gradient" not in pixels
+    # The clip has one latent after the first, so that its one window is the whole clip.
+    assert both.splitlines()[-1].split() == ["4", "1.000", "1.00", "1.000", "1.00"]
+
+
 TRAIN_BADLY = [
     ("train-motion", ["--width", 100], "Size 100x32 is not a multiple of 16. Use 96x32."),
     ("train-motion", ["--rank", -1], "rank must be at least 1, got -1"),

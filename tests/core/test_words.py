@@ -19,9 +19,9 @@ FRAGMENTS = (
 VERBS = frozenset(
     """
     accept accumulate add adjust align allocate analyze append apply assign average backpropagate
-    backward bind blend begin bootstrap bring build cache calculate calibrate canonicalize cast center chain
-    change check choose clamp clear clip close coarsen collate collect color combine compare complete
-    compute concatenate configure convert convolve copy count cover crop cut debias decide declare
+    backward balance begin bind blend bootstrap bring build cache calculate calibrate canonicalize cast
+    center chain change check choose clamp clear clip close coarsen collate collect color combine compare
+    complete compute concatenate configure convert convolve copy count cover crop cut debias decide declare
     decode default define delete denormalize describe detach detect determine dilate discard disable
     display divide download drain draw drop embed enable encode enlarge ensure enumerate erode escape estimate
     evaluate exchange execute expand explain export extend extract fetch fill filter find finish fingerprint

@@ -5,7 +5,7 @@ from toy_models import smooth_flow, squared
 
 from smra_core.decoding.flow_gradient import FlowComparison, compute_flow_loss
 from smra_core.decoding.wan_decoder import WanVideoDecoder
-from smra_core.decoding.windows import split_into_windows, take_whole_clip, warm_windows
+from smra_core.decoding.windows import split_into_windows, spread_evenly, take_whole_clip, warm_windows
 
 LATENTS, PAIRS = 6, 20
 
@@ -18,6 +18,13 @@ LATENTS, PAIRS = 6, 20
 ])  # fmt: skip
 def test_every_latent_that_ends_a_pair_is_in_one_window(latents, size, expected):
     assert split_into_windows(latents, size) == expected
+
+
+@pytest.mark.parametrize("first, count, expected", [
+    (1, 1, [1]), (0, 2, [0, 2]), (3, 2, [3, 1]), (2, 3, [2, 3, 0]), (1, 9, [1, 2, 3, 0]),
+])  # fmt: skip
+def test_windows_of_one_step_are_different_and_spread_over_the_clip(first, count, expected):
+    assert spread_evenly([0, 1, 2, 3], first, count) == expected
 
 
 @pytest.fixture(scope="module", params=SPACES, ids=lambda space: space.name)

@@ -92,6 +92,12 @@ def test_a_window_longer_than_the_clip_costs_no_more_than_the_clip():
     assert count_decoding("windowed", window=40, context=4) == count_decoding("exact")
 
 
+def test_each_window_of_a_step_costs_the_same_and_there_are_no_more_than_the_clip_has():
+    one = count_decoding("windowed")
+    assert count_decoding("windowed", windows_per_step=2) == 2 * one
+    assert count_decoding("windowed", windows_per_step=9) == 4 * one  # 12 latents in windows of 3
+
+
 def test_it_grows_with_pixels_and_is_nothing_without_the_loss():
     assert count_decoding("exact", width=288) == count_decoding("exact") / 2
     assert count_decoding("exact", mora_weight=0.0) == 0

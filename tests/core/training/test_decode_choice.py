@@ -24,16 +24,17 @@ def free(monkeypatch):
 
 
 @pytest.mark.parametrize("card, expected", [
-    (23.5, ("windowed", False)), (14.0, ("windowed", True)), (11.5, ("tiny", False)),
+    (34.0, ("exact", False)), (23.5, ("exact", True)), (14.0, ("exact-low-memory", False)),
+    (11.5, ("tiny", False)),
 ])  # fmt: skip
-def test_auto_takes_the_quickest_way_that_fits(free, card, expected):
+def test_auto_decodes_the_whole_clip_in_the_quickest_way_that_fits(free, card, expected):
     free(card)
     choice = choose_decode(MotionSettings(), WAN_1_3B, CUDA, tiny_decoder=TINY)
     assert (choice.decode, choice.recompute) == expected
 
 
 @pytest.mark.parametrize("card, expected", [
-    (24, ("windowed", False)), (16, ("windowed", True)), (12, ("tiny", False)),
+    (24, ("exact", True)), (16, ("exact-low-memory", False)), (12, ("tiny", False)),
 ])  # fmt: skip
 def test_each_size_of_card_gets_its_way_whatever_another_program_holds(free, card, expected):
     for taken in (0.0, 0.8, 0.5 * card):
@@ -65,16 +66,16 @@ def test_without_a_tiny_decoder_the_least_of_the_others_is_taken_with_a_warning(
     free(8)
     with caplog.at_level(logging.INFO, "smrabooth"):
         choice = choose_decode(MotionSettings(), WAN_1_3B, CUDA, tiny_decoder=None)
-    assert choice.decode == "windowed" and choice.recompute
-    assert "may run out of memory: it needs 10.8 GiB (weights 2.6, " in caplog.text
+    assert choice.decode == "exact-low-memory"
+    assert "may run out of memory: it needs" in caplog.text
     assert "the device has 8.0 GiB. What fits: width 288 and height 160 (" in caplog.text
-    assert "decode: windowed with recompute, about" in caplog.text and "of 8.0 GiB" in caplog.text
+    assert "decode: exact-low-memory, about" in caplog.text and "of 8.0 GiB" in caplog.text
 
 
 def test_memory_that_another_program_holds_is_told(free, caplog):
-    free(13, card=30)
+    free(13, card=35)
     choice = choose_decode(MotionSettings(), WAN_1_3B, CUDA, TINY)
-    assert (choice.decode, choice.recompute) == ("windowed", False)
+    assert (choice.decode, choice.recompute) == ("exact", False)
     assert "Only 13.0 GiB are free now" in caplog.text and "Close what else uses the card" in caplog.text
 
 
@@ -83,18 +84,18 @@ def test_memory_that_somebody_else_knows_of_counts_instead_of_the_devices(free):
     assert choose_decode(MotionSettings(), WAN_1_3B, CUDA, TINY, memory=11.5 * GIB).decode == "tiny"
 
 
-def test_weights_that_take_less_leave_room_for_a_quicker_way(free):
+def test_weights_that_take_less_leave_room_for_the_full_decoder(free):
     free(24)
     half, quarter = (FrozenWeights(round(share * 28.6e9)) for share in (0.5, 0.25))
     assert choose_decode(MotionSettings(), WAN_14B, CUDA, TINY, weights=half).decode == "tiny"
-    assert choose_decode(MotionSettings(), WAN_14B, CUDA, TINY, weights=quarter).decode == "windowed"
+    assert choose_decode(MotionSettings(), WAN_14B, CUDA, TINY, weights=quarter).decode == "exact-low-memory"
 
 
-def test_where_blocks_can_wait_in_host_memory_they_make_room_for_a_quicker_way(free):
+def test_where_blocks_can_wait_in_host_memory_they_make_room_for_the_full_decoder(free):
     free(24)
     stay, can_wait = FrozenWeights(28_600_000_000), FrozenWeights(28_600_000_000, can_wait=True)
     assert choose_decode(MotionSettings(), WAN_14B, CUDA, TINY, weights=stay).decode == "tiny"
-    assert choose_decode(MotionSettings(), WAN_14B, CUDA, TINY, weights=can_wait).decode == "windowed"
+    assert choose_decode(MotionSettings(), WAN_14B, CUDA, TINY, weights=can_wait).decode == "exact-low-memory"
     free(11.5)  # the model of 1.3B fits with all of its blocks
     small = FrozenWeights(2_840_000_000, can_wait=True)
     assert choose_decode(MotionSettings(), WAN_1_3B, CUDA, TINY, weights=small).decode == "tiny"
@@ -107,8 +108,15 @@ def test_a_tiny_decode_without_its_file_is_refused():
         choose_decode(MotionSettings(decode="tiny"), WAN_5B, CPU, tiny_decoder=None)
 
 
-def test_on_a_cpu_the_windowed_way_is_taken():
-    assert choose_decode(MotionSettings(), WAN_1_3B, CPU, tiny_decoder=TINY).decode == "windowed"
+def test_on_a_cpu_the_whole_clip_is_decoded():
+    assert choose_decode(MotionSettings(), WAN_1_3B, CPU, tiny_decoder=TINY).decode == "exact"
+
+
+def test_windows_that_are_asked_for_recompute_where_memory_is_short(free):
+    for card, recompute in ((23.5, False), (14.0, True)):
+        free(card)
+        choice = choose_decode(MotionSettings(decode="windowed"), WAN_1_3B, CUDA, TINY)
+        assert (choice.decode, choice.recompute) == ("windowed", recompute)
 
 
 def test_more_frames_larger_windows_and_larger_models_need_more():

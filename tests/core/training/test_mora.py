@@ -6,10 +6,12 @@ from toy_models import random_lora, smooth_flow
 
 from smra_core.decoding.windows import DecodeWindow, take_whole_clip
 from smra_core.lora.adapter import Injection, injected
+from smra_core.training.gradient_share import backpropagate
 from smra_core.training.mora import (
     MotionObjective,
     MotionSample,
     MotionSettings,
+    compute_difference_loss,
     debias,
     draw_first_frames,
     flow_alignment_loss,
@@ -204,6 +206,24 @@ def test_lora_gradients_of_the_losses_equal_finite_differences(
                 assert (parameter.grad * direction).sum().item() == pytest.approx(slope, rel=1e-6, abs=1e-9)
 
 
+def test_mora_has_the_told_share_of_the_loras_gradient(toy_denoiser):
+    denoiser, share = toy_denoiser().double(), 0.3
+    settings = MotionSettings(mora_weight=2.0, mora_share=share)
+    objective = MotionObjective(settings, Decoder(), smooth_flow)
+    lora = random_lora(denoiser.spec, std=0.1, dtype=torch.float64)
+    parameters = [parameter for pair in lora.values() for parameter in pair.parameters()]
+    with injected(denoiser.linears(), Injection(lora)):
+        losses = drawn_losses(objective, denoiser)
+        temporal, mora = (
+            torch.cat([part.flatten() for part in torch.autograd.grad(loss, parameters, retain_graph=True)])
+            for loss in (losses["temporal"].mean(), losses["mora"].mean())
+        )
+        backpropagate(losses, objective.weights, objective.shares, parameters, [])
+    added = torch.cat([parameter.grad.flatten() for parameter in parameters]) - temporal
+    assert added.norm() / (added.norm() + temporal.norm()) == pytest.approx(share, rel=1e-6)
+    assert F.cosine_similarity(added, mora, dim=0) == pytest.approx(1)
+
+
 def test_mora_is_the_flow_error_of_the_decoded_prediction(toy_denoiser):
     denoiser, decoder = toy_denoiser().double(), Decoder()
     batch, noise = motion_batch()
@@ -238,11 +258,58 @@ def test_each_sample_sees_a_window_of_its_own_clip_and_all_are_drawn_alike(toy_d
     }
     objective = MotionObjective(MotionSettings(), decoder, smooth_flow, windows)
     generator = torch.Generator().manual_seed(0)
-    drawn = [tuple(objective._draw_windows(["two", "one"], 3, generator)) for _ in range(50)]
-    assert {chosen for _, chosen in drawn} == {DecodeWindow(range(3))}
-    assert 15 < sum(chosen == windows["two"][0] for chosen, _ in drawn) < 35
+    drawn = [objective._draw_windows(["two", "one"], 3, generator) for _ in range(50)]
+    assert all(chosen == [DecodeWindow(range(3))] for _, chosen in drawn)
+    assert 15 < sum(chosen == windows["two"][:1] for chosen, _ in drawn) < 35
     drawn_losses(objective, denoiser)
     assert [latents.shape[2] for latents in decoder.decoded] == [3, 2]
+
+
+def test_the_loss_of_several_windows_is_their_mean(toy_denoiser):
+    denoiser = toy_denoiser().double()
+    parts = [DecodeWindow(range(0, 2)), DecodeWindow(range(0, 3))]
+
+    def measure(count, *windows):
+        settings = MotionSettings(windows_per_step=count)
+        by_clip = {"one": list(windows), "two": list(windows)}
+        return drawn_losses(MotionObjective(settings, Decoder(), smooth_flow, by_clip), denoiser)["mora"]
+
+    expected = (measure(1, parts[0]) + measure(1, parts[1])) / 2
+    torch.testing.assert_close(measure(2, *parts), expected)
+    torch.testing.assert_close(measure(9, *parts), expected)  # there are no more than two
+
+
+def test_a_clip_with_fewer_windows_than_asked_for_counts_as_much_as_another(toy_denoiser):
+    denoiser, parts = toy_denoiser().double(), [DecodeWindow(range(0, 2)), DecodeWindow(range(0, 3))]
+    settings = MotionSettings(windows_per_step=2)
+    apart = MotionObjective(settings, Decoder(), smooth_flow, {"one": parts[:1], "two": parts})
+    alone = MotionObjective(settings, Decoder(), smooth_flow, {"one": parts[:1], "two": parts[:1]})
+    assert drawn_losses(apart, denoiser)["mora"][0] == drawn_losses(alone, denoiser)["mora"][0]
+
+
+def test_only_changes_of_the_velocity_error_cost_the_difference_loss():
+    target = torch.zeros(2, 1, 3, 1, 1)
+    velocity = torch.tensor([[5.0, 5.0, 5.0], [0.0, 1.0, 3.0]]).view(2, 1, 3, 1, 1)
+    # The first is wrong by the same in all frames; the second changes by 1 and by 2: (1 + 4) / 2.
+    assert compute_difference_loss(velocity, target).tolist() == [0.0, 2.5]
+    given = torch.tensor([[True, False, False]] * 2)
+    # A given latent has no error: changes by 5 and 0, and by 1 and 2.
+    assert compute_difference_loss(velocity, target, given).tolist() == [12.5, 2.5]
+
+
+def test_the_difference_loss_is_added_to_the_temporal_loss(toy_denoiser):
+    denoiser = toy_denoiser().double()
+    batch, noise = motion_batch()
+    velocity = denoiser.velocity(add_noise(batch.latents, noise, SIGMA), SIGMA, batch.context).velocity
+    changes = compute_difference_loss(velocity, velocity_target(batch.latents, noise))
+    plain, added = (
+        MotionObjective(
+            MotionSettings(mora_weight=0.0, weighted_velocity=False, difference_weight=w), None, None
+        )
+        for w in (0.0, 3.0)
+    )
+    gained = drawn_losses(added, denoiser)["temporal"] - drawn_losses(plain, denoiser)["temporal"]
+    torch.testing.assert_close(gained, 3 * changes)
 
 
 def test_the_temporal_loss_draws_its_anchor_and_is_weighted_by_noise_level(toy_denoiser):

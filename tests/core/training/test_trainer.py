@@ -157,7 +157,7 @@ class FlatSample(NamedTuple):
 class GradientBreaker:
     """Its loss is finite and its gradient is not: the square root at zero."""
 
-    weights, shift, noise_range = {"loss": 1.0}, 1.0, WHOLE
+    weights, shares, shift, noise_range = {"loss": 1.0}, {}, 1.0, WHOLE
 
     def trainables(self):
         return {}
