@@ -15,7 +15,7 @@ from ...smra_core.storage.tensor_cache import TensorCache
 from ...smra_core.training.backend import encode_clips_once
 from ...smra_core.wan.condition import Condition
 from .denoiser import HostDenoiser, choose_training_dtype, read_spec, training_denoiser
-from .extra_inputs import make_condition
+from .extra_inputs import check_shared_images, make_condition
 from .model_identity import fingerprint_model, fingerprint_vae
 from .model_patches import check_patches
 from .vae import check_vae, encode, load_decoder
@@ -72,6 +72,7 @@ class ComfyBackend:
         A shape is `C f h w`. `options` stand beside the prompt of each sample in its CONDITIONING. What the
         user should know is added to `notes`. Raises ValueError for images that do not fit the samples.
         """
+        check_shared_images(options, shapes)
         made = [
             make_condition(self.model, values, self._contexts[caption], shape)
             for caption, values, shape in zip(captions, options, shapes, strict=True)

@@ -22,6 +22,19 @@ _ON_THE_GRID = (IMAGE_CHANNELS, "vace_context")
 """Inputs of the DiT that have the latents' length and size."""
 
 
+def check_shared_images(options: Sequence[Mapping[str, Any]], shapes: Sequence[Sequence[int]]) -> None:
+    """Raise ValueError if several clips with latents `C f h w` share the image that was made from one."""
+    clips = [each for each, shape in zip(options, shapes, strict=True) if shape[1] > 1]
+    shared = [
+        values for values in clips if _list_lengths(values) and sum(each is values for each in clips) > 1
+    ]
+    if shared:
+        raise ValueError(
+            f"'positive' carries one image or video for {len(clips)} clips, and it shows one of them. Make a "
+            "conditioning for each: give the node that makes it, such as WanImageToVideo, the list of clips."
+        )
+
+
 def make_condition(
     model, options: Mapping[str, Any], context: Tensor, shape: Sequence[int]
 ) -> tuple[Condition, list[str]]:

@@ -264,10 +264,12 @@ def load(variant: Variant, state: dict[str, Tensor] | None = None):
     import comfy.sd
     from random_wan import with_shift
 
-    metadata = {"config": json.dumps({"transformer": variant.config})} if variant.config else None
+    # Older versions take no metadata, and know no variant that needs it.
+    config = json.dumps({"transformer": variant.config})
+    metadata = {"metadata": {"config": config}} if variant.config else {}
     with torch.inference_mode():
         model = comfy.sd.load_diffusion_model_state_dict(
-            dict(state or make_state(variant)), model_options={"dtype": torch.float32}, metadata=metadata
+            dict(state or make_state(variant)), model_options={"dtype": torch.float32}, **metadata
         )
     if variant.name == "Animate":
         # The net that reads motion from faces takes 512 px and seconds for each; no LoRA is on it.

@@ -135,3 +135,13 @@ def test_conditioning_of_another_length_is_refused_before_anything_is_encoded(
     monkeypatch.setattr(graph.vae, "encode", None)
     with pytest.raises(ValueError, match="made for 9 frames"):
         train(nodes, graph, models, "I2V 2.2", positive=positive)
+
+
+def test_several_clips_need_an_image_each(nodes, graph, models):
+    clips = graph.frames, graph.frames.flip(2)
+    shared = conditioned(graph, "I2V 2.2")
+    with pytest.raises(ValueError, match="one image or video for 2 clips"):
+        train(nodes, graph, models, "I2V 2.2", frames=clips, positive=shared, steps=1)
+    each = shared, conditioned(graph, "I2V 2.2", first=clips[1][:1])
+    lora, *_ = train(nodes, graph, models, "I2V 2.2", frames=clips, positive=each, steps=1)
+    assert all(tensor.any() for tensor in lora.values())
