@@ -47,7 +47,10 @@ def strike(monkeypatch, place, error):
     """Raise in the second step: in the model, on the way back, or when the step is reported."""
     import comfy.utils
 
-    denoiser, frozen = pack("nodes.host.denoiser").HostDenoiser, pack("nodes.host.frozen_linear").FrozenLinear
+    denoiser, frozen = (
+        pack("nodes.host.denoiser").HostDenoiser,
+        pack("smra_core.lora.frozen_linear").FrozenLinear,
+    )
     velocity, backward, report = denoiser.velocity, frozen.backward, comfy.utils.ProgressBar.update_absolute
     begun = []
 
