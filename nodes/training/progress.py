@@ -69,7 +69,7 @@ class Preview:
     def __init__(self, backend: ComfyBackend, context: Tensor, shape: tuple[int, ...], every: int, seed: int):
         """Prepare pictures after every `every` steps; 0 draws none.
 
-        `context` is the prompt's text context `T 4096`, `shape` the latent shape `16 f h w` of a sample.
+        `context` is the prompt's text context `T 4096`, `shape` the latent shape `C f h w` of a sample.
         """
         self.backend, self.context, self.shape = backend, context, shape
         self.every, self.seed = every, seed
@@ -114,7 +114,7 @@ def _check_canceled(step: int, steps: int) -> None:
 
 
 def draw_strip(latents: Tensor, latent_format) -> Image.Image:
-    """Return the first, middle and last frame of latents `16 f h w` side by side, in the rough colors of
+    """Return the first, middle and last frame of latents `C f h w` side by side, in the rough colors of
     ComfyUI's own previews.
     """
     frames = sorted({0, latents.shape[1] // 2, latents.shape[1] - 1})

@@ -50,7 +50,7 @@ def compute_flow_loss(
     windows: Sequence[DecodeWindow] | None = None,
     weight_px: Tensor | None = None,
 ) -> Tensor:
-    """Return the loss `B` of the flow of decoded latents `B 16 f h w` against a reference flow `B F-1 2 H W`.
+    """Return the loss `B` of the flow of decoded latents `B C f h w` against a reference flow `B F-1 2 H W`.
 
     A window for each sample says what is compared; without windows, the whole clip is. `weight_px` are
     factors `B F-1 1 H W` of the pixels; all are 1 without it. ValueError when reference and latents differ in
@@ -120,7 +120,7 @@ def compute_loss_and_gradient(
     window: DecodeWindow,
     weight_px: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the loss of one sample `1 16 f h w` against a flow `F-1 2 H W`, and its gradient.
+    """Return the loss of one sample `1 C f h w` against a flow `F-1 2 H W`, and its gradient.
 
     `weight_px` are factors `F-1 1 H W` of the pixels.
     """
@@ -211,7 +211,7 @@ def backpropagate_chunks(
     grad_pixels: Sequence[Tensor],
     decoder: StreamingDecoder,
 ) -> Tensor:
-    """Return the gradient `1 16 n h w` of the latents, from the gradients of their pixels.
+    """Return the gradient `1 C n h w` of the latents, from the gradients of their pixels.
 
     Keeps the graph of one chunk at a time, the last first, and passes the gradient of its state on to the
     chunk before. Empties `states` on the way, to free them.

@@ -12,7 +12,7 @@ class StreamingDecoder(Protocol):
     """A video decoder that works through a clip in steps and keeps its state as plain values."""
 
     def step(self, latents: Tensor, state: DecoderState | None, /) -> tuple[Tensor, DecoderState]:
-        """Decode latents `B 16 k h w` to pixels `B 3 n H W` in [-1, 1]; return them and the new state.
+        """Decode latents `B C k h w` to pixels `B 3 n H W` in [-1, 1]; return them and the new state.
 
         State None starts a clip. A state in host memory is moved to the device as it is needed. A decoder for
         windows with `small_stages_only` latents takes their number as a third argument.

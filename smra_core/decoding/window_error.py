@@ -38,7 +38,7 @@ def measure_window_errors(
     """Measure the errors for each context, over all windows of `size` latents that do not begin at the clip's
     start.
 
-    `reference` and `predicted` are latents `16 f h w` of the clip and of a model's prediction of it.
+    `reference` and `predicted` are latents `C f h w` of the clip and of a model's prediction of it.
     """
     whole = torch.cat([*decoder.stream(predicted[None])], 2)
     window_errors = []

@@ -64,7 +64,7 @@ def warm_windows(reference: Tensor, decoder: WanVideoDecoder, size: int, warmup:
     """Return the windows of a clip, each with `warmup` latents decoded before it.
 
     Half of the warm-up, rounded down, is decoded at the small stages only. `reference` are the clip's own
-    latents `16 f h w`; their decoder states where a window's decoding starts are kept in host memory.
+    latents `C f h w`; their decoder states where a window's decoding starts are kept in host memory.
     The windows' losses, drawn with equal chances, estimate the whole clip's without bias if the warm-up
     reaches back to its start.
     """

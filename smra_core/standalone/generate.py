@@ -71,7 +71,7 @@ def generate(
 
 
 def decode_each(codec: VideoCodec, latents: Tensor, device: torch.device) -> Tensor:
-    """Decode latents `B 16 f h w` to videos `B F 3 H W` in [0, 1], one at a time.
+    """Decode latents `B C f h w` to videos `B F 3 H W` in [0, 1], one at a time.
 
     A decoder's activations are the largest tensors in memory.
     """

@@ -59,7 +59,7 @@ class Backend(Protocol):
         ...
 
     def encode_clips(self, clips: Sequence[Tensor]) -> list[Tensor]:
-        """Return latents `16 f h w` in model space, on the CPU, of clips `F 3 H W` in [0, 1], each encoded
+        """Return latents `C f h w` in model space, on the CPU, of clips `F 3 H W` in [0, 1], each encoded
         alone.
         """
         ...

@@ -188,7 +188,7 @@ class MotionSample(NamedTuple):
 
     name: str
     latents: Tensor
-    """Latents `16 f h w` in model space."""
+    """Latents `C f h w` in model space."""
     context: Tensor
     """Text context `T 4096`."""
     reference_flow: Tensor
@@ -436,7 +436,7 @@ class MotionObjective:
     ) -> Tensor:
         """Return the flow loss `B` times its weight; samples of weight 0 are not decoded.
 
-        x0 are the predicted clean latents `B 16 f h w`.
+        x0 are the predicted clean latents `B C f h w`.
         """
         windows = self._draw_windows(batch.name, x0.shape[2], generator)
         weight = flow_weight(sigma, self.settings.flow_weight, self.shift, self.noise_range).to(x0.dtype)

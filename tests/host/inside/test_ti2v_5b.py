@@ -153,6 +153,21 @@ def test_a_motion_is_trained_with_its_first_frame_given(nodes, graph, monkeypatc
     assert all(tensor.isfinite().all() for tensor in lora.values()) and all(loss_map["mora"])
 
 
+def test_a_preview_is_drawn_of_latents_of_48_channels(nodes, graph, monkeypatch):
+    progress = pack("nodes.training.progress")
+    drawn, draw = [], progress.draw_strip
+
+    def keep(latents, latent_format):
+        drawn.append((latents.shape, draw(latents, latent_format)))
+        return drawn[-1][1]
+
+    monkeypatch.setattr(progress, "draw_strip", keep)
+    monkeypatch.setattr(progress, "PREVIEW_STEPS", 2)
+    train_subject(nodes, graph, steps=1, preview_every=1, name="shown", sura_weight=0.0)
+    ((shape, picture),) = drawn
+    assert shape == (CHANNELS, 1, 4, 4) and picture.getextrema() != ((0, 0),) * 3
+
+
 def test_the_vae_of_wan_21_and_a_size_off_the_grid_are_refused_before_anything_is_encoded(
     nodes, graph, tmp_path
 ):
