@@ -122,7 +122,8 @@ def fingerprint(model):
         for (name, placed), module in zip(forwards.items(), net.modules(), strict=True)
     }
     weights = {name: (value.dtype, value.double().sum().item()) for name, value in net.state_dict().items()}
-    return own, weights, sorted(model.patches), dict(model.object_patches), net.manual_cast_dtype
+    options = repr(model.model_options)
+    return own, weights, sorted(model.patches), dict(model.object_patches), net.manual_cast_dtype, options
 
 
 def sampled(model):
