@@ -20,7 +20,7 @@ import torch
 NEEDED = ("diffusers", "timm", "einops", "safetensors", "transformers")
 """Packages without which no part can run."""
 ROOT = Path(__file__).parents[3]
-TESTS, TEST_SECONDS = "tests", 150
+TESTS, TEST_SECONDS = "tests", 200
 
 
 def parse_arguments() -> argparse.Namespace:
