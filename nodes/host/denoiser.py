@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...smra_core.lora.adapter import replaced_forwards
 from ...smra_core.wan.condition import IMAGE_CHANNELS, NO_INPUTS, ExtraInputs, move_inputs
 from ...smra_core.wan.interfaces import Prediction
-from ...smra_core.wan.recompute import run_checkpointed
+from ...smra_core.wan.recompute import KeptBlocks
 from ...smra_core.wan.spec import LATENT_SPACES, WanSpec, find_spec, token_grid
 from .frozen_linear import freeze_forward, freeze_on_gradient
 from .inference_tensors import make_normal
@@ -71,6 +71,7 @@ class HostDenoiser:
     def __init__(self, patcher, spec: WanSpec, dtype: torch.dtype, memory_required: int = 0):
         self.patcher, self.spec, self.dtype = patcher, spec, dtype
         self.memory_required = memory_required
+        self.kept_blocks = KeptBlocks()
         self._token_block: int | None = None
         self._tokens: Tensor | None = None
 
@@ -157,7 +158,7 @@ class HostDenoiser:
 
         def run_block(x: Tensor, *args, **kwargs) -> Tensor:
             if torch.is_grad_enabled():
-                x = run_checkpointed(forward, x, *args, **kwargs)
+                x = self.kept_blocks.run(index, forward, x, *args, **kwargs)
             else:
                 x = forward(x, *args, **kwargs)
             # Outside of the checkpoint, inside of which it would be taken twice and lose its graph.

@@ -20,9 +20,6 @@ from ..wan.spec import I2V_CHANNELS, WanSpec
 from .image_condition import make_image_conditions
 from .model_files import WanFiles
 
-_SMALL_DIM = 512
-"""Width of a DiT up to which blocks are not checkpointed on a CPU."""
-
 
 @dataclass(frozen=True)
 class StandaloneBackend:
@@ -90,8 +87,6 @@ class StandaloneBackend:
     @contextmanager
     def denoiser_for_training(self) -> Iterator[Denoiser]:
         """See Backend."""
-        # Checkpointing a tiny model on a CPU only costs time; on a GPU memory is scarce.
-        checkpoint = self.device.type != "cpu" or self.spec.dim > _SMALL_DIM
-        load = partial(self.files.load_denoiser, self.dtype, self.device, checkpoint)
+        load = partial(self.files.load_denoiser, self.dtype, self.device, True)
         with loaded_on_first_use(load) as denoiser:
             yield denoiser()

@@ -14,7 +14,7 @@ from ..wan.condition import DENOISE_MASK, IMAGE_CHANNELS, NO_INPUTS, ExtraInputs
 from ..wan.interfaces import Prediction
 from ..wan.latents import denormalize, normalize
 from ..wan.module_names import to_native_linear
-from ..wan.recompute import run_checkpointed
+from ..wan.recompute import KeptBlocks
 from ..wan.spec import PATCH, TIMESTEPS, Role, WanSpec, find_latents, find_spec, parse_linear
 
 if TYPE_CHECKING:  # diffusers takes six seconds to import, which a command that loads no model should not pay
@@ -30,13 +30,17 @@ class DiffusersDenoiser:
         self.spec = read_spec(dit.config)
         for name, linear in self.linears().items():
             linear.forward = freeze_plain_linear(linear, ends_block=parse_linear(name).role is Role.FFN_2)
-        if checkpoint:
-            dit.enable_gradient_checkpointing(run_checkpointed)
+        self.kept_blocks = KeptBlocks(whole=0 if checkpoint else self.spec.blocks)
+        self._indices = {block: index for index, block in enumerate(dit.blocks)}
+        dit.enable_gradient_checkpointing(self._run_block)
 
     def linears(self) -> dict[str, nn.Module]:
         """Return the linears of all blocks by native name."""
         named = ((to_native_linear(name), module) for name, module in self.dit.named_modules())
         return {name: module for name, module in named if name is not None}
+
+    def _run_block(self, block: nn.Module, *args) -> Tensor:
+        return self.kept_blocks.run(self._indices[block], block, *args)
 
     def velocity(
         self,

@@ -1,6 +1,7 @@
 """Run a training job: find its folder, train or resume, and write the LoRA file with its metadata."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,12 @@ from ..lora.writer import save_lora
 from ..storage.content_hash import hash_content
 from ..storage.file_name import make_file_name
 from ..wan.condition import list_parts
+from ..wan.interfaces import Denoiser
 from ..wan.settings import collect_identity
+from ..wan.spec import token_grid
 from .backend import Backend
+from .cost import count_activation_bytes, count_optimizer_bytes
+from .kept_blocks import choose_kept_blocks, log_choice, measure_spare_memory
 from .learning_rate import COSINE
 from .mora import MotionSample, MotionSettings
 from .objective import Objective
@@ -54,6 +59,8 @@ class TrainingJob:
     """Content hashes of the frozen nets that take part in training itself."""
     held_out: Sequence[SubjectSample] | Sequence[MotionSample] = ()
     """Samples that are measured and not trained on."""
+    decode_bytes: float = 0.0
+    """Peak of a step's activations in half precision where it decodes; 0 where it does not."""
 
 
 class TrainedLora(NamedTuple):
@@ -140,11 +147,24 @@ def _train(
         return kept
 
     with backend.denoiser_for_training() as denoiser:
+        parameters = [*objective.trainables().values(), *torch.nn.ModuleList(lora.values()).parameters()]
+        _keep_blocks(denoiser, backend, job, sum(parameter.numel() for parameter in parameters))
         state = train_lora(
             denoiser, lora, objective, job.samples, job.train, run, on_step, job.held_out, keep
         )
     save_lora(path, state.publish(), _make_metadata(backend, job, state.step))
     return state
+
+
+def _keep_blocks(denoiser: Denoiser, backend: Backend, job: TrainingJob, parameters: int) -> None:
+    """Let as many blocks keep activations as memory allows; the results stay the same."""
+    spec, batch, value_bytes = backend.spec, job.train.batch_size, backend.dtype.itemsize
+    tokens = max(math.prod(token_grid(sample.latents.shape)) for sample in job.samples)
+    activations = count_activation_bytes(spec, tokens, batch, value_bytes)
+    activations = max(activations, job.decode_bytes * batch * value_bytes / torch.bfloat16.itemsize)
+    spare = measure_spare_memory(backend.device, activations + count_optimizer_bytes(parameters))
+    denoiser.kept_blocks = choose_kept_blocks(spec, tokens, batch, value_bytes, spare)
+    log_choice(denoiser.kept_blocks, spec, spare)
 
 
 def run_fingerprint(backend: Backend, job: TrainingJob) -> dict[str, Any]:

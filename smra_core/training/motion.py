@@ -64,6 +64,7 @@ def train_motion(
         "motion", name, settings, train, samples, [clip.caption for clip in clips],
         load_objective=lambda: load_objective(backend, flow_file, settings, prepared, choice),
         encoders=_hash_encoders(backend, flow_file, choice.tiny_file), held_out=held_out,
+        decode_bytes=choice.bytes,
     )  # fmt: skip
     return run_job(backend, job, on_step)
 

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor, nn
 
 from .condition import NO_INPUTS, ExtraInputs
+from .recompute import KeptBlocks
 from .spec import WanSpec
 
 
@@ -25,6 +26,8 @@ class Denoiser(Protocol):
     """A frozen WAN DiT."""
 
     spec: WanSpec
+    kept_blocks: KeptBlocks
+    """Blocks that keep activations; it may be changed between steps."""
 
     def linears(self) -> dict[str, nn.Module]:
         """Return the blocks' linears by native name (`blocks.N.self_attn.q`); adapters replace their
@@ -44,7 +47,7 @@ class Denoiser(Protocol):
 
         `token_block` is the index of the block whose output tokens are returned, too. `extra` is what a
         variant takes besides: image channels, CLIP features. Gradients flow to
-        adapters and to the latents; blocks are checkpointed when the model was loaded with checkpointing.
+        adapters and to the latents; `kept_blocks` says which blocks keep activations.
         """
         ...
 

@@ -3,11 +3,41 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 _thread = threading.local()  # CUDA's backward pass, and so the recomputation, runs in a thread of its own
+
+
+_ATTENTION = {
+    getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}").default
+    for kernel in ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention")
+    if hasattr(torch.ops.aten, f"_scaled_dot_product_{kernel}")
+}
+"""Operators of torch's attention kernels."""
+
+
+class KeptBlocks(NamedTuple):
+    """Numbers of a DiT's blocks that keep activations for the backward pass; the others keep their input.
+
+    The gradients are the same for all choices.
+    """
+
+    whole: int = 0
+    """Number of blocks, from the first, of which nothing is recomputed."""
+    attention: int = 0
+    """Number of blocks after those that keep the outputs of attention and recompute the rest."""
+
+    def run(self, index: int, block: Callable, *args, **kwargs) -> Any:
+        """Return `block(*args, **kwargs)` of the block with this index, keeping what it is to keep."""
+        if index < self.whole:
+            return block(*args, **kwargs)
+        keeps_attention = index < self.whole + self.attention
+        return run_checkpointed(block, *args, keeps_attention=keeps_attention, **kwargs)
 
 
 def is_recomputing() -> bool:
@@ -24,8 +54,50 @@ def _recomputing() -> Iterator[None]:
         _thread.is_recomputing = before
 
 
-def run_checkpointed(function: Callable, *args, **kwargs) -> Any:
-    """Return `function(*args, **kwargs)`, keeping only its inputs for the backward pass.
+class _KeepAttention(TorchDispatchMode):
+    """Keeps what attention returns. (Torch's selective checkpoint would refuse `FrozenForward`'s placeholder,
+    since it asks for the same operators in both passes.)
+    """
+
+    def __init__(self, kept: list[tuple]):
+        super().__init__()
+        self.kept = kept
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func in _ATTENTION:
+            self.kept.append(_detach_all(result))
+        return result
+
+
+class _ReuseAttention(TorchDispatchMode):
+    """Returns what was kept, in the same order, in place of computing attention again."""
+
+    def __init__(self, kept: list[tuple]):
+        super().__init__()
+        self.kept, self.next = kept, iter(())
+
+    def __enter__(self):
+        self.next = iter(self.kept)
+        return super().__enter__()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return _detach_all(next(self.next)) if func in _ATTENTION else func(*args, **(kwargs or {}))
+
+
+def _detach_all(values: tuple) -> tuple:
+    # Autograd writes the graph into the tensor that an operator returns: what is kept must be another one.
+    return tuple(value.detach() if isinstance(value, Tensor) else value for value in values)
+
+
+def _keep_attention() -> tuple[TorchDispatchMode, TorchDispatchMode]:
+    kept: list[tuple] = []
+    return _KeepAttention(kept), _ReuseAttention(kept)
+
+
+def run_checkpointed(function: Callable, *args, keeps_attention: bool = False, **kwargs) -> Any:
+    """Return `function(*args, **kwargs)`, keeping only its inputs for the backward pass and, if
+    `keeps_attention`, the outputs of attention, which take the most operations for their size.
 
     An exception that rises in the function leaves nothing behind. Torch's own non-reentrant checkpoint is
     left in the middle of a generator then, and its hooks on saved tensors stay installed as long as anything
@@ -48,6 +120,8 @@ def run_checkpointed(function: Callable, *args, **kwargs) -> Any:
             errors.append(error)
             return None
 
+    if keeps_attention:
+        kwargs["context_fn"] = _keep_attention
     result = checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
     if errors:
         raise errors.pop()

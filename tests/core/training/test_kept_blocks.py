@@ -1,0 +1,104 @@
+"""Blocks keep activations as memory allows, and no gradient depends on it."""
+
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from smra_core.lora.adapter import Injection, init_lora, injected
+from smra_core.lora.plan import ALL_LAYERS
+from smra_core.standalone.diffusers_wan import DiffusersDenoiser
+from smra_core.training import kept_blocks
+from smra_core.training.kept_blocks import choose_kept_blocks, measure_spare_memory
+from smra_core.wan.recompute import KeptBlocks
+from smra_core.wan.spec import WAN_1_3B
+
+BLOCKS, TOKENS = 4, 9360
+
+
+class Calls(TorchDispatchMode):
+    """Counts calls of operators by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def run_step(kept):
+    """A step of a small DiT; return its gradients, its FLOPs without attention, and its attentions."""
+    torch.manual_seed(0)
+    dit = WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, ffn_dim=32, num_layers=BLOCKS, text_dim=8, freq_dim=8
+    )
+    denoiser = DiffusersDenoiser(dit, checkpoint=True)
+    denoiser.kept_blocks = kept
+    lora = init_lora(denoiser.spec, ALL_LAYERS, 2, torch.Generator().manual_seed(0))
+    for pair in lora.values():
+        torch.nn.init.normal_(pair.b)
+    noisy, context = torch.randn(1, 16, 2, 8, 8), torch.randn(1, 3, 8)
+    counter, calls = FlopCounterMode(display=False), Calls()
+    with counter, calls, injected(denoiser.linears(), Injection(lora)):
+        velocity, tokens = denoiser.velocity(noisy, torch.tensor([0.4]), context, token_block=1)
+        (velocity.square().mean() + tokens.square().mean()).backward()
+    grads = [grad for pair in lora.values() for grad in (pair.a.grad, pair.b.grad)]
+    return grads, counter.get_total_flops(), calls.count["_scaled_dot_product_flash_attention_for_cpu"]
+
+
+def test_the_gradients_are_equal_bit_for_bit_whatever_is_kept():
+    choices = [
+        KeptBlocks(BLOCKS), KeptBlocks(2, 1), KeptBlocks(1, 3), KeptBlocks(0, BLOCKS), KeptBlocks(),
+    ]  # fmt: skip
+    steps = [run_step(kept) for kept in choices]
+    for grads, _, _ in steps[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(steps[0][0], grads, strict=True))
+    whole, two, one, none, nothing = (flops for _, flops, _ in steps)
+    assert whole < two < one < none == nothing
+    # Two attentions a block, forward and wherever they are recomputed.
+    assert [attentions for _, _, attentions in steps] == [8, 8 + 2, 8, 8, 8 + 8]
+
+
+@pytest.mark.parametrize("value_bytes", [2, 4])
+def test_attention_comes_first_and_whole_blocks_where_more_is_spare(value_bytes):
+    block = TOKENS * WAN_1_3B.dim * value_bytes
+    choose = lambda units: choose_kept_blocks(WAN_1_3B, TOKENS, 1, value_bytes, units * block)  # noqa: E731
+    assert choose(-1) == choose(0) == choose(2) == KeptBlocks()
+    assert choose(60) == KeptBlocks(0, 20)
+    assert choose(100) == KeptBlocks(0, 30)
+    assert choose(1000) == KeptBlocks(13, 17)
+    assert choose(3000) == KeptBlocks(30, 0)
+
+
+def test_more_memory_never_keeps_less_and_what_is_kept_fits():
+    unit = (TOKENS + 512) * WAN_1_3B.dim * 2 * 1.3
+    before = -1.0
+    for spare in range(0, 80_000_000_000, 500_000_000):
+        kept = choose_kept_blocks(WAN_1_3B, TOKENS, 1, 2, spare)
+        needed = unit * (50 * kept.whole + 2.1 * kept.attention)
+        assert needed <= spare + 1 and kept.whole + kept.attention <= WAN_1_3B.blocks
+        assert (saved := 3 * kept.whole + kept.attention) >= before
+        before = saved
+
+
+def test_spare_is_what_is_free_beside_the_step(monkeypatch):
+    monkeypatch.setattr(kept_blocks, "_measure_free_memory", lambda device: 10e9)
+    assert measure_spare_memory(torch.device("cpu"), 2e9) == pytest.approx(10e9 - 1.3 * 2e9 - 0.5e9)
+    monkeypatch.setattr(kept_blocks, "_measure_free_memory", lambda device: None)
+    assert measure_spare_memory(torch.device("mps"), 2e9) == 0
+
+
+def test_on_a_card_what_torch_has_cached_is_free_too(monkeypatch):
+    card = SimpleNamespace(
+        memory_reserved=lambda device: 5,
+        memory_allocated=lambda device: 3,
+        mem_get_info=lambda device: (7, 9),
+    )
+    monkeypatch.setattr(kept_blocks.torch, "cuda", card)
+    assert kept_blocks._measure_free_memory(torch.device("cuda")) == 7 + 5 - 3
