@@ -55,6 +55,7 @@ def test_every_node_is_there_with_its_inputs_in_their_order(info, graph):
         slots = [name for name, kind, options in live if not is_widget(kind, options)]
         wanted = slots + [name for name, kind, options in live if is_widget(kind, options)]
         assert [slot["name"] for slot in saved["inputs"]] == wanted, saved["type"]
+        assert [slot["name"] for slot in saved["inputs"] if "widget" not in slot] == slots, saved["type"]
         live_outputs, outputs = info[saved["type"]]["output"], saved["outputs"]
         types = [out["type"] for out in outputs[: len(live_outputs)]]
         expected = [out if kind == ANY_TYPE else kind for out, kind in zip(types, live_outputs, strict=True)]
