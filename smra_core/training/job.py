@@ -92,9 +92,16 @@ def run_job(
         if finished_steps >= job.train.steps and path.is_file():
             log.info("%s is trained already (%d steps): %s", job.name, finished_steps, path)
             return _describe_result(job, run, finished_steps)
+        _log_cache(backend)
         state = _train(backend, job, run, path, on_step)
         run.finish(state.step)
         return _describe_result(job, run, state.step)
+
+
+def _log_cache(backend: Backend) -> None:
+    """Log how much of what the encoders make was kept by earlier runs, such as that of the other expert."""
+    hits, misses = backend.cache.hits, backend.cache.misses
+    log.info("Latents, features and flows: %d encoded anew, %d read from the cache.", misses, hits)
 
 
 def _describe_result(job: TrainingJob, run: RunFolder, steps: int) -> TrainedLora:
