@@ -4,6 +4,8 @@ from safetensors.torch import load_file
 
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 FRONTEND_ONLY = {"MarkdownNote"}
+MUTED, BYPASSED = 2, 4
+"""Modes of nodes that the page does not queue."""
 
 
 def schema(node):
@@ -39,13 +41,23 @@ def real_nodes(graph):
 
 def as_prompt(info, graph):
     """What the page would queue for this graph."""
-    source = {link[0]: [str(link[1]), link[2]] for link in graph["links"]}
+    queued = [node for node in real_nodes(graph) if not is_left_out(node)]
+    ids = {str(node["id"]) for node in queued}
+    source = {link[0]: [str(link[1]), link[2]] for link in graph["links"] if str(link[1]) in ids}
     prompt = {}
-    for saved in real_nodes(graph):
+    for saved in queued:
         inputs = {name: value for name, _, _, value in widgets(info[saved["type"]], saved)}
-        inputs |= {s["name"]: source[s["link"]] for s in saved["inputs"] if s["link"] is not None}
+        inputs |= {s["name"]: source[s["link"]] for s in saved["inputs"] if s["link"] in source}
         prompt[str(saved["id"])] = {"class_type": saved["type"], "inputs": inputs}
     return prompt
+
+
+def is_left_out(node):
+    """Whether the page queues neither the node nor what comes from it."""
+    mode = node.get("mode")
+    # What goes into a bypassed node would go on behind it; no workflow here has such a one.
+    assert mode != BYPASSED or not any(slot.get("link") for slot in node["inputs"]), node["type"]
+    return mode in (MUTED, BYPASSED)
 
 
 def list_nodes(graph):

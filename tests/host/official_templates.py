@@ -1,0 +1,56 @@
+"""ComfyUI's own Wan 2.2 graphs as prompts, with random experts and LoRAs in the files that they name."""
+
+import random_wan
+from random_wan import save_lora
+from safetensors.torch import save_file
+from saved_graphs import as_prompt, find_node, flatten
+
+TEMPLATES = {"video_wan2_2_14B_i2v": 36, "video_wan2_2_14B_t2v": 16}
+"""The host's graphs, and the channels that their experts take."""
+FOLDER = "official"
+
+
+def open_template(info, template):
+    """The prompt of the host's own graph, with a first frame that is there."""
+    graph = flatten(template)
+    for node in graph["nodes"]:
+        if node["type"] == "SaveVideo":  # its format is a widget that brings more widgets
+            node["widgets_values"] = node["widgets_values"][:1]
+        elif node["type"] == "CreateVideo":  # of one graph it is older than its last widget
+            node["widgets_values"] = node["widgets_values"][:1] + [8]
+        elif node["type"] == "LoadImage":
+            node["widgets_values"] = ["frame.png", "image"]
+    prompt = as_prompt(info, graph)
+    prompt[find_node(prompt, "SaveVideo")]["inputs"]["format"] = "auto"
+    return prompt
+
+
+def make_files(prompt, models, channels):
+    """Random experts in scaled fp8 and random LoRAs of lightx2v, under the names that the graph has."""
+    for place, node in enumerate(prompt.values()):
+        inputs = node["inputs"]
+        for key, kind in (("unet_name", "diffusion_models"), ("lora_name", "loras")):
+            if key not in inputs:
+                continue
+            inputs[key] = f"{FOLDER}/{inputs[key]}"
+            file = models / kind / inputs[key]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if kind == "loras":
+                save_lora(file, ("q", "v", "ffn.2"), place)
+            else:
+                state = random_wan.dit_state(seed=place, channels=channels)
+                save_file(random_wan.quantized(state, "float8_e4m3fn"), file)
+
+
+def find_experts(prompt):
+    """(source of the MODEL that the shift node takes, its file) of each expert; the samplers tell which."""
+    found = {}
+    for expert, number in (("high", 0), ("low", 1)):
+        samplers = [node for node in prompt.values() if node["class_type"] == "KSamplerAdvanced"]
+        (sampler,) = (s for s in samplers if s["inputs"]["add_noise"] == ("disable" if number else "enable"))
+        shift = prompt[sampler["inputs"]["model"][0]]
+        assert shift["class_type"] == "ModelSamplingSD3"
+        source = shift["inputs"]["model"]
+        unet = prompt[prompt[source[0]]["inputs"]["on_false"][0]]
+        found[expert] = source, unet["inputs"]["unet_name"]
+    return found
