@@ -12,18 +12,22 @@ WORKFLOWS = Path(__file__).parents[2] / "workflows"
 TITLE_BAR = 30
 GRAPHS = sorted(WORKFLOWS.glob("*.json"))
 ON_BOTH_HOSTS = {
-    "CLIPLoader", "CLIPTextEncode", "EmptyHunyuanLatentVideo", "KSampler", "KSamplerAdvanced", "LoadImage",
-    "LoraLoaderModelOnly", "MarkdownNote", "ModelSamplingSD3", "PreviewImage", "PrimitiveBoolean",
-    "PrimitiveFloat", "PrimitiveInt", "SaveImage", "SaveWEBM", "UNETLoader", "VAEDecode", "VAELoader",
-    "WanImageToVideo",
+    "CLIPLoader", "CLIPTextEncode", "EmptyHunyuanLatentVideo", "ImageFromBatch", "KSampler",
+    "KSamplerAdvanced", "LoadImage", "LoraLoaderModelOnly", "MarkdownNote", "ModelSamplingSD3",
+    "PreviewImage", "PrimitiveBoolean", "PrimitiveFloat", "PrimitiveInt", "SaveImage", "SaveWEBM",
+    "UNETLoader", "VAEDecode", "VAELoader", "WanImageToVideo",
 }  # fmt: skip
 SHIPPED = {
-    "quickstart_miniature", "train_subject", "train_motion", "all_in_one", "combine", "combine_wan22_i2v",
-    "combine_wan22_t2v", "combine_two_samplers", "ablation_grid",
+    "quickstart_miniature", "train_subject", "train_motion", "train_wan22_pair", "train_wan22_pair_i2v",
+    "all_in_one", "combine", "combine_wan22_i2v", "combine_wan22_t2v", "combine_two_samplers",
+    "ablation_grid",
 }  # fmt: skip
 PAIRS = ("combine_wan22_i2v", "combine_wan22_t2v")
 ONLY_ON_NEW_HOSTS = {"ComfySwitchNode"}
 """Nodes that Wan 2.2's graphs share with ComfyUI's own, and that its older versions lack."""
+TRAINED_PAIRS = ("train_wan22_pair", "train_wan22_pair_i2v")
+MUTED = 2
+"""Mode of a node that the page does not queue."""
 FILE_WIDGETS = {
     "UNETLoader": "unet_name", "CLIPLoader": "clip_name", "VAELoader": "vae_name",
     "LoraLoaderModelOnly": "lora_name", "SMRALoadDINOv2": "file", "SMRALoadSEARAFT": "file",
@@ -188,6 +192,62 @@ def test_one_boolean_turns_20_steps_at_cfg_35_into_4_at_cfg_1(pair):
         tuple(value_of(follow(pair, node, side)[0]) for side in ("on_false", "on_true")) for node in switches
     }
     assert {(20, 4), (3.5, 1.0)} <= choices
+
+
+@pytest.fixture(params=TRAINED_PAIRS)
+def trained_pair(request):
+    return json.loads((WORKFLOWS / f"{request.param}.json").read_text("utf-8"))
+
+
+def describe_training(graph, node):
+    """(purpose, expert) of a training node, from the file of its model; its noise range must be the same."""
+    options, _ = follow(graph, node, "training_options")
+    unet, noise = follow(graph, node, "model")[0], follow(graph, options, "noise_range")[0]
+    (expert,) = (name for name in ("high", "low") if f"_{name}_noise_" in value_of(unet))
+    assert noise["type"] == "SMRANoiseRange" and value_of(noise) == f"{expert}-noise expert"
+    return node["type"].removeprefix("SMRATrain").removesuffix("LoRA").lower(), expert
+
+
+def test_motion_is_trained_on_high_noise_and_subject_on_low_and_one_group_adds_the_others(trained_pair):
+    nodes = [n for kind in ("Motion", "Subject") for n in find_all(trained_pair, f"SMRATrain{kind}LoRA")]
+    described = {describe_training(trained_pair, node): node for node in nodes}
+    off = {what for what, node in described.items() if node["mode"] == MUTED}
+    assert set(described) - off == {("motion", "high"), ("subject", "low")}
+    assert off == {("motion", "low"), ("subject", "high")}
+    (group,) = (g for g in trained_pair["groups"] if g["title"].startswith("Both on both experts"))
+    inside = [n["id"] for n in trained_pair["nodes"] if within(*n["pos"], *n["size"], *group["bounding"])]
+    assert sorted(inside) == sorted(described[what]["id"] for what in off)
+
+
+def test_each_lora_goes_to_the_expert_it_was_trained_on(trained_pair):
+    for sampler, expert in zip(find_all(trained_pair, "KSamplerAdvanced"), ("high", "low"), strict=True):
+        loader, _ = follow(trained_pair, sampler, "model")
+        shift, _ = follow(trained_pair, loader, "model")
+        assert f"_{expert}_noise_14B" in value_of(follow(trained_pair, shift, "model")[0])
+        for purpose in ("subject", "motion"):
+            training, output = follow(trained_pair, loader, f"{purpose}_lora_model")
+            assert output == "lora" and describe_training(trained_pair, training) == (purpose, expert)
+
+
+def test_both_experts_take_the_same_data_so_that_it_is_encoded_once(trained_pair):
+    for kind, names in (("Subject", ("images", "masks", "positive")), ("Motion", ("frames", "positive"))):
+        first, second = find_all(trained_pair, f"SMRATrain{kind}LoRA")
+        for name in (*names, "vae", "captions"):
+            assert follow(trained_pair, first, name) == follow(trained_pair, second, name)
+        assert first["widgets_values"] == second["widgets_values"]
+
+
+def test_an_image_model_is_given_the_clips_own_first_frame():
+    graph = json.loads((WORKFLOWS / "train_wan22_pair_i2v.json").read_text("utf-8"))
+    for node in find_all(graph, "SMRATrainMotionLoRA"):
+        image, output = follow(graph, node, "positive")
+        frame, _ = follow(graph, image, "start_image")
+        clip, _ = follow(graph, node, "frames")
+        assert (image["type"], output) == ("WanImageToVideo", "positive")
+        assert frame["type"] == "ImageFromBatch" and frame["widgets_values"] == [0, 1]
+        assert follow(graph, frame, "image")[0] is clip is follow(graph, image, "positive")[0]
+        _, _, _, *size, _, _, _ = node["widgets_values"]
+        assert image["widgets_values"][:3] == size
 
 
 def overlap(a, b):
