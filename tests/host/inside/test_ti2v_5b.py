@@ -7,6 +7,7 @@ import random_variants
 import torch
 from random_variants import BY_NAME, FRAMES, HEIGHT, TEXT_DIM, WIDTH
 from random_wan import difference, pack
+from test_training_endings import OUT_OF_MEMORY, Canceled, run_folder, same, strike
 from training_gradients import fingerprint, injected
 from training_graph import Graph, train_motion, train_subject
 
@@ -136,6 +137,25 @@ def test_both_nodes_train_resume_and_leave_a_file_for_the_stock_loader(nodes, gr
         (patched,) = host_nodes.LoraLoaderModelOnly().load_lora_model_only(graph.model, once[3], 1.0)
     assert len(patched.patches) == modules
     assert not [r for r in caplog.records if "NOT LOADED" in r.getMessage().upper()]
+
+
+@pytest.mark.parametrize("error", [Canceled(), OUT_OF_MEMORY], ids=["canceled", "out of memory"])
+@pytest.mark.parametrize(
+    "train, given",
+    [(train_subject, {}), (train_motion, {"first_frame_share": 1.0})],
+    ids=["subject", "motion with its first frame"],
+)
+def test_a_run_that_is_broken_off_resumes_bit_for_bit(
+    nodes, graph, monkeypatch, tmp_path, train, given, error
+):
+    before = fingerprint(graph.model)
+    with monkeypatch.context() as patch, pytest.raises((Canceled, RuntimeError)):
+        strike(patch, "backward", error)
+        train(nodes, graph, steps=3, name="broken", **given)
+    assert fingerprint(graph.model) == before and run_folder(tmp_path, "broken").step == 1
+    resumed, whole = (train(nodes, graph, steps=3, name=name, **given) for name in ("broken", "whole"))
+    same(resumed, whole)
+    assert fingerprint(graph.model) == before
 
 
 def test_a_motion_is_trained_with_its_first_frame_given(nodes, graph, monkeypatch):

@@ -6,7 +6,7 @@ import torch
 from random_variants import BY_NAME, CLIP_DIM
 from random_wan import load_dit, pack
 from safetensors.torch import load_file
-from test_training_endings import OUT_OF_MEMORY, Canceled, strike
+from test_training_endings import OUT_OF_MEMORY, Canceled, run_folder, strike
 from training_gradients import fingerprint
 from training_graph import FRAMES, SIDE, train_motion, train_subject
 
@@ -81,6 +81,21 @@ def test_a_run_that_is_broken_off_resumes_bit_for_bit(
     resumed = train(nodes, graph, models, name, name="broken")
     same(resumed, train(nodes, graph, models, name, name="whole"))
     assert fingerprint(models(name)) == before
+
+
+@pytest.mark.parametrize("error", [Canceled(), OUT_OF_MEMORY], ids=["canceled", "out of memory"])
+def test_a_subject_that_is_broken_off_on_an_expert_resumes_bit_for_bit(
+    nodes, graph, models, monkeypatch, tmp_path, error
+):
+    model, given = models("I2V 2.2"), dict(noise_range="low-noise expert", steps=3)
+    before = fingerprint(model)
+    with monkeypatch.context() as patch, pytest.raises((Canceled, RuntimeError)):
+        strike(patch, "backward", error)
+        train_subject(nodes, graph, model=model, name="broken", **given)
+    assert fingerprint(model) == before and run_folder(tmp_path, "broken_low_noise").step == 1
+    resumed, whole = (train_subject(nodes, graph, model=model, name=n, **given) for n in ("broken", "whole"))
+    same(resumed, whole)
+    assert fingerprint(model) == before
 
 
 @pytest.mark.parametrize("name", SERVED)
