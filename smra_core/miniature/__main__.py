@@ -60,6 +60,16 @@ def build_parser() -> argparse.ArgumentParser:
         "--quick", action="store_true", help="Measure one case with one seed: a direction, no evidence."
     )
     bench.set_defaults(run=run_bench_command)
+    text = "Train a motion LoRA alone in many ways at once, and measure each; for a GPU."
+    arms = commands.add_parser("arms", help=text, description=text)
+    arms.add_argument(
+        "--out",
+        type=Path,
+        default=Path("smra_bench"),
+        help="Folder for the measured clips. (default: smra_bench)",
+    )
+    arms.add_argument("--device", default="cuda", help="Device that trains and samples. (default: cuda)")
+    arms.set_defaults(run=run_arms_command)
     return parser
 
 
@@ -110,6 +120,17 @@ def run_bench_command(args: argparse.Namespace) -> None:
     from .bench.table import read_clips, render_table
 
     print(render_table(read_clips(run_bench(args.out, QUICK if args.quick else FULL))))
+
+
+def run_arms_command(args: argparse.Namespace) -> None:
+    import torch
+
+    from .bench.arm_table import render_arms
+    from .bench.run_arms import STEPS, run_arms
+    from .bench.table import read_clips
+
+    clips = read_clips(run_arms(args.out, torch.device(args.device)))
+    print("\n\n".join(render_arms(clips, steps) for steps in STEPS))
 
 
 if __name__ == "__main__":

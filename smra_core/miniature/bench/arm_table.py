@@ -1,0 +1,47 @@
+"""Tables of the arms: means with intervals over trainings, and differences paired clip by clip."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from .table import DRAWS, Interval
+
+COLUMNS = ("error", "recognized", "x", "y", "amount", "shape", "color", "leak")
+
+
+def render_arms(clips: Sequence[dict], steps: int) -> str:
+    """Render a Markdown table with a row for each arm after this many steps."""
+    by_arm = defaultdict(list)
+    for clip in clips:
+        if clip["steps"] == steps:
+            by_arm[clip["arm"]].append(clip)
+    lines = [f"| arm, {steps} steps | n | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
+    for arm, group in by_arm.items():
+        cells = [str(estimate_by_training(_collect(group, column))) for column in COLUMNS]
+        lines.append(f"| {arm} | {len(group)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def compare_arms(clips: Sequence[dict], arm: str, other: str, steps: int, column: str) -> Interval:
+    """Return the mean difference of two arms, paired by training, prompt and noise."""
+    measured = [clip for clip in clips if clip["steps"] == steps]
+    first, second = (
+        _collect([clip for clip in measured if clip["arm"] == name], column) for name in (arm, other)
+    )
+    return estimate_by_training({key: first[key] - second[key] for key in first})
+
+
+def _collect(clips: Sequence[dict], column: str) -> dict[tuple[str, int, int], float]:
+    return {(clip["case"], clip["seed"], clip["clip"]): clip[column] for clip in clips}
+
+
+def estimate_by_training(values: Mapping[tuple[str, int, int], float]) -> Interval:
+    """Return the mean of values by motion, seed and clip, and its 95 % interval over whole trainings."""
+    groups = defaultdict(list)
+    for (case, seed, _), value in values.items():
+        groups[case, seed].append(value)
+    means = np.array([np.mean(group) for group in groups.values()])
+    drawn = np.random.default_rng(0).choice(means, (DRAWS, len(means))).mean(1)
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return Interval(float(means.mean()), float(low), float(high))
