@@ -13,8 +13,9 @@ from ...decoding.windows import DecodeWindow, take_whole_clip, warm_windows
 from ...encoders.sea_raft import SeaRaft
 from ...lora.adapter import init_lora
 from ...lora.plan import MOTION, SparsePlan
-from ...training.mora import MotionSample, debias, flow_alignment_loss
+from ...training.mora import MotionSample, flow_alignment_loss
 from ...training.random_stream import make_generator
+from ...training.temporal_loss import debias
 from ...wan.flow_matching import add_noise, shift_sigma, velocity_target, velocity_weight, x0_from_velocity
 from ...wan.interfaces import Denoiser
 from ...wan.spec import frames_of_latent

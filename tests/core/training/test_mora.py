@@ -11,14 +11,12 @@ from smra_core.training.mora import (
     MotionObjective,
     MotionSample,
     MotionSettings,
-    compute_difference_loss,
-    debias,
     draw_first_frames,
     flow_alignment_loss,
     flow_weight,
-    temporal_loss,
 )
 from smra_core.training.preservation import BaseModel
+from smra_core.training.temporal_loss import compute_difference_loss, debias, temporal_loss
 from smra_core.wan.condition import DENOISE_MASK, IMAGE_CHANNELS, NO_INPUTS
 from smra_core.wan.flow_matching import add_noise, velocity_target, velocity_weight
 from smra_core.wan.interfaces import Prediction
