@@ -1,4 +1,4 @@
-"""The command line: train-subject, train-motion, sample, demo, inspect, convert, window-error."""
+"""The command line: a command for each entry of COMMANDS, from training to measuring a LoRA's layers."""
 
 import argparse
 import importlib
@@ -25,6 +25,7 @@ COMMANDS = {
         "Measure how far decoded windows of a clip are from the whole clip, for each --context.",
         STARTS_OVER,
     ),
+    "probe-layers": ("Measure what each kind of layer of a LoRA contributes, and print a plan.", STARTS_OVER),
 }
 """Commands with their help, and what an interrupt leaves behind. Each is a module of `commands`."""
 

@@ -348,6 +348,7 @@ def test_an_interrupt_and_full_memory_end_without_a_traceback(monkeypatch, capsy
     (["train-motion", "x"], "continue from the last saved step"),
     (["sample", "x"], "Nothing was written. The same command starts from the beginning."),
     (["window-error", "x"], "Nothing was written."), (["demo"], "continues the trainings"),
+    (["probe-layers", "x", "a dog"], "Nothing was written."),
 ])  # fmt: skip
 def test_an_interrupt_says_what_is_true_of_the_command(command, said):
     assert said in parsed(*command).after_interrupt
@@ -495,3 +496,19 @@ def test_letters_that_a_console_lacks_are_escaped(tmp_path, monkeypatch, command
         assert end.code == 0
     written.flush()
     assert written.buffer.getvalue()
+
+
+def test_a_probe_of_layers_prints_a_plan_that_sampling_takes_and_draws_the_chart(world, subject):
+    picture = world.folder / "layers.png"
+    options = ["--picture", picture, "--steps", 1, "--frames", 5, "--keep", 0.6, *SIZE, *world.wan["native"]]
+    lines = run("probe-layers", subject, "a picture of sks dog", *options).splitlines()
+    plan = next(line.removeprefix("plan: ") for line in lines if line.startswith("plan: "))
+    assert [line.split()[0] for line in lines[1:4]] == ["q", "k", "ffn.0"] and lines[-1] == str(picture)
+    assert Image.open(picture).size[0] > 100
+    assert world.sample("probed.mp4", "--subject", subject, "--subject-plan", plan)
+
+
+def test_a_probe_of_layers_refuses_an_impossible_share_and_file_before_a_model_is_loaded(loads, capsys):
+    assert "keep must be above 0 and at most 1" in fails(capsys, "probe-layers", "x", "a dog", "--keep", 0)
+    assert ".png" in fails(capsys, "probe-layers", "x", "a dog", "--picture", "a.txt")
+    assert not loads
