@@ -26,14 +26,11 @@ MOTION_ROWS = (
     Widget("window", dict(min=1, max=64), note=ON_MOTION),
     Widget("context", dict(min=1, max=64), note=ON_MOTION),
 )
-_SHARE = dict(min=SHARE.least, max=SHARE.most, step=0.05)
-NEWER_SUBJECT_ROWS = (Widget("sura_share", _SHARE, note=ON_SUBJECT, optional=True),)
 NEWER_ROWS = (
     Widget("first_frame_share", dict(min=0.0, max=1.0, step=0.05), note=ON_MOTION, optional=True),
     Widget("count_given", note=ON_MOTION, optional=True),
-    Widget("mora_share", _SHARE, note=ON_MOTION, optional=True),
+    Widget("mora_share", dict(min=SHARE.least, max=SHARE.most, step=0.05), note=ON_MOTION, optional=True),
     Widget("difference_weight", dict(min=0.0, max=100.0, step=0.5), note=ON_MOTION, optional=True),
-    Widget("windows_per_step", dict(min=1, max=64), note=ON_MOTION, optional=True),
 )
 """Widgets after the tiny decoder's, so that the values of saved workflows keep their places."""
 
@@ -65,7 +62,6 @@ class LossOptionsNode(io.ComfyNode):
                     f"{TINY_DECODER.tooltip} {ON_MOTION}",
                 ),
                 *make_widgets(MOTION, NEWER_ROWS),
-                *make_widgets(SUBJECT, NEWER_SUBJECT_ROWS),
             ],
             outputs=[
                 LossOptionsType.Output(display_name="loss_options", tooltip="For one or more training nodes.")
@@ -74,7 +70,7 @@ class LossOptionsNode(io.ComfyNode):
 
     @classmethod
     def execute(cls, tiny_decoder: str = NO_TINY_DECODER, **values) -> io.NodeOutput:
-        subject = update_settings(SUBJECT, (*BOTH_ROWS, *SUBJECT_ROWS, *NEWER_SUBJECT_ROWS), values)
+        subject = update_settings(SUBJECT, (*BOTH_ROWS, *SUBJECT_ROWS), values)
         motion = update_settings(MOTION, (*BOTH_ROWS, *MOTION_ROWS, *NEWER_ROWS), values)
         file = None if tiny_decoder == NO_TINY_DECODER else TINY_DECODER.find(tiny_decoder)
         return io.NodeOutput(LossOptions(subject, motion, file))

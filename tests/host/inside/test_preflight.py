@@ -104,7 +104,7 @@ def test_how_to_decode_is_chosen_by_the_card_and_not_by_what_is_loaded_just_now(
     assert memory(torch.device("cpu")) is None and memory(card) == 11 * 10**9
     choice = core.choose(core.Motion(), core.spec, card, tiny_decoder="tiny", memory=memory(card))
     assert choice.decode == "tiny"
-    assert core.choose(core.Motion(), core.spec, card, "tiny", memory=24e9).decode == "windowed"
+    assert core.choose(core.Motion(), core.spec, card, "tiny", memory=24e9).decode == "exact-low-memory"
 
 
 OPTIONS = {
