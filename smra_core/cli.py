@@ -19,6 +19,7 @@ COMMANDS = {
     "train-motion": ("Train a motion LoRA on a clip.", CONTINUES),
     "sample": ("Make a video with a subject and a motion LoRA.", STARTS_OVER),
     "demo": ("Run the whole method on the miniature, in minutes, and write a report.", DEMO_CONTINUES),
+    "evaluate": ("Measure videos by the paper's metrics.", STARTS_OVER),
     "inspect": ("Show what a LoRA file contains.", STARTS_OVER),
     "convert": ("Write a LoRA under the names that another program reads.", STARTS_OVER),
     "window-error": (

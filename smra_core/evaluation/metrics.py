@@ -1,6 +1,7 @@
-"""Metrics of a video: subject similarity (DINO-I), temporal consistency, motion fidelity, amount of motion.
+"""Metrics of a video: similarity to pictures and to a prompt (DINO-I, CLIP-I, CLIP-T), consistency, motion.
 
-All are pure functions of embeddings, optical flow and point tracks; no model is downloaded. Cosines lie in
+All are pure functions of embeddings, optical flow and point tracks; no model is downloaded. They compute in
+float64 on the CPU, because Apple's GPUs have no float64. Cosines lie in
 [-1, 1], motion fidelity in [-100, 100]. The motion metrics here use optical flow, the paper's use the points
 of CoTracker: compare them among your own runs, never with the paper's 62.89.
 """
@@ -18,8 +19,8 @@ LEAST_FLOW = 1e-3
 """Lowest mean length of a reference's flow, in pixels, that motion amount divides by: it may stand still."""
 
 METRIC_HELP = {
-    "DINO-I": "Similarity of the frames to the subject's pictures, by the mean of DINOv2's patch features. "
-    "1 is equal. The paper's DINO-I uses DINO's first version, which gives other numbers.",
+    "DINO-I (DINOv2)": "Similarity of the frames to the subject's pictures, by the mean of DINOv2's patch "
+    "features. 1 is equal. The paper's DINO-I uses DINO's first version, which gives other numbers.",
     "Motion Fidelity (flow)": "Do points move in the directions of the reference clip? 100: always; "
     "0: unrelated, or nothing moves; -100: opposite. It is measured with optical flow, so the paper's number "
     "is not comparable.",
@@ -52,7 +53,8 @@ class Tracks(NamedTuple):
 def average_pairwise_cosine(frames: Tensor, references: Tensor) -> float:
     """Return the mean cosine of all pairs of frames `F D` and references `R D`, in [-1, 1].
 
-    It is DINO-I for DINO's embeddings and CLIP-I for CLIP's (Ruiz et al., "DreamBooth").
+    It is DINO-I for DINO's embeddings, CLIP-I for CLIP's (Ruiz et al., "DreamBooth"), and CLIP-T where the
+    only reference is CLIP's embedding of the prompt.
     """
     return (_to_unit_vectors(frames) @ _to_unit_vectors(references).T).mean().item()
 
@@ -68,6 +70,21 @@ def measure_temporal_consistency(frames: Tensor) -> float:
         )
     units = _to_unit_vectors(frames)
     return (units[1:] * units[:-1]).sum(-1).mean().item()
+
+
+def measure_subject_consistency(frames: Tensor) -> float:
+    """Return how much the embeddings `F D` of frames stay alike, in [0, 1].
+
+    It is the mean, over all frames but the first, of the average of two cosines, to the first frame and to
+    the frame before, each at least 0 (Huang et al., "VBench", subject consistency). Raise ValueError for
+    fewer than two frames.
+    """
+    if len(frames) < 2:
+        raise ValueError(f"Subject consistency compares frames; got {len(frames)} frame(s), give at least 2.")
+    units = _to_unit_vectors(frames)
+    to_first = (units[1:] @ units[0]).clamp_min(0)
+    to_previous = (units[1:] * units[:-1]).sum(-1).clamp_min(0)
+    return ((to_first + to_previous) / 2).mean().item()
 
 
 def average_patches(patches: Tensor) -> Tensor:
@@ -147,7 +164,7 @@ def measure_motion_fidelity_axes(
 
 
 def _to_unit_vectors(embeddings: Tensor) -> Tensor:
-    return F.normalize(embeddings.double(), dim=-1)
+    return F.normalize(embeddings.cpu().double(), dim=-1)
 
 
 def _average_length(flow: Tensor) -> Tensor:
@@ -195,8 +212,8 @@ class _Steps(NamedTuple):
 
 def _select_moving_steps(tracks: Tensor, visible: Tensor) -> _Steps:
     """Return the steps of the points that move at least STILL per visible step on average."""
-    seen = (visible[:, 1:] & visible[:, :-1]).double()
-    delta = tracks.double().diff(dim=1)
+    seen = (visible[:, 1:] & visible[:, :-1]).cpu().double()
+    delta = tracks.cpu().double().diff(dim=1)
     length = delta.norm(dim=-1)
     moving = ((length * seen).sum(1) >= STILL * seen.sum(1)) & (seen.sum(1) > 0)
     still = seen * (length < STILL)

@@ -52,7 +52,7 @@ class VideoScorer:
         tracks = self._track_points(video, flow)
         axes = measure_motion_fidelity_axes(*tracks, *self.tracks)
         return {
-            "DINO-I": average_pairwise_cosine(embeddings, self.subject),
+            "DINO-I (DINOv2)": average_pairwise_cosine(embeddings, self.subject),
             "Motion Fidelity (flow)": measure_motion_fidelity(*tracks, *self.tracks),
             "Motion Fidelity x (flow)": axes.x,
             "Motion Fidelity y (flow)": axes.y,
