@@ -142,6 +142,7 @@ def test_the_files_run_in_the_hosts_own_graph_by_one_stock_loader_each(studio, t
     assert "not loaded" not in read_log(studio, start).lower()
 
 
+@pytest.mark.parametrize("trained", ["t2v"], indirect=True)
 def test_both_on_both_experts_encodes_nothing_anew_and_trains_two_more(studio, trained):
     kind, start = trained.kind, len(read_log(studio))
     succeeded(studio.run(open_workflow(trained.info, kind, both=True)))
