@@ -89,8 +89,8 @@ class ComfyBackend:
         return load_decoder(self.vae, self.device, recompute)
 
     @contextmanager
-    def denoiser_for_training(self) -> Iterator[HostDenoiser]:
-        """Load the DiT for the duration of a with block."""
+    def denoiser_for_training(self, step_bytes: float = 0.0) -> Iterator[HostDenoiser]:
+        """Load the DiT for the duration of a with block; ComfyUI leaves `memory_required` to a step."""
         with training_denoiser(self.model, self.memory_required) as self.denoiser:
             try:
                 yield self.denoiser

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ..wan.block_stream import restore_values
 from ..wan.recompute import is_recomputing
 
 Load = Callable[[Tensor], AbstractContextManager[tuple[Tensor, Tensor | None]]]
@@ -67,6 +68,23 @@ def freeze_plain_linear(module: nn.Linear, ends_block: bool = False) -> FrozenFo
         return nullcontext((module.weight, module.bias))
 
     return FrozenForward(module.out_features, load, module.forward, ends_block)
+
+
+def freeze_stored_linear(
+    module: nn.Linear, take: Callable[[], Tensor], scale: Tensor | None, ends_block: bool = False
+) -> FrozenForward:
+    """Return the forward in training of a linear whose weight is in the form of its file, or elsewhere.
+
+    `take` returns the weight's values on the device of the input, and `scale` multiplies them (see
+    wan.block_stream.restore_values); the linear's own weight is not used.
+    """
+
+    def load(like: Tensor) -> AbstractContextManager[tuple[Tensor, Tensor | None]]:
+        return nullcontext((restore_values(take(), scale, like.dtype), module.bias))
+
+    frozen = FrozenForward(module.out_features, load, module.forward, ends_block)
+    frozen.plain = frozen.multiply
+    return frozen
 
 
 class FrozenLinear(torch.autograd.Function):

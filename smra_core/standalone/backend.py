@@ -1,5 +1,6 @@
 """A WAN model loaded from files: device, folders, and a cache of encoded inputs."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,12 +14,17 @@ from ..decoding.wan_decoder import WanVideoDecoder
 from ..storage.on_demand import loaded_on_first_use
 from ..storage.tensor_cache import TensorCache
 from ..training.backend import describe_precision, encode_clips_once
+from ..training.kept_blocks import measure_spare_memory
+from ..training.memory import GIB
 from ..wan.condition import Condition
 from ..wan.interfaces import Denoiser
 from ..wan.latents import as_video
 from ..wan.spec import I2V_CHANNELS, WanSpec
 from .image_condition import make_image_conditions
 from .model_files import WanFiles
+from .waiting_blocks import Placement, choose_placement
+
+log = logging.getLogger("smrabooth")
 
 
 @dataclass(frozen=True)
@@ -85,8 +91,26 @@ class StandaloneBackend:
         return WanVideoDecoder.of(self.files.load_codec(self.codec_dtype, self.device).vae, recompute)
 
     @contextmanager
-    def denoiser_for_training(self) -> Iterator[Denoiser]:
-        """See Backend."""
-        load = partial(self.files.load_denoiser, self.dtype, self.device, True)
+    def denoiser_for_training(self, step_bytes: float = 0.0) -> Iterator[Denoiser]:
+        """See Backend; on a card, blocks that do not fit beside a step wait in host memory."""
+        placement = Placement()
+        if self.device.type == "cuda":
+            placement = self.choose_placement(measure_spare_memory(self.device, step_bytes))
+        load = partial(self.files.load_denoiser, self.dtype, self.device, True, placement)
         with loaded_on_first_use(load) as denoiser:
-            yield denoiser()
+            try:
+                yield denoiser()
+            finally:
+                denoiser().close()
+
+    def choose_placement(self, spare: float) -> Placement:
+        """Return where the DiT's weights go if they may take so many bytes, and log what is not as usual."""
+        placement = choose_placement(self.spec, spare, self.dtype.itemsize, self.files.stored_bytes)
+        if placement.keeps_form:
+            log.info("The DiT's fp8 weights stay as they are in the file, because memory is short.")
+        if placement.resident is not None:
+            log.info(
+                "%d of %d blocks stay on the device, where %.1f GiB are left for weights; the others wait in "
+                "host memory.", placement.resident, self.spec.blocks, max(0.0, spare) / GIB,
+            )  # fmt: skip
+        return placement

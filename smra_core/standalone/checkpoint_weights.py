@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..storage.weight_check import READABLE_FLOATS, Value, check_finite, check_names_and_shapes, rename_keys
+from ..wan.block_stream import restore_values
 
 Shapes = Mapping[str, tuple[int, ...]]
 _FLOAT8 = {torch.float8_e4m3fn, torch.float8_e5m2}
@@ -23,6 +24,8 @@ _SCALES = (".scale_weight", ".weight_scale")
 _EXTRAS = (".comfy_quant", ".scale_input", ".input_scale", *_SCALES)
 """Endings of the extra entries of a weight in quantized files. Scales of inputs do not change the weight."""
 _MARKER = "scaled_fp8"
+SCALE = "stored_scale"
+"""Name of the buffer with the scale of a weight that is kept in the form of its file."""
 _OTHER_QUANTS = {
     ".weight_scale_2": "NVFP4",
     ".absmax": "bitsandbytes",
@@ -71,11 +74,14 @@ def fill_native(
     dtype: torch.dtype,
     source: str,
     precise: tuple[str, ...] = (),
+    keeps_form: Callable[[str], bool] | None = None,
 ) -> None:
     """Load a file's weights in `dtype` into a model on the meta device.
 
-    Weights inside a module that is named in `precise` are kept in float32. Raises ValueError as
-    `check_native` does, for scales that do not fit their weights, and for weights that are not finite.
+    Weights inside a module that is named in `precise` are kept in float32. fp8 weights for whose native name
+    `keeps_form` returns true stay as they are in the file, with their scale (or None) as the buffer SCALE of
+    their module. Raises ValueError as `check_native` does, for scales that do not fit their weights, and for
+    weights that are not finite.
     """
     check_native(model, native_name, {name: tuple(t.shape) for name, t in tensors.items()}, source)
     filled: dict[str, Tensor] = {}
@@ -85,27 +91,34 @@ def fill_native(
         if native not in restored:  # tied weights are one tensor under two names
             precision = torch.float32 if any(part in name.split(".") for part in precise) else dtype
             restored[native] = restore_weight(native, tensors, precision, source)
+            if keeps_form is not None and keeps_form(native) and tensors[native].dtype in _FLOAT8:
+                restored[native] = tensors[native]
+                scale = _find_scale(native, tensors, source)
+                model.get_submodule(name.rpartition(".")[0]).register_buffer(SCALE, scale, persistent=False)
         filled[name] = restored[native]
     model.load_state_dict(filled, assign=True)
 
 
 def restore_weight(name: str, tensors: Mapping[str, Tensor], dtype: torch.dtype, source: str) -> Tensor:
     """Return one weight of a file in `dtype`, an fp8 weight multiplied by its scale."""
-    stored = tensors[name]
-    module = name.rpartition(".")[0]
-    scales = [tensors[module + ending] for ending in _SCALES if module + ending in tensors]
-    if not name.endswith(".weight"):
-        scales = []
-    elif scales or f"{module}.comfy_quant" in tensors:
-        _check_format(module, tensors, source)
+    stored, scale = tensors[name], _find_scale(name, tensors, source)
     if stored.dtype not in READABLE_FLOATS:
         raise ValueError(f"{source}: {name} is stored as {stored.dtype}; a floating-point weight is needed.")
-    # In place, as a float32 copy of the 14B's widest weight takes 280 MB; fp8, checked above, is copied.
-    weight = stored.float().mul_(_read_scale(name, stored, scales[0], source)) if scales else stored
-    weight = weight.to(dtype)
+    weight = restore_values(stored, scale, dtype)
     # Checked last: what overflows the wanted precision is as unusable as what was broken before.
     check_finite({name: weight}, source)
     return weight
+
+
+def _find_scale(name: str, tensors: Mapping[str, Tensor], source: str) -> Tensor | None:
+    """Return what a weight's stored values are to be multiplied by; None where nothing is."""
+    module = name.rpartition(".")[0]
+    scales = [tensors[module + ending] for ending in _SCALES if module + ending in tensors]
+    if not name.endswith(".weight"):
+        return None
+    if scales or f"{module}.comfy_quant" in tensors:
+        _check_format(module, tensors, source)
+    return _read_scale(name, tensors[name], scales[0], source) if scales else None
 
 
 def _check_format(module: str, tensors: Mapping[str, Tensor], source: str) -> None:

@@ -9,13 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..decoding.fast_conv3d import with_fast_layers
-from ..lora.frozen_linear import freeze_plain_linear
+from ..lora.frozen_linear import FrozenForward, freeze_plain_linear, freeze_stored_linear
+from ..wan.block_stream import spread_waiting
 from ..wan.condition import DENOISE_MASK, IMAGE_CHANNELS, NO_INPUTS, ExtraInputs
 from ..wan.interfaces import Prediction
 from ..wan.latents import denormalize, normalize
 from ..wan.module_names import to_native_linear
 from ..wan.recompute import KeptBlocks
 from ..wan.spec import PATCH, TIMESTEPS, Role, WanSpec, find_latents, find_spec, parse_linear
+from .checkpoint_weights import SCALE
+from .waiting_blocks import WaitingBlocks
 
 if TYPE_CHECKING:  # diffusers takes six seconds to import, which a command that loads no model should not pay
     from diffusers import AutoencoderKLWan, WanTransformer3DModel
@@ -24,15 +27,41 @@ if TYPE_CHECKING:  # diffusers takes six seconds to import, which a command that
 class DiffusersDenoiser:
     """A frozen `WanTransformer3DModel` (protocol: wan.interfaces.Denoiser)."""
 
-    def __init__(self, dit: "WanTransformer3DModel", checkpoint: bool = False):
-        """With `checkpoint`, blocks keep only their inputs and are recomputed in the backward pass."""
+    def __init__(
+        self,
+        dit: "WanTransformer3DModel",
+        checkpoint: bool = False,
+        device: torch.device | None = None,
+        resident: int | None = None,
+    ):
+        """Move a DiT to a device; without one it stays where it is.
+
+        With `checkpoint`, blocks keep only their inputs and are recomputed in the backward pass. `resident`
+        is the number of blocks whose weights are on the device at all times, all if it is None; the others
+        wait in host memory until `close`.
+        """
         self.dit = dit.eval().requires_grad_(False)
         self.spec = read_spec(dit.config)
-        for name, linear in self.linears().items():
-            linear.forward = freeze_plain_linear(linear, ends_block=parse_linear(name).role is Role.FFN_2)
+        linears, device = self.linears(), device or next(dit.parameters()).device
+        waiting = spread_waiting(self.spec.blocks, self.spec.blocks if resident is None else resident)
+        self.waiting = WaitingBlocks(linears, waiting, device)
+        dit.to(device)
+        for name, linear in linears.items():
+            linear.forward = self._freeze(name, linear)
         self.kept_blocks = KeptBlocks(whole=0 if checkpoint else self.spec.blocks)
         self._indices = {block: index for index, block in enumerate(dit.blocks)}
         dit.enable_gradient_checkpointing(self._run_block)
+
+    def close(self) -> None:
+        """Give back the memory for blocks that wait; the model cannot be used any more if there are any."""
+        self.waiting.close()
+
+    def _freeze(self, name: str, linear: nn.Module) -> FrozenForward:
+        ends_block = parse_linear(name).role is Role.FFN_2
+        take, scale = self.waiting.find_weight(name), getattr(linear, SCALE, None)
+        if take is None and linear.weight.dtype.itemsize > 1:
+            return freeze_plain_linear(linear, ends_block)
+        return freeze_stored_linear(linear, take or (lambda: linear.weight), scale, ends_block)
 
     def linears(self) -> dict[str, nn.Module]:
         """Return the linears of all blocks by native name."""

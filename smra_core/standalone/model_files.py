@@ -1,6 +1,7 @@
 """The files of a WAN model on disk: find them, check them, and load its parts. Nothing is downloaded."""
 
 import json
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,15 +10,18 @@ from typing import Any
 import torch
 
 from ..storage.content_hash import fingerprint_weights
-from ..storage.weight_file import INDEX, read_shapes
+from ..storage.weight_file import INDEX, list_parts, read_shapes
 from ..wan.interfaces import TextEncoder
-from ..wan.spec import LATENT_SPACES, LATENTS_21, LatentSpace, WanSpec, find_latents
+from ..wan.spec import LATENT_SPACES, LATENTS_21, LatentSpace, WanSpec, find_latents, is_linear_weight
 from .checkpoint_kind import check_channels
 from .checkpoint_weights import Shapes
 from .diffusers_wan import DiffusersCodec, DiffusersDenoiser, read_spec
 from .native_part import DIT, VAE
 from .umt5 import TOKENIZER_KEY, Umt5Text, check_umt5, find_tokenizer_folder, load_umt5
+from .waiting_blocks import Placement
 
+_HALF, _MOST_FP8 = 2, 1.5
+"""Bytes of a value in half precision, and the most in a file of fp8, whose other weights are wider."""
 _AUTHORS_TEXT = "models_t5_umt5-xxl-enc-bf16.pth"
 _TRANSFORMERS_WEIGHTS = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
@@ -102,19 +106,34 @@ class WanFiles:
                 find_tokenizer_folder(self.text_encoder)
 
     def load_denoiser(
-        self, dtype: torch.dtype, device: torch.device, checkpoint: bool = False
+        self,
+        dtype: torch.dtype,
+        device: torch.device,
+        checkpoint: bool = False,
+        placement: Placement | None = None,
     ) -> DiffusersDenoiser:
         """Load the DiT in `dtype`, fp8 weights too.
 
-        With `checkpoint`, its blocks are recomputed in the backward pass, which saves memory.
+        With `checkpoint`, its blocks are recomputed in the backward pass, which saves memory. `placement`
+        says where the weights are, and in which form; without it, on the device in `dtype`.
         """
+        placement = placement or Placement()
         if self.transformer.is_dir():
             from diffusers import WanTransformer3DModel
 
             dit = _load_folder(WanTransformer3DModel, self.transformer, dtype)
         else:
-            dit = DIT.load(self.transformer, dtype)
-        return DiffusersDenoiser(dit.to(device), checkpoint)
+            dit = DIT.load(self.transformer, dtype, is_linear_weight if placement.keeps_form else None)
+        return DiffusersDenoiser(dit, checkpoint, device, placement.resident)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes that a value of the DiT's blocks takes in the form that can be kept: 1 for a file of fp8."""
+        if self.transformer.is_dir():
+            return _HALF
+        parts = list_parts(self.transformer) if self.transformer.name.endswith(INDEX) else [self.transformer]
+        values = sum(math.prod(shape) for shape in self.transformer_shapes.values())
+        return 1 if sum(part.stat().st_size for part in parts) < _MOST_FP8 * values else _HALF
 
     def load_codec(self, dtype: torch.dtype, device: torch.device) -> DiffusersCodec:
         """Load the video VAE in `dtype`."""

@@ -48,14 +48,18 @@ class NativePart:
         with init_empty_weights(include_buffers=False):
             return getattr(diffusers, self.diffusers_class)(**self.config(shapes, source))
 
-    def load(self, path: Path, dtype: torch.dtype) -> Any:
-        """Load the model from a file, in `dtype`; ValueError as fill_native raises."""
+    def load(self, path: Path, dtype: torch.dtype, keeps_form: Callable[[str], bool] | None = None) -> Any:
+        """Load the model from a file, in `dtype`; ValueError as fill_native raises.
+
+        fp8 weights for whose native name `keeps_form` is true stay as they are in the file (see fill_native).
+        """
         tensors = self._rename(read_weight_file(path).tensors, path.name)
         shapes = {name: tuple(value.shape) for name, value in tensors.items()}
         model = self.build_empty(shapes, path.name)
         # diffusers computes time, norms and modulations in float32, as WAN's authors do.
         precise = tuple(model._keep_in_fp32_modules or ())
-        fill_native(model, self.choose_names(model.state_dict()), tensors, dtype, path.name, precise)
+        names = self.choose_names(model.state_dict())
+        fill_native(model, names, tensors, dtype, path.name, precise, keeps_form)
         return model
 
     def _rename(self, values: dict[str, Value], source: str) -> dict[str, Value]:

@@ -74,8 +74,8 @@ class Backend(Protocol):
         """Load the VAE's decoder for gradients through it; `recompute` saves memory (see WanVideoDecoder)."""
         ...
 
-    def denoiser_for_training(self) -> AbstractContextManager[Denoiser]:
-        """Load the DiT for the duration of a with block."""
+    def denoiser_for_training(self, step_bytes: float = 0.0) -> AbstractContextManager[Denoiser]:
+        """Load the DiT for the duration of a with block, and leave so many bytes of the device to a step."""
         ...
 
 

@@ -38,9 +38,10 @@ def choose_decode(
 
     If `memory` is not given, it is all of the device's: what is free at this moment depends on other
     programs, and another choice would be another run. A warning is logged if less than needed is free now.
-    `weights` says how the DiT is kept; without it, in half precision on the device. Where mora_weight is 0
-    nothing is decoded, and the mode stays as it is. ValueError if the mode is `tiny` and there is no tiny
-    decoder's file. Logs what the step will need, and what to change where it does not fit.
+    `weights` says how the DiT is kept; without it, in half precision, and on the device as far as it fits.
+    Where mora_weight is 0 nothing is decoded, and the mode stays as it is. ValueError if the mode is `tiny`
+    and there is no tiny decoder's file. Logs what the step will need, and what to change where it does not
+    fit.
     """
     if not settings.mora_weight:
         return DecodeChoice(settings.decode, False, 0.0)
@@ -56,7 +57,7 @@ def choose_decode(
     choices = [estimate(settings, *mode, spec, tiny_decoder) for mode in modes]
     if memory is None or free is None:
         return choices[0]
-    weights = weights or FrozenWeights(count_model_bytes(spec))
+    weights = weights or FrozenWeights(count_model_bytes(spec), can_wait=True)
     told = [
         (choice, estimate_motion_memory(spec, settings, choice, way))
         for way in weights.list_ways()

@@ -153,9 +153,10 @@ def _train(
         log.info("Kept the LoRA of step %d: %s", state.step, kept)
         return kept
 
-    with backend.denoiser_for_training() as denoiser:
-        parameters = [*objective.trainables().values(), *torch.nn.ModuleList(lora.values()).parameters()]
-        _keep_blocks(denoiser, backend, job, sum(parameter.numel() for parameter in parameters))
+    parameters = [*objective.trainables().values(), *torch.nn.ModuleList(lora.values()).parameters()]
+    step_bytes = _count_step_bytes(backend, job, parameters)
+    with backend.denoiser_for_training(step_bytes) as denoiser:
+        _keep_blocks(denoiser, backend, job, step_bytes)
         state = train_lora(
             denoiser, lora, objective, job.samples, job.train, run, on_step, job.held_out, keep
         )
@@ -163,14 +164,24 @@ def _train(
     return state
 
 
-def _keep_blocks(denoiser: Denoiser, backend: Backend, job: TrainingJob, parameters: int) -> None:
+def _count_step_bytes(backend: Backend, job: TrainingJob, parameters: Sequence[Tensor]) -> float:
+    """Return the bytes of a step's activations if no block keeps any, and of what is trained."""
+    batch, value_bytes = job.train.batch_size, backend.dtype.itemsize
+    activations = count_activation_bytes(backend.spec, _count_tokens(job), batch, value_bytes)
+    activations = max(activations, job.decode_bytes * batch * value_bytes / torch.bfloat16.itemsize)
+    return activations + count_optimizer_bytes(sum(parameter.numel() for parameter in parameters))
+
+
+def _count_tokens(job: TrainingJob) -> int:
+    """Return the tokens of the largest sample."""
+    return max(math.prod(token_grid(sample.latents.shape)) for sample in job.samples)
+
+
+def _keep_blocks(denoiser: Denoiser, backend: Backend, job: TrainingJob, step_bytes: float) -> None:
     """Let as many blocks keep activations as memory allows; the results stay the same."""
     spec, batch, value_bytes = backend.spec, job.train.batch_size, backend.dtype.itemsize
-    tokens = max(math.prod(token_grid(sample.latents.shape)) for sample in job.samples)
-    activations = count_activation_bytes(spec, tokens, batch, value_bytes)
-    activations = max(activations, job.decode_bytes * batch * value_bytes / torch.bfloat16.itemsize)
-    spare = measure_spare_memory(backend.device, activations + count_optimizer_bytes(parameters))
-    denoiser.kept_blocks = choose_kept_blocks(spec, tokens, batch, value_bytes, spare)
+    spare = measure_spare_memory(backend.device, step_bytes)
+    denoiser.kept_blocks = choose_kept_blocks(spec, _count_tokens(job), batch, value_bytes, spare)
     log_choice(denoiser.kept_blocks, spec, spare)
 
 

@@ -8,6 +8,7 @@ sum was within 6 % of the measured peak for every way to decode (tests/benchmark
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from ..wan.block_stream import ROOMS
 from ..wan.spec import TEXT_DIM, WanSpec
 from .cost import count_activation_bytes, count_lora_parameters, count_projector_parameters
 from .decode_memory import DecodeChoice
@@ -20,8 +21,6 @@ _HALF, _FLOAT = 2, 4
 """Bytes of a value in half precision, and in float32."""
 _FREQUENCIES = 256
 """Values in which a DiT is given the noise level."""
-_BLOCKS_AT_ONCE = 2
-"""Blocks whose weights are on the device where they come from host memory: one that works, and the next."""
 FLOW_NET_BYTES = 79_000_000
 """Bytes of SEA-RAFT M, in float32."""
 CONTEXT_BYTES, WORKSPACE_BYTES = 810_000_000, 300_000_000
@@ -168,7 +167,7 @@ def _make_account(
     waiting = spec.blocks - kept
     return MemoryAccount(
         weights=round(other + kept * block),
-        streamed=round(min(waiting, _BLOCKS_AT_ONCE) * block),
+        streamed=round(min(waiting, ROOMS) * block),
         activations=activations,
         lora=2 * _FLOAT * trained,
         optimizer=2 * _FLOAT * trained,

@@ -13,6 +13,7 @@ from .memory import (
     GIB,
     FrozenWeights,
     MemoryAccount,
+    choose_resident_blocks,
     count_model_bytes,
     estimate_motion_memory,
     estimate_subject_memory,
@@ -103,11 +104,19 @@ def tell_subject_memory(
     if device.type != "cuda":
         return
     _, memory = torch.cuda.mem_get_info(device)
-    weights = FrozenWeights(count_model_bytes(spec))
-    account = estimate_subject_memory(spec, settings, weights, batch_size, frames=frames)
-    log.info("Training takes about %s of %.1f GiB.", account.describe(), memory / GIB)
+    size = count_model_bytes(spec)
+
+    def count(resident: int) -> MemoryAccount:
+        weights = FrozenWeights(size, resident)
+        return estimate_subject_memory(spec, settings, weights, batch_size, frames=frames)
+
+    resident = choose_resident_blocks(spec, count, memory)
+    account, waiting = count(resident), spec.blocks - resident
+    where = f" {waiting} of {spec.blocks} blocks wait in host memory." if waiting else ""
+    log.info("Training takes about %s of %.1f GiB.%s", account.describe(), memory / GIB, where)
     if account.total > memory:
-        changes = list_subject_changes(spec, settings, weights, memory, batch_size, frames)
+        least = FrozenWeights(size, resident=0)
+        changes = list_subject_changes(spec, settings, least, memory, batch_size, frames)
         log.warning("%s", describe_lack(account, memory, changes))
 
 

@@ -235,6 +235,11 @@ def is_linear(name: str) -> bool:
     return match is not None and match[2] in _ROLE_OF_PATH
 
 
+def is_linear_weight(name: str) -> bool:
+    """Return whether a native name is of the weight of such a linear."""
+    return name.endswith(".weight") and is_linear(name.removesuffix(".weight"))
+
+
 def latent_frames(frames: int) -> int:
     """Return the number of latents that hold this many frames; raise ValueError unless frames = 4n+1."""
     if frames < 1 or (frames - 1) % TEMPORAL_STRIDE:

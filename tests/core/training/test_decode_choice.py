@@ -68,7 +68,10 @@ def test_without_a_tiny_decoder_the_least_of_the_others_is_taken_with_a_warning(
         choice = choose_decode(MotionSettings(), WAN_1_3B, CUDA, tiny_decoder=None)
     assert choice.decode == "exact-low-memory"
     assert "may run out of memory: it needs" in caplog.text
-    assert "the device has 8.0 GiB. What fits: width 288 and height 160 (" in caplog.text
+    assert (
+        "the device has 8.0 GiB. What fits: decode tiny (file lighttaew2_1) (6.2 GiB), or width 464 and"
+        in caplog.text
+    )
     assert "decode: exact-low-memory, about" in caplog.text and "of 8.0 GiB" in caplog.text
 
 

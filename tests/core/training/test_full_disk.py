@@ -90,7 +90,8 @@ def backend(folder):
     denoiser = ToyDenoiser()
     return SimpleNamespace(
         runs=folder, spec=denoiser.spec, device=torch.device("cpu"), base_fingerprint={"base": "toy"},
-        denoiser_for_training=lambda: nullcontext(denoiser), dtype=torch.float32,
+        denoiser_for_training=lambda step_bytes: nullcontext(denoiser), dtype=torch.float32,
+        cache=SimpleNamespace(hits=0, misses=0),
     )  # fmt: skip
 
 

@@ -1,0 +1,177 @@
+"""Training on a DiT whose blocks wait in host memory, or stay in fp8, beside one that is wholly loaded."""
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from safetensors.torch import save_file
+
+from smra_core.lora.adapter import Injection, init_lora, injected
+from smra_core.lora.plan import ALL_LAYERS
+from smra_core.standalone.backend import StandaloneBackend
+from smra_core.standalone.model_files import WanFiles
+from smra_core.standalone.waiting_blocks import Placement, choose_placement
+from smra_core.storage.tensor_cache import TensorCache
+from smra_core.training.memory import GIB, count_block_bytes, count_other_bytes
+from smra_core.training.sura import SubjectObjective, SubjectSample, SubjectSettings
+from smra_core.training.trainer import TrainSettings, train_lora
+from smra_core.wan.block_stream import Copies
+from smra_core.wan.module_names import to_native_dit_state, to_native_vae_state
+from smra_core.wan.spec import WAN_14B
+
+BLOCKS, RANK, TEXT, FFN = 5, 2, 8, 512
+SIZES = dict(
+    num_attention_heads=1, attention_head_dim=128, ffn_dim=FFN, num_layers=BLOCKS, text_dim=TEXT, freq_dim=8
+)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A function that gives a native model, in 16 bit or with linears of scaled fp8."""
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    plain = to_native_dit_state(WanTransformer3DModel(**SIZES).state_dict())
+    stored = dict(plain)
+    for name, value in plain.items():
+        if name.startswith("blocks.") and value.ndim == 2 and name.endswith(".weight"):
+            scale = value.abs().amax(1) / 448 if "ffn.0" in name else value.abs().max() / 448
+            stored[name] = (value / (scale[:, None] if scale.ndim else scale)).to(torch.float8_e4m3fn)
+            stored[name.removesuffix("weight") + "scale_weight"] = scale
+    save_file(plain, folder / "plain.safetensors")
+    save_file(stored, folder / "fp8.safetensors")
+    save_file(to_native_vae_state(AutoencoderKLWan(base_dim=4, z_dim=16).state_dict()), folder / "vae.st")
+    return lambda kind: WanFiles(folder / f"{kind}.safetensors", folder / "vae.st", None)
+
+
+def inputs():
+    torch.manual_seed(1)
+    return torch.randn(1, 16, 2, 4, 6), torch.tensor([0.4]), torch.randn(1, 3, TEXT)
+
+
+def make_lora(denoiser):
+    lora = init_lora(denoiser.spec, ALL_LAYERS, RANK, torch.Generator().manual_seed(0))
+    for pair in lora.values():
+        torch.nn.init.normal_(pair.b, std=0.1)
+    return lora
+
+
+def differentiate(denoiser):
+    """Velocity, tokens, and the gradients of all LoRA factors."""
+    torch.manual_seed(2)
+    lora = make_lora(denoiser)
+    with injected(denoiser.linears(), Injection(lora)):
+        velocity, tokens = denoiser.velocity(*inputs(), token_block=1)
+        (velocity.square().mean() + tokens.float().square().mean()).backward()
+    return [velocity.detach(), tokens.detach()] + [
+        each.grad for pair in lora.values() for each in pair.parameters()
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["plain", "fp8"])
+@pytest.mark.parametrize("keeps_form, resident", [(True, None), (True, 0), (True, 3), (False, 2)])
+def test_losses_and_gradients_are_bit_equal_to_those_of_the_loaded_model(
+    files, dtype, kind, keeps_form, resident
+):
+    expected = differentiate(files(kind).load_denoiser(dtype, CPU, True))
+    denoiser = files(kind).load_denoiser(dtype, CPU, True, Placement(keeps_form, resident))
+    got = differentiate(denoiser)
+    denoiser.close()
+    assert all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))
+    assert all(gradient.abs().sum() > 0 for gradient in got)
+
+
+def train(denoiser):
+    """A LoRA after a few steps of the training loop itself."""
+    settings = SubjectSettings(width=64, height=64, rank=RANK, sura_weight=0.0, plan=ALL_LAYERS)
+    generator = torch.Generator().manual_seed(5)
+    latents, context = (torch.randn(shape, generator=generator) for shape in ((16, 1, 8, 8), (3, TEXT)))
+    sample = SubjectSample("a", latents, context, torch.ones(1, 1, 8, 8), torch.zeros(0, 1))
+    lora = make_lora(denoiser)
+    objective = SubjectObjective(settings, denoiser.spec.dim, 1, 0)
+    train_lora(denoiser, lora, objective, [sample], TrainSettings(steps=3, learning_rate=1e-2))
+    return [each.detach() for pair in lora.values() for each in pair.parameters()]
+
+
+def test_the_trained_lora_is_bit_equal(files):
+    torch.manual_seed(2)
+    expected = train(files("fp8").load_denoiser(torch.bfloat16, CPU, True))
+    torch.manual_seed(2)
+    got = train(files("fp8").load_denoiser(torch.bfloat16, CPU, True, Placement(True, 2)))
+    assert all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))
+
+
+def test_fp8_takes_a_byte_a_value_and_a_waiting_block_none(files):
+    denoiser = files("fp8").load_denoiser(torch.float32, CPU, True, Placement(True, 3))
+    blocks = [{p.dtype for n, p in block.named_parameters() if p.ndim == 2} for block in denoiser.dit.blocks]
+    assert blocks.count(set()) == 2 and blocks.count({torch.float8_e4m3fn}) == 3
+    assert files("fp8").stored_bytes == 1 and files("plain").stored_bytes == 2
+
+
+def test_each_waiting_block_is_copied_once_forward_and_once_back_in_a_step(files, monkeypatch):
+    copied = []
+
+    def start(self, sources, targets):
+        copied.append(sum(source.nbytes for source in sources))
+        for source, target in zip(sources, targets, strict=True):
+            target.copy_(source)
+
+    monkeypatch.setattr(Copies, "start", start)
+    denoiser = files("fp8").load_denoiser(torch.float32, CPU, True, Placement(True, 0))
+    differentiate(denoiser)
+    assert len(copied) == BLOCKS + BLOCKS - 2  # the last two are still there when the backward pass begins
+    copied.clear()
+    differentiate(denoiser)
+    assert len(copied) == 2 * (BLOCKS - 2)
+    assert set(copied) == {8 * 128 * 128 + 2 * 128 * FFN}
+
+
+def test_a_forward_without_gradients_uses_the_waiting_weights_too(files):
+    expected = files("fp8").load_denoiser(torch.float32, CPU).velocity(*inputs()).velocity
+    denoiser = files("fp8").load_denoiser(torch.float32, CPU, True, Placement(True, 1))
+    with torch.no_grad():
+        assert torch.equal(denoiser.velocity(*inputs()).velocity, expected)
+
+
+def test_an_error_in_the_middle_leaves_a_model_that_goes_on(files):
+    expected = differentiate(files("plain").load_denoiser(torch.float32, CPU, True))
+    denoiser = files("plain").load_denoiser(torch.float32, CPU, True, Placement(resident=1))
+    lora, seen = make_lora(denoiser), []
+    names = list(denoiser.linears())
+
+    def fail(module, args, output):
+        seen.append(1)
+        if len(seen) == 2:  # while the block is recomputed
+            raise KeyboardInterrupt
+
+    handle = denoiser.dit.blocks[2].attn1.norm_q.register_forward_hook(fail)
+    with pytest.raises(KeyboardInterrupt), injected(denoiser.linears(), Injection(lora)):
+        denoiser.velocity(*inputs()).velocity.sum().backward()
+    handle.remove()
+    assert list(denoiser.linears()) == names
+    assert all(torch.equal(a, b) for a, b in zip(differentiate(denoiser), expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    "free, stored, expected",
+    [
+        (40, 1, Placement()),
+        (20, 1, Placement(keeps_form=True)),
+        (20, 2, Placement(resident=27)),
+        (6, 1, Placement(True, 13)),
+        (0.5, 1, Placement(True, 0)),
+        (-3, 2, Placement(False, 0)),
+    ],
+)
+def test_the_fastest_placement_that_fits_is_chosen(free, stored, expected):
+    placement = choose_placement(WAN_14B, free * GIB, 2, stored)
+    assert placement == expected
+    if placement.resident:
+        rooms = placement.resident + 2
+        assert rooms * count_block_bytes(WAN_14B, stored) + count_other_bytes(WAN_14B) <= free * GIB
+
+
+def test_a_backend_lets_blocks_wait_that_do_not_fit(files, tmp_path):
+    backend = StandaloneBackend(files("fp8"), tmp_path, TensorCache(tmp_path), CPU, torch.bfloat16)
+    assert backend.choose_placement(8 * GIB) == Placement()
+    assert backend.choose_placement(-GIB) == Placement(True, 0)
