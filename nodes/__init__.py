@@ -1,6 +1,7 @@
 """Nodes of the pack: the only code that knows ComfyUI."""
 
 from .inspect_lora import InspectLoRA
+from .layer_probe import LayerProbeNode
 from .load_data import LoadMotionClip, LoadSubjectFolder
 from .load_encoders import LoadDINOv2, LoadSAM, LoadSEARAFT
 from .load_miniature import LoadMiniature
@@ -40,4 +41,5 @@ NODE_CLASS_MAPPINGS = {
     "SMRASegmentSubject": SegmentSubject,
     "SMRAPreviewOpticalFlow": PreviewOpticalFlow,
     "SMRAInspectLoRA": InspectLoRA,
+    "SMRALayerProbe": LayerProbeNode,
 }
