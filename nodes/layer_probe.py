@@ -32,7 +32,8 @@ PROBED = (
 SAMPLED = (
     Widget("steps", dict(min=1, max=100)),
     Widget("shift", dict(min=0.01, max=100.0, step=0.01)),
-    Widget("seed", dict(min=0, max=2**63 - 1)),
+    # A widget named `seed` would get ComfyUI's own control that changes it after every run.
+    Widget("seed", dict(min=0, max=2**63 - 1), id="probe_seed"),
 )
 
 
@@ -76,7 +77,7 @@ class LayerProbeNode(io.ComfyNode):
                 io.String.Output(
                     display_name="plan",
                     tooltip="Layers that keep the chosen share of the effect, for the custom layers of SMRA "
-                    "Loader Options and SMRA Training Options.",
+                    "Loader Options or SMRA Training Options.",
                 ),
                 io.Image.Output(display_name="picture", tooltip="The chart of all shares."),
                 io.String.Output(display_name="report", tooltip="The shares as a table of text."),

@@ -4,7 +4,14 @@ from dataclasses import replace
 
 from comfy_api.latest import io
 
-from ..smra_core.lora.plan import ALL_LAYERS, MOTION, MOTION_WITHOUT_FFN_0, SUBJECT, SUBJECT_WITHOUT_FFN_0
+from ..smra_core.lora.plan import (
+    ALL_LAYERS,
+    MOTION,
+    MOTION_WITHOUT_FFN_0,
+    SUBJECT,
+    SUBJECT_WITHOUT_FFN_0,
+    SparsePlan,
+)
 from ..smra_core.training.trainer import TrainSettings
 from ..smra_core.wan.noise_range import WHOLE, NoiseRange
 from .host.wire_types import (
@@ -34,6 +41,8 @@ LAYERS = {
     "paper-without-ffn0": (SUBJECT_WITHOUT_FFN_0, MOTION_WITHOUT_FFN_0),
 }
 """Choice of layers -> plans of a subject LoRA and of a motion LoRA."""
+CUSTOM = "custom"
+"""Choice that takes the layers from a text."""
 
 
 class TrainingOptionsNode(io.ComfyNode):
@@ -53,11 +62,12 @@ class TrainingOptionsNode(io.ComfyNode):
                 *make_widgets(DEFAULTS, ROWS),
                 io.Combo.Input(
                     "layers",
-                    options=list(LAYERS),
+                    options=[*LAYERS, CUSTOM],
                     default=next(iter(LAYERS)),
                     tooltip=f"Layers that get the LoRA. 'paper' trains {SUBJECT} for a subject and {MOTION} "
                     "for a motion, so that each leaves room for the other. 'all-layers' trains every one, "
-                    "'paper-without-ffn0' the paper's without the one that both share (its ablation).",
+                    "'paper-without-ffn0' the paper's without the one that both share (its ablation), "
+                    "'custom' those of custom_layers.",
                 ),
                 io.Boolean.Input(
                     "own_sizes",
@@ -66,6 +76,13 @@ class TrainingOptionsNode(io.ComfyNode):
                     tooltip="Let each clip, and pictures of a subject, keep their own shape, with at most as "
                     "many pixels as the training node's width x height. A batch holds one shape. Off, "
                     "everything is cropped to that size.",
+                ),
+                io.String.Input(
+                    "custom_layers",
+                    default=str(ALL_LAYERS),
+                    optional=True,
+                    tooltip="Layers to train with 'custom', such as 'q,k,ffn.0', or 'q,k@0:15' in the blocks "
+                    "0 to 14. SMRA Layer Probe gives out such a text. More layers take more memory.",
                 ),
                 NoiseRangeType.Input(
                     "noise_range",
@@ -93,6 +110,7 @@ class TrainingOptionsNode(io.ComfyNode):
         layers: str,
         noise_range: NoiseRange = WHOLE,
         own_sizes: bool = False,
+        custom_layers: str = str(ALL_LAYERS),
         optimizer_options: OptimizerOptions | None = None,
         **values,
     ) -> io.NodeOutput:
@@ -100,5 +118,5 @@ class TrainingOptionsNode(io.ComfyNode):
         # The training node sets the steps; until then no warm-up is too long for them.
         steps = max(DEFAULTS.steps, options.train.get("warmup_steps", 0) + 1)
         train = replace(DEFAULTS, steps=steps, **options.train, **collect_values(ROWS, values))
-        plans = LAYERS[layers]
+        plans = (SparsePlan.parse(custom_layers.strip()),) * 2 if layers == CUSTOM else LAYERS[layers]
         return io.NodeOutput(TrainingOptions(train, plans, noise_range, own_sizes, options.preserve_weight))

@@ -26,7 +26,7 @@ def probe(nodes, model, positive, tmp_path, monkeypatch):
     node = nodes["SMRALayerProbe"]
 
     def run(**changes):
-        given = dict(model=model, positive=positive, file="probed.safetensors", steps=1, seed=SEED)
+        given = dict(model=model, positive=positive, file="probed.safetensors", steps=1, probe_seed=SEED)
         given["latent"] = {"samples": torch.zeros(LATENT)}
         with torch.inference_mode():
             return node.execute(**(defaults(node) | given | changes)).args
@@ -74,10 +74,15 @@ def test_the_shares_are_those_of_loras_that_comfyui_merges(probe, model, positiv
     assert picture.shape[0] == 1 and picture.min() < 0.5
 
 
-def test_the_plan_is_one_that_the_loader_takes_and_the_model_stays_as_it_was(probe, model):
+def test_the_plan_is_one_that_the_loader_and_the_trainings_take_and_the_model_stays_as_it_was(
+    probe, model, nodes
+):
     plan, _, report = probe(keep=0.5)
     chosen = pack("nodes.patching.chosen_lora").choose_plan("subject", "custom", plan)
     assert f"plan: {plan}" in report and str(chosen) == plan
+    options = nodes["SMRATrainingOptions"]
+    (training,) = options.execute(**(defaults(options) | {"layers": "custom", "custom_layers": plan})).args
+    assert training.plans == (chosen, chosen)
     assert leftovers(model) == [] and not model.patches
 
 
