@@ -94,7 +94,7 @@ class LayerProbeNode(io.ComfyNode):
         lora = load_lora(folder_paths.get_full_path_or_raise("loras", file), read_spec(model)).lora
         shape = tuple(latent["samples"].shape[1:])
         with torch.inference_mode(False), torch.no_grad():
-            probe = probe_model(model, lora, positive, shape, settings, sampling)
+            probe = measure_model(model, lora, positive, shape, settings, sampling)
         text = render_probe(probe)
         picture = torch.from_numpy(np.asarray(draw_probe(probe)).copy()).float()[None] / 255
         return io.NodeOutput(str(probe.plan), picture, text, ui=ui.PreviewImage(picture, cls=cls))
@@ -105,7 +105,7 @@ class LayerProbeNode(io.ComfyNode):
         return read_file_state(file)
 
 
-def probe_model(
+def measure_model(
     model, lora: Lora, positive, shape: tuple[int, ...], settings: ProbeSettings, sampling
 ) -> LayerProbe:
     """Measure a LoRA on a MODEL, with latents of shape `C f h w`. Call outside of inference mode.
