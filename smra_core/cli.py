@@ -13,11 +13,13 @@ CONTINUES = "Run the command again to continue from the last saved step."
 STARTS_OVER = "Nothing was written. The same command starts from the beginning."
 """What is true after an interrupt: of a training, and of a command that writes its result at the end."""
 DEMO_CONTINUES = "The same command continues the trainings; what was sampled is sampled again."
+GRID_CONTINUES = "The same command continues with what is missing."
 
 COMMANDS = {
     "train-subject": ("Train a subject LoRA on a folder of images.", CONTINUES),
     "train-motion": ("Train a motion LoRA on a clip.", CONTINUES),
     "sample": ("Make a video with a subject and a motion LoRA.", STARTS_OVER),
+    "grid": ("Train and sample a grid of subjects, motions, settings and seeds.", GRID_CONTINUES),
     "demo": ("Run the whole method on the miniature, in minutes, and write a report.", DEMO_CONTINUES),
     "evaluate": ("Measure videos by the paper's metrics.", STARTS_OVER),
     "inspect": ("Show what a LoRA file contains.", STARTS_OVER),
@@ -52,8 +54,8 @@ class CommandParser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    It is 0 on success, 1 for bad input, of which one line says what is wrong, and 130 when interrupted; steps
-    that were trained and saved are kept.
+    It is 0 on success, 1 for bad input, of which one line says what is wrong, 75 when another process trains
+    the same run, and 130 when interrupted; steps that were trained and saved are kept.
     """
     _enable_all_letters()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -62,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.run(args)
     except (ValueError, OSError, ImportError, MemoryError) as error:
         print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
-        return 1
+        return getattr(error, "exit_code", 1)
     except RuntimeError as error:
         if not _is_out_of_memory(error):
             raise

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from ..miniature.demo import run_demo
-from .options import add_option
+from .options import add_json, add_option, print_result
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -19,9 +19,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_option(parser, "--prompt", "Prompt to sample.", shown="made of the two captions")
     add_option(parser, "--subject-caption", "Caption of all your pictures, in place of those in the folder.")
     add_option(parser, "--motion-caption", "Caption of your clip, in place of the one beside it.")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Run the demo, and print the path of its report."""
     captions = args.subject_caption, args.motion_caption
-    print(run_demo(args.out, args.subject, args.motion, args.prompt, *captions))
+    print_result(args, run_demo(args.out, args.subject, args.motion, args.prompt, *captions))

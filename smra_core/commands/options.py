@@ -1,11 +1,14 @@
 """Options of any command: how they are added, and how their text is read."""
 
 import argparse
+import json
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ..lora.dialects import EXPERTS
+from ..training.job import TrainedLora
 
 log = logging.getLogger("smrabooth")
 
@@ -44,6 +47,26 @@ def add_choice(parser: argparse.ArgumentParser) -> None:
     add_option(
         parser, "--adapter", "Name of the adapter, where the file holds several: spatial_lora.", None, "none"
     )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add the option with which a command prints its result for scripts."""
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="Print the result as one line of JSON, in place of the path alone.",
+    )
+
+
+def print_result(args: argparse.Namespace, path: Path, **more: Any) -> None:
+    """Print the path of what a command made; with --json an object that also holds `more`."""
+    print(json.dumps({"path": str(path.resolve()), **more}) if args.json else path)
+
+
+def print_trained(args: argparse.Namespace, trained: TrainedLora) -> None:
+    """Print the path of a trained LoRA; with --json its table of losses, steps and notes, too."""
+    losses = str(trained.losses.resolve())
+    print_result(args, trained.path, losses=losses, steps=trained.steps, notes=list(trained.notes))
 
 
 def log_notes(notes: Sequence[str]) -> None:

@@ -28,7 +28,7 @@ from ..wan.noise_range import WHOLE
 from ..wan.sampler import SamplingSettings
 from ..wan.spec import LATENTS_21, LatentSpace
 from .model_options import add_model, open_backend
-from .options import add_option, wrap_parser
+from .options import add_json, add_option, print_result, wrap_parser
 from .settings_options import add_settings, read_settings
 
 log = logging.getLogger("smrabooth")
@@ -74,6 +74,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_option(parser, "--video", "Video file to write, .mp4.", Path("video.mp4"), type=Path)
     add_settings(parser, SamplingSettings())
     add_model(parser)
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -100,7 +101,8 @@ def run(args: argparse.Namespace) -> None:
     with tqdm(total=settings.steps, desc="sampling", unit="step") as bar:
         videos = generate(backend, [args.prompt], [variant], settings, args.negative, lambda *_: bar.update())
     fps = choose_fps(args.fps, settings, spec.latents)
-    print(write_or_rescue(args.video, lambda path: write_video(path, videos["video"][0], fps)))
+    written = write_or_rescue(args.video, lambda path: write_video(path, videos["video"][0], fps))
+    print_result(args, written, fps=fps, frames=settings.frames, seed=settings.seed)
 
 
 def choose_fps(given: int | None, settings: SamplingSettings, latents: LatentSpace) -> float:

@@ -13,7 +13,7 @@ from ..training.motion import train_motion
 from ..training.trainer import MOTION_TRAIN
 from .data_options import add_frame_rate, add_own_sizes, choose_multiple, select_frames
 from .model_options import add_model, check_weight_file, choose_encoder_file, open_backend
-from .options import add_option, log_notes
+from .options import add_json, add_option, log_notes, print_trained
 from .settings_options import add_settings, read_settings
 
 
@@ -48,6 +48,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_settings(parser, MotionSettings())
     add_settings(parser, MOTION_TRAIN)
     add_model(parser)
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -72,4 +73,4 @@ def run(args: argparse.Namespace) -> None:
     log_notes(notes)
     with TrainingBar("motion LoRA") as report:
         trained = train_motion(backend, clips, sea_raft, settings, train, name, report, args.tiny_decoder)
-    print(trained.path)
+    print_trained(args, trained)

@@ -16,7 +16,7 @@ from ..training.trainer import SUBJECT_TRAIN
 from ..wan.spec import latent_frames
 from .data_options import add_frame_rate, add_own_sizes, choose_multiple, select_frames
 from .model_options import add_model, check_weight_file, choose_encoder_file, open_backend
-from .options import add_option, log_notes
+from .options import add_json, add_option, log_notes, print_trained
 from .settings_options import add_settings, read_settings
 
 
@@ -44,6 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_settings(parser, SubjectSettings())
     add_settings(parser, SUBJECT_TRAIN)
     add_model(parser)
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -70,4 +71,4 @@ def run(args: argparse.Namespace) -> None:
     log_notes(describe_new_masks(subject.images, images))
     with TrainingBar("subject LoRA") as report:
         trained = train_subject(backend, [*images, *subject.clips], dinov2, settings, train, name, report)
-    print(trained.path)
+    print_trained(args, trained)

@@ -31,6 +31,13 @@ read a locked file, and because some versions of filelock empty the locked file 
 """
 
 
+class RunInUse(ValueError):
+    """Error for a run that another process trains; the same call can succeed later."""
+
+    exit_code = 75
+    """Exit code of the command line: a temporary failure (EX_TEMPFAIL of sysexits.h)."""
+
+
 class RunFolder:
     """Folder of one run, named after everything that the run depends on.
 
@@ -58,7 +65,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock the folder for the duration of a with block; ValueError if another process trains here.
+        """Lock the folder for the duration of a with block; RunInUse if another process trains here.
 
         The operating system drops the lock with the process, however that ends, so that a kill leaves no lock
         behind. Where the file system has no locks, a warning is logged and the run starts without one. With
@@ -69,7 +76,7 @@ class RunFolder:
             lock.acquire()
         except Timeout:
             owner = _read_number(self.path / OWNER)
-            raise ValueError(
+            raise RunInUse(
                 f"Process {owner} is training in {self.path}. Wait for it, or stop it; its steps are kept."
             ) from None
         except (OSError, NotImplementedError) as error:

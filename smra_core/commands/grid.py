@@ -1,0 +1,115 @@
+"""grid: train and sample a grid of subjects, motions, settings and seeds."""
+
+import argparse
+import json
+import logging
+from pathlib import Path
+
+from ..grid.grid_file import read_grid_file
+from ..grid.local_pool import LocalPool, list_gpus
+from ..grid.plan import Cell, Plan, make_plan
+from ..grid.results import GridResults, write_results
+from ..grid.run import GridEnd, GridRun
+from ..miniature.model_files import MINIATURE
+from ..miniature.weight_paths import DINOV2_FILE, SEA_RAFT_FILE
+from ..standalone.output_file import check_output_folder
+from . import sample, train_motion, train_subject
+from .options import add_json, add_option
+
+log = logging.getLogger("smrabooth")
+
+PARSERS = {"train-subject": train_subject, "train-motion": train_motion, "sample": sample}
+
+
+class GridFailed(ValueError):
+    """Error for a grid of which some tasks failed; the others are made."""
+
+
+class _Checker(argparse.ArgumentParser):
+    """Parser whose errors are ValueErrors."""
+
+    def error(self, message: str):
+        raise ValueError(f"{self.prog}: {message}")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    parser.add_argument(
+        "file", type=Path, help="Grid file (.yaml): subjects, motions, settings, prompts and seeds."
+    )
+    add_option(
+        parser, "--workers", "Commands that run at the same time on a computer without a GPU; with GPUs, "
+        "each has its own.", 1, type=int,
+    )  # fmt: skip
+    parser.add_argument(
+        "--dry-run", action="store_true", help="Show what is there and what is missing, and run nothing."
+    )
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run what is missing of a grid, and print what it made."""
+    if args.workers < 1:
+        raise ValueError(f"--workers must be at least 1, got {args.workers}.")
+    plan = make_plan(read_grid_file(args.file))
+    check_commands(plan)
+    if args.dry_run:
+        _print_plan(plan, args.json)
+        return
+    check_output_folder(plan.file.out)
+    with LocalPool(list_gpus(), args.workers) as pool:
+        end = GridRun(plan, pool).run()
+    _print_end(plan, end, write_results(plan, choose_encoders(plan)), args.json)
+
+
+def choose_encoders(plan: Plan) -> tuple[Path, Path] | None:
+    """Return the files of DINOv2 and SEA-RAFT that the trainings use, for the metrics; None without both."""
+    if plan.file.model.get("model") in (None, MINIATURE):
+        return DINOV2_FILE, SEA_RAFT_FILE
+    dinov2 = plan.file.training["subject"].get("dinov2")
+    sea_raft = plan.file.training["motion"].get("sea-raft")
+    if not dinov2 or not sea_raft:
+        log.info("No metrics: they need dinov2 in subject_options and sea_raft in motion_options.")
+        return None
+    return Path(dinov2), Path(sea_raft)
+
+
+def check_commands(plan: Plan) -> None:
+    """Raise ValueError for options that a training or `sample` does not take, before anything runs."""
+    commands = {name: _Checker(prog=name, allow_abbrev=False) for name in PARSERS}
+    for name, parser in commands.items():
+        PARSERS[name].add_options(parser)
+    for training in plan.trainings:
+        commands[training.command[0]].parse_args(training.command[1:])
+    for setting in {cell.setting: cell for cell in plan.cells}.values():
+        name, *arguments = plan.make_command(setting)
+        commands[name].parse_args(arguments)
+
+
+def _print_plan(plan: Plan, as_json: bool) -> None:
+    trained = [each for each in plan.trainings if plan.find_lora(each.purpose, each.source)]
+    made = [cell for cell in plan.cells if _is_made(plan, cell)]
+    counts = {
+        "trainings": len(plan.trainings), "trained": len(trained),
+        "cells": len(plan.cells), "sampled": len(made),
+    }  # fmt: skip
+    text = "{trained} of {trainings} trainings and {sampled} of {cells} cells are there."
+    print(json.dumps(counts) if as_json else text.format(**counts))
+
+
+def _is_made(plan: Plan, cell: Cell) -> bool:
+    return plan.is_ready(cell) and plan.find_video(cell).is_file()
+
+
+def _print_end(plan: Plan, end: GridEnd, results: GridResults | None, as_json: bool) -> None:
+    files = {} if results is None else {name: path and str(path) for name, path in results._asdict().items()}
+    about = {"path": str(plan.file.out), **files, **end._asdict()}
+    text = (
+        f"{end.made} made, {end.found} were there, {len(end.failed)} failed: {files.get('page', 'no page')}"
+    )
+    print(json.dumps(about) if as_json else text)
+    if end.failed:
+        raise GridFailed(
+            f"{len(end.failed)} of the grid failed: {', '.join(end.failed)}. Their logs are in "
+            f"{plan.file.out / 'logs'}. The same command tries them again."
+        )
