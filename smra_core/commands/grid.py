@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 from pathlib import Path
+from typing import NoReturn
 
 from ..grid.grid_file import read_grid_file
 from ..grid.local_pool import LocalPool, list_gpus
@@ -23,13 +24,6 @@ PARSERS = {"train-subject": train_subject, "train-motion": train_motion, "sample
 
 class GridFailed(ValueError):
     """Error for a grid of which some tasks failed; the others are made."""
-
-
-class _Checker(argparse.ArgumentParser):
-    """Parser whose errors are ValueErrors."""
-
-    def error(self, message: str):
-        raise ValueError(f"{self.prog}: {message}")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -76,14 +70,24 @@ def choose_encoders(plan: Plan) -> tuple[Path, Path] | None:
 
 def check_commands(plan: Plan) -> None:
     """Raise ValueError for options that a training or `sample` does not take, before anything runs."""
-    commands = {name: _Checker(prog=name, allow_abbrev=False) for name in PARSERS}
-    for name, parser in commands.items():
-        PARSERS[name].add_options(parser)
+    commands = {name: _make_parser(name) for name in PARSERS}
     for training in plan.trainings:
         commands[training.command[0]].parse_args(training.command[1:])
     for setting in {cell.setting: cell for cell in plan.cells}.values():
         name, *arguments = plan.make_command(setting)
         commands[name].parse_args(arguments)
+
+
+def _make_parser(name: str) -> argparse.ArgumentParser:
+    """Return the parser of a command, with errors that are ValueErrors."""
+    parser = argparse.ArgumentParser(prog=name, allow_abbrev=False)
+    PARSERS[name].add_options(parser)
+
+    def refuse(message: str) -> NoReturn:
+        raise ValueError(f"{name}: {message}")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    return parser
 
 
 def _print_plan(plan: Plan, as_json: bool) -> None:

@@ -127,7 +127,7 @@ def _list_cells(
             "name": ", ".join(cell.labels[axis] for axis in shown if axis in cell.labels),
             "note": cell.note,
             "labels": dict(cell.labels),
-            "video": _embed(cell.video) if folder is None else _refer(cell.video, folder),
+            "video": _embed(cell.video) if folder is None else _make_link(cell.video, folder),
         }
 
 
@@ -136,7 +136,7 @@ def _embed(video: Path) -> str:
     return f"data:{kind};base64,{base64.b64encode(video.read_bytes()).decode('ascii')}"
 
 
-def _refer(video: Path, folder: Path) -> str:
+def _make_link(video: Path, folder: Path) -> str:
     from urllib.parse import quote
 
     return quote(video.resolve().relative_to(folder.resolve()).as_posix())

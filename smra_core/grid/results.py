@@ -41,7 +41,7 @@ def write_results(plan: Plan, encoders: tuple[Path, Path] | None) -> GridResults
         return None
     metrics = _measure_cells(plan, made, encoders) if encoders else {}
     cells = [
-        GridCell(_label(cell), plan.find_video(cell), cell.prompt, metrics.get(number, {}))
+        GridCell(_make_labels(cell), plan.find_video(cell), cell.prompt, metrics.get(number, {}))
         for number, cell in enumerate(made)
     ]
     out = plan.file.out
@@ -58,7 +58,7 @@ def write_results(plan: Plan, encoders: tuple[Path, Path] | None) -> GridResults
     return GridResults(page, wall, sheet)
 
 
-def _label(cell: Cell) -> dict[str, str]:
+def _make_labels(cell: Cell) -> dict[str, str]:
     return {
         "prompt": cell.prompt_name, "seed": str(cell.seed), "setting": cell.setting,
         "subject": cell.subject.name, "motion": cell.motion.name,

@@ -38,7 +38,7 @@ VERBS = frozenset(
     strip subtract sum swap synchronize take tell test tile tidy tokenize trace track train transform
     translate transpose trim truncate try undo unload unpack unshift unwrap update upsample use validate vary
     verify wait walk warm warn weigh wrap write yield
-    correlate degrade gather grow recognize
+    arrange correlate degrade gather grow recognize
     """.split()
 )
 """First words of function names. Add a verb here when it is missing; never a noun."""
