@@ -21,6 +21,7 @@ from ...lora.plan import ALL_LAYERS
 from ...lora.reader import load_lora
 from ...lora.schedule import ScheduledLora, Strengths
 from ...standalone.generate import Variant, generate
+from ...standalone.progress_bar import TrainingBar
 from ...training.motion import train_motion
 from ...training.subject import train_subject
 from ..small_settings import MOTION, MOTION_TRAINING, SUBJECT, SUBJECT_TRAINING
@@ -53,7 +54,7 @@ def run_planted(folder: Path, pairs: int) -> Path:
     return path
 
 
-def summarize_planted(path: Path) -> str:
+def describe_ranking(path: Path) -> str:
     """Return how often the planted LoRA of a pair ranked worse."""
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     leaks = sum(line["leaky"] > line["clean"] for line in lines)
@@ -75,7 +76,8 @@ def measure_leaks(bench: Bench, seed: int) -> dict[str, float]:
         ("leaky", LONG_STEPS, replace(settings, plan=ALL_LAYERS)),
     ):
         training = replace(MOTION_TRAINING, steps=steps, seed=seed)
-        trained = train_motion(bench.backend, [clip], SEA_RAFT_FILE, chosen, training, name, _ignore)
+        with TrainingBar(f"{name} motion") as report:
+            trained = train_motion(bench.backend, [clip], SEA_RAFT_FILE, chosen, training, name, report)
         videos = list(sample_seeds(bench, trained.path))
         leaks[name] = meter.measure(videos, sample_bases(bench)).worst.mean
     return leaks
@@ -90,7 +92,8 @@ def measure_stilling(bench: Bench, seed: int) -> dict[str, float]:
         ("stilling", LONG_STEPS, replace(SUBJECT, sura_weight=0.0, plan=ALL_LAYERS)),
     ):
         training = replace(SUBJECT_TRAINING, steps=steps, seed=seed)
-        trained = train_subject(bench.backend, images, DINOV2_FILE, chosen, training, name, _ignore)
+        with TrainingBar(f"{name} subject") as report:
+            trained = train_subject(bench.backend, images, DINOV2_FILE, chosen, training, name, report)
         videos = list(sample_seeds(bench, trained.path))
         motion[name] = measure_stillness(sea_raft, videos, sample_bases(bench)).motion.mean
     return motion
@@ -111,7 +114,3 @@ def sample_seeds(bench: Bench, lora: Path | None) -> Iterator[Tensor]:
         settings = replace(SAMPLING, seed=1000 * (seed + 1))
         prompts = [scene.prompt for scene in SCENES]
         yield generate(bench.backend, prompts, [Variant("video", "", loras)], settings)["video"]
-
-
-def _ignore(*_) -> None:
-    """Take the progress of a training, which is not shown here."""

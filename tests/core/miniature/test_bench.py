@@ -4,7 +4,7 @@ import pytest
 
 from smra_core.lora.schedule import SUBJECT_STRENGTHS, TPoint
 from smra_core.miniature.bench.metrics import METRIC_HELP
-from smra_core.miniature.bench.planted import run_planted, summarize_planted
+from smra_core.miniature.bench.planted import describe_ranking, run_planted
 from smra_core.miniature.bench.run import BenchSize, Case, list_cases, read_finished
 from smra_core.miniature.bench.table import estimate_mean, render_table
 from smra_core.miniature.bench.variants import VARIANTS, at_step
@@ -59,7 +59,7 @@ def test_the_summary_of_planted_loras_counts_the_pairs_that_rank_as_planted(tmp_
     lines = [better, better | {"leaky": 0.0}, better | {"stilling": 0.9}]
     path = tmp_path / "planted.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert summarize_planted(path).endswith("the leaky LoRA ranked worse in 2, the stilling one in 2.")
+    assert describe_ranking(path).endswith("the leaky LoRA ranked worse in 2, the stilling one in 2.")
     assert run_planted(tmp_path, pairs=3) == path  # nothing is measured again
 
 
