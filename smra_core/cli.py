@@ -22,6 +22,11 @@ COMMANDS = {
     "grid": ("Train and sample a grid of subjects, motions, settings and seeds.", GRID_CONTINUES),
     "demo": ("Run the whole method on the miniature, in minutes, and write a report.", DEMO_CONTINUES),
     "evaluate": ("Measure videos by the paper's metrics.", STARTS_OVER),
+    "side-effects": (
+        "Measure whether a motion LoRA leaks the look of its clip, and whether a subject LoRA makes videos "
+        "stand still.",
+        STARTS_OVER,
+    ),
     "inspect": ("Show what a LoRA file contains.", STARTS_OVER),
     "convert": ("Write a LoRA under the names that another program reads.", STARTS_OVER),
     "window-error": (

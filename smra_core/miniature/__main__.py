@@ -60,6 +60,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--quick", action="store_true", help="Measure one case with one seed: a direction, no evidence."
     )
     bench.set_defaults(run=run_bench_command)
+    text = "Check the meters of leak and stillness on LoRAs that were planted to leak and to still."
+    planted = commands.add_parser("planted", help=text, description=text)
+    planted.add_argument(
+        "--out", type=Path, default=Path("smra_planted"), help="Folder for the LoRAs. (default: smra_planted)"
+    )
+    planted.add_argument("--pairs", type=int, default=20, help="Number of pairs. (default: 20)")
+    planted.set_defaults(run=run_planted_command)
     text = "Train a motion LoRA alone in many ways at once, and measure each; for a GPU."
     arms = commands.add_parser("arms", help=text, description=text)
     arms.add_argument(
@@ -113,6 +120,12 @@ def run_gates(args: argparse.Namespace) -> None:
     print("encoders", check_encoders(), sep="\n")
     if args.sheet:
         print(draw_samples(args.sheet))
+
+
+def run_planted_command(args: argparse.Namespace) -> None:
+    from .bench.planted import describe_ranking, run_planted
+
+    print(describe_ranking(run_planted(args.out, args.pairs)))
 
 
 def run_bench_command(args: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from smra_core.lora.schedule import SUBJECT_STRENGTHS, TPoint
 from smra_core.miniature.bench.metrics import METRIC_HELP
+from smra_core.miniature.bench.planted import describe_ranking, run_planted
 from smra_core.miniature.bench.run import BenchSize, Case, list_cases, read_finished
 from smra_core.miniature.bench.table import estimate_mean, render_table
 from smra_core.miniature.bench.variants import VARIANTS, at_step
@@ -51,6 +52,15 @@ def test_the_variants_are_the_papers_and_change_one_thing_each():
     assert ours.strengths == SUBJECT_STRENGTHS and ours.t_point == TPoint()
     assert at_step(15).sigma == pytest.approx(TPoint().sigma)
     assert [at_step(step).sigma for step in (0, 30, 50)] == pytest.approx([1, 0.4, 0])
+
+
+def test_the_summary_of_planted_loras_counts_the_pairs_that_rank_as_planted(tmp_path):
+    better = {"clean": 0.1, "leaky": 0.4, "moving": 0.9, "stilling": 0.2}
+    lines = [better, better | {"leaky": 0.0}, better | {"stilling": 0.9}]
+    path = tmp_path / "planted.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert describe_ranking(path).endswith("the leaky LoRA ranked worse in 2, the stilling one in 2.")
+    assert run_planted(tmp_path, pairs=3) == path  # nothing is measured again
 
 
 def test_a_clips_line_says_its_case_and_its_metrics():

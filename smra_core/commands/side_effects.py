@@ -1,0 +1,129 @@
+"""side-effects: measure whether a motion LoRA leaks its clip's look, and whether a subject LoRA stills."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+from tqdm import tqdm
+
+from ..data.clip_file import read_clip_file
+from ..data.video import Selection
+from ..encoders.dinov2 import load_dinov2
+from ..encoders.sea_raft import load_sea_raft
+from ..evaluation.leak_meter import LeakMeter
+from ..evaluation.stillness_meter import measure_stillness
+from ..lora.choice import RELEASE_ADAPTERS
+from ..lora.reader import load_lora
+from ..lora.schedule import ScheduledLora, Strengths
+from ..miniature.model_files import MINIATURE
+from ..miniature.weight_paths import DINOV2_FILE, SEA_RAFT_FILE
+from ..standalone.backend import StandaloneBackend
+from ..standalone.generate import Variant, generate
+from ..wan.sampler import SamplingSettings
+from .model_options import add_model, choose_encoder_file, open_backend
+from .options import add_option
+from .settings_options import add_settings, read_settings
+
+PROMPTS = ("a dog is walking in a garden", "a car is driving on a street", "a woman is dancing in a room")
+MINIATURE_PROMPTS = (
+    "a green plain circle moving left on a gray background",
+    "a yellow striped triangle moving up on a maroon background",
+)
+"""Neutral prompts: something moves, and neither LoRA's words are in them."""
+FULL_STRENGTH = Strengths.from_value(1.0)
+SEED_DISTANCE = 1000
+"""Seeds between the noises of two seeds; the videos of one seed take one for each prompt."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    add_option(parser, "--motion", "Motion LoRA whose leak is measured. It needs --clip.", type=Path)
+    add_option(parser, "--clip", "Clip that the motion LoRA was trained on.", type=Path)
+    add_option(parser, "--subject", "Subject LoRA whose stillness is measured.", type=Path)
+    add_option(
+        parser, "--prompts", "Neutral prompts, in which something moves.",
+        shown="three everyday scenes; for the miniature, two of its own", nargs="+",
+    )  # fmt: skip
+    add_option(parser, "--seeds", "Number of seeds. More narrow the interval.", 4, type=int)
+    add_option(parser, "--dinov2", "DINOv2 weights, for the leak.", shown="the miniature's", type=Path)
+    add_option(parser, "--sea-raft", "SEA-RAFT weights.", shown="the miniature's", type=Path)
+    parser.add_argument("--json", action="store_true", help="Print JSON, for scripts.")
+    add_settings(
+        parser, SamplingSettings(), ("steps", "shift", "guidance", "width", "height", "frames", "seed")
+    )
+    add_model(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Sample with each LoRA alone and without any, and print the numbers and verdicts."""
+    _check(args)
+    settings = read_settings(args, SamplingSettings())
+    sea_raft_file = choose_encoder_file("SEA-RAFT", "--sea-raft", args.sea_raft, args.model, SEA_RAFT_FILE)
+    if args.motion is not None:
+        dinov2_file = choose_encoder_file("DINOv2", "--dinov2", args.dinov2, args.model, DINOV2_FILE)
+    backend = open_backend(args)
+    prompts = args.prompts or (MINIATURE_PROMPTS if args.model in (None, MINIATURE) else PROMPTS)
+    files = {name: path for name in ("motion", "subject") if (path := getattr(args, name)) is not None}
+    variants = [Variant("base", ""), *(load_alone(backend, name, path) for name, path in files.items())]
+    videos = sample_seeds(backend, prompts, variants, settings, args.seeds)
+    sea_raft = load_sea_raft(sea_raft_file).to(backend.device)
+    results: dict[str, tuple] = {}
+    if args.motion is not None:
+        size = settings.width, settings.height
+        clip = read_clip_file(args.clip, size, Selection(settings.frames, fps=backend.spec.latents.fps))
+        meter = LeakMeter(load_dinov2(dinov2_file, backend.device), sea_raft, clip.frames)
+        leak = meter.measure(videos["motion"], videos["base"])
+        results["leak"] = (leak, leak.describe())
+    if args.subject is not None:
+        stillness = measure_stillness(sea_raft, videos["subject"], videos["base"])
+        results["stillness"] = (stillness, stillness.describe())
+    for line in _render(results, args.json):
+        print(line)
+
+
+def load_alone(backend: StandaloneBackend, name: str, path: Path) -> Variant:
+    """Load a LoRA to be sampled with alone, at full strength; `name` is motion or subject."""
+    loaded = load_lora(path, backend.spec, adapter=RELEASE_ADAPTERS[name])
+    return Variant(name, "", (ScheduledLora(loaded.lora, FULL_STRENGTH, loaded.metadata.get_noise_range()),))
+
+
+def sample_seeds(
+    backend: StandaloneBackend,
+    prompts: Sequence[str],
+    variants: Sequence[Variant],
+    settings: SamplingSettings,
+    seeds: int,
+) -> dict[str, list[Tensor]]:
+    """Return for each variant the videos `B F 3 H W` in [0, 1] of every seed, from the same noise."""
+    videos: dict[str, list[Tensor]] = {variant.name: [] for variant in variants}
+    with tqdm(total=seeds * len(variants) * settings.steps, desc="sampling", unit="step") as bar:
+        for number in range(seeds):
+            seed = settings.seed + SEED_DISTANCE * number
+            sampled = generate(
+                backend, prompts, variants, replace(settings, seed=seed), on_step=lambda *_: bar.update()
+            )
+            for name, batch in sampled.items():
+                videos[name].append(batch)
+    return videos
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.motion is None and args.subject is None:
+        raise ValueError("No LoRA is given. Give --motion LORA with --clip CLIP, or --subject LORA, or both.")
+    if (args.motion is None) != (args.clip is None):
+        raise ValueError("--motion and --clip belong together: the LoRA, and the clip it was trained on.")
+    if args.seeds < 2:
+        raise ValueError(f"--seeds must be at least 2 for an interval, got {args.seeds}. The default is 4.")
+
+
+def _render(results: dict[str, tuple], as_json: bool) -> list[str]:
+    if not as_json:
+        return [text for _, text in results.values()]
+    content = {
+        name: {part: one and one._asdict() for part, one in value._asdict().items()} | {"verdict": text}
+        for name, (value, text) in results.items()
+    }
+    return [json.dumps(content, indent=2)]
