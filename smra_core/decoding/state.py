@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 DecoderState = tuple[Tensor, ...]
@@ -25,15 +26,29 @@ class StreamingDecoder(Protocol):
 
 
 def offload(state: DecoderState | None) -> DecoderState | None:
-    """Copy a state to host memory."""
-    return state and tuple(tensor.cpu() for tensor in state)
+    """Copy a state to host memory; from a card into pinned memory, without waiting for the copy.
+
+    What reads the copy must be queued on the same card after it, as the functions below are.
+    """
+    return state and tuple(map(_copy_to_host, state))
+
+
+def _copy_to_host(tensor: Tensor) -> Tensor:
+    """Copy a tensor to pinned memory, or to other memory of the host where the system pins no more."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu()
+    try:
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    except RuntimeError:
+        return tensor.cpu()
+    return host.copy_(tensor, non_blocking=True)
 
 
 def reload_with_grad(state: DecoderState, like: Tensor) -> list[Tensor]:
     """Copy a state to the device of `like`, as leaves of a new autograd graph."""
-    return [tensor.to(like.device).detach().requires_grad_() for tensor in state]
+    return [to_device_of(tensor, like).detach().requires_grad_() for tensor in state]
 
 
 def to_device_of(state: Tensor, like: Tensor) -> Tensor:
     """Move one tensor of a state to the device of `like`."""
-    return state.to(like.device)
+    return state.to(like.device, non_blocking=state.is_pinned())
