@@ -8,6 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..data.video import write_video
+from ..evaluation.switch_plot import draw_switch
 from ..lora.adapter import restrict
 from ..lora.applied_range import APPLIED_RANGES, AS_TRAINED, describe_applied
 from ..lora.choice import RELEASE_ADAPTERS
@@ -21,17 +22,20 @@ from ..lora.schedule import (
     TPoint,
     describe_run,
 )
+from ..lora.settled_switch import SettledSwitch, check_frames, describe_switch
 from ..standalone.generate import Variant, generate
 from ..standalone.output_file import VIDEO_ENDINGS, check_output_file, write_or_rescue
 from ..wan.flow_matching import sampling_sigmas
 from ..wan.noise_range import WHOLE
 from ..wan.sampler import SamplingSettings
-from ..wan.spec import LATENTS_21, LatentSpace
+from ..wan.spec import LATENTS_21, LatentSpace, latent_frames
 from .model_options import add_model, open_backend
 from .options import add_json, add_option, print_result, wrap_parser
 from .settings_options import add_settings, read_settings
 
 log = logging.getLogger("smrabooth")
+SETTLED = "settled"
+"""T_point of a run that switches by itself."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -61,8 +65,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         )  # fmt: skip
     add_option(
         parser, "--t-point",
-        "Noise level at which the strengths switch: a sigma (0.7), or a step of a run (15/50, or 15/50@5 at "
-        "shift 5).",
+        "Noise level at which the strengths switch: a sigma (0.7), a step of a run (15/50, or 15/50@5 at "
+        "shift 5), or 'settled': where the motion of this run stops changing, with a picture of it.",
         TPoint(), str(TPoint().sigma), type=wrap_parser(parse_t_point),
     )  # fmt: skip
     add_option(
@@ -80,6 +84,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Sample a video, write it and print its path."""
     settings = read_settings(args, SamplingSettings())
+    if isinstance(args.t_point, SettledSwitch):
+        check_frames(latent_frames(settings.frames))
     # H.264 of 8 bits and 4:2:0 takes far less than the pixels themselves, 1.5 bytes each.
     size = settings.frames * settings.width * settings.height * 3 // 2
     check_output_file(args.video, VIDEO_ENDINGS, size)
@@ -97,11 +103,14 @@ def run(args: argparse.Namespace) -> None:
             trained_at = loaded.metadata.get_noise_range() if args.noise_range == AS_TRAINED else WHOLE
             loras.append(ScheduledLora(restrict(loaded.lora, plan, path.name), strengths, trained_at))
     variant = Variant("video", "", tuple(loras), args.t_point)
-    _log_schedule(loras, args.t_point, sampling_sigmas(settings.steps, settings.shift).tolist())
+    sigmas = sampling_sigmas(settings.steps, settings.shift).tolist()
+    _log_schedule(loras, args.t_point, sigmas)
     with tqdm(total=settings.steps, desc="sampling", unit="step") as bar:
         videos = generate(backend, [args.prompt], [variant], settings, args.negative, lambda *_: bar.update())
     fps = choose_fps(args.fps, settings, spec.latents)
     written = write_or_rescue(args.video, lambda path: write_video(path, videos["video"][0], fps))
+    if isinstance(args.t_point, SettledSwitch):
+        _report_switch(written, args.t_point, sigmas)
     print_result(args, written, fps=fps, frames=settings.frames, seed=settings.seed)
 
 
@@ -112,8 +121,17 @@ def choose_fps(given: int | None, settings: SamplingSettings, latents: LatentSpa
     return settings.fps if given is not None or latents is LATENTS_21 else latents.fps
 
 
-def _log_schedule(loras: Sequence[ScheduledLora], t_point: TPoint, sigmas: Sequence[float]) -> None:
-    if loras:
+def _report_switch(video: Path, switch: SettledSwitch, sigmas: Sequence[float]) -> None:
+    """Log where a finished run has switched, and write the picture of it beside its video."""
+    log.info("%s", describe_switch(switch, sigmas))
+    picture = video.with_name(f"{video.stem}_t_point.png")
+    log.info("picture of the switch: %s", write_or_rescue(picture, draw_switch(switch, sigmas).save))
+
+
+def _log_schedule(
+    loras: Sequence[ScheduledLora], t_point: TPoint | SettledSwitch, sigmas: Sequence[float]
+) -> None:
+    if loras and isinstance(t_point, TPoint):
         log.info("%s", describe_run(t_point, sigmas))
     for one in loras:
         if not one.noise_range.is_whole:
@@ -134,11 +152,14 @@ def parse_strengths(text: str) -> Strengths:
     return Strengths(values[0], values[-1])
 
 
-def parse_t_point(text: str) -> TPoint:
-    """Return T_point from a sigma, or from a step as `15/50` or `15/50@5` at shift 5.
+def parse_t_point(text: str) -> TPoint | SettledSwitch:
+    """Return T_point from a sigma, or from a step as `15/50` or `15/50@5` at shift 5; for `settled` a new
+    switch, for one run.
 
     Raises ValueError for anything else.
     """
+    if text == SETTLED:
+        return SettledSwitch()
     run, _, shift = text.partition("@")
     step, is_step, steps = run.partition("/")
     try:
@@ -147,6 +168,6 @@ def parse_t_point(text: str) -> TPoint:
         return TPoint.from_step(int(step), int(steps), float(shift or 1))
     except ValueError as error:
         raise ValueError(
-            f"{text!r} is no noise level ({error}). Give a sigma such as 0.7, a step such as 15/50, or "
-            "15/50@5 for shift 5."
+            f"{text!r} is no noise level ({error}). Give a sigma such as 0.7, a step such as 15/50, "
+            f"15/50@5 for shift 5, or {SETTLED}."
         ) from error

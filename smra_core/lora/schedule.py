@@ -15,6 +15,7 @@ from torch import nn
 from ..wan.noise_range import WHOLE, NoiseRange
 from .adapter import Injection, Lora, injected
 from .applied_range import is_applied
+from .settled_switch import SettledSwitch
 
 
 @dataclass(frozen=True)
@@ -180,17 +181,22 @@ class ScheduledLora(NamedTuple):
 
 @contextmanager
 def scheduled(
-    linears: Mapping[str, nn.Module], loras: Sequence[ScheduledLora], t_point: TPoint, sigmas: Sequence[float]
+    linears: Mapping[str, nn.Module],
+    loras: Sequence[ScheduledLora],
+    t_point: TPoint | SettledSwitch,
+    sigmas: Sequence[float],
 ) -> Iterator[Callable[[float], None]]:
     """Add LoRAs to a model for a sampling run over `sigmas`; afterwards the model is exactly as before.
 
     Yields the function that sets the strengths for an evaluation at a given sigma: call it before each
-    evaluation of the model. Raises ValueError when a LoRA does not fit the linears.
+    evaluation of the model. A `SettledSwitch` must be shown each prediction. Raises ValueError when a LoRA
+    does not fit the linears.
     """
     injections = [Injection(one.lora, one.strengths.early) for one in loras]
-    boundary = t_point.boundary(sigmas)
+    fixed = t_point.boundary(sigmas) if isinstance(t_point, TPoint) else None
 
     def set_strengths(sigma: float) -> None:
+        boundary = t_point.find_boundary(sigmas) if fixed is None else fixed
         for injection, one in zip(injections, loras, strict=True):
             injection.strength = one.get_strength(sigma, boundary, sigmas)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..lora.schedule import ScheduledLora, TPoint, scheduled
+from ..lora.settled_switch import SettledSwitch
 from ..storage.on_demand import loaded_on_first_use
 from ..wan.flow_matching import sampling_sigmas
 from ..wan.interfaces import VideoCodec
@@ -23,7 +24,7 @@ class Variant:
     name: str
     description: str
     loras: tuple[ScheduledLora, ...] = ()
-    t_point: TPoint = TPoint()
+    t_point: TPoint | SettledSwitch = TPoint()
 
 
 def generate(
@@ -61,10 +62,11 @@ def generate(
                     pair.to(backend.device, backend.dtype)
             report = None if on_step is None else partial(on_step, variant.name)
             levels = sigmas.tolist()
+            record = variant.t_point.record if isinstance(variant.t_point, SettledSwitch) else None
             with scheduled(denoiser().linears(), variant.loras, variant.t_point, levels) as set_strengths:
                 latents[variant.name] = sample(
                     denoiser(), noise, sigmas, context, unguided, settings.guidance, settings.sampler,
-                    report, set_strengths,
+                    report, set_strengths, record,
                 ).cpu()  # fmt: skip
     with loaded_on_first_use(partial(backend.files.load_codec, backend.codec_dtype, backend.device)) as codec:
         return {name: decode_each(codec(), batch, backend.device) for name, batch in latents.items()}

@@ -67,11 +67,13 @@ def sample(
     sampler: str = "euler",
     on_step: Callable[[int, int], None] | None = None,
     on_evaluation: Callable[[float], None] | None = None,
+    on_prediction: Callable[[float, Tensor], None] | None = None,
 ) -> Tensor:
     """Denoise `start` (`B C f h w`, at noise level sigmas[0]) to sigmas[-1]; return latents in model space.
 
     `context` and `negative` are `B T 4096`; with guidance 1 the model is evaluated on `context` alone.
     `on_evaluation` is called with the sigma before each evaluation of the model, also inside a Heun step;
+    `on_prediction` after each with the sigma and the clean latents that it predicts, `B C f h w`;
     `on_step` is called after each step with its number and the number of all steps.
     """
     levels = sigmas.tolist()
@@ -79,7 +81,10 @@ def sample(
     def velocity(latents: Tensor, sigma: float) -> Tensor:
         if on_evaluation is not None:
             on_evaluation(sigma)
-        return guided_velocity(denoiser, latents, sigma, context, negative, guidance)
+        predicted = guided_velocity(denoiser, latents, sigma, context, negative, guidance)
+        if on_prediction is not None:
+            on_prediction(sigma, latents - sigma * predicted)
+        return predicted
 
     latents = start
     for step, (sigma, following) in enumerate(zip(levels, levels[1:], strict=False), start=1):

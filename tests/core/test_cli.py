@@ -512,3 +512,9 @@ def test_a_probe_of_layers_refuses_an_impossible_share_and_file_before_a_model_i
     assert "keep must be above 0 and at most 1" in fails(capsys, "probe-layers", "x", "a dog", "--keep", 0)
     assert ".png" in fails(capsys, "probe-layers", "x", "a dog", "--picture", "a.txt")
     assert not loads
+
+
+def test_sampling_with_a_settled_t_point_draws_its_switch_and_refuses_a_picture(world, subject, capsys):
+    world.sample("settled.mp4", "--subject", subject, "--t-point", "settled")
+    assert (world.folder / "settled_t_point.png").stat().st_size > 1000
+    assert "5 frames" in fails(capsys, "sample", "a dog", "--t-point", "settled", "--frames", 1)
