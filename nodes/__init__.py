@@ -1,5 +1,6 @@
 """Nodes of the pack: the only code that knows ComfyUI."""
 
+from .evaluate_video import EvaluateVideo
 from .inspect_lora import InspectLoRA
 from .layer_probe import LayerProbeNode
 from .load_data import LoadMotionClip, LoadSubjectFolder
@@ -11,6 +12,7 @@ from .noise_range import NoiseRangeNode
 from .optimizer_options import OptimizerOptionsNode
 from .preview_flow import PreviewOpticalFlow
 from .segment_subject import SegmentSubject
+from .show_report import ShowReport
 from .sparse_lora_loader import SparseLoRALoader
 from .sparse_lora_pair_loader import SparseLoRAPairLoader
 from .strength_options import StrengthOptionsNode
@@ -41,5 +43,7 @@ NODE_CLASS_MAPPINGS = {
     "SMRASegmentSubject": SegmentSubject,
     "SMRAPreviewOpticalFlow": PreviewOpticalFlow,
     "SMRAInspectLoRA": InspectLoRA,
+    "SMRAEvaluateVideo": EvaluateVideo,
+    "SMRAShowReport": ShowReport,
     "SMRALayerProbe": LayerProbeNode,
 }
