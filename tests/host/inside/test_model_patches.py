@@ -53,8 +53,14 @@ FAILURES = {
 }
 
 
+@pytest.fixture
+def recomputed(monkeypatch):
+    """No memory for activations, so that every block is recomputed."""
+    monkeypatch.setattr(pack("smra_core.training.job"), "measure_spare_memory", lambda *given: 0.0)
+
+
 @pytest.mark.parametrize("kind", FAILURES)
-def test_a_patch_that_fails_is_named_and_spoils_no_later_training(nodes, graph, kind):
+def test_a_patch_that_fails_is_named_and_spoils_no_later_training(nodes, graph, recomputed, kind):
     before, expected = fingerprint(graph.model), train(nodes, graph, graph.model, "clean")
     with pytest.raises(RuntimeError, match=r"<lambda> in .*test_model_patches.py|test_model_patches") as kept:
         train(nodes, graph, patched_attention(graph.model, FAILURES[kind]), "patched")
