@@ -71,7 +71,7 @@ def freeze_plain_linear(module: nn.Linear, ends_block: bool = False) -> FrozenFo
 
 
 def freeze_stored_linear(
-    module: nn.Linear, take: Callable[[], Tensor], scale: Tensor | None, ends_block: bool = False
+    module: nn.Linear, take: Callable[[], Tensor], scale: Tensor | float | None, ends_block: bool = False
 ) -> FrozenForward:
     """Return the forward in training of a linear whose weight is in the form of its file, or elsewhere.
 

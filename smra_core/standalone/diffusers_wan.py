@@ -61,6 +61,8 @@ class DiffusersDenoiser:
         take, scale = self.waiting.find_weight(name), getattr(linear, SCALE, None)
         if take is None and linear.weight.dtype.itemsize > 1:
             return freeze_plain_linear(linear, ends_block)
+        if scale is not None and not scale.ndim:
+            scale = scale.item()
         return freeze_stored_linear(linear, take or (lambda: linear.weight), scale, ends_block)
 
     def linears(self) -> dict[str, nn.Module]:

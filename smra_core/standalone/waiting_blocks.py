@@ -35,7 +35,7 @@ def choose_placement(spec: WanSpec, spare: float, value_bytes: int, stored_bytes
     if other + spec.blocks * count_block_bytes(spec, value_bytes) <= spare:
         return Placement()
     keeps_form = stored_bytes < value_bytes
-    if keeps_form:  # the widest weight is restored by way of float32
+    if keeps_form:  # the widest weight, which is restored by way of float32 if each row has a scale
         spare -= spec.dim * spec.ffn * (_FLOAT + value_bytes)
     fitting = int((spare - other) // count_block_bytes(spec, min(stored_bytes, value_bytes)))
     if fitting >= spec.blocks:

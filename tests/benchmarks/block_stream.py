@@ -17,11 +17,13 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # sums in one order
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from smra_core.lora.adapter import Injection, init_lora, injected
 from smra_core.lora.plan import MOTION
 from smra_core.standalone.checkpoint_weights import SCALE
 from smra_core.standalone.diffusers_wan import DiffusersDenoiser
+from smra_core.storage.on_demand import free_memory
 from smra_core.wan.block_stream import Copies, pack
 from smra_core.wan.pinned_memory import PinnedPieces
 
@@ -73,13 +75,16 @@ def measure_arm(form: str, share: float | None, blocks: int, sizes: dict, device
     found = {}
     with injected(denoiser.linears(), Injection(lora)):
         for name, grid in sizes.items():
-            torch.use_deterministic_algorithms(True, warn_only=True)
-            take_step(denoiser, parameters, grid, device)
+            with sdpa_kernel(SDPBackend.FLASH_ATTENTION if device.type == "cuda" else SDPBackend.MATH):
+                torch.use_deterministic_algorithms(True)
+                take_step(denoiser, parameters, grid, device)
+                torch.use_deterministic_algorithms(False)
             gradients = [each.grad.cpu() for each in parameters]
-            torch.use_deterministic_algorithms(False)
             step = partial(take_step, denoiser, parameters, grid, device)
             found[name] = {**time_steps(step, device), "gradients": gradients}
     denoiser.close()
+    del denoiser
+    free_memory()
     return found
 
 

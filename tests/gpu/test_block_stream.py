@@ -9,6 +9,7 @@ from smra_core.lora.adapter import Injection, init_lora, injected
 from smra_core.lora.plan import ALL_LAYERS
 from smra_core.miniature.model_files import MINIATURE_FILES
 from smra_core.standalone.waiting_blocks import Placement
+from smra_core.wan.block_stream import restore_values
 
 RANK, SIDE = 4, 8
 
@@ -46,6 +47,13 @@ def test_gradients_are_bit_equal_to_those_of_the_resident_model(device, dtype, r
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))
+
+
+def test_fp8_is_restored_to_the_bits_that_the_cpu_gives(device):
+    values = (100 * torch.randn(64, 64, generator=torch.Generator().manual_seed(0))).to(torch.float8_e4m3fn)
+    for scale in torch.logspace(-6, 1, 20) / 3:
+        expected = restore_values(values, scale, torch.bfloat16)
+        assert torch.equal(restore_values(values.to(device), scale.item(), torch.bfloat16).cpu(), expected)
 
 
 def test_a_closed_model_leaves_nothing_on_the_card(cuda):

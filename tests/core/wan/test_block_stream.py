@@ -123,6 +123,16 @@ def test_packed_weights_are_equal_and_begin_at_aligned_places():
     assert piece.nbytes == 512
 
 
+@pytest.mark.parametrize("stored", [torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_number_as_the_scale_gives_the_bits_of_a_tensor(stored, dtype):
+    generator = torch.Generator().manual_seed(0)
+    values = (100 * torch.randn(64, 64, generator=generator)).to(stored)
+    for scale in torch.logspace(-6, 1, 50) * torch.rand(50, generator=generator):
+        by_number = restore_values(values, scale.item(), dtype)
+        assert torch.equal(by_number, restore_values(values, scale, dtype))
+
+
 def test_values_are_restored_by_way_of_float32():
     values = torch.tensor([[1.0, -2.0], [0.5, 448.0]]).to(torch.float8_e4m3fn)
     scale = torch.tensor([[0.1], [3.0]])
