@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -97,11 +97,8 @@ class StandaloneBackend:
         if self.device.type == "cuda":
             placement = self.choose_placement(measure_spare_memory(self.device, step_bytes))
         load = partial(self.files.load_denoiser, self.dtype, self.device, True, placement)
-        with loaded_on_first_use(load) as denoiser:
-            try:
-                yield denoiser()
-            finally:
-                denoiser().close()
+        with loaded_on_first_use(load) as get_denoiser, closing(get_denoiser()) as denoiser:
+            yield denoiser
 
     def choose_placement(self, spare: float) -> Placement:
         """Return where the DiT's weights go if they may take so many bytes, and log what is not as usual."""

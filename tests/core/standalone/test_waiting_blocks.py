@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from smra_core.lora.adapter import Injection, init_lora, injected
 from smra_core.lora.plan import ALL_LAYERS
 from smra_core.standalone.backend import StandaloneBackend
+from smra_core.standalone.diffusers_wan import DiffusersDenoiser
 from smra_core.standalone.model_files import WanFiles
 from smra_core.standalone.waiting_blocks import Placement, choose_placement
 from smra_core.storage.tensor_cache import TensorCache
@@ -175,3 +176,22 @@ def test_a_backend_lets_blocks_wait_that_do_not_fit(files, tmp_path):
     backend = StandaloneBackend(files("fp8"), tmp_path, TensorCache(tmp_path), CPU, torch.bfloat16)
     assert backend.choose_placement(8 * GIB) == Placement()
     assert backend.choose_placement(-GIB) == Placement(True, 0)
+
+
+def test_the_backend_closes_what_it_loads_and_loads_once(files, tmp_path, monkeypatch):
+    backend = StandaloneBackend(files("plain"), tmp_path, TensorCache(tmp_path), CPU, torch.float32)
+    closed = []
+    monkeypatch.setattr(DiffusersDenoiser, "close", lambda self: closed.append(1))
+    with pytest.raises(KeyboardInterrupt), backend.denoiser_for_training():
+        raise KeyboardInterrupt
+    assert closed == [1]
+    loads = []
+
+    def fail(*args):
+        loads.append(1)
+        raise ValueError("broken file")
+
+    monkeypatch.setattr(WanFiles, "load_denoiser", fail)
+    with pytest.raises(ValueError, match="broken file"), backend.denoiser_for_training():
+        pass
+    assert loads == [1] and closed == [1]
