@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +12,9 @@ from tqdm import tqdm
 from ..data.clip_file import read_clip_file
 from ..data.video import Selection
 from ..encoders.dinov2 import load_dinov2
-from ..encoders.sea_raft import load_sea_raft
-from ..evaluation.leak_meter import LeakMeter
-from ..evaluation.stillness_meter import measure_stillness
+from ..encoders.sea_raft import SeaRaft, load_sea_raft
+from ..evaluation.leak_meter import LeakMeter, combine_seeds
+from ..evaluation.stillness_meter import compare_speeds, measure_speed
 from ..lora.choice import RELEASE_ADAPTERS
 from ..lora.reader import load_lora
 from ..lora.schedule import ScheduledLora, Strengths
@@ -44,7 +44,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_option(parser, "--clip", "Clip that the motion LoRA was trained on.", type=Path)
     add_option(parser, "--subject", "Subject LoRA whose stillness is measured.", type=Path)
     add_option(
-        parser, "--prompts", "Neutral prompts, in which something moves.",
+        parser, "--prompts", "Prompts in which something moves: neutral ones for the leak, with the subject's word for "
+        "stillness.",
         shown="three everyday scenes; for the miniature, two of its own", nargs="+",
     )  # fmt: skip
     add_option(parser, "--seeds", "Number of seeds. More narrow the interval.", 4, type=int)
@@ -68,18 +69,13 @@ def run(args: argparse.Namespace) -> None:
     prompts = args.prompts or (MINIATURE_PROMPTS if args.model in (None, MINIATURE) else PROMPTS)
     files = {name: path for name in ("motion", "subject") if (path := getattr(args, name)) is not None}
     variants = [Variant("base", ""), *(load_alone(backend, name, path) for name, path in files.items())]
-    videos = sample_seeds(backend, prompts, variants, settings, args.seeds)
     sea_raft = load_sea_raft(sea_raft_file).to(backend.device)
-    results: dict[str, tuple] = {}
+    meter = None
     if args.motion is not None:
         size = settings.width, settings.height
         clip = read_clip_file(args.clip, size, Selection(settings.frames, fps=backend.spec.latents.fps))
         meter = LeakMeter(load_dinov2(dinov2_file, backend.device), sea_raft, clip.frames)
-        leak = meter.measure(videos["motion"], videos["base"])
-        results["leak"] = (leak, leak.describe())
-    if args.subject is not None:
-        stillness = measure_stillness(sea_raft, videos["subject"], videos["base"])
-        results["stillness"] = (stillness, stillness.describe())
+    results = measure(sample_seeds(backend, prompts, variants, settings, args.seeds), meter, sea_raft)
     for line in _render(results, args.json):
         print(line)
 
@@ -90,24 +86,44 @@ def load_alone(backend: StandaloneBackend, name: str, path: Path) -> Variant:
     return Variant(name, "", (ScheduledLora(loaded.lora, FULL_STRENGTH, loaded.metadata.get_noise_range()),))
 
 
+def measure(
+    seeds: Iterable[dict[str, Tensor]], meter: LeakMeter | None, sea_raft: SeaRaft
+) -> dict[str, tuple]:
+    """Return leak and stillness with their verdicts, of the videos by the variant's name of each seed.
+
+    Each seed is measured as it comes, so that the videos of one are in memory.
+    """
+    leaks, speeds, base_speeds = [], [], []
+    for videos in seeds:
+        if meter is not None:
+            leaks.append(meter.measure_seed(videos["motion"], videos["base"]))
+        if "subject" in videos:
+            speeds.append(measure_speed(sea_raft, videos["subject"]))
+            base_speeds.append(measure_speed(sea_raft, videos["base"]))
+    results: dict[str, tuple] = {}
+    if leaks:
+        leak = combine_seeds(leaks)
+        results["leak"] = (leak, leak.describe())
+    if speeds:
+        stillness = compare_speeds(speeds, base_speeds)
+        results["stillness"] = (stillness, stillness.describe())
+    return results
+
+
 def sample_seeds(
     backend: StandaloneBackend,
     prompts: Sequence[str],
     variants: Sequence[Variant],
     settings: SamplingSettings,
     seeds: int,
-) -> dict[str, list[Tensor]]:
-    """Return for each variant the videos `B F 3 H W` in [0, 1] of every seed, from the same noise."""
-    videos: dict[str, list[Tensor]] = {variant.name: [] for variant in variants}
+) -> Iterator[dict[str, Tensor]]:
+    """Yield for each seed the videos `B F 3 H W` in [0, 1] by the variant's name, from the same noise."""
     with tqdm(total=seeds * len(variants) * settings.steps, desc="sampling", unit="step") as bar:
         for number in range(seeds):
             seed = settings.seed + SEED_DISTANCE * number
-            sampled = generate(
+            yield generate(
                 backend, prompts, variants, replace(settings, seed=seed), on_step=lambda *_: bar.update()
             )
-            for name, batch in sampled.items():
-                videos[name].append(batch)
-    return videos
 
 
 def _check(args: argparse.Namespace) -> None:

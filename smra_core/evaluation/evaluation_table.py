@@ -34,12 +34,13 @@ def to_json(evaluations: Mapping[str, Evaluation]) -> str:
 
 def _describe_rest(evaluations: Mapping[str, Evaluation]) -> list[str]:
     """Return sentences on what was left out and on the networks, each once."""
-    left_out = {
-        f"Left out: {name}, which {reason}." for one in evaluations.values()
-        for name, reason in one.left_out.items()
-    }  # fmt: skip
+    reasons: dict[str, dict[str, None]] = {}
+    for one in evaluations.values():
+        for name, reason in one.left_out.items():
+            reasons.setdefault(reason, {})[name] = None
+    left_out = [f"Left out: {', '.join(names)} ({reason})." for reason, names in reasons.items()]
     notes = dict.fromkeys(f"Note: {note}." for one in evaluations.values() for note in one.notes)
-    return [*sorted(left_out), *notes]
+    return [*left_out, *notes]
 
 
 def _format(value: float | None) -> str:

@@ -6,7 +6,7 @@ clip's background, by DINOv2's patch features. It is not in the paper, which sho
 pictures only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -98,20 +98,17 @@ class LeakMeter:
         actor = features[moving] if moving.any() else features
         return RegionFeatures(actor.mean(0), features[still].mean(0) if still.any() else None)
 
-    def measure(self, videos: Sequence[Tensor], bases: Sequence[Tensor]) -> Leak:
+    def measure(self, videos: Iterable[Tensor], bases: Iterable[Tensor]) -> Leak:
         """Return the leak over seeds: each entry is `B F 3 H W` in [0, 1], the videos of one seed.
 
         `videos` are made with the motion LoRA alone, `bases` without any, from the same noise and prompts.
         Raise ValueError for fewer than two seeds.
         """
-        pairs = [
-            torch.stack([self._measure_pair(*pair) for pair in zip(video, base, strict=True)]).nanmean(0)
-            for video, base in zip(videos, bases, strict=True)
-        ]
-        actor, background = torch.stack(pairs).double().unbind(1)
-        known = background[background.isfinite()]
-        enough = len(known) >= 2
-        return Leak(estimate_ratio(actor.tolist()), estimate_ratio(known.tolist()) if enough else None)
+        return combine_seeds([self.measure_seed(*seed) for seed in zip(videos, bases, strict=True)])
+
+    def measure_seed(self, videos: Tensor, bases: Tensor) -> Tensor:
+        """Return the mean leaks (actor, background) `2` of the videos `B F 3 H W` of one seed."""
+        return torch.stack([self._measure_pair(*pair) for pair in zip(videos, bases, strict=True)]).nanmean(0)
 
     def _measure_pair(self, video: Tensor, base: Tensor) -> Tensor:
         """Return the leaks (actor, background) `2` of a video; NaN where a part was not found."""
@@ -119,6 +116,13 @@ class LeakMeter:
         return torch.stack(
             [measure_share(*parts) for parts in zip(with_lora, without, self.clip, strict=True)]
         )
+
+
+def combine_seeds(leaks: Sequence[Tensor]) -> Leak:
+    """Return the leak with its intervals from the leaks (actor, background) `2` of each seed."""
+    actor, background = torch.stack(list(leaks)).double().unbind(1)
+    known = background[background.isfinite()]
+    return Leak(estimate_ratio(actor.tolist()), estimate_ratio(known.tolist()) if len(known) >= 2 else None)
 
 
 def measure_share(video: Tensor | None, base: Tensor | None, clip: Tensor | None) -> Tensor:

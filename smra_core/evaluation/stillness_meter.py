@@ -5,7 +5,7 @@ is too early. Videos of the same prompts are made twice from the same noise, wit
 without any; the meter compares the mean speed of their optical flow.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -40,13 +40,23 @@ class Stillness(NamedTuple):
         return f"{number} This many seeds cannot tell. Measure more of them (--seeds)."
 
 
-def measure_stillness(sea_raft: SeaRaft, videos: Sequence[Tensor], bases: Sequence[Tensor]) -> Stillness:
+def measure_stillness(sea_raft: SeaRaft, videos: Iterable[Tensor], bases: Iterable[Tensor]) -> Stillness:
     """Return how much videos move with a subject LoRA alone, over seeds: each entry is `B F 3 H W` in [0, 1].
 
-    `bases` are made without any LoRA from the same noise and prompts. Raise ValueError for fewer than two
-    seeds, and where the base model's videos stand still, which leaves nothing to compare.
+    `bases` are made without any LoRA from the same noise and prompts. Raise ValueError as `compare_speeds`.
     """
-    speeds, base_speeds = ([measure_speed(sea_raft, batch) for batch in each] for each in (videos, bases))
+    return compare_speeds(
+        [measure_speed(sea_raft, batch) for batch in videos],
+        [measure_speed(sea_raft, batch) for batch in bases],
+    )
+
+
+def compare_speeds(speeds: Sequence[float], base_speeds: Sequence[float]) -> Stillness:
+    """Return the stillness from the mean speeds of each seed, with the subject LoRA and without any.
+
+    Raise ValueError for fewer than two seeds, and where the base model's videos stand still, which leaves
+    nothing to compare.
+    """
     if max(base_speeds, default=0.0) < LEAST_SPEED:
         raise ValueError(
             "The base model's own videos stand still, so that stillness cannot be measured. Give prompts in "

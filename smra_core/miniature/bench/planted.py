@@ -37,7 +37,9 @@ SCENES = (
     Scene("circle", "green", "plain", "gray", "left"),
     Scene("triangle", "yellow", "striped", "maroon", "up"),
 )
-"""Scenes of the neutral prompts, which name neither the clip nor the subject."""
+"""Scenes of the neutral prompts, which name neither the clip nor the subject. For stillness the subject takes
+the place of the shape: without its word a subject LoRA changes little.
+"""
 CLEAN_STEPS, LONG_STEPS = 100, 500
 """Training steps of a clean LoRA and of a planted one."""
 _SUBJECTS = tuple(HELD_OUT_SUBJECTS)
@@ -85,7 +87,8 @@ def measure_leaks(bench: Bench, seed: int) -> dict[str, float]:
 
 def measure_stilling(bench: Bench, seed: int) -> dict[str, float]:
     """Return the motion that a clean and a stilling subject LoRA leave, both trained from one seed."""
-    images = bench.write_images(_SUBJECTS[seed % len(_SUBJECTS)])
+    subject = _SUBJECTS[seed % len(_SUBJECTS)]
+    images, scenes = bench.write_images(subject), tuple(replace(scene, subject=subject) for scene in SCENES)
     sea_raft, motion = load_sea_raft(SEA_RAFT_FILE), {}
     for name, steps, chosen in (
         ("moving", CLEAN_STEPS, replace(SUBJECT, sura_weight=0.0)),
@@ -94,23 +97,23 @@ def measure_stilling(bench: Bench, seed: int) -> dict[str, float]:
         training = replace(SUBJECT_TRAINING, steps=steps, seed=seed)
         with TrainingBar(f"{name} subject") as report:
             trained = train_subject(bench.backend, images, DINOV2_FILE, chosen, training, name, report)
-        videos = list(sample_seeds(bench, trained.path))
-        motion[name] = measure_stillness(sea_raft, videos, sample_bases(bench)).motion.mean
+        videos = list(sample_seeds(bench, trained.path, scenes))
+        motion[name] = measure_stillness(sea_raft, videos, sample_bases(bench, scenes)).motion.mean
     return motion
 
 
 @cache
-def sample_bases(bench: Bench) -> list[Tensor]:
-    """Sample the neutral prompts without any LoRA, `B F 3 H W` in [0, 1] for each seed."""
-    return list(sample_seeds(bench, None))
+def sample_bases(bench: Bench, scenes: tuple[Scene, ...] = SCENES) -> list[Tensor]:
+    """Sample the scenes without any LoRA, `B F 3 H W` in [0, 1] for each seed."""
+    return list(sample_seeds(bench, None, scenes))
 
 
-def sample_seeds(bench: Bench, lora: Path | None) -> Iterator[Tensor]:
-    """Yield the videos `B F 3 H W` in [0, 1] of the neutral prompts for each seed."""
+def sample_seeds(bench: Bench, lora: Path | None, scenes: tuple[Scene, ...] = SCENES) -> Iterator[Tensor]:
+    """Yield the videos `B F 3 H W` in [0, 1] of the scenes for each seed."""
     loras = ()
     if lora is not None:
         loras = (ScheduledLora(load_lora(lora, bench.backend.spec).lora, Strengths.from_value(1.0)),)
     for seed in range(SEEDS):
         settings = replace(SAMPLING, seed=1000 * (seed + 1))
-        prompts = [scene.prompt for scene in SCENES]
+        prompts = [scene.prompt for scene in scenes]
         yield generate(bench.backend, prompts, [Variant("video", "", loras)], settings)["video"]

@@ -149,6 +149,6 @@ def test_text_and_json_show_metrics_what_was_left_out_and_notes():
     assert line.split()[1:] == [
         f"{value:.4f}" for value in (one.values["CLIP-I"], two.values["CLIP-I"], mean)
     ]
-    assert "Left out: Imaging, which needs MUSIQ." in text and text.count("a table") == 1
+    assert "Left out: Imaging (needs MUSIQ)." in text and text.count("a table") == 1
     content = json.loads(to_json({"a.mp4": one}))["a.mp4"]
     assert content["metrics"] == one.values and content["left_out"] == one.left_out

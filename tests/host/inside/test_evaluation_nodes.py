@@ -82,7 +82,7 @@ def test_a_video_is_measured_with_the_hosts_clip_and_vision(nodes, vision, tmp_p
     assert content["metrics"]["CLIP-I"] == pytest.approx((ours @ theirs.T).mean().item(), abs=1e-4)
     assert content["metrics"]["CLIP-T"] == pytest.approx((ours @ prompt).mean().item(), abs=1e-4)
     assert content["metrics"]["Motion Amount"] == pytest.approx(1, abs=1e-3)
-    assert "Left out: DINO-I, which needs DINO or DINOv2." in text
+    assert "Left out: DINO-I, Subject Consistency (needs DINO or DINOv2)." in text
     assert picture.ndim == 4 and picture.shape[-1] == 3
 
 
