@@ -44,7 +44,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_option(parser, "--clip", "Clip that the motion LoRA was trained on.", type=Path)
     add_option(parser, "--subject", "Subject LoRA whose stillness is measured.", type=Path)
     add_option(
-        parser, "--prompts", "Prompts in which something moves: neutral ones for the leak, with the subject's word for "
+        parser, "--prompts",
+        "Prompts in which something moves: neutral ones for the leak, with the subject's word for "
         "stillness.",
         shown="three everyday scenes; for the miniature, two of its own", nargs="+",
     )  # fmt: skip
