@@ -1,6 +1,7 @@
 """Nodes of the pack: the only code that knows ComfyUI."""
 
 from .evaluate_video import EvaluateVideo
+from .compare_grid import CompareGrid
 from .inspect_lora import InspectLoRA
 from .layer_probe import LayerProbeNode
 from .load_data import LoadMotionClip, LoadSubjectFolder
@@ -11,6 +12,7 @@ from .loss_options import LossOptionsNode
 from .noise_range import NoiseRangeNode
 from .optimizer_options import OptimizerOptionsNode
 from .preview_flow import PreviewOpticalFlow
+from .save_grid_cell import SaveGridCell
 from .segment_subject import SegmentSubject
 from .show_report import ShowReport
 from .sparse_lora_loader import SparseLoRALoader
@@ -20,6 +22,8 @@ from .t_point_scheduler import TPointScheduler
 from .train_motion_lora import TrainMotionLoRA
 from .train_subject_lora import TrainSubjectLoRA
 from .training_options import TrainingOptionsNode
+
+from .write_grid_report import WriteGridReport
 
 # A plain table with final ids: static checkers read it without running anything.
 NODE_CLASS_MAPPINGS = {
@@ -44,6 +48,9 @@ NODE_CLASS_MAPPINGS = {
     "SMRAPreviewOpticalFlow": PreviewOpticalFlow,
     "SMRAInspectLoRA": InspectLoRA,
     "SMRAEvaluateVideo": EvaluateVideo,
+    "SMRACompareGrid": CompareGrid,
+    "SMRASaveGridCell": SaveGridCell,
+    "SMRAWriteGridReport": WriteGridReport,
     "SMRAShowReport": ShowReport,
     "SMRALayerProbe": LayerProbeNode,
 }

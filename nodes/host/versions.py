@@ -40,10 +40,11 @@ SYMBOLS = {
     "comfy.ops": ("cast_bias_weight",),
     "comfy.patcher_extension": ("CallbacksMP", "WrappersMP"),
     "comfy.sampler_helpers": ("convert_cond",),
-    "comfy.samplers": ("SCHEDULER_NAMES", "calculate_sigmas", "encode_model_conds"),
+    "comfy.samplers": ("SAMPLER_NAMES", "SCHEDULER_NAMES", "calculate_sigmas", "encode_model_conds"),
     "comfy.sd": ("CLIP", "VAE", "load_diffusion_model"),
     "comfy.utils": ("ProgressBar", "load_torch_file"),
     "comfy_api.latest": ("io", "ui"),
+    "comfy_execution.graph_utils": ("GraphBuilder",),
     "folder_paths": (
         "add_model_folder_path",
         "folder_names_and_paths",

@@ -31,6 +31,18 @@ NoiseRangeType = io.Custom("SMRA_NOISE_RANGE")
 LossOptionsType = io.Custom("SMRA_LOSS_OPTIONS")
 StrengthOptionsType = io.Custom("SMRA_STRENGTH_OPTIONS")
 LoaderOptionsType = io.Custom("SMRA_LOADER_OPTIONS")
+GridType = io.Custom("SMRA_GRID")
+"""Carries a Grid."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Cells of a grid on disk."""
+
+    name: str
+    """Name of the grid's folder."""
+    keys: tuple[str, ...]
+    """Names of the cells' files, in the order in which they are shown."""
 
 
 @dataclass(frozen=True)

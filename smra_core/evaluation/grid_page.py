@@ -81,7 +81,8 @@ def write_grid_page(
     if not is_embedded:
         more = [f"The videos ({sizes / 1e6:.0f} MB) are in the files beside this page; move them together."]
     names = dict.fromkeys(name for cell in cells for name in cell.metrics)
-    row_axes = [axis for axis in axes if axis not in fixed_axes]
+    varying = [axis for axis in axes if len({cell.labels.get(axis) for cell in cells}) > 1]
+    row_axes = [axis for axis in varying if axis not in fixed_axes]
     data = {
         "title": title,
         "key": _hash_names(title, cells),

@@ -20,7 +20,7 @@ ON_BOTH_HOSTS = {
 SHIPPED = {
     "quickstart_miniature", "train_subject", "train_motion", "train_wan22_pair", "train_wan22_pair_i2v",
     "all_in_one", "combine", "combine_wan22_i2v", "combine_wan22_t2v", "combine_two_samplers",
-    "ablation_grid",
+    "ablation_grid", "compare_grid", "compare_grid_wan22",
 }  # fmt: skip
 PAIRS = ("combine_wan22_i2v", "combine_wan22_t2v")
 ONLY_ON_NEW_HOSTS = {"ComfySwitchNode"}

@@ -1,0 +1,169 @@
+"""The nodes that a grid expands into: for each missing cell a loader, a sampler, a decoder and a saver."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ...smra_core.evaluation.grid_cells import NO_LORA, TRAINED_HERE, CellValues, GridFolder, fill_prompt
+from ...smra_core.lora.schedule import StrengthSchedule
+from ...smra_core.storage.content_hash import fingerprint_weights, hash_content
+from ..host.model_identity import fingerprint_model, fingerprint_vae, fingerprint_values
+from ..host.wire_types import Grid
+from .folder import find_grid_folder
+
+_KEY_LETTERS = 20
+
+
+@dataclass(frozen=True)
+class GridInputs:
+    """What all cells of a grid share."""
+
+    values: Mapping[str, Any]
+    """Inputs of the node by name."""
+    folder: GridFolder
+    shared: str
+    """Hash of all that makes the videos beside the values of the axes."""
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> "GridInputs":
+        """Check the inputs and hash them. Raises ValueError where the prompt cannot be encoded."""
+        if values.get("positive") is None and values.get("clip") is None:
+            raise ValueError("Connect clip, which encodes the prompts, or positive in place of prompt.")
+        return cls(values, find_grid_folder(values["name"]), hash_inputs(values))
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether two experts make the steps."""
+        return self.values.get("model_low_noise") is not None
+
+
+def hash_inputs(values: Mapping[str, Any]) -> str:
+    """Return a hash of models, conditioning, latent, schedule and sampler settings, by their contents."""
+    import comfy.samplers
+
+    parts: list[str] = [fingerprint_vae(values["vae"])]
+    for name in ("model", "model_low_noise"):
+        model = values.get(name)
+        if model is not None:
+            sampling = model.get_model_object("model_sampling")
+            levels = comfy.samplers.calculate_sigmas(sampling, values["scheduler"], values["steps"])
+            parts += [fingerprint_model(model), hash_content(levels)]
+    for purpose in ("subject", "motion"):
+        lora = values.get(f"{purpose}_lora_model")
+        parts.append("" if lora is None else fingerprint_values(lora.items()))
+    contents = [values["negative"], values.get("positive"), values["latent_image"]]
+    settings = [values.get("schedule"), values.get("loader_options")]
+    settings += [values[name] for name in ("steps", "cfg", "sampler_name", "scheduler", "fps", "switch_step")]
+    parts += [describe_content(content) for content in contents] + [repr(setting) for setting in settings]
+    return hash_content("\n".join(parts).encode())
+
+
+def describe_content(content: Any) -> str:
+    """Return a text that changes with the tensors and numbers in a CONDITIONING or a LATENT."""
+    if isinstance(content, Tensor):
+        return hash_content(content)
+    if isinstance(content, Mapping):
+        return str({str(name): describe_content(value) for name, value in content.items()})
+    if isinstance(content, list | tuple):
+        return str([describe_content(value) for value in content])
+    if content is None or isinstance(content, bool | int | float | str):
+        return repr(content)
+    return type(content).__name__
+
+
+def make_key(given: GridInputs, cell: CellValues, prompt: str) -> str:
+    """Return the key of a cell: a hash of all that its video depends on."""
+    import folder_paths
+
+    files = [
+        fingerprint_weights(path)
+        for lora in (cell.subject, cell.motion)
+        for path in [_find_file(folder_paths, lora.name)]
+        if path is not None
+    ]
+    text = json.dumps([given.shared, files, cell, prompt])
+    return hash_content(text.encode())[:_KEY_LETTERS]
+
+
+def _find_file(folder_paths, name: str) -> Path | None:
+    found = folder_paths.get_full_path("loras", name) if name != NO_LORA else None
+    return None if found is None else Path(found)
+
+
+def expand_grid(given: GridInputs, cells: Sequence[CellValues]) -> io.NodeOutput:
+    """Return the nodes of all missing cells, one after the other, and those of the report."""
+    from comfy_execution.graph_utils import GraphBuilder
+
+    graph = GraphBuilder()
+    template = given.values["prompt"] if given.values.get("positive") is None else ""
+    prompts = [fill_prompt(template, cell) for cell in cells]
+    keys = [make_key(given, cell, prompt) for cell, prompt in zip(cells, prompts, strict=True)]
+    after: Any = Grid(given.folder.path.name, tuple(keys))
+    for cell, prompt, key in zip(cells, prompts, keys, strict=True):
+        if given.folder.is_there(key):
+            continue
+        frames = _add_cell(graph, given, cell, prompt)
+        saver = graph.node(
+            "SMRASaveGridCell", images=frames, after=after, name=given.folder.path.name, key=key, note=prompt,
+            labels="\n".join(f"{axis}: {value}" for axis, value in cell.make_labels().items()),
+            fps=given.values["fps"],
+        )  # fmt: skip
+        after = saver.out(0)
+    report = graph.node("SMRAWriteGridReport", grid=after, name=given.folder.path.name, title=given.values["name"])
+    return io.NodeOutput(report.out(0), report.out(1), expand=graph.finalize())
+
+
+def _add_cell(graph, given: GridInputs, cell: CellValues, prompt: str) -> Any:
+    """Add the nodes of one cell; return the link to its frames."""
+    values = given.values
+    positive = values.get("positive")
+    if positive is None:
+        positive = graph.node("CLIPTextEncode", clip=values["clip"], text=prompt).out(0)
+    both = {"positive": positive, "negative": values["negative"]}
+    run = {name: values[name] for name in ("steps", "cfg", "sampler_name", "scheduler")}
+    loader = _add_loader(graph, given, cell)
+    if not given.is_pair:
+        latents = graph.node(
+            "KSampler", model=loader.out(0), seed=cell.seed, denoise=1.0,
+            latent_image=values["latent_image"], **both, **run,
+        ).out(0)  # fmt: skip
+    else:
+        switch = values["switch_step"]
+        first = graph.node(
+            "KSamplerAdvanced", model=loader.out(0), noise_seed=cell.seed, add_noise="enable",
+            latent_image=values["latent_image"], start_at_step=0, end_at_step=switch,
+            return_with_leftover_noise="enable", **both, **run,
+        )  # fmt: skip
+        latents = graph.node(
+            "KSamplerAdvanced", model=loader.out(1), noise_seed=cell.seed, add_noise="disable",
+            latent_image=first.out(0), start_at_step=switch, end_at_step=10000,
+            return_with_leftover_noise="disable", **both, **run,
+        ).out(0)  # fmt: skip
+    return graph.node("VAEDecode", samples=latents, vae=values["vae"]).out(0)
+
+
+def _add_loader(graph, given: GridInputs, cell: CellValues):
+    """Add the loader of a cell, with only the inputs that are there."""
+    values, schedule = given.values, given.values.get("schedule")
+    if cell.t_point is not None:
+        schedule = replace(schedule or StrengthSchedule(), t_point=cell.t_point, as_share=False)
+    optional = {"schedule": schedule, "loader_options": values.get("loader_options")}
+    models = {"model": values["model"]}
+    if given.is_pair:
+        models = {"model_high_noise": values["model"], "model_low_noise": values["model_low_noise"]}
+    loras: dict[str, Any] = {}
+    for purpose, lora, strength in (
+        ("subject", cell.subject, cell.subject_strength), ("motion", cell.motion, cell.motion_strength)
+    ):  # fmt: skip
+        is_here = lora.name == TRAINED_HERE
+        loras |= {f"{purpose}_lora": NO_LORA if is_here else lora.name, f"{purpose}_strength": strength}
+        if is_here:
+            optional[f"{purpose}_lora_model"] = values[f"{purpose}_lora_model"]
+    kind = "SMRASparseLoRAPairLoader" if given.is_pair else "SMRASparseLoRALoader"
+    there = {name: value for name, value in optional.items() if value is not None}
+    return graph.node(kind, **models, **loras, **there)
