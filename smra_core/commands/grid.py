@@ -9,6 +9,7 @@ from typing import NoReturn
 from ..grid.grid_file import read_grid_file
 from ..grid.local_pool import LocalPool, list_gpus
 from ..grid.plan import Cell, Plan, make_plan
+from ..grid.ray_cluster import RayCluster
 from ..grid.results import GridResults, write_results
 from ..grid.run import GridEnd, GridRun
 from ..miniature.model_files import MINIATURE
@@ -19,6 +20,7 @@ from .options import add_json, add_option
 
 log = logging.getLogger("smrabooth")
 
+HERE, RAY = "here", "ray"
 PARSERS = {"train-subject": train_subject, "train-motion": train_motion, "sample": sample}
 
 
@@ -34,6 +36,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_option(
         parser, "--workers", "Commands that run at the same time on a computer without a GPU; with GPUs, "
         "each has its own.", 1, type=int,
+    )  # fmt: skip
+    add_option(
+        parser, "--on", "Where the commands run: in processes here, or as tasks of a Ray cluster, whose "
+        "nodes see the folder of the grid and its data under the same paths.", HERE, choices=(HERE, RAY),
+    )  # fmt: skip
+    add_option(
+        parser, "--ray-address", "Address of the Ray cluster: auto, or ray://HOST:10001.",
+        shown="one that is started here",
     )  # fmt: skip
     parser.add_argument(
         "--dry-run", action="store_true", help="Show what is there and what is missing, and run nothing."
@@ -51,8 +61,9 @@ def run(args: argparse.Namespace) -> None:
         _print_plan(plan, args.json)
         return
     check_output_folder(plan.file.out)
-    with LocalPool(list_gpus(), args.workers) as pool:
-        end = GridRun(plan, pool).run()
+    on_ray = args.on == RAY
+    with RayCluster(args.ray_address) if on_ray else LocalPool(list_gpus(), args.workers) as workers:
+        end = GridRun(plan, workers).run()
     _print_end(plan, end, write_results(plan, choose_encoders(plan)), args.json)
 
 
