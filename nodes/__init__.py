@@ -1,7 +1,7 @@
 """Nodes of the pack: the only code that knows ComfyUI."""
 
-from .evaluate_video import EvaluateVideo
 from .compare_grid import CompareGrid
+from .evaluate_video import EvaluateVideo
 from .inspect_lora import InspectLoRA
 from .layer_probe import LayerProbeNode
 from .load_data import LoadMotionClip, LoadSubjectFolder
@@ -22,7 +22,6 @@ from .t_point_scheduler import TPointScheduler
 from .train_motion_lora import TrainMotionLoRA
 from .train_subject_lora import TrainSubjectLoRA
 from .training_options import TrainingOptionsNode
-
 from .write_grid_report import WriteGridReport
 
 # A plain table with final ids: static checkers read it without running anything.

@@ -49,7 +49,9 @@ class SaveGridCell(io.ComfyNode):
                     tooltip="Name of the file; empty takes a hash of the frames and labels.",
                 ),
             ],
-            outputs=[GridType.Output(display_name="grid", tooltip="For SMRA Write Grid Report or the next cell.")],
+            outputs=[
+                GridType.Output(display_name="grid", tooltip="For SMRA Write Grid Report, or another cell.")
+            ],
             is_output_node=True,
         )  # fmt: skip
 

@@ -114,7 +114,9 @@ def expand_grid(given: GridInputs, cells: Sequence[CellValues]) -> io.NodeOutput
             fps=given.values["fps"],
         )  # fmt: skip
         after = saver.out(0)
-    report = graph.node("SMRAWriteGridReport", grid=after, name=given.folder.path.name, title=given.values["name"])
+    report = graph.node(
+        "SMRAWriteGridReport", grid=after, name=given.folder.path.name, title=given.values["name"]
+    )
     return io.NodeOutput(report.out(0), report.out(1), expand=graph.finalize())
 
 

@@ -47,7 +47,7 @@ class CellValues(NamedTuple):
         """Return the names of the values by axis."""
         t_point = {} if self.t_point is None else {"T_point": f"{self.t_point:g}"}
         return {
-            "subject": _shorten(self.subject.name), "motion": _shorten(self.motion.name),
+            "subject": _strip_ending(self.subject.name), "motion": _strip_ending(self.motion.name),
             "subject strength": f"{self.subject_strength:g}", "motion strength": f"{self.motion_strength:g}",
             **t_point, "seed": str(self.seed),
         }  # fmt: skip
@@ -71,7 +71,7 @@ class GridAxes:
             yield CellValues(*rest, seed)
 
 
-def _shorten(name: str) -> str:
+def _strip_ending(name: str) -> str:
     return Path(name).stem if name.endswith(".safetensors") else name
 
 
@@ -128,7 +128,7 @@ def fill_prompt(template: str, cell: CellValues) -> str:
                 f"The prompt holds {place}, but the line {lora.name!r} of {purpose}_loras has no words. "
                 f"Write them behind a bar: {lora.name} | a dog."
             )
-        template = template.replace(place, lora.words or _shorten(lora.name))
+        template = template.replace(place, lora.words or _strip_ending(lora.name))
     return template
 
 
