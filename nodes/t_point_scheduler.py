@@ -30,10 +30,16 @@ from .host.wire_types import Schedule, StrengthOptions, StrengthOptionsType
 STEP, SHARE, SIGMA = "step of a reference run", "share of the steps", "sigma"
 HAND_OVER, HAND_OVER_AT = "hand-over of the experts", "hand-over at sigma"
 """The two experts of Wan 2.2 make half of the steps each, or the high-noise one those at or above a sigma."""
+SETTLED = "settled motion"
+"""The run itself switches, where the motion of the video that it predicts stops changing."""
 REFERENCE = SamplingSettings()
 REFERENCE_STEP = round(REFERENCE.steps * (1 - TPoint().sigma))
 """The paper's step 15 of 50, at the shift 1 of the authors' release."""
 _BISECTIONS = 40
+_CHOSEN_LATER = (
+    "the Sparse LoRA Loader chooses the step during the run, and the log says which; the outputs here are "
+    "those of the step of the reference run"
+)
 _OTHER_ORDER = (
     "switch_step is the number of early steps, no place to cut this run in two; subject_keyframes do not "
     "follow it, as ComfyUI's hooks only go from early to late. The Sparse LoRA Loader follows it"
@@ -86,6 +92,8 @@ class TPointScheduler(io.ComfyNode):
         is_early = find_early_steps(t_point, levels)
         if is_early != sorted(is_early, reverse=True):
             report = f"{report}. {_OTHER_ORDER}"
+        if schedule.when_settled:
+            report = f"{_CHOSEN_LATER}: {report}"
         drawing = draw_schedule(schedule, t_point, levels)
         picture = torch.from_numpy(np.asarray(drawing).copy()).float()[None] / 255
         show_text(cls, report)
@@ -104,14 +112,15 @@ def _make_t_point_inputs() -> list:
     return [
         io.Combo.Input(
             "t_point",
-            options=[STEP, SHARE, SIGMA, HAND_OVER, HAND_OVER_AT],
+            options=[STEP, SHARE, SIGMA, HAND_OVER, HAND_OVER_AT, SETTLED],
             default=STEP,
             tooltip="How T_point is given. As a step of a reference run or as a sigma it is a noise level, "
             "which stays the same whatever shift and step count you sample with. As a share of the steps "
-            "it moves with the shift. The last two are for the two experts of Wan 2.2: early strengths on "
+            "it moves with the shift. The hand-overs are for the two experts of Wan 2.2: early strengths on "
             "the high-noise expert, late strengths on the low-noise expert. They hand over after half of "
             f"the steps of the connected run (noise level {OFFICIAL_SIGMA:.4f} where none is connected), or "
-            "at the first step below sigma.",
+            "at the first step below sigma. With 'settled motion' the run itself switches, where the motion "
+            "of the video that it predicts stops changing; for one sampler that makes all steps.",
         ),
         io.Int.Input(
             "step", default=REFERENCE_STEP, min=0, max=10000,
@@ -189,13 +198,18 @@ def _make_schedule(widgets: dict, strengths: StrengthOptions | None, levels: lis
     kind = widgets["t_point"]
     if kind in (HAND_OVER, HAND_OVER_AT):
         t_point = levels[find_hand_over(levels, widgets["sigma"] if kind == HAND_OVER_AT else None)]
-    elif kind == STEP:
+    elif kind in (STEP, SETTLED):
         t_point = TPoint.from_step(widgets["step"], widgets["of_steps"], widgets["reference_shift"]).sigma
     else:
         t_point = widgets["share"] if kind == SHARE else widgets["sigma"]
     chosen = strengths or StrengthOptions(STRENGTH_PRESETS[widgets["preset"]], MOTION_STRENGTHS)
     return StrengthSchedule(
-        t_point, kind == SHARE, chosen.subject, chosen.motion, at_hand_over=kind in (HAND_OVER, HAND_OVER_AT)
+        t_point,
+        kind == SHARE,
+        chosen.subject,
+        chosen.motion,
+        at_hand_over=kind in (HAND_OVER, HAND_OVER_AT),
+        when_settled=kind == SETTLED,
     )
 
 

@@ -138,7 +138,12 @@ def _add_swap(
 ) -> None:
     from comfy.patcher_extension import CallbacksMP, WrappersMP
 
-    swap = CallTimeSwap(loras, lambda base: schedule.resolve(base.model_sampling.percent_to_sigma), changes)
+    swap = CallTimeSwap(
+        loras,
+        lambda base: schedule.resolve(base.model_sampling.percent_to_sigma),
+        changes,
+        schedule.when_settled,
+    )
     # A key of its own, because two loaders in a row must not replace one another; and the same one in every
     # run, because a compiled model has it in its guards and would be compiled again for each loader.
     present = model.wrappers.get(WrappersMP.APPLY_MODEL, {})

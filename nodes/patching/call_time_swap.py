@@ -24,6 +24,7 @@ from ..host.versions import compute_dtype_of
 from .layer_changes import compute_change
 from .reach_check import ReachCheck
 from .run_caches import forget_cached_values
+from .run_switch import RunSwitch
 
 log = logging.getLogger("smrabooth")
 PREFIX = "diffusion_model."
@@ -46,10 +47,12 @@ class CallTimeSwap:
         loras: Sequence[ScheduledLora],
         t_point_of: Callable[[Any], TPoint],
         changes: Sequence[ScheduledChanges] = (),
+        when_settled: bool = False,
     ):
         """Prepare the LoRAs; `t_point_of` takes ComfyUI's BaseModel, whose table of noise levels a share of
-        the steps needs.
+        the steps needs. With `when_settled` a run switches where its motion has settled.
         """
+        self._when_settled = when_settled
         self._loras, self._changes, self._t_point_of = list(loras), list(changes), t_point_of
         self._states: weakref.WeakKeyDictionary[Any, _ModelState] = weakref.WeakKeyDictionary()
         # With several graphics cards, one thread for each calls this at the same time.
@@ -66,6 +69,7 @@ class CallTimeSwap:
         state.reach_check.start_evaluation()
         with replaced_forwards(state.make_replacements(model)):
             result = executor(x, t, *args, **kwargs)
+        state.record_prediction(float(t.max()), result, options)
         state.reach_check.finish_evaluation(changed)
         return result
 
@@ -73,7 +77,7 @@ class CallTimeSwap:
         with self._lock:
             state = self._states.get(model)
             if state is None:
-                state = self._states[model] = _ModelState(self._loras, self._changes)
+                state = self._states[model] = _ModelState(self._loras, self._changes, self._when_settled)
             return state
 
     def release(self, *_) -> None:
@@ -171,7 +175,10 @@ class _ModelState:
     The forwards are kept between evaluations, because a compiler guards on their identity.
     """
 
-    def __init__(self, loras: Sequence[ScheduledLora], changes: Sequence[ScheduledChanges]):
+    def __init__(
+        self, loras: Sequence[ScheduledLora], changes: Sequence[ScheduledChanges], when_settled: bool = False
+    ):
+        self.switch = RunSwitch() if when_settled else None
         self.schedules = [*loras, *(one.schedule for one in changes)]
         """What tells the strength of each LoRA and of each set of changes."""
         self.additions: dict[str, _Addition] = {}
@@ -209,6 +216,8 @@ class _ModelState:
 
     def release(self) -> None:
         """Free the factors, and begin a new run."""
+        if self.switch is not None:
+            self.switch.finish_run()
         self.reach_check.finish_run()
         self.loaded_for, self.values = None, []
         for addition in self.additions.values():
@@ -219,16 +228,25 @@ class _ModelState:
         they differ from those of the evaluation before.
         """
         if levels and levels != self.levels:
-            log.info("Sparse LoRA: %s", describe_run(t_point, levels))
+            if self.switch is None:
+                log.info("Sparse LoRA: %s", describe_run(t_point, levels))
             for noise_range in {one.noise_range for one in self.schedules if not one.noise_range.is_whole}:
                 log.info("Sparse LoRA: %s", describe_applied(noise_range, levels))
         self.levels = levels
-        boundary = t_point.estimate_boundary(levels)
+        if self.switch is not None and levels:
+            boundary = self.switch.find_boundary(sigma, levels)
+        else:
+            boundary = t_point.estimate_boundary(levels)
         values = [one.get_strength(sigma, boundary, levels) for one in self.schedules]
         for strength, value in zip(self.strengths, values, strict=True):
             strength.set(value)
         before, self.values = self.values, values
         return values != before
+
+    def record_prediction(self, sigma: float, x0: Tensor, options: dict) -> None:
+        """Show a run that switches by itself what the model has predicted, `B C f h w`."""
+        if self.switch is not None:
+            self.switch.record(sigma, x0, options)
 
     def make_replacements(self, model) -> Iterator[tuple[nn.Module, Callable]]:
         """Yield the modules to change and their forwards with this loader's additions."""

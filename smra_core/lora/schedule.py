@@ -139,6 +139,10 @@ class StrengthSchedule:
     motion: Strengths = MOTION_STRENGTHS
     at_hand_over: bool = False
     """Whether T_point is where the two experts of Wan 2.2 hand over: each of them then has one strength."""
+    when_settled: bool = False
+    """Whether the run switches by itself, where its motion has settled (settled_switch.py); `t_point` is then
+    for samplers that do not tell the noise levels of the run.
+    """
 
     def __post_init__(self):
         if not 0.0 <= self.t_point <= 1.0:

@@ -62,9 +62,12 @@ class SettledSwitch:
     def record(self, sigma: float, x0: Tensor) -> None:
         """Take the clean latents `B C f h w` that were predicted at a noise level.
 
-        Raises ValueError for a single latent.
+        Of several at one level the first counts: they may be of other parts of the video. Raises ValueError
+        for a single latent.
         """
         check_frames(x0.shape[2])
+        if self._last is not None and sigma == self._last[0]:
+            return
         if self._last is not None and sigma < self._last[0]:
             rate = measure_motion_rate(self._last[1], x0, self._last[0] - sigma)
             self.rates.append((sigma, rate))
