@@ -97,5 +97,5 @@ def describe_switch(switch: SettledSwitch, sigmas: Sequence[float]) -> str:
         reason = f"the motion never settled (rate above {switch.settled:g} throughout)"
     else:
         rate = next(value for sigma, value in switch.rates if sigma == switch.switched_after)
-        reason = f"the motion had settled at sigma {switch.switched_after:.3f}, with a rate of {rate:.1f}"
+        reason = f"the motion had settled at sigma {switch.switched_after:.3f} (rate {rate:.1f})"
     return f"switch at step {early} of {len(levels) - 1}, sigma {levels[early]:.3f}: {reason}"
