@@ -18,7 +18,7 @@ ON_BOTH_HOSTS = {
     "UNETLoader", "VAEDecode", "VAELoader", "WanImageToVideo",
 }  # fmt: skip
 SHIPPED = {
-    "quickstart_miniature", "train_subject", "train_motion", "train_wan22_pair", "train_wan22_pair_i2v",
+    "quickstart_miniature", "quickstart_miniature.app", "train_subject", "train_motion", "train_wan22_pair", "train_wan22_pair_i2v",
     "all_in_one", "combine", "combine_wan22_i2v", "combine_wan22_t2v", "combine_two_samplers",
     "ablation_grid", "compare_grid", "compare_grid_wan22",
 }  # fmt: skip
@@ -74,6 +74,26 @@ def test_the_quickstarts_caption_is_that_of_the_clip_it_learns():
     graph = json.loads((WORKFLOWS / "quickstart_miniature.json").read_text("utf-8"))
     texts = {node["widgets_values"][0] for node in graph["nodes"] if node["type"] == "CLIPTextEncode"}
     assert REFERENCES[MOTION].prompt in texts
+
+
+def test_the_app_is_the_quickstart_but_for_what_its_page_shows():
+    """After a change of the quickstart, copy it to the app and keep the app's `extra`."""
+    quickstart, app = (
+        json.loads((WORKFLOWS / f"{name}.json").read_text("utf-8"))
+        for name in ("quickstart_miniature", "quickstart_miniature.app")
+    )
+    extra = app.pop("extra")
+    assert quickstart.pop("extra").items() <= extra.items() and quickstart == app
+    assert extra["linearMode"] is True
+
+
+def test_the_app_shows_inputs_and_outputs_that_its_nodes_have():
+    graph = json.loads((WORKFLOWS / "quickstart_miniature.app.json").read_text("utf-8"))
+    nodes, shown = {node["id"]: node for node in graph["nodes"]}, graph["extra"]["linearData"]
+    for number, name in shown["inputs"]:
+        (slot,) = (slot for slot in nodes[number]["inputs"] if slot["name"] == name)
+        assert "widget" in slot and slot["link"] is None
+    assert [nodes[number]["type"] for number in shown["outputs"]] == ["SaveWEBM"]
 
 
 @pytest.mark.parametrize("path", GRAPHS, ids=lambda path: path.stem)
