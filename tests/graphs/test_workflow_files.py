@@ -90,9 +90,9 @@ def test_the_app_is_the_quickstart_but_for_what_its_page_shows():
 def test_the_app_shows_inputs_and_outputs_that_its_nodes_have():
     graph = json.loads((WORKFLOWS / "quickstart_miniature.app.json").read_text("utf-8"))
     nodes, shown = {node["id"]: node for node in graph["nodes"]}, graph["extra"]["linearData"]
-    for number, name in shown["inputs"]:
+    for number, name, about in shown["inputs"]:
         (slot,) = (slot for slot in nodes[number]["inputs"] if slot["name"] == name)
-        assert "widget" in slot and slot["link"] is None
+        assert "widget" in slot and slot["link"] is None and about["description"]
     assert [nodes[number]["type"] for number in shown["outputs"]] == ["SaveWEBM"]
 
 
