@@ -127,6 +127,15 @@ def test_a_grid_makes_each_video_once_as_the_hosts_own_nodes_do(server):
     assert {key: second[key].stat().st_mtime_ns for key in kept} == times
 
 
+def test_a_pair_makes_its_steps_with_both_experts(server):
+    both = {"model_low_noise": ["mini", 0], "switch_step": 1, "seeds": "1", "subject_strengths": "1"}
+    run(server, make_prompt(name="pair", **both))
+    run(server, make_prompt(name="one expert", seeds="1", subject_strengths="1"))
+    (pair,), (alone,) = (list_videos(server, name).values() for name in ("pair", "one_expert"))
+    # Twice the same expert is that expert in two parts.
+    assert (read_frames(pair) - read_frames(alone)).abs().mean() < 0.01
+
+
 @pytest.mark.parametrize(
     "changed, said",
     [
