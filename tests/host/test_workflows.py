@@ -142,6 +142,17 @@ def test_the_quickstart_runs_as_shipped_but_for_its_steps_and_leaves_a_video(ser
     assert names >= {"quickstart_ball", "quickstart_zigzag"}
 
 
+def test_the_grid_runs_as_shipped_but_for_its_steps_and_leaves_nine_videos_and_a_page(server, info):
+    prompt = as_prompt(info, json.loads((PACK / "workflows" / "compare_grid.json").read_text("utf-8")))
+    for kind in ("SMRATrainSubjectLoRA", "SMRATrainMotionLoRA", "SMRACompareGrid"):
+        prompt[find_node(prompt, kind)]["inputs"]["steps"] = 2
+    entry = server.run(prompt)
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    folder = Path(server.base) / "output" / "smra" / "grids" / "miniature"
+    assert len(list((folder / "cells").glob("*.mp4"))) == 9
+    assert all((folder / name).stat().st_size > 1000 for name in ("report.html", "wall.mp4", "sheet.png"))
+
+
 SUBJECT_FILES = {"high": "cat_high_noise.safetensors", "low": "cat_low_noise.safetensors"}
 MOTION_FILE = "jump.safetensors"
 EARLY, LATE = 0.4, 0.8
