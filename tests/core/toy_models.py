@@ -35,6 +35,9 @@ class ToyDenoiser(nn.Module):
         )
         self.requires_grad_(False)
 
+    def close(self):
+        """Nothing is held outside of the module."""
+
     def linears(self):
         return {name.replace("/", "."): module for name, module in self.named.items()}
 

@@ -31,7 +31,7 @@ class Files:
         self.spec = make_denoiser().spec
         self.transformer_fingerprint, self.vae_fingerprint, self.text_fingerprint = "toy", "tiny", "words"
 
-    def load_denoiser(self, dtype, device, checkpoint=False):
+    def load_denoiser(self, dtype, device, checkpoint=False, placement=None):
         self.loaded.append("transformer")
         return self.make_denoiser()
 
