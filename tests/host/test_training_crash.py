@@ -40,7 +40,7 @@ def test_a_killed_server_loses_no_saved_step_and_the_next_one_goes_on_bit_for_bi
     with served(host, base) as second:
         succeeded(second.run(graph))
         resumed = load_file(run / "lora.safetensors")
-        assert len((run / "losses.csv").read_text().split()) == 1 + STEPS
+        assert len((run / "losses.csv").read_text().splitlines()) == 1 + STEPS
         run.rename(tmp_path / "kept")
         graph["train"]["inputs"]["preview_every"] = 1000  # or ComfyUI would answer from its cache
         succeeded(second.run(graph))
