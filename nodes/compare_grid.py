@@ -136,7 +136,7 @@ class CompareGrid(io.ComfyNode):
                     tooltip="Frames per second of the videos. Raising it plays them faster.",
                 ),
                 io.Int.Input(
-                    "switch_step", default=0, min=0, max=10000, advanced=True,
+                    "switch_step", default=0, min=0, max=10000,
                     tooltip="First step of the low-noise expert, from SMRA T_point Scheduler. Raising it "
                     "gives "
                     "the high-noise expert more steps. Only for a pair.",

@@ -42,10 +42,10 @@ class SaveGridCell(io.ComfyNode):
                     tooltip="Frames per second. Raising it plays the video faster.",
                 ),
                 io.String.Input(
-                    "note", default="", advanced=True, tooltip="Text under the video, such as the prompt."
+                    "note", default="", tooltip="Text under the video, such as the prompt."
                 ),
                 io.String.Input(
-                    "key", default="", advanced=True,
+                    "key", default="",
                     tooltip="Name of the file; empty takes a hash of the frames and labels.",
                 ),
             ],
