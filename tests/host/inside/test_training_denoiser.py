@@ -175,7 +175,7 @@ def test_the_model_is_afterwards_as_before(host_wan, state, tmp_path, ending, pa
             trained(model, checks)
     import comfy.model_management as management
 
-    assert not management.in_training
+    assert not getattr(management, "in_training", False)
     assert fingerprint(model) == before
     assert torch.equal(sampled(model), picture)
 
