@@ -2,7 +2,6 @@
 the file in the graph that the model is sampled with.
 """
 
-import urllib.request
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,10 +9,18 @@ import pytest
 import random_wan
 import torch
 from safetensors.torch import load_file, save_file
-from training_prompts import FRAMES, SIDE, furnish, listen, logged_steps, motion_graph, node, succeeded
+from training_prompts import (
+    FRAMES,
+    SIDE,
+    cancel_after_first_step,
+    furnish,
+    logged_steps,
+    motion_graph,
+    node,
+    succeeded,
+)
 
 STEPS = 3
-ENDINGS = ("execution_interrupted", "execution_success", "execution_error")
 SIZE = dict(width=SIDE, height=SIDE, length=FRAMES, batch_size=1)
 ENDS = dict(positive=["data", 1], negative=["data", 1], vae=["wan", 2])
 FIRST, CLIP = dict(start_image=["first", 0]), dict(clip_vision_output=["features", 0])
@@ -87,20 +94,6 @@ def sampled(graph: dict, model: list, prefix: str) -> dict:
 def latent(server, prefix: str) -> torch.Tensor:
     (file,) = (server.base / "output").glob(f"{prefix}*.latent")
     return load_file(file)["latent_tensor"]
-
-
-def cancel_after_first_step(server, graph: dict) -> None:
-    socket = listen(server)
-    server.queue(graph)
-    event = socket.next()
-    while not (isinstance(event, dict) and event["type"] == "progress" and event["data"]["value"] == 1):
-        event = socket.next()
-        assert not (isinstance(event, dict) and event["type"] in ENDINGS), event
-    urllib.request.urlopen(urllib.request.Request(f"{server.url}/interrupt", b"{}"), timeout=30).close()
-    while not (isinstance(event, dict) and event["type"] in ENDINGS):
-        event = socket.next()
-    socket.close()
-    assert event["type"] == "execution_interrupted", event
 
 
 @pytest.mark.parametrize("kind", SERVED)

@@ -3,7 +3,6 @@ own graph.
 """
 
 import json
-import urllib.request
 from types import SimpleNamespace
 
 import pytest
@@ -14,10 +13,17 @@ from official_templates import TEMPLATES, find_experts, make_files, open_templat
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from saved_graphs import MUTED, as_prompt, find_node, redirect, run_for_latents, use_miniature
-from training_prompts import FRAMES, SIDE, furnish, listen, logged_steps, node, succeeded
+from training_prompts import (
+    FRAMES,
+    SIDE,
+    cancel_after_first_step,
+    furnish,
+    logged_steps,
+    node,
+    succeeded,
+)
 
 STEPS = 3
-ENDINGS = ("execution_interrupted", "execution_success", "execution_error")
 WORKFLOWS = {"t2v": "train_wan22_pair", "i2v": "train_wan22_pair_i2v"}
 CHANNELS = {"t2v": 16, "i2v": 36}
 SHIPPED = {"high": "motion", "low": "subject"}
@@ -82,20 +88,6 @@ def list_loras(server, kind):
     """Name of the trained file by purpose and expert."""
     files = (server.base / "output" / "loras").glob(f"{kind}_*_noise_*.safetensors")
     return {tuple(file.name.split("_")[1:3]): file.name for file in files}
-
-
-def cancel_after_first_step(server, prompt):
-    socket = listen(server)
-    server.queue(prompt)
-    event = socket.next()
-    while not (isinstance(event, dict) and event["type"] == "progress" and event["data"]["value"] == 1):
-        event = socket.next()
-        assert not (isinstance(event, dict) and event["type"] in ENDINGS), event
-    urllib.request.urlopen(urllib.request.Request(f"{server.url}/interrupt", b"{}"), timeout=30).close()
-    while not (isinstance(event, dict) and event["type"] in ENDINGS):
-        event = socket.next()
-    socket.close()
-    assert event["type"] == "execution_interrupted", event
 
 
 @pytest.fixture(scope="module", params=WORKFLOWS)

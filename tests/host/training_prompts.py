@@ -2,6 +2,7 @@
 
 import csv
 import json
+import urllib.request
 
 import random_wan
 import torch
@@ -161,3 +162,22 @@ def logged_steps(server, name: str) -> int:
 
 def listen(server) -> EventSocket:
     return EventSocket(int(server.url.rpartition(":")[2]), "tests")
+
+
+ENDINGS = ("execution_interrupted", "execution_success", "execution_error")
+"""Events that end a prompt."""
+
+
+def cancel_after_first_step(server, graph: dict) -> None:
+    """Queue a graph, interrupt it after its first step, and wait until ComfyUI says that it was."""
+    socket = listen(server)
+    server.queue(graph)
+    event = socket.next()
+    while not (isinstance(event, dict) and event["type"] == "progress" and event["data"]["value"] == 1):
+        event = socket.next()
+        assert not (isinstance(event, dict) and event["type"] in ENDINGS), event
+    urllib.request.urlopen(urllib.request.Request(f"{server.url}/interrupt", b"{}"), timeout=30).close()
+    while not (isinstance(event, dict) and event["type"] in ENDINGS):
+        event = socket.next()
+    socket.close()
+    assert event["type"] == "execution_interrupted", event
