@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from ...smra_core.lora.adapter import replaced_forwards
+from ...smra_core.wan.block_stream import ROOMS
 from ...smra_core.wan.condition import IMAGE_CHANNELS, NO_INPUTS, ExtraInputs, move_inputs
 from ...smra_core.wan.interfaces import Prediction
 from ...smra_core.wan.recompute import KeptBlocks
 from ...smra_core.wan.spec import LATENT_SPACES, WanSpec, find_spec, token_grid
-from .frozen_linear import freeze_forward, freeze_on_gradient
+from .frozen_linear import freeze_forward, freeze_on_gradient, has_own_forward
 from .inference_tensors import make_normal
 from .model_patches import read_plain_options
+from .offloaded_layers import OffloadedLayers
 from .versions import compute_dtype_of, is_dynamic, training_mode
 
 log = logging.getLogger("smrabooth")
@@ -72,6 +74,7 @@ class HostDenoiser:
         self.patcher, self.spec, self.dtype = patcher, spec, dtype
         self.memory_required = memory_required
         self.kept_blocks = KeptBlocks()
+        self._offloaded = OffloadedLayers([_list_own_layers(block) for block in self.dit.blocks])
         self._token_block: int | None = None
         self._tokens: Tensor | None = None
 
@@ -141,12 +144,12 @@ class HostDenoiser:
 
         Layers around the blocks (embeddings, adapters of a variant) are frozen where a gradient reaches them.
         """
-        around = {module: freeze_on_gradient(module) for module in _list_layers(self.dit)}
+        around = {module: freeze_on_gradient(module, self._offloaded) for module in _list_layers(self.dit)}
         # Other kinds of blocks may go on with the last linear's output.
         plain = [block for block in self.dit.blocks if type(block).__name__ == "WanAttentionBlock"]
         last = {id(block.ffn[-1]) for block in plain}
         inside = {
-            module: freeze_forward(module, ends_block=id(module) in last)
+            module: freeze_forward(module, self._offloaded, ends_block=id(module) in last)
             for part in (*self.dit.blocks, self.dit.head)
             for module in _list_layers(part)
         }
@@ -168,12 +171,31 @@ class HostDenoiser:
 
         return run_block
 
+    def load(self) -> None:
+        """Load the weights; room is left for a step's activations and for the blocks that are moved."""
+        self._offloaded.close()
+        load(self.patcher, self.memory_required + self._count_room_bytes())
+        self._offloaded.open(self.patcher.load_device)
+
+    def close(self) -> None:
+        """Give the memory for blocks that are moved back."""
+        self._offloaded.close()
+
+    def _count_room_bytes(self) -> int:
+        """Return the bytes that blocks are moved into: none where all weights have room on the device."""
+        import comfy.model_management as management
+
+        size = self.patcher.model_size()
+        if size + self.memory_required <= management.get_free_memory(self.patcher.load_device):
+            return 0
+        return ROOMS * size // self.spec.blocks
+
     def _reload_if_needed(self) -> None:
         """Load the model again if another node or ComfyUI itself has unloaded it since the last step."""
         import comfy.model_management as management
 
         if not any(loaded.model is self.patcher for loaded in management.current_loaded_models):
-            load(self.patcher, self.memory_required)
+            self.load()
 
 
 def _list_layers(part: nn.Module) -> list[nn.Module]:
@@ -183,6 +205,11 @@ def _list_layers(part: nn.Module) -> list[nn.Module]:
         for module in part.modules()
         if hasattr(module, "comfy_cast_weights") and getattr(module, "weight", None) is not None
     ]
+
+
+def _list_own_layers(part: nn.Module) -> list[nn.Module]:
+    """Return the layers whose forward no other node has replaced."""
+    return [layer for layer in _list_layers(part) if has_own_forward(layer)]
 
 
 @contextmanager
@@ -201,12 +228,13 @@ def training_denoiser(model, memory_required: int = 0) -> Iterator[HostDenoiser]
     if compute_dtype_of(patcher.model) != dtype:
         patcher.set_model_compute_dtype(dtype)
     management.unload_all_models()
+    denoiser = HostDenoiser(patcher, spec, dtype, memory_required)
     try:
-        load(patcher, memory_required)
-        denoiser = HostDenoiser(patcher, spec, dtype, memory_required)
+        denoiser.load()
         with training_mode(), replaced_forwards(denoiser.make_forwards().items()):
             yield denoiser
     finally:
+        denoiser.close()
         management.unload_all_models()
 
 

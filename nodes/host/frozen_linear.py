@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ...smra_core.lora.frozen_linear import FrozenForward
-from .versions import is_quantized, loaded_weight
+from .offloaded_layers import OffloadedLayers
+from .versions import is_quantized
 
 
 class Recomputed(torch.autograd.Function):
@@ -35,18 +36,20 @@ class Recomputed(torch.autograd.Function):
             return torch.autograd.grad(ctx.run(again), again, gradient)[0], None
 
 
-def freeze_forward(module: nn.Module, ends_block: bool = False) -> Callable[..., Tensor]:
+def freeze_forward(
+    module: nn.Module, offloaded: OffloadedLayers, ends_block: bool = False
+) -> Callable[..., Tensor]:
     """Return the module's forward for training: frozen, and without keeping the weight.
 
     A forward that another node has put there (a LoRA that runs beside the weights) is kept and
     differentiated as it is. `ends_block` is for a block's last linear (see FrozenForward).
     """
-    forward = module.forward
-    if not _is_own(module):
-        return forward
+    if not has_own_forward(module):
+        return module.forward
+    forward = offloaded.wrap(module, module.forward)
     if _is_plain_product(module):
         # Also where x needs no gradient: ComfyUI's own kernels would round x to the few bits of the weight.
-        return FrozenForward(module.out_features, partial(loaded_weight, module), forward, ends_block)
+        return FrozenForward(module.out_features, partial(offloaded.load, module), forward, ends_block)
 
     def run_again(x: Tensor, *args, **kwargs) -> Tensor:
         return Recomputed.apply(x, forward) if torch.is_grad_enabled() else forward(x, *args, **kwargs)
@@ -54,9 +57,9 @@ def freeze_forward(module: nn.Module, ends_block: bool = False) -> Callable[...,
     return run_again
 
 
-def freeze_on_gradient(module: nn.Module) -> Callable[..., Tensor]:
+def freeze_on_gradient(module: nn.Module, offloaded: OffloadedLayers) -> Callable[..., Tensor]:
     """Return a forward that is frozen for an input that needs a gradient, and the module's own for others."""
-    forward, frozen = module.forward, freeze_forward(module)
+    forward, frozen = module.forward, freeze_forward(module, offloaded)
 
     def run(x: Tensor, *args, **kwargs) -> Tensor:
         return frozen(x, *args, **kwargs) if x.requires_grad else forward(x, *args, **kwargs)
@@ -73,7 +76,8 @@ def _is_plain_product(module: nn.Module) -> bool:
     return known and hasattr(module, "in_features") and getattr(module, "pre_quant_scale", None) is None
 
 
-def _is_own(module: nn.Module) -> bool:
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether no other node has replaced a module's forward."""
     # ComfyUI's own unloading leaves the class's method as an attribute of the instance.
     attribute = module.__dict__.get("forward")
     return attribute is None or getattr(attribute, "__func__", None) is type(module).forward

@@ -28,6 +28,7 @@ SYMBOLS = {
         "InterruptProcessingException",
         "current_loaded_models",
         "extra_reserved_memory",
+        "get_free_memory",
         "get_torch_device",
         "get_torch_device_name",
         "get_total_memory",
@@ -62,7 +63,7 @@ SYMBOLS = {
 """Names that the pack takes from ComfyUI, by module."""
 
 NEWER_SYMBOLS = {
-    "comfy.model_management": ("in_training", "is_oom"),
+    "comfy.model_management": ("get_offload_stream", "in_training", "is_oom"),
     "comfy.ops": ("QuantizedTensor", "linear_input_act", "uncast_bias_weight"),
 }
 """Names that only newer versions have; the code asks before it uses them."""
@@ -157,6 +158,14 @@ def is_quantized(weight: Tensor) -> bool:
 
     quantized = getattr(comfy.ops, "QuantizedTensor", None)
     return quantized is not None and isinstance(weight, quantized)
+
+
+def has_offload_stream(device: torch.device) -> bool:
+    """Whether ComfyUI copies weights to a device beside its work; --disable-async-offload says no."""
+    import comfy.model_management as management
+
+    find = getattr(management, "get_offload_stream", None)
+    return find is not None and find(device) is not None
 
 
 @contextmanager

@@ -54,9 +54,10 @@ def spread_waiting(blocks: int, resident: int) -> list[int]:
 class Copies:
     """Copies to a device: on CUDA in a stream of their own, beside what the device computes, else at once."""
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device, beside_work: bool = True):
+        """Take the device; if not `beside_work`, copies are made at once on CUDA, too."""
         self.device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = torch.cuda.Stream(device) if beside_work and device.type == "cuda" else None
 
     def start(self, sources: Sequence[Tensor], targets: Sequence[Tensor]) -> Any:
         """Start to copy as soon as the device has done all that it was given before; the result is for

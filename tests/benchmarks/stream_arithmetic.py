@@ -4,7 +4,7 @@
 
 For each model, size and card where blocks must wait: the bytes that a step copies to the card, the DiT's
 operations in it, and the highest speed of a card at which the step takes at most 1.15 times as long as if all
-blocks were on the card. Beside it, the bytes that ComfyUI's own loading moves for the same blocks.
+blocks were on the card.
 """
 
 from smra_core.training.cost import count_step_flops
@@ -17,14 +17,6 @@ from .memory_table import FORMS, MODELS, SIZES, list_ways
 CARDS, LINKS = (12, 16, 24), (25, 12.5)
 """Sizes of cards, and GB a second of PCIe 4.0 x16 and of x8."""
 SLOWER = 1.15
-
-
-def count_host_bytes(spec: WanSpec, share: float) -> float:
-    """Return the bytes that ComfyUI moves for a block in a step: each linear forward, recomputed and
-    backward, but k and v of the text not backward, and ffn.2 not recomputed.
-    """
-    square, wide = spec.dim**2, spec.dim * spec.ffn
-    return 2 * share * (square * (4 * 3 + 2 * 3 + 2 * 2) + wide * (3 + 2))
 
 
 def describe(spec: WanSpec, size: str, card: int, share: float) -> str | None:
@@ -41,18 +33,17 @@ def describe(spec: WanSpec, size: str, card: int, share: float) -> str | None:
     frames = getattr(settings, "frames", 1)
     flops = count_step_flops(spec, spec.latents.count_tokens(frames, settings.width, settings.height))
     speeds = " | ".join(f"{SLOWER * flops * link * 1e9 / copied / 1e12:.0f}" for link in LINKS)
-    moved = waiting * count_host_bytes(spec, share)
     return (
         f"| {card} GB | {MODELS[spec]} | {size} | {way.name} | {waiting} of {spec.blocks} | "
-        f"{copied / 1e9:.1f} | {moved / 1e9:.1f} | {flops / 1e12:.0f} | {speeds} |"
+        f"{copied / 1e9:.1f} | {flops / 1e12:.0f} | {speeds} |"
     )
 
 
 def main() -> None:
     for form, share in FORMS.items():
         print(f"\nWeights of {form}:\n")
-        print("| card | model | step | decode | blocks wait | GB a step | GB by ComfyUI | TFLOP of the DiT | "
-              "TFLOP/s at 25 GB/s | at 12.5 GB/s |\n" + "|---" * 10 + "|")  # fmt: skip
+        print("| card | model | step | decode | blocks wait | GB a step | TFLOP of the DiT | "
+              "TFLOP/s at 25 GB/s | at 12.5 GB/s |\n" + "|---" * 9 + "|")  # fmt: skip
         for card in CARDS:
             for spec in MODELS:
                 for size in SIZES:
