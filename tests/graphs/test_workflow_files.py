@@ -1,6 +1,7 @@
 """The shipped workflows as files: whole links, named groups, nothing on top of another, a picture each."""
 
 import json
+import re
 from itertools import combinations
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import pytest
 
 from smra_core.miniature.held_out_files import MOTION, REFERENCES
 
-WORKFLOWS = Path(__file__).parents[2] / "workflows"
+ROOT = Path(__file__).parents[2]
+WORKFLOWS = ROOT / "workflows"
 TITLE_BAR = 30
 GRAPHS = sorted(WORKFLOWS.glob("*.json"))
 ON_BOTH_HOSTS = {
@@ -21,7 +23,7 @@ SHIPPED = {
     "quickstart_miniature", "quickstart_miniature.app", "train_subject", "train_motion", "train_wan22_pair",
     "train_wan22_pair_i2v",
     "all_in_one", "combine", "combine_wan22_i2v", "combine_wan22_t2v", "combine_two_samplers",
-    "ablation_grid", "compare_grid", "compare_grid_wan22",
+    "ablation_grid", "compare_grid", "compare_grid_wan22", "measure_loras",
 }  # fmt: skip
 PAIRS = ("combine_wan22_i2v", "combine_wan22_t2v")
 ONLY_ON_NEW_HOSTS = {"ComfySwitchNode"}
@@ -48,6 +50,12 @@ def graph(request):
 
 def test_all_workflows_are_there():
     assert {path.stem for path in GRAPHS} == SHIPPED
+
+
+def test_every_node_of_the_pack_is_in_a_workflow():
+    ours = re.findall(r'^    "(SMRA\w+)":', (ROOT / "nodes/__init__.py").read_text("utf-8"), re.MULTILINE)
+    used = {node["type"] for path in GRAPHS for node in json.loads(path.read_text("utf-8"))["nodes"]}
+    assert ours and not set(ours) - used
 
 
 @pytest.mark.parametrize("name", ["quickstart_miniature", "all_in_one"])
