@@ -118,6 +118,7 @@ class TrainMotionLoRA(io.ComfyNode):
             given = replace(given, settings=replace(given.settings, frames=longest))
             shapes = [choose_latent_shape(backend, clip.frames) for clip in clips]
             backend.read_conditions(given.captions, given.options, shapes)
+            backend.check_training_step(given.settings.plan, given.captions[0], shapes[0])
             choice = choose_node_decode(backend, given)
             show_motion_forecast(cls, backend, given, choice, len(clips), list_notes(clips))
             progress = GraphProgress(cls, make_preview(backend, given))

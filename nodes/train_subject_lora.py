@@ -115,6 +115,8 @@ class TrainSubjectLoRA(io.ComfyNode):
             samples, notes = make_samples(backend, given)
             shapes = [choose_latent_shape(backend, sample.frames) for sample in samples]
             backend.read_conditions(given.captions, given.options, shapes)
+            aligned = given.settings.align_block if given.settings.sura_weight else None
+            backend.check_training_step(given.settings.plan, given.captions[0], shapes[0], aligned)
             show_subject_forecast(cls, backend, given, samples, notes)
             if not given.as_clip:
                 unmasked, samples = samples, find_missing_masks(samples, given.sam, backend)

@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ...smra_core.decoding.wan_decoder import WanVideoDecoder
+from ...smra_core.lora.plan import SparsePlan
 from ...smra_core.storage.tensor_cache import TensorCache
 from ...smra_core.training.backend import encode_clips_once
 from ...smra_core.wan.condition import Condition
@@ -18,6 +19,7 @@ from .denoiser import HostDenoiser, choose_training_dtype, read_spec, training_d
 from .extra_inputs import check_shared_images, make_condition
 from .model_identity import fingerprint_model, fingerprint_vae
 from .model_patches import check_patches
+from .trial_step import check_training_step
 from .vae import check_vae, encode, load_decoder
 
 
@@ -79,6 +81,16 @@ class ComfyBackend:
         ]
         self.conditions = [condition for condition, _ in made]
         self.notes += dict.fromkeys(note for _, notes in made for note in notes)
+
+    def check_training_step(
+        self, plan: SparsePlan, caption: str, shape: Sequence[int], token_block: int | None = None
+    ) -> None:
+        """Raise ValueError if the MODEL cannot be trained (see `trial_step.check_training_step`).
+
+        `caption` and `shape`, of latents `C f h w`, are those of the first sample.
+        """
+        inputs = self.conditions[0].inputs
+        check_training_step(self.model, plan, self._contexts[caption], shape, inputs, token_block)
 
     def make_conditions(self, clips: Sequence[Tensor]) -> list[Condition]:
         """Return what `read_conditions` has read (see Backend)."""

@@ -8,13 +8,11 @@ from ..host.backend import ComfyBackend
 from ..host.denoiser import choose_training_dtype
 from ..host.foreign_code import find_foreign_code
 from ..host.model_patches import list_trained_patches
+from ..host.trial_step import explain_overwriting
 from ..host.versions import is_out_of_memory, measure_trainable_memory
 from ..host.widgets import show_text
 from .forecast import Forecast, measure_flops
 from .outputs import log
-
-_IN_PLACE = "modified by an inplace operation"
-"""Words of torch's error where a value that the backward pass needs was overwritten."""
 
 
 def show_forecast(node: type, backend: ComfyBackend, forecast: Forecast, notes: Sequence[str]) -> None:
@@ -72,13 +70,9 @@ def explain_error(error: Exception, model) -> str | None:
             f"Training was stopped by {foreign}, a patch or node of another pack, with {seen}. {kept} "
             "Connect the MODEL and the VAE from before the node that put it there."
         )
-    if _IN_PLACE in seen:
-        kind = type(model.model.diffusion_model).__name__
-        return (
-            f"This MODEL is {kind}, and ComfyUI's code of this variant of WAN overwrites values that a "
-            f"gradient needs, so that it cannot be trained ({seen}). Train the LoRA on a text-to-video or "
-            "image-to-video WAN of the same size, and apply it to this MODEL."
-        )
+    overwriting = explain_overwriting(model, error)
+    if overwriting is not None:
+        return overwriting
     patches = list_trained_patches(model)
     if not patches or isinstance(error, (ValueError, OSError)):
         return None

@@ -273,7 +273,7 @@ def load(variant: Variant, state: dict[str, Tensor] | None = None):
         )
     if variant.name == "Animate":
         # The net that reads motion from faces takes 512 px and seconds for each; no LoRA is on it.
-        model.model.diffusion_model.motion_encoder.get_motion = lambda faces: _draw(len(faces), 512)
+        model.model.diffusion_model.motion_encoder.get_motion = lambda faces: _draw(len(faces), 512).to(faces)
     return with_shift(model, 1.0)
 
 

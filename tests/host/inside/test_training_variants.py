@@ -3,6 +3,7 @@ afterwards as before.
 """
 
 import contextlib
+import logging
 
 import pytest
 import random_variants
@@ -10,6 +11,7 @@ import torch
 from random_variants import BY_NAME, FRAMES, HEIGHT, TEXT_DIM, WIDTH, sample
 from random_wan import difference, pack
 from training_gradients import fingerprint, gradients, injected, reused_buffer, with_casting, worst
+from training_graph import train_motion
 
 OVERWRITTEN = ("Animate-2", "S2V", "WanDancer")
 """Variants whose forward overwrites what its backward pass needs."""
@@ -194,6 +196,67 @@ def test_variants_without_a_backward_are_refused_by_name(loaded, name):
     kind = type(model.model.diffusion_model).__name__
     assert told.startswith(f"This MODEL is {kind}, and ComfyUI's code") and "apply it to this MODEL" in told
     assert fingerprint(model) == before
+
+
+def try_step(name, model, block=None, **changes):
+    trial, plan = pack("nodes.host.trial_step"), pack("smra_core.lora.plan").ALL_LAYERS
+    with torch.inference_mode(), torch.inference_mode(False):
+        inputs = made(model, conditioning(name))[0].inputs
+        step = changes.get("step", trial.check_training_step)
+        return step(model, plan, CONTEXT[0], SHAPE, inputs, block)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_step_without_values_finds_that_a_variant_can_be_trained(loaded, name):
+    """And all of it runs without values, so that nothing is left open."""
+    before = fingerprint(loaded(name))
+    try_step(name, loaded(name), step=pack("nodes.host.trial_step").take_valueless_step)
+    assert fingerprint(loaded(name)) == before
+
+
+@pytest.mark.parametrize("name", OVERWRITTEN)
+def test_a_step_without_values_refuses_a_variant_by_name_and_reason(loaded, name):
+    before, kind = fingerprint(loaded(name)), type(loaded(name).model.diffusion_model).__name__
+    with pytest.raises(ValueError, match=f"This MODEL is {kind}, .* overwrites values .*inplace operation"):
+        try_step(name, loaded(name))
+    assert fingerprint(loaded(name)) == before
+
+
+@pytest.mark.parametrize("name", ADDED_TOKENS)
+def test_a_step_without_values_finds_tokens_that_cannot_be_aligned(loaded, name):
+    with pytest.raises(ValueError, match="SuRA cannot tell them apart"):
+        try_step(name, loaded(name), block=0)
+
+
+def test_what_needs_values_to_run_is_left_to_training(loaded, monkeypatch, caplog):
+    net = loaded("I2V 2.2").model.diffusion_model
+    forward = type(net).forward
+
+    def forward_by_value(self, x, *args, **kwargs):
+        assert x.sum().item() == x.sum().item()
+        return forward(self, x, *args, **kwargs)
+
+    monkeypatch.setattr(type(net), "forward", forward_by_value)
+    monkeypatch.setattr(pack("nodes.host.trial_step"), "_passed", set())
+    with caplog.at_level(logging.INFO, "smrabooth"):
+        try_step("I2V 2.2", loaded("I2V 2.2"))
+    assert "A step of WanModel cannot be tried without values" in caplog.text
+
+
+@pytest.mark.parametrize("name", OVERWRITTEN)
+def test_the_node_refuses_it_before_anything_is_encoded_or_loaded(nodes, graph, loaded, monkeypatch, name):
+    import comfy.model_management as management
+
+    model = loaded(name)
+    for place, part in ((graph.vae, "encode"), (management, "load_models_gpu")):
+        monkeypatch.setattr(place, part, None)
+    clip = torch.rand(4 * FRAMES - 3, 8 * HEIGHT, 8 * WIDTH, 3, generator=torch.Generator().manual_seed(6))
+    options = conditioning(name)
+    with pytest.raises(ValueError, match="overwrites values that a gradient needs"):
+        train_motion(
+            nodes, graph, model=model, frames=clip, positive=[[CONTEXT, options]], width=8 * WIDTH,
+            height=8 * HEIGHT, frame_count=4 * FRAMES - 3,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(
