@@ -100,15 +100,20 @@ def test_a_subject_run_that_is_broken_off_resumes_bit_for_bit(
     same(train_subject(nodes, graph, model=model, steps=3, name="broken"), whole(train_subject))
 
 
-@pytest.mark.parametrize("place", ["between", "backward"])
-def test_a_motion_run_that_is_canceled_resumes_bit_for_bit(
-    nodes, graph, model, whole, monkeypatch, tmp_path, place
+@pytest.mark.parametrize(
+    "ending", ["canceled between steps", "canceled in backward", "out of memory in backward"]
+)
+def test_a_motion_run_that_is_broken_off_resumes_bit_for_bit(
+    nodes, graph, model, whole, monkeypatch, tmp_path, ending
 ):
+    place, error, seen = ENDINGS[ending]
     before = fingerprint(model)
-    with monkeypatch.context() as patch, pytest.raises(Canceled):
-        strike(patch, place, Canceled())
+    with monkeypatch.context() as patch, pytest.raises(seen):
+        strike(patch, place, error)
         train_motion(nodes, graph, model=model, steps=3, name="broken")
-    assert fingerprint(model) == before and not run_folder(tmp_path, "broken").finished
+    kept = run_folder(tmp_path, "broken")
+    assert kept.step == (2 if place == "between" else 1) and not kept.finished
+    assert fingerprint(model) == before
     same(train_motion(nodes, graph, model=model, steps=3, name="broken"), whole(train_motion))
 
 
