@@ -21,11 +21,13 @@ def nodes():
 
 
 @pytest.fixture
-def vision():
+def vision(tmp_path):
     """ComfyUI's CLIP Vision with random weights."""
     from comfy.clip_vision import ClipVisionModel
 
-    model = ClipVisionModel(VISION)
+    config = tmp_path / "vision.json"  # older versions take no dict
+    config.write_text(json.dumps(VISION))
+    model = ClipVisionModel(str(config))
     generator = torch.Generator().manual_seed(0)
     for parameter in model.model.parameters():
         parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))

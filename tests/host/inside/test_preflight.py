@@ -1,5 +1,6 @@
 """What is said and refused before anything expensive runs; the metrics are for the published sizes."""
 
+import inspect
 from dataclasses import fields
 from types import SimpleNamespace
 
@@ -122,7 +123,7 @@ TEXT_BOXES = {GRID, "SMRASaveGridCell", "SMRAWriteGridReport"}
 
 
 def widgets_of(kind):
-    inputs = pack("nodes").NODE_CLASS_MAPPINGS[kind].define_schema().inputs
+    inputs = pack("nodes").NODE_CLASS_MAPPINGS[kind].define_schema().inputs or ()
     return {item.id: item for item in inputs if hasattr(item, "default") and not item.force_input}
 
 
@@ -156,7 +157,7 @@ def test_every_node_fits_a_screen():
     for kind, node in mapping.items():
         most = MOST_OPTIONS if kind in OPTIONS else MOST_WIDGETS
         assert len(widgets_of(kind)) <= (MOST_OF_THE_GRID if kind == GRID else most), kind
-        for item in node.define_schema().inputs:
+        for item in node.define_schema().inputs or ():
             assert "advanced" not in (item.extra_dict or {}), kind
             assert kind in TEXT_BOXES or not getattr(item, "multiline", None), kind
     assert set(mapping) >= OPTIONS
@@ -281,6 +282,9 @@ def test_a_vae_of_other_channels_or_strides_is_refused_by_both_nodes_before_anyt
     from comfy.ldm.wan.vae import WanVAE
     from training_graph import train_motion, train_subject
 
+    lacking = changes.keys() - inspect.signature(WanVAE).parameters.keys()
+    if lacking:
+        pytest.skip(f"WanVAE of this version of ComfyUI takes no {', '.join(sorted(lacking))}.")
     check = pack("nodes.host.vae").check_vae
     check(SimpleNamespace(first_stage_model=WanVAE(**VAE)), latents("21"))
     other = SimpleNamespace(first_stage_model=WanVAE(**VAE | changes))  # which cannot encode
