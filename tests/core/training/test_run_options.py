@@ -24,7 +24,9 @@ OPTIONS = [
     {"ema_decay": 0.5},
     {"held_out_every": 2, "ema_decay": 0.5},
     {"optimizer": "prodigy", "learning_rate": 1.0, "ema_decay": 0.5},
+    {"optimizer": "adamw-8bit", "ema_decay": 0.5, "projector_width": 600},
 ]
+"""With a projector of 600, AdamW of 8 bits has weights of more than 4096 values, whose moments it packs."""
 
 
 def make_samples(count=3):
@@ -40,13 +42,15 @@ def make_samples(count=3):
     ]
 
 
-def start(denoiser, folder=None, on_step=None, keep=None, preserve_weight=0.0, **options):
+def start(denoiser, folder=None, on_step=None, keep=None, preserve_weight=0.0, projector_width=7, **options):
     if options.get("optimizer") == "prodigy":
         pytest.importorskip("prodigyopt")
+    if options.get("optimizer") == "adamw-8bit":
+        pytest.importorskip("bitsandbytes", minversion="0.50")
     settings = TrainSettings(
         **{"steps": STEPS, "learning_rate": 1e-2, "save_every": 4, "accumulate": 1, **options}
     )
-    losses = SubjectSettings(projector_width=7, rank=RANK, preserve_weight=preserve_weight)
+    losses = SubjectSettings(projector_width=projector_width, rank=RANK, preserve_weight=preserve_weight)
     lora = init_lora(denoiser.spec, SUBJECT, RANK, torch.Generator().manual_seed(0))
     samples, held_out = leave_one_out(make_samples(), settings.held_out_every)
     return train_lora(
