@@ -208,7 +208,7 @@ def try_step(name, model, block=None, **changes):
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_step_without_values_finds_that_a_variant_can_be_trained(loaded, name):
-    """And all of it runs without values, so that nothing is left open."""
+    """All of its code runs without values, so that the answer is never left to training."""
     before = fingerprint(loaded(name))
     try_step(name, loaded(name), step=pack("nodes.host.trial_step").take_valueless_step)
     assert fingerprint(loaded(name)) == before
