@@ -6,6 +6,7 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+from saved_graphs import flatten, list_nodes, list_subgraphs
 
 from smra_core.miniature.held_out_files import MOTION, REFERENCES
 
@@ -13,9 +14,11 @@ ROOT = Path(__file__).parents[2]
 WORKFLOWS = ROOT / "workflows"
 TITLE_BAR = 30
 GRAPHS = sorted(WORKFLOWS.glob("*.json"))
+BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
+"""Graphs of one subgraph each, which ComfyUI offers among its nodes."""
 ON_BOTH_HOSTS = {
     "CLIPLoader", "CLIPTextEncode", "EmptyHunyuanLatentVideo", "ImageFromBatch", "KSampler",
-    "KSamplerAdvanced", "LoadImage", "LoraLoaderModelOnly", "MarkdownNote", "ModelSamplingSD3",
+    "KSamplerAdvanced", "LoadImage", "LoraLoaderModelOnly", "MarkdownNote", "ModelSamplingSD3", "PreviewAny",
     "PreviewImage", "PrimitiveBoolean", "PrimitiveFloat", "PrimitiveInt", "SaveImage", "SaveWEBM",
     "UNETLoader", "VAEDecode", "VAELoader", "WanImageToVideo",
 }  # fmt: skip
@@ -29,6 +32,8 @@ PAIRS = ("combine_wan22_i2v", "combine_wan22_t2v")
 ONLY_ON_NEW_HOSTS = {"ComfySwitchNode"}
 """Nodes that Wan 2.2's graphs share with ComfyUI's own, and that its older versions lack."""
 TRAINED_PAIRS = ("train_wan22_pair", "train_wan22_pair_i2v")
+ANY = "*"
+"""Type of a slot that takes every type, as that of PreviewAny."""
 MUTED = 2
 """Mode of a node that the page does not queue."""
 FILE_WIDGETS = {
@@ -54,7 +59,7 @@ def test_all_workflows_are_there():
 
 def test_every_node_of_the_pack_is_in_a_workflow():
     ours = re.findall(r'^    "(SMRA\w+)":', (ROOT / "nodes/__init__.py").read_text("utf-8"), re.MULTILINE)
-    used = {node["type"] for path in GRAPHS for node in json.loads(path.read_text("utf-8"))["nodes"]}
+    used = {node["type"] for path in GRAPHS for node in list_nodes(json.loads(path.read_text("utf-8")))}
     assert ours and not set(ours) - used
 
 
@@ -116,29 +121,102 @@ def test_every_link_joins_two_slots_of_its_type(graph):
     for number, source, out, target, into, kind in graph["links"]:
         output, given = nodes[source]["outputs"][out], nodes[target]["inputs"][into]
         assert number in output["links"] and given["link"] == number
-        assert output["type"] == given["type"] == kind
+        assert output["type"] == kind and given["type"] in (kind, ANY)
         seen.add(number)
     ends = [slot["link"] for node in graph["nodes"] for slot in node["inputs"] if slot["link"] is not None]
     assert sorted(ends) == sorted(seen) and len(seen) == len(graph["links"])
 
 
 def test_the_graph_is_laid_out_in_titled_groups(graph):
-    assert all(group["title"].strip() and group["title"] != "Group" for group in graph["groups"])
-    boxes = [(group["title"], *group["bounding"]) for group in graph["groups"]]
-    assert not [(a[0], b[0]) for a, b in combinations(boxes, 2) if overlap(a[1:], b[1:])]
+    for part in (graph, *list_subgraphs(graph)):
+        assert all(group["title"].strip() and group["title"] != "Group" for group in part["groups"])
+        boxes = [(group["title"], *group["bounding"]) for group in part["groups"]]
+        assert not [(a[0], b[0]) for a, b in combinations(boxes, 2) if overlap(a[1:], b[1:])]
 
 
 def test_no_node_covers_another(graph):
-    boxes = [(n["type"], n["pos"][0], n["pos"][1] - TITLE_BAR, n["size"][0], n["size"][1] + TITLE_BAR)
-             for n in graph["nodes"]]  # fmt: skip
-    assert not [(a, b) for a, b in combinations(boxes, 2) if overlap(a[1:], b[1:])]
+    for part in (graph, *list_subgraphs(graph)):
+        boxes = [(n["type"], n["pos"][0], n["pos"][1] - TITLE_BAR, n["size"][0], n["size"][1] + TITLE_BAR)
+                 for n in part["nodes"]]  # fmt: skip
+        assert not [(a, b) for a, b in combinations(boxes, 2) if overlap(a[1:], b[1:])]
 
 
 def test_every_node_but_the_notes_lies_in_a_group(graph):
-    for node in graph["nodes"]:
-        x, y = node["pos"]
-        inside = [g for g in graph["groups"] if within(x, y, *node["size"], *g["bounding"])]
-        assert node["type"] == "MarkdownNote" or inside, node["type"]
+    for part in (graph, *list_subgraphs(graph)):
+        for node in part["nodes"]:
+            x, y = node["pos"]
+            inside = [g for g in part["groups"] if within(x, y, *node["size"], *g["bounding"])]
+            assert node["type"] == "MarkdownNote" or inside, node["type"]
+
+
+INPUTS, OUTPUTS = -10, -20
+"""Ids that stand for a subgraph's own inputs and outputs in its links."""
+
+
+def list_folded(paths):
+    """(graph, face, subgraph) of each node in these files that is a subgraph."""
+    for path in paths:
+        graph = json.loads(path.read_text("utf-8"))
+        parts = {part["id"]: part for part in list_subgraphs(graph)}
+        assert parts.keys() <= {node["type"] for node in graph["nodes"]}, path.stem
+        yield from ((graph, node, parts[node["type"]]) for node in graph["nodes"] if node["type"] in parts)
+
+
+FOLDED = list(list_folded([*GRAPHS, *BLUEPRINTS]))
+
+
+def test_the_pairs_and_the_blueprints_have_one_node_that_combines():
+    assert len(FOLDED) == len(PAIRS) + len(BLUEPRINTS) == 4
+    assert len({part["id"] for _, _, part in FOLDED}) == len(FOLDED)
+    assert all(part["name"].startswith("Combine subject and motion") for _, _, part in FOLDED)
+
+
+@pytest.mark.parametrize("graph, face, part", FOLDED, ids=[part["name"] for _, _, part in FOLDED])
+def test_every_link_of_a_subgraph_joins_two_slots_of_its_type(graph, face, part):
+    nodes, seen = {node["id"]: node for node in part["nodes"]}, set()
+    assert not nodes.keys() & {node["id"] for node in graph["nodes"]}, "The page would give them other ids."
+    for link in part["links"]:
+        if link["origin_id"] == INPUTS:
+            output = part["inputs"][link["origin_slot"]]
+            assert link["id"] in output["linkIds"]
+        else:
+            output = nodes[link["origin_id"]]["outputs"][link["origin_slot"]]
+            assert link["id"] in output["links"]
+        if link["target_id"] == OUTPUTS:
+            given = part["outputs"][link["target_slot"]]
+            assert given["linkIds"] == [link["id"]]
+        else:
+            given = nodes[link["target_id"]]["inputs"][link["target_slot"]]
+            assert given["link"] == link["id"]
+        assert output["type"] == given["type"] == link["type"]
+        seen.add(link["id"])
+    ends = {slot["link"] for node in part["nodes"] for slot in node["inputs"] if slot["link"] is not None}
+    assert ends <= seen and len(seen) == len(part["links"])
+
+
+@pytest.mark.parametrize("graph, face, part", FOLDED, ids=[part["name"] for _, _, part in FOLDED])
+def test_the_face_of_a_subgraph_shows_its_inputs_outputs_and_values(graph, face, part):
+    """Old pages queue the value inside, new ones that of the face."""
+    for side in ("inputs", "outputs"):
+        described = [(slot["name"], slot["type"]) for slot in part[side]]
+        assert [(slot["name"], slot["type"]) for slot in face[side]] == described
+    nodes, inside = {node["id"]: node for node in part["nodes"]}, []
+    for slot, shown in zip(part["inputs"], face["inputs"], strict=True):
+        if "widget" in shown:
+            (link,) = (link for link in part["links"] if link["id"] in slot["linkIds"])
+            node = nodes[link["target_id"]]
+            names = [given["name"] for given in node["inputs"] if "widget" in given]
+            name = node["inputs"][link["target_slot"]]["name"]
+            inside.append(node["widgets_values"][names.index(name)])
+    assert face["widgets_values"] == inside and len(inside) >= 6
+
+
+@pytest.mark.parametrize("path", BLUEPRINTS, ids=lambda path: path.stem)
+def test_a_blueprint_is_our_nodes_alone_and_says_what_it_does(path):
+    graph = json.loads(path.read_text("utf-8"))
+    (part,) = list_subgraphs(graph)
+    assert part["name"] == path.stem and part["category"] == "SMRABooth" and len(part["description"]) > 80
+    assert len(graph["nodes"]) == 1 and {node["type"][:4] for node in part["nodes"]} == {"SMRA"}
 
 
 def test_notes_say_what_to_load(graph):
@@ -147,14 +225,15 @@ def test_notes_say_what_to_load(graph):
 
 @pytest.mark.parametrize("path", GRAPHS, ids=lambda path: path.stem)
 def test_only_our_nodes_and_those_of_every_host_are_used(path):
-    kinds = {node["type"] for node in json.loads(path.read_text("utf-8"))["nodes"]}
+    graph = json.loads(path.read_text("utf-8"))
+    kinds = {node["type"] for node in list_nodes(graph)} - {part["id"] for part in list_subgraphs(graph)}
     allowed = ON_BOTH_HOSTS | (ONLY_ON_NEW_HOSTS if path.stem in PAIRS else set())
     assert all(kind in allowed or kind.startswith("SMRA") for kind in kinds)
 
 
 def test_every_loader_says_where_its_file_is_from(graph):
     """The page offers to download what is missing: it reads name, url and directory of each file."""
-    for node in graph["nodes"]:
+    for node in list_nodes(graph):
         if node["type"] not in FILE_WIDGETS:
             continue
         names = [slot["name"] for slot in node["inputs"] if "widget" in slot]
@@ -167,7 +246,7 @@ def test_every_loader_says_where_its_file_is_from(graph):
 
 @pytest.fixture(params=PAIRS)
 def pair(request):
-    return json.loads((WORKFLOWS / f"{request.param}.json").read_text("utf-8"))
+    return flatten(json.loads((WORKFLOWS / f"{request.param}.json").read_text("utf-8")))
 
 
 def follow(graph, node, name):

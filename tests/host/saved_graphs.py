@@ -36,11 +36,14 @@ def widgets(node, saved):
 
 
 def real_nodes(graph):
-    return [node for node in graph["nodes"] if node["type"] not in FRONTEND_ONLY]
+    """The nodes of a graph and of its subgraphs that the host knows."""
+    own = FRONTEND_ONLY | {part["id"] for part in list_subgraphs(graph)}
+    return [node for node in list_nodes(graph) if node["type"] not in own]
 
 
 def as_prompt(info, graph):
     """What the page would queue for this graph."""
+    graph = flatten(graph)
     queued = [node for node in real_nodes(graph) if not is_left_out(node)]
     ids = {str(node["id"]) for node in queued}
     source = {link[0]: [str(link[1]), link[2]] for link in graph["links"] if str(link[1]) in ids}
@@ -56,15 +59,20 @@ def is_left_out(node):
     """Whether the page queues neither the node nor what comes from it."""
     mode = node.get("mode")
     # What goes into a bypassed node would go on behind it; no workflow here has such a one.
-    goes_on = any(slot.get("link") for slot in node["inputs"]) and any(o["links"] for o in node["outputs"])
+    goes_on = any(slot.get("link") for slot in node["inputs"]) and any(
+        slot.get("links") for slot in node.get("outputs", ())
+    )
     assert mode != BYPASSED or not goes_on, node["type"]
     return mode in (MUTED, BYPASSED)
 
 
+def list_subgraphs(graph):
+    return graph.get("definitions", {}).get("subgraphs", [])
+
+
 def list_nodes(graph):
     """All nodes of a graph and of its subgraphs."""
-    subgraphs = graph.get("definitions", {}).get("subgraphs", [])
-    return [node for part in (graph, *subgraphs) for node in part["nodes"]]
+    return [node for part in (graph, *list_subgraphs(graph)) for node in part["nodes"]]
 
 
 _INPUTS, _OUTPUTS = -10, -20
@@ -75,7 +83,7 @@ def flatten(graph):
     """The graph with the nodes of each subgraph in its place, as the page queues them; a value that the
     subgraph takes from a widget is the one inside.
     """
-    parts = {part["id"]: part for part in graph["definitions"]["subgraphs"]}
+    parts = {part["id"]: part for part in list_subgraphs(graph)}
     sources = {link[0]: (link[1], link[2]) for link in graph["links"]}
     nodes, results = [node for node in graph["nodes"] if node["type"] not in parts], {}
     for instance in (node for node in graph["nodes"] if node["type"] in parts):
