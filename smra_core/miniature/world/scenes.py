@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .figure import measure_figure, paint_figure
 from .sprite import (
     FRAMES,
     SHAPES,
     SIZE,
+    Outline,
     Painted,
     Texture,
     paint,
@@ -56,6 +58,12 @@ HELD_OUT_SUBJECTS: dict[str, tuple[str, Texture]] = {
     "badge": ("square", paint_bullseye(PINK, INDIGO)),
 }
 """Shape and texture of subjects in colors and patterns that no stage of pre-training has seen."""
+TEAL = torch.tensor((0.05, 0.60, 0.55))
+FIGURES: dict[str, dict[str, Tensor]] = {
+    "robot": {"head": PINK, "body": INDIGO, "left leg": ORANGE, "right leg": TEAL},
+    "doll": {"head": TEAL, "body": ORANGE, "left leg": INDIGO, "right leg": PINK},
+}
+"""Held-out subjects with parts: color of each part. Both have one outline and the same four colors."""
 AMPLITUDE, RADIUS = 11.0, 13.0
 """Pixels that a motion moves to each side of its center, and the usual radius of a sprite in pixels."""
 
@@ -97,8 +105,10 @@ def render(scene: Scene, frames: int = FRAMES) -> Painted:
     return paint(shape, centers, radii, texture, torch.tensor(BACKGROUNDS[scene.background]))
 
 
-def _choose_looks(scene: Scene) -> tuple[str, Texture]:
+def _choose_looks(scene: Scene) -> tuple[str | Outline, Texture]:
     """Return shape and texture of a scene."""
+    if scene.subject in FIGURES:
+        return measure_figure, paint_figure(FIGURES[scene.subject])
     if scene.subject is not None:
         return HELD_OUT_SUBJECTS[scene.subject]
     color = torch.tensor(COLORS[scene.color])

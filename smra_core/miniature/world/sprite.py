@@ -17,6 +17,8 @@ SHAPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 """Signed distance (negative inside) of each shape, in units of the radius. Areas are equal within a fifth."""
 
+Outline = Callable[[Tensor, Tensor], Tensor]
+"""Signed distance `...` at coordinates in units of the radius."""
 Texture = Callable[[Tensor, Tensor], Tensor]
 """RGB `... 3` in [0, 1] at coordinates in units of the radius."""
 
@@ -37,17 +39,24 @@ def _measure_bar(x: Tensor, y: Tensor) -> Tensor:
     return torch.maximum(x.abs() - 1.1, y.abs() - 0.42)
 
 
-def cover_pixels(shape: str, centers: Tensor, radii: Tensor, size: int = SIZE) -> Tensor:
+def cover_pixels(shape: str | Outline, centers: Tensor, radii: Tensor, size: int = SIZE) -> Tensor:
     """Return the share of each pixel that the sprite covers, `F H W` in [0, 1].
 
-    `centers` are `F 2` and `radii` are `F`, both in pixels.
+    The shape is one of SHAPES by name, or another outline. `centers` are `F 2` and `radii` are `F`, both in
+    pixels.
     """
     x, y = _convert_to_local(centers, radii, size)
-    return (0.5 - SHAPES[shape](x, y) * radii[:, None, None]).clamp(0, 1)
+    outline = SHAPES[shape] if isinstance(shape, str) else shape
+    return (0.5 - outline(x, y) * radii[:, None, None]).clamp(0, 1)
 
 
 def paint(
-    shape: str, centers: Tensor, radii: Tensor, texture: Texture, background: Tensor, size: int = SIZE
+    shape: str | Outline,
+    centers: Tensor,
+    radii: Tensor,
+    texture: Texture,
+    background: Tensor,
+    size: int = SIZE,
 ) -> Painted:
     """Paint a sprite at centers `F 2` with radii `F`, in pixels.
 
