@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     planted.add_argument("--pairs", type=int, default=20, help="Number of pairs. (default: 20)")
     planted.set_defaults(run=run_planted_command)
-    text = "Train a motion LoRA alone in many ways at once, and measure each; for a GPU."
+    text = "Train a LoRA alone in many ways, and measure each: motions, for a GPU, or subjects."
     arms = commands.add_parser("arms", help=text, description=text)
     arms.add_argument(
         "--out",
@@ -76,6 +76,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="Folder for the measured clips. (default: smra_bench)",
     )
     arms.add_argument("--device", default="cuda", help="Device that trains and samples. (default: cuda)")
+    arms.add_argument(
+        "--subject", action="store_true", help="Train subject LoRAs, one after the other; a CPU is enough."
+    )
+    arms.add_argument("--processes", type=int, default=8, help="Processes that measure clips. (default: 8)")
     arms.set_defaults(run=run_arms_command)
     return parser
 
@@ -138,12 +142,14 @@ def run_bench_command(args: argparse.Namespace) -> None:
 def run_arms_command(args: argparse.Namespace) -> None:
     import torch
 
+    from .bench.arm_kinds import MOTIONS, SUBJECTS
     from .bench.arm_table import render_arms
-    from .bench.run_arms import STEPS, run_arms
+    from .bench.run_arms import run_arms
     from .bench.table import read_clips
 
-    clips = read_clips(run_arms(args.out, torch.device(args.device)))
-    print("\n\n".join(render_arms(clips, steps) for steps in STEPS))
+    kind = SUBJECTS if args.subject else MOTIONS
+    clips = read_clips(run_arms(kind, args.out, torch.device(args.device), args.processes))
+    print("\n\n".join(render_arms(clips, steps) for steps in kind.steps))
 
 
 if __name__ == "__main__":

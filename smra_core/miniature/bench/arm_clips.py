@@ -11,12 +11,14 @@ from ...wan.flow_matching import sampling_sigmas
 from ...wan.hashed_text import HashedText
 from ...wan.interfaces import Denoiser
 from ...wan.latents import as_frames, to_uint8
+from ...wan.noise_range import NoiseRange
 from ...wan.sampler import initial_noise
 from ...wan.spec import LATENTS_21
 from ..held_out_files import REFERENCES
 from ..world.measure import measure
-from ..world.scenes import AMPLITUDE, Scene, draw_scene, trace
-from .metrics import compare_tracks
+from ..world.scenes import AMPLITUDE, FIGURES, Scene, draw_scene, trace
+from .metrics import STILL, compare_tracks, measure_likeness
+from .parts import measure_parts
 from .stacked_lora import StackedLora, injected_stack
 from .variants import SAMPLING
 
@@ -36,17 +38,24 @@ def list_motion_scenes(motion: str, count: int = CLIPS) -> list[Scene]:
     return scenes
 
 
+def list_subject_scenes(subject: str) -> list[Scene]:
+    """List a held-out subject in known motions, on every background; no picture shows maroon."""
+    motions = ("left", "up", "circling", "right")
+    places = zip(motions, ("maroon", "gray", "black", "navy"), strict=True)
+    return [Scene(subject=subject, motion=motion, background=background) for motion, background in places]
+
+
 @torch.no_grad()
 def sample_stack(
     denoiser: Denoiser,
     stack: StackedLora,
     prompts: Sequence[Sequence[str]],
     seed: int,
-    applied: Tensor,
+    applied: Sequence[NoiseRange],
 ) -> Tensor:
     """Sample latents `R C 16 f h w`: C prompts of each run, from the same noise for every run.
 
-    Each LoRA is on from noise level 1 down to its own `applied`, `R`.
+    Each LoRA is on at the noise levels of its own range.
     """
     device, runs, count = stack.strengths.device, stack.runs, len(prompts[0])
     text = HashedText()
@@ -58,7 +67,7 @@ def sample_stack(
     sigmas = sampling_sigmas(SAMPLING.steps, SAMPLING.shift).tolist()
     with injected_stack(denoiser.linears(), stack):
         for sigma, following in zip(sigmas, sigmas[1:], strict=False):
-            stack.strengths = (sigma >= applied).float()
+            stack.strengths = latents.new_tensor([each.holds(sigma) for each in applied])
             both = latents[:, :, None].expand(-1, -1, 2, -1, -1, -1, -1).flatten(0, 2)
             level = both.new_full((len(both),), sigma)
             velocity = denoiser.velocity(both, level, context).velocity.unflatten(0, (runs, count, 2))
@@ -91,4 +100,20 @@ def measure_motion(frames: Tensor, scene: Scene) -> dict[str, float]:
         "color": float(reading.color == scene.color),
         "background": float(reading.background == scene.background),
         "leak": float(reading.color == REFERENCES[scene.motion].color),
+    }
+
+
+def measure_subject(frames: Tensor, scene: Scene) -> dict[str, float]:
+    """Measure a clip `F 3 H W` in [0, 1] of a held-out subject that should move as the prompt says."""
+    reading = measure(frames)
+    wanted = AMPLITUDE * trace(scene.motion, torch.linspace(0, 1, len(frames)))
+    length = (wanted - wanted.mean(0)).norm()
+    parts = {"parts": measure_parts(frames, scene.subject)} if scene.subject in FIGURES else {}
+    return {
+        "likeness": measure_likeness(frames, scene.subject),
+        **parts,
+        "background": float(reading.background == scene.background),
+        "recognized": float(reading.motion == scene.motion),
+        "still": float(reading.track.norm() < STILL * length),
+        "seen": reading.found,
     }

@@ -7,7 +7,8 @@ import numpy as np
 
 from .table import DRAWS, Interval
 
-COLUMNS = ("error", "recognized", "x", "y", "amount", "shape", "color", "leak")
+NOT_MEASURED = ("arm", "case", "seed", "steps", "clip")
+"""What a line of the file has besides measurements."""
 
 
 def render_arms(clips: Sequence[dict], steps: int) -> str:
@@ -16,9 +17,15 @@ def render_arms(clips: Sequence[dict], steps: int) -> str:
     for clip in clips:
         if clip["steps"] == steps:
             by_arm[clip["arm"]].append(clip)
-    lines = [f"| arm, {steps} steps | n | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
+    columns = [
+        name for name in dict.fromkeys(key for clip in clips for key in clip) if name not in NOT_MEASURED
+    ]
+    lines = [f"| arm, {steps} steps | n | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
     for arm, group in by_arm.items():
-        cells = [str(estimate_by_training(_collect(group, column))) for column in COLUMNS]
+        cells = [
+            str(estimate_by_training(_collect(group, column))) if column in group[0] else ""
+            for column in columns
+        ]
         lines.append(f"| {arm} | {len(group)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -6,6 +6,7 @@ it, and a step compares k windows.
 from dataclasses import replace
 
 from ...lora.plan import ALL_LAYERS, SparsePlan
+from ...wan.noise_range import WHOLE, NoiseRange
 from .motion_arms import MotionArm
 
 SHIFTED = MotionArm("T s3u", shift=3.0, weighted=False)
@@ -38,7 +39,7 @@ NOISE_LEVELS = [
     ],
     *[
         MotionArm(f"T s{shift:g}u above {low}{' on above' if applied else ''}", shift=shift, weighted=False,
-                  lowest=low, applied=low if applied else 0.0)
+                  lowest=low, applied=NoiseRange(low, 1.0) if applied else WHOLE)
         for low in (0.5, 0.6, 0.7, 0.875)
         for shift, applied in ((3.0, False), (3.0, True), (1.0, False))
     ],

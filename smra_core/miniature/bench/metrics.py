@@ -11,7 +11,6 @@ from torch import Tensor
 from ..held_out_files import REFERENCES
 from ..world.measure import find_sprite, measure
 from ..world.scenes import AMPLITUDE, BACKGROUNDS, COLORS, Scene, render, trace
-from ..world.sprite import FRAMES
 
 CROP = 24
 """Pixels along a side of the crop in which two sprites are compared."""
@@ -75,7 +74,7 @@ def measure_likeness(frames: Tensor, subject: str) -> float:
         correlate(crop_around(frame, mask), target) if mask.any() else 0.0
         for frame, mask in zip(frames, masks, strict=True)
     ]
-    return sum(scores) / FRAMES
+    return sum(scores) / len(frames)
 
 
 def crop_around(frame: Tensor, mask_px: Tensor) -> Tensor:

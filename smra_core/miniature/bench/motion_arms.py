@@ -3,24 +3,23 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...decoding.wan_decoder import WanVideoDecoder
 from ...decoding.windows import DecodeWindow, take_whole_clip, warm_windows
-from ...encoders.sea_raft import SeaRaft
 from ...lora.adapter import init_lora
 from ...lora.plan import MOTION, SparsePlan
 from ...training.mora import MotionSample, flow_alignment_loss
 from ...training.random_stream import make_generator
 from ...training.temporal_loss import debias
 from ...wan.flow_matching import add_noise, shift_sigma, velocity_target, velocity_weight, x0_from_velocity
-from ...wan.interfaces import Denoiser
+from ...wan.noise_range import WHOLE, NoiseRange
 from ...wan.spec import frames_of_latent
 from ..small_settings import MOTION as SMALL_MOTION
 from ..small_settings import MOTION_TRAINING
+from ..world.scenes import HELD_OUT_MOTIONS
+from .arm_run import ArmRun, Nets
 from .stacked_lora import (
     Gradients,
     StackedLora,
@@ -48,8 +47,8 @@ class MotionArm:
     """Whether the temporal loss is weighted by noise level, as the authors train."""
     lowest: float = 0.0
     """Noise level above which is trained."""
-    applied: float = 0.0
-    """Noise level above which the LoRA is on in sampling."""
+    applied: NoiseRange = WHOLE
+    """Noise levels at which the LoRA is on in sampling."""
     temporal: float = 1.0
     mora: float = 0.0
     share: float = 0.0
@@ -66,29 +65,13 @@ class MotionArm:
     difference: float = 0.0
     """Weight of the velocity error's differences between adjacent latent frames."""
     accumulate: int = 1
-
-
-class MotionRun(NamedTuple):
-    """One training of an arm."""
-
-    arm: MotionArm
-    motion: str
-    seed: int
-
-
-class Nets(NamedTuple):
-    """The frozen nets of the miniature on one device."""
-
-    denoiser: Denoiser
-    decoder: WanVideoDecoder
-    flow_net: SeaRaft
-    device: torch.device
+    cases: tuple[str, ...] = HELD_OUT_MOTIONS
 
 
 class StackedMotion:
     """Trainings of motion LoRAs with one plan, side by side."""
 
-    def __init__(self, runs: Sequence[MotionRun], samples: Mapping[str, MotionSample], nets: Nets):
+    def __init__(self, runs: Sequence[ArmRun], samples: Mapping[str, MotionSample], nets: Nets):
         """Start the runs; `samples` are the encoded clips by motion."""
         self.runs, self.nets = runs, nets
         spec = nets.denoiser.spec
@@ -97,7 +80,7 @@ class StackedMotion:
             for run in runs
         ]
         self.stack = StackedLora(loras, nets.device)
-        self.samples = [samples[run.motion] for run in runs]
+        self.samples = [samples[run.case] for run in runs]
         self.latents = self._gather("latents")
         self.context = self._gather("context")
         self.reference = self._gather("reference_flow")
@@ -122,7 +105,14 @@ class StackedMotion:
                     if arm.window
                     else take_whole_clip(latents.shape[1])
                 )
-        return [made[run.motion, run.arm.window, run.arm.context] for run in self.runs]
+        return [made[run.case, run.arm.window, run.arm.context] for run in self.runs]
+
+    def follow(self, steps: Sequence[int]) -> Iterator[tuple[int, StackedLora]]:
+        """Train all runs; yield each of the steps, in rising order, with the LoRAs after it."""
+        for step in steps:
+            while self.step < step:
+                self.train_step()
+            yield step, self.stack
 
     def train_step(self) -> None:
         """Train every run by one step."""
@@ -241,7 +231,7 @@ class StackedMotion:
         return draw_order(first)[:count]
 
 
-def draw_step(run: MotionRun, step: int, part: int, shape: torch.Size) -> Iterator[Tensor]:
+def draw_step(run: ArmRun, step: int, part: int, shape: torch.Size) -> Iterator[Tensor]:
     """Draw a run's noise level, noise and anchor, as the training loop and the objective do."""
     generator = make_generator(run.seed, step, part)
     uniform = 1 - torch.rand(1, generator=generator)

@@ -8,10 +8,11 @@ import torch
 from smra_core.lora.adapter import Injection, init_lora, injected
 from smra_core.miniature.bench import arm_clips
 from smra_core.miniature.bench.arm_clips import sample_stack
+from smra_core.miniature.bench.arm_kinds import MOTIONS, SUBJECTS
+from smra_core.miniature.bench.arm_run import ArmRun, Nets
 from smra_core.miniature.bench.arm_table import compare_arms, render_arms
-from smra_core.miniature.bench.arms import STACKS
-from smra_core.miniature.bench.motion_arms import MotionArm, MotionRun, Nets, StackedMotion
-from smra_core.miniature.bench.run_arms import SEEDS, list_runs, load_nets
+from smra_core.miniature.bench.motion_arms import MotionArm, StackedMotion
+from smra_core.miniature.bench.run_arms import list_runs, load_nets
 from smra_core.miniature.bench.stacked_lora import StackedLora
 from smra_core.miniature.small_settings import MOTION
 from smra_core.training.gradient_share import backpropagate
@@ -19,6 +20,7 @@ from smra_core.training.mora import MotionObjective, MotionSample
 from smra_core.training.random_stream import make_generator
 from smra_core.wan.flow_matching import sample_training_sigma, sampling_sigmas
 from smra_core.wan.hashed_text import HashedText
+from smra_core.wan.noise_range import WHOLE, NoiseRange
 from smra_core.wan.sampler import initial_noise, sample
 from smra_core.wan.spec import LATENTS_21
 
@@ -51,7 +53,7 @@ def samples():
 ])  # fmt: skip
 def test_a_run_in_a_stack_has_the_gradient_that_it_has_alone(nets, samples, arm, changes):
     other = MotionArm("other", temporal=0.5, mora=10.0)
-    stacked = StackedMotion([MotionRun(other, "hook", 1), MotionRun(arm, "zigzag", 0)], samples, nets)
+    stacked = StackedMotion([ArmRun(other, "hook", 1), ArmRun(arm, "zigzag", 0)], samples, nets)
     stacked.step = 1
     gradients = stacked._compute_gradients(0)
 
@@ -82,7 +84,7 @@ def test_a_run_in_a_stack_samples_what_it_samples_alone(nets, monkeypatch):
     prompts = [["a red plain circle vvt moving"], ["a cyan plain square vvt moving"]]
     # The second LoRA is on in the first of two steps only, at sigma 1 and not at 0.75.
     stack = StackedLora(loras, torch.device("cpu"))
-    together = sample_stack(nets.denoiser, stack, prompts, 7, torch.tensor([0.0, 0.9]))
+    together = sample_stack(nets.denoiser, stack, prompts, 7, [WHOLE, NoiseRange(0.9, 1.0)])
 
     noise = initial_noise(settings, LATENTS_21, 1)
     context, negative = HashedText().encode(prompts[1]), HashedText().encode([""])
@@ -101,10 +103,11 @@ def test_a_run_in_a_stack_samples_what_it_samples_alone(nets, monkeypatch):
 
 
 def test_arms_of_a_stack_share_their_layers_and_all_names_differ():
-    names = [arm.name for arms in STACKS for arm in arms]
-    assert len(set(names)) == len(names)
-    assert all(len({arm.plan for arm in arms}) == 1 for arms in STACKS)
-    assert len(list_runs(STACKS[0][:1])) == 2 * SEEDS
+    for kind in (MOTIONS, SUBJECTS):
+        names = [arm.name for arms in kind.stacks for arm in arms]
+        assert len(set(names)) == len(names)
+    assert all(len({arm.plan for arm in arms}) == 1 for arms in MOTIONS.stacks)
+    assert len(list_runs(MOTIONS.stacks[0][:1], seeds=3)) == 2 * 3
 
 
 def clip(arm, value, seed=0, number=0):
@@ -117,3 +120,9 @@ def test_differences_are_paired_clip_by_clip():
     difference = compare_arms(clips, "a", "b", 100, "error")
     assert tuple(difference) == pytest.approx((0.3, 0.3, 0.3))  # however far the seeds are apart
     assert "| a | 3 | 1.50 (0.50..2.50) |" in render_arms(clips, 100)
+
+
+def test_a_column_that_an_arm_does_not_have_is_empty_in_its_row():
+    clips = [clip("a", 0.5), clip("b", 0.5) | {"parts": 1.0}]
+    a, b = render_arms(clips, 100).splitlines()[2:]
+    assert a.endswith("|  |") and b.endswith("| 1.00 (1.00..1.00) |")

@@ -1,0 +1,60 @@
+"""Arms of the bench that train a subject LoRA, by name: R is the region loss, S is SuRA."""
+
+from dataclasses import replace
+
+from ...lora.plan import SparsePlan
+from ...wan.noise_range import NoiseRange
+from ..small_settings import SUBJECT
+from ..world.scenes import FIGURES
+from .subject_arms import SubjectArm
+
+WITHOUT = replace(SUBJECT, sura_weight=0.0)
+LAST_BLOCK = 3
+REGION = SubjectArm("R", WITHOUT)
+"""The region loss alone, weighted by noise level as the authors train."""
+PAPER = SubjectArm("R + S 0.05")
+SHARED = SubjectArm("R + S share 0.3", replace(SUBJECT, sura_share=0.3))
+"""SuRA with 30 % of the gradient in the layers that it reaches."""
+DEEP = replace(SUBJECT, sura_share=0.3, align_block=LAST_BLOCK)
+
+
+def _train_on_figures(arm: SubjectArm, pictures: int = 3) -> SubjectArm:
+    name = f"{arm.name}, figures" + (f", {pictures} picture" if pictures == 1 else "")
+    return replace(arm, name=name, cases=tuple(FIGURES), pictures=pictures)
+
+
+def _train_at(low: float, high: float) -> SubjectArm:
+    text = f"below {high}" if high < 1 else f"above {low}"
+    return SubjectArm(f"R {text}", replace(WITHOUT, noise_range=NoiseRange(low, high)))
+
+
+_BELOW = _train_at(0.0, 0.875)
+_OTHER_LAYERS = SparsePlan.parse("o,ffn.0,ffn.2")
+_BASE = SubjectArm("base", WITHOUT, region=0.0)
+# At block 0, only that block's linears get a gradient.
+_ALONE = SubjectArm("S alone", replace(SUBJECT, plan=SparsePlan(SUBJECT.plan.roles, (0, 1))), region=0.0)
+_SHARED_ABOVE = replace(SHARED, name="R + S share 0.3 above 0.5", aligned_above=0.5)
+SUBJECT_ARMS = [
+    _BASE,
+    REGION,
+    PAPER,
+    _ALONE,
+    SHARED,
+    *map(_train_on_figures, (_BASE, REGION, PAPER, SHARED, _ALONE)),
+    _train_at(0.0, 0.6),
+    _BELOW,
+    _train_at(0.875, 1.0),
+    SubjectArm("R on o,ffn.0,ffn.2", replace(WITHOUT, plan=_OTHER_LAYERS)),
+    _SHARED_ABOVE,
+    SubjectArm("S alone, block 3", replace(SUBJECT, align_block=LAST_BLOCK), region=0.0),
+    SubjectArm("R + S share 0.3, block 3", DEEP),
+    SubjectArm("R + S share 0.3, block 3, projector held", DEEP, held_projector=True),
+    SubjectArm("R + S share 0.3, decoded", SHARED.settings, decoded=True),
+    replace(_BELOW, name="R below 0.875 on below", applied=_BELOW.settings.noise_range),
+    SubjectArm("R + preservation 1", replace(WITHOUT, preserve_weight=1.0)),
+    *[_train_on_figures(arm, 1) for arm in (REGION, SHARED)],
+    replace(REGION, name="R accumulate 2", accumulate=2),
+    SubjectArm("R unweighted", replace(WITHOUT, weighted_velocity=False)),
+    SubjectArm("R s3u", replace(WITHOUT, shift=3.0, weighted_velocity=False)),
+    replace(REGION, name="R accumulate 4", accumulate=4),
+]
