@@ -157,11 +157,11 @@ class HostDenoiser:
         return around | inside | blocks
 
     def _wrap_block(self, index: int, block: nn.Module) -> Callable[..., Tensor]:
-        forward = block.forward
+        forward, following = block.forward, len(self.dit.blocks) - 1 - index
 
         def run_block(x: Tensor, *args, **kwargs) -> Tensor:
             if torch.is_grad_enabled():
-                x = self.kept_blocks.run(index, forward, x, *args, **kwargs)
+                x = self.kept_blocks.run(following, forward, x, *args, **kwargs)
             else:
                 x = forward(x, *args, **kwargs)
             # Outside of the checkpoint, inside of which it would be taken twice and lose its graph.

@@ -49,7 +49,7 @@ class DiffusersDenoiser:
         for name, linear in linears.items():
             linear.forward = self._freeze(name, linear)
         self.kept_blocks = KeptBlocks(whole=0 if checkpoint else self.spec.blocks)
-        self._indices = {block: index for index, block in enumerate(dit.blocks)}
+        self._following = {block: number for number, block in enumerate(reversed(dit.blocks))}
         dit.enable_gradient_checkpointing(self._run_block)
 
     def close(self) -> None:
@@ -71,7 +71,7 @@ class DiffusersDenoiser:
         return {name: module for name, module in named if name is not None}
 
     def _run_block(self, block: nn.Module, *args) -> Tensor:
-        return self.kept_blocks.run(self._indices[block], block, *args)
+        return self.kept_blocks.run(self._following[block], block, *args)
 
     def velocity(
         self,

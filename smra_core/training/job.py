@@ -26,6 +26,7 @@ from .kept_blocks import choose_kept_blocks, log_choice, measure_spare_memory
 from .learning_rate import COSINE
 from .mora import MotionSample, MotionSettings
 from .objective import Objective
+from .preservation import PRESERVE
 from .run_folder import LOSSES, RunFolder
 from .state import TrainState
 from .sura import SubjectSample, SubjectSettings
@@ -156,7 +157,7 @@ def _train(
     parameters = [*objective.trainables().values(), *torch.nn.ModuleList(lora.values()).parameters()]
     step_bytes = _count_step_bytes(backend, job, parameters)
     with backend.denoiser_for_training(step_bytes) as denoiser:
-        _keep_blocks(denoiser, backend, job, step_bytes)
+        _keep_blocks(denoiser, backend, job, step_bytes, _count_free_blocks(job, objective))
         state = train_lora(
             denoiser, lora, objective, job.samples, job.train, run, on_step, job.held_out, keep
         )
@@ -177,11 +178,21 @@ def _count_tokens(job: TrainingJob) -> int:
     return max(math.prod(token_grid(sample.latents.shape)) for sample in job.samples)
 
 
-def _keep_blocks(denoiser: Denoiser, backend: Backend, job: TrainingJob, step_bytes: float) -> None:
+def _count_free_blocks(job: TrainingJob, objective: Objective) -> int:
+    """Return how many blocks can be kept whole at no cost: none if anything else runs before the backward
+    pass has freed them, such as a decoder, base preservation, or the backward pass of a loss with a share.
+    """
+    has_more = job.decode_bytes or objective.weights.get(PRESERVE) or any(objective.shares.values())
+    return 0 if has_more else 1
+
+
+def _keep_blocks(
+    denoiser: Denoiser, backend: Backend, job: TrainingJob, step_bytes: float, free: int
+) -> None:
     """Let as many blocks keep activations as memory allows; the results stay the same."""
     spec, batch, value_bytes = backend.spec, job.train.batch_size, backend.dtype.itemsize
     spare = measure_spare_memory(backend.device, step_bytes)
-    denoiser.kept_blocks = choose_kept_blocks(spec, _count_tokens(job), batch, value_bytes, spare)
+    denoiser.kept_blocks = choose_kept_blocks(spec, _count_tokens(job), batch, value_bytes, spare, free)
     log_choice(denoiser.kept_blocks, spec, spare)
 
 

@@ -23,21 +23,26 @@ _RESERVE = 500_000_000
 """Bytes that are left to other programs."""
 
 
-def choose_kept_blocks(spec: WanSpec, tokens: int, batch: int, value_bytes: int, spare: float) -> KeptBlocks:
+def choose_kept_blocks(
+    spec: WanSpec, tokens: int, batch: int, value_bytes: int, spare: float, free: int = 0
+) -> KeptBlocks:
     """Return the blocks that keep activations, given the spare bytes beside a step that keeps none.
+
+    `free` is the number of blocks that are kept whole at no cost: 1 where the backward pass begins right
+    after the DiT, as the last block would be recomputed at once into as much memory, and else 0.
 
     Where all blocks fit whole, all are kept. Otherwise attention comes first: at 9360 tokens it saves 9900
     operations a byte, a whole block 1500. What is left then goes to whole blocks, one by one.
     """
-    unit = (tokens + TEXT_TOKENS) * spec.dim * value_bytes * batch * _GAPS
-    fitting = max(0, int(spare / unit / _WHOLE))
-    if fitting >= spec.blocks:
+    units = max(0.0, spare) / ((tokens + TEXT_TOKENS) * spec.dim * value_bytes * batch * _GAPS)
+    if free + int(units / _WHOLE) >= spec.blocks:
         return KeptBlocks(whole=spec.blocks)
-    attention = min(spec.blocks, max(0, int(spare / unit / _ATTENTION)))
-    if attention < spec.blocks:
-        return KeptBlocks(attention=attention)
-    whole = int((spare / unit - spec.blocks * _ATTENTION) / (_WHOLE - _ATTENTION))
-    return KeptBlocks(whole, spec.blocks - whole)
+    others = spec.blocks - free
+    attention = int(units / _ATTENTION)
+    if attention < others:
+        return KeptBlocks(free, attention)
+    whole = int((units - others * _ATTENTION) / (_WHOLE - _ATTENTION))
+    return KeptBlocks(free + whole, others - whole)
 
 
 def measure_spare_memory(device: torch.device, needed: float) -> float:

@@ -28,15 +28,17 @@ class KeptBlocks(NamedTuple):
     """
 
     whole: int = 0
-    """Number of blocks, from the first, of which nothing is recomputed."""
+    """Number of blocks, from the last, of which nothing is recomputed. The backward pass comes to the last
+    ones first and frees what they keep, before it needs memory for the others.
+    """
     attention: int = 0
-    """Number of blocks after those that keep the outputs of attention and recompute the rest."""
+    """Number of blocks before those that keep the outputs of attention and recompute the rest."""
 
-    def run(self, index: int, block: Callable, *args, **kwargs) -> Any:
-        """Return `block(*args, **kwargs)` of the block with this index, keeping what it is to keep."""
-        if index < self.whole:
+    def run(self, following: int, block: Callable, *args, **kwargs) -> Any:
+        """Return `block(*args, **kwargs)` of the block that so many follow, keeping what it is to keep."""
+        if following < self.whole:
             return block(*args, **kwargs)
-        keeps_attention = index < self.whole + self.attention
+        keeps_attention = following < self.whole + self.attention
         return run_checkpointed(block, *args, keeps_attention=keeps_attention, **kwargs)
 
 

@@ -49,8 +49,8 @@ def _train(core: str, denoiser, work: Work, turns: Turns, kept: str) -> None:
     objective = sura.SubjectObjective(settings, denoiser.spec.dim, 1)
     train = trainer.TrainSettings(steps=10**6, accumulate=1)
     denoiser.kept_blocks = {
-        "nothing": recompute.KeptBlocks(),
-        "attention": recompute.KeptBlocks(attention=work.sizes.blocks),
+        "last": recompute.KeptBlocks(1),
+        "attention": recompute.KeptBlocks(1, work.sizes.blocks - 1),
         "all": recompute.KeptBlocks(whole=work.sizes.blocks),
     }[kept]
     with torch.no_grad():
@@ -59,10 +59,12 @@ def _train(core: str, denoiser, work: Work, turns: Turns, kept: str) -> None:
     trainer.train_lora(denoiser, pairs, objective, [sample], train, on_step=lambda info: turns.end_step())
 
 
-KEPT = {"": "nothing", "-attention": "attention", "-all": "all"}
+KEPT = {"": "last", "-attention": "attention", "-all": "all"}
 TRAINERS = {
     f"{name}{ending}": partial(train, kept=kept)
     for name, train in (("ours", train_from_files), ("ours-in-host", train_in_host))
     for ending, kept in KEPT.items()
 }
-"""Trainers by name; the ending says which activations are kept in place of being recomputed."""
+"""Trainers by name; the ending says which activations are kept in place of being recomputed. Without an
+ending it is the last block's, which takes no more memory than to keep none.
+"""

@@ -16,6 +16,7 @@ from smra_core.training import kept_blocks
 from smra_core.training.kept_blocks import choose_kept_blocks, measure_spare_memory
 from smra_core.wan.recompute import KeptBlocks
 from smra_core.wan.spec import WAN_1_3B
+from tests.benchmarks.meters import count_step
 
 BLOCKS, TOKENS = 4, 9360
 
@@ -76,12 +77,50 @@ def test_attention_comes_first_and_whole_blocks_where_more_is_spare(value_bytes)
     assert choose(3000) == KeptBlocks(30, 0)
 
 
+def test_the_last_block_is_kept_whole_where_that_costs_nothing():
+    block = TOKENS * WAN_1_3B.dim * 2
+    choose = lambda units: choose_kept_blocks(WAN_1_3B, TOKENS, 1, 2, units * block, free=1)  # noqa: E731
+    assert choose(-1) == choose(0) == KeptBlocks(1)
+    assert choose(60) == KeptBlocks(1, 20)
+    assert choose(1900) == KeptBlocks(28, 2)
+    assert choose(2010) == KeptBlocks(30, 0)
+
+
+def test_keeping_the_last_block_takes_no_more_memory_and_less_work():
+    def count(kept):
+        torch.manual_seed(0)
+        with torch.device("meta"):
+            dit = WanTransformer3DModel(
+                num_attention_heads=1, attention_head_dim=128, ffn_dim=512, num_layers=3, text_dim=8
+            )
+        denoiser = DiffusersDenoiser(dit, checkpoint=True)
+        denoiser.kept_blocks = kept
+        lora = init_lora(denoiser.spec, ALL_LAYERS, 4, torch.Generator())
+        for pair in lora.values():
+            pair.to("meta")
+        noisy = torch.randn(1, 16, 1, 64, 64, device="meta")
+        inputs = noisy, torch.rand(1, device="meta"), torch.randn(1, 8, 8, device="meta")
+
+        def step():
+            with injected(denoiser.linears(), Injection(lora)):
+                denoiser.velocity(*inputs).velocity.square().mean().backward()
+
+        return count_step(step)
+
+    nothing, last, two = count(KeptBlocks()), count(KeptBlocks(1)), count(KeptBlocks(2))
+    assert last.flops < 0.95 * nothing.flops
+    assert last.peak <= 1.01 * nothing.peak < 0.8 * two.peak
+
+
 def test_more_memory_never_keeps_less_and_what_is_kept_fits():
     unit = (TOKENS + 512) * WAN_1_3B.dim * 2 * 1.3
     before = -1.0
     for spare in range(0, 80_000_000_000, 500_000_000):
         kept = choose_kept_blocks(WAN_1_3B, TOKENS, 1, 2, spare)
         needed = unit * (50 * kept.whole + 2.1 * kept.attention)
+        with_free = choose_kept_blocks(WAN_1_3B, TOKENS, 1, 2, spare, free=1)
+        assert unit * (50 * (with_free.whole - 1) + 2.1 * with_free.attention) <= spare + 1
+        assert with_free.whole >= max(1, kept.whole) and with_free.attention <= WAN_1_3B.blocks - 1
         assert needed <= spare + 1 and kept.whole + kept.attention <= WAN_1_3B.blocks
         assert (saved := 3 * kept.whole + kept.attention) >= before
         before = saved
