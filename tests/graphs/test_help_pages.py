@@ -6,12 +6,40 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.benchmarks.memory_table import render_fits
+
 NODES = Path(__file__).parents[2] / "nodes"
 PAGES = NODES / "web" / "docs"
 IDS = re.findall(r'^    "(SMRA\w+)":', (NODES / "__init__.py").read_text("utf-8"), re.MULTILINE)
 PICTURE = re.compile(r"!\[([^\]]*)\]\((pictures/[\w.]+)\)")
 LARGEST = 100_000
 """Bytes of a picture: pages open at once, and the repository stays small."""
+
+
+CARD = re.compile(r"^\| \d+ GB \| (?:picture|\d+ frames) .*$", re.MULTILINE)
+"""A line of a table that tells what fits a card."""
+
+
+def test_the_tables_of_cards_are_what_the_program_tells():
+    """`python -m tests.benchmarks.memory_table` prints them: 16 bit, but 8 bit for the 14B."""
+    half, eight = (CARD.findall(render_fits(share)) for share in (1.0, 0.5))
+    told = [f"{a.rsplit('|', 2)[0]}|{b.rsplit('|', 2)[1]}|" for a, b in zip(half, eight, strict=True)]
+    readme, *pages = (
+        CARD.findall(path.read_text("utf-8"))
+        for path in (
+            NODES.parent / "README.md", PAGES / "SMRATrainSubjectLoRA.md", PAGES / "SMRATrainMotionLoRA.md",
+        )
+    )  # fmt: skip
+    assert readme == told and len(told) == 12
+    assert sorted(line for page in pages for line in page) == sorted(told)
+
+
+@pytest.mark.parametrize(
+    "node", ["TrainMotionLoRA", "TrainSubjectLoRA", "SparseLoRAPairLoader", "TPointScheduler"]
+)
+def test_the_table_of_wrong_results_is_named_where_a_result_is_made(node):
+    assert "## My result is wrong" in (PAGES / "SMRASparseLoRALoader.md").read_text("utf-8")
+    assert "*My result is wrong*" in (PAGES / f"SMRA{node}.md").read_text("utf-8")
 
 
 def test_there_is_one_page_for_each_node():
