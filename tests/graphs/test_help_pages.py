@@ -37,7 +37,7 @@ def test_the_tables_of_cards_are_what_the_program_tells():
 @pytest.mark.parametrize(
     "node", ["TrainMotionLoRA", "TrainSubjectLoRA", "SparseLoRAPairLoader", "TPointScheduler"]
 )
-def test_the_table_of_wrong_results_is_named_where_a_result_is_made(node):
+def test_the_list_of_wrong_results_is_named_where_a_result_is_made(node):
     assert "## My result is wrong" in (PAGES / "SMRASparseLoRALoader.md").read_text("utf-8")
     assert "*My result is wrong*" in (PAGES / f"SMRA{node}.md").read_text("utf-8")
 
