@@ -143,13 +143,15 @@ def run_arms_command(args: argparse.Namespace) -> None:
     import torch
 
     from .bench.arm_kinds import MOTIONS, SUBJECTS
-    from .bench.arm_table import render_arms
+    from .bench.arm_table import render_arms, render_differences
     from .bench.run_arms import run_arms
     from .bench.table import read_clips
 
     kind = SUBJECTS if args.subject else MOTIONS
     clips = read_clips(run_arms(kind, args.out, torch.device(args.device), args.processes))
-    print("\n\n".join(render_arms(clips, steps) for steps in kind.steps))
+    for steps in kind.steps:
+        print(render_arms(clips, steps), "", sep="\n")
+        print(render_differences(clips, kind.references, steps, kind.column), "", sep="\n")
 
 
 if __name__ == "__main__":

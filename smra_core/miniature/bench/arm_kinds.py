@@ -30,14 +30,24 @@ def encode_references(folder: Path) -> dict[str, MotionSample]:
 
 
 MOTIONS = ArmKind(
-    "arms.jsonl", STACKS, 3, (25, 50, 100, 200), start_motions, list_motion_scenes, measure_motion
+    file="arms.jsonl",
+    stacks=STACKS,
+    seeds=3,
+    steps=(25, 50, 100, 200),
+    start=start_motions,
+    list_scenes=list_motion_scenes,
+    references=("T s1w", "T s3u"),
+    column="error",
+    measure=measure_motion,
 )
 SUBJECTS = ArmKind(
-    "subject_arms.jsonl",
-    [[arm] for arm in SUBJECT_ARMS],
-    2,
-    (25, 50, 100),
-    SubjectTrainings,
-    list_subject_scenes,
-    measure_subject,
+    file="subject_arms.jsonl",
+    stacks=[[arm] for arm in SUBJECT_ARMS],
+    seeds=2,
+    steps=(25, 50, 100),
+    start=SubjectTrainings,
+    list_scenes=list_subject_scenes,
+    references=("R", "R, figures", "R, figures, 1 picture"),
+    column="likeness",
+    measure=measure_subject,
 )

@@ -39,6 +39,22 @@ def compare_arms(clips: Sequence[dict], arm: str, other: str, steps: int, column
     return estimate_by_training({key: first[key] - second[key] for key in first})
 
 
+def render_differences(clips: Sequence[dict], references: Sequence[str], steps: int, column: str) -> str:
+    """Render a Markdown table of a column: each arm's paired difference to those of the reference arms that
+    learned the same.
+    """
+    cases = defaultdict(set)
+    for clip in clips:
+        cases[clip["arm"]].add(clip["case"])
+    rows = [
+        f"| {arm} | {other} | {compare_arms(clips, arm, other, steps, column)} |"
+        for arm in cases
+        for other in references
+        if other != arm and cases[other] == cases[arm]
+    ]
+    return "\n".join([f"| arm, {steps} steps | less | {column}, paired |", "|---" * 3 + "|", *rows])
+
+
 def _collect(clips: Sequence[dict], column: str) -> dict[tuple[str, int, int], float]:
     return {(clip["case"], clip["seed"], clip["clip"]): clip[column] for clip in clips}
 

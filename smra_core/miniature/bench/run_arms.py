@@ -53,6 +53,10 @@ class ArmKind(NamedTuple):
     """Start the trainings of a stack; the folder keeps what they need."""
     list_scenes: Callable[[str], list[Scene]]
     """List what the clips of a held-out motion or subject should show."""
+    references: tuple[str, ...]
+    """Names of the arms that the others are compared with."""
+    column: str
+    """What is compared."""
     measure: Callable[[Tensor, Scene], dict[str, float]]
     """Measure a clip `F 3 H W` in [0, 1] that should show a scene."""
 

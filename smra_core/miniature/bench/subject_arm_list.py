@@ -28,12 +28,15 @@ def _train_at(low: float, high: float) -> SubjectArm:
     return SubjectArm(f"R {text}", replace(WITHOUT, noise_range=NoiseRange(low, high)))
 
 
-_BELOW = _train_at(0.0, 0.875)
-_OTHER_LAYERS = SparsePlan.parse("o,ffn.0,ffn.2")
 _BASE = SubjectArm("base", WITHOUT, region=0.0)
 # At block 0, only that block's linears get a gradient.
-_ALONE = SubjectArm("S alone", replace(SUBJECT, plan=SparsePlan(SUBJECT.plan.roles, (0, 1))), region=0.0)
-_SHARED_ABOVE = replace(SHARED, name="R + S share 0.3 above 0.5", aligned_above=0.5)
+_FIRST_BLOCK = SparsePlan(SUBJECT.plan.roles, (0, 1))
+_ALONE = SubjectArm("S alone", replace(SUBJECT, plan=_FIRST_BLOCK), region=0.0)
+_DEEP_ALONE = SubjectArm("S alone, block 3", replace(SUBJECT, align_block=LAST_BLOCK), region=0.0)
+_DEEP_SHARED = SubjectArm("R + S share 0.3, block 3", DEEP)
+_DECODED = SubjectArm("R + S share 0.3, decoded", SHARED.settings, decoded=True)
+_BELOW_06, _BELOW_0875 = _train_at(0.0, 0.6), _train_at(0.0, 0.875)
+_REST = SubjectArm("R on o,ffn.0,ffn.2", replace(WITHOUT, plan=SparsePlan.parse("o,ffn.0,ffn.2")))
 SUBJECT_ARMS = [
     _BASE,
     REGION,
@@ -41,18 +44,21 @@ SUBJECT_ARMS = [
     _ALONE,
     SHARED,
     *map(_train_on_figures, (_BASE, REGION, PAPER, SHARED, _ALONE)),
-    _train_at(0.0, 0.6),
-    _BELOW,
+    _BELOW_06,
+    _BELOW_0875,
     _train_at(0.875, 1.0),
-    SubjectArm("R on o,ffn.0,ffn.2", replace(WITHOUT, plan=_OTHER_LAYERS)),
-    _SHARED_ABOVE,
-    SubjectArm("S alone, block 3", replace(SUBJECT, align_block=LAST_BLOCK), region=0.0),
-    SubjectArm("R + S share 0.3, block 3", DEEP),
-    SubjectArm("R + S share 0.3, block 3, projector held", DEEP, held_projector=True),
-    SubjectArm("R + S share 0.3, decoded", SHARED.settings, decoded=True),
-    replace(_BELOW, name="R below 0.875 on below", applied=_BELOW.settings.noise_range),
+    _REST,
+    replace(SHARED, name="R + S share 0.3 above 0.5", aligned_above=0.5),
+    _DEEP_ALONE,
+    _DEEP_SHARED,
+    replace(_DEEP_SHARED, name="R + S share 0.3, block 3, projector held", held_projector=True),
+    replace(_DEEP_ALONE, name="S alone, block 3, projector held", held_projector=True),
+    _DECODED,
+    replace(_DECODED, name="S alone, decoded", settings=SUBJECT, region=0.0),
+    replace(_BELOW_0875, name="R below 0.875 on below", applied=_BELOW_0875.settings.noise_range),
     SubjectArm("R + preservation 1", replace(WITHOUT, preserve_weight=1.0)),
     *[_train_on_figures(arm, 1) for arm in (REGION, SHARED)],
+    *map(_train_on_figures, (_DEEP_SHARED, _DECODED, _BELOW_06, _REST)),
     replace(REGION, name="R accumulate 2", accumulate=2),
     SubjectArm("R unweighted", replace(WITHOUT, weighted_velocity=False)),
     SubjectArm("R s3u", replace(WITHOUT, shift=3.0, weighted_velocity=False)),

@@ -10,7 +10,7 @@ from smra_core.miniature.bench import arm_clips
 from smra_core.miniature.bench.arm_clips import sample_stack
 from smra_core.miniature.bench.arm_kinds import MOTIONS, SUBJECTS
 from smra_core.miniature.bench.arm_run import ArmRun, Nets
-from smra_core.miniature.bench.arm_table import compare_arms, render_arms
+from smra_core.miniature.bench.arm_table import compare_arms, render_arms, render_differences
 from smra_core.miniature.bench.motion_arms import MotionArm, StackedMotion
 from smra_core.miniature.bench.run_arms import list_runs, load_nets
 from smra_core.miniature.bench.stacked_lora import StackedLora
@@ -126,3 +126,9 @@ def test_a_column_that_an_arm_does_not_have_is_empty_in_its_row():
     clips = [clip("a", 0.5), clip("b", 0.5) | {"parts": 1.0}]
     a, b = render_arms(clips, 100).splitlines()[2:]
     assert a.endswith("|  |") and b.endswith("| 1.00 (1.00..1.00) |")
+
+
+def test_arms_are_compared_with_the_reference_that_learned_the_same():
+    clips = [clip("a", 0.5), clip("reference", 0.2), clip("other", 0.3) | {"case": "hook"}]
+    rows = render_differences(clips, ("reference", "other"), 100, "error").splitlines()[2:]
+    assert rows == ["| a | reference | 0.30 (0.30..0.30) |"]
