@@ -7,6 +7,7 @@ from .layer_probe import LayerProbeNode
 from .load_data import LoadMotionClip, LoadSubjectFolder
 from .load_encoders import LoadDINOv2, LoadSAM, LoadSEARAFT
 from .load_miniature import LoadMiniature
+from .load_subject_clips import LoadSubjectClips
 from .loader_options import LoaderOptionsNode
 from .loss_options import LossOptionsNode
 from .noise_range import NoiseRangeNode
@@ -42,6 +43,7 @@ NODE_CLASS_MAPPINGS = {
     "SMRALoadSAM": LoadSAM,
     "SMRALoadMiniature": LoadMiniature,
     "SMRALoadSubjectFolder": LoadSubjectFolder,
+    "SMRALoadSubjectClips": LoadSubjectClips,
     "SMRALoadMotionClip": LoadMotionClip,
     "SMRASegmentSubject": SegmentSubject,
     "SMRAPreviewOpticalFlow": PreviewOpticalFlow,

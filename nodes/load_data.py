@@ -25,7 +25,7 @@ FRAME_RATES: dict[str, tuple[float | None, LatentSpace]] = {
     "as they are": (None, LATENTS_21),
     f"{LATENTS_22.fps:g} fps (TI2V-5B)": (LATENTS_22.fps, LATENTS_22),
 }
-"""Choices of the motion loader: the rate that each reads at, and the latents of the models that it is for."""
+"""Choices of the loaders of clips: the rate that each reads at, and the latents of the models it is for."""
 
 
 class LoadSubjectFolder(io.ComfyNode):
@@ -43,11 +43,11 @@ class LoadSubjectFolder(io.ComfyNode):
             ),
             inputs=[
                 io.Clip.Input("clip", tooltip="WAN's text encoder, for the captions."),
-                _make_folder_input(
+                make_folder_input(
                     "Name of a folder in ComfyUI's input folder. A folder elsewhere needs a link there."
                 ),
-                _make_caption_input("A picture of sks dog"),
-                *_make_size_inputs(SUBJECT.width, SUBJECT.height),
+                make_caption_input("A picture of sks dog"),
+                *make_size_inputs(SUBJECT.width, SUBJECT.height),
             ],
             outputs=[
                 io.Image.Output(display_name="images", tooltip="The pictures, cropped to width and height."),
@@ -96,10 +96,10 @@ class LoadMotionClip(io.ComfyNode):
             ),
             inputs=[
                 io.Clip.Input("clip", tooltip="WAN's text encoder, for the caption."),
-                _make_folder_input(
+                make_folder_input(
                     "Name of a video or a folder in ComfyUI's input folder. One elsewhere needs a link there."
                 ),
-                _make_caption_input("a person is vvt walking"),
+                make_caption_input("a person is vvt walking"),
                 io.Int.Input(
                     "frame_count", default=MOTION.frames, min=FEWEST_FRAMES, max=257, step=4,
                     tooltip="Frames to read, 4n+1. Raising it shows more motion and needs more memory.",
@@ -114,7 +114,7 @@ class LoadMotionClip(io.ComfyNode):
                     tooltip="Distance between two frames that are read, counted at frame_rate. Raising it "
                     "skips frames, so that the motion gets faster.",
                 ),
-                *_make_size_inputs(MOTION.width, MOTION.height),
+                *make_size_inputs(MOTION.width, MOTION.height),
                 io.Combo.Input(
                     "frame_rate", options=[*FRAME_RATES], default=next(iter(FRAME_RATES)), optional=True,
                     tooltip="Frame rate that the clip is brought to by the times of its frames. WAN's videos "
@@ -223,11 +223,13 @@ def _fill_mask(image: SubjectImage) -> torch.Tensor:
     return torch.zeros_like(image.pixels[:1]) if image.mask_px is None else image.mask_px
 
 
-def _make_folder_input(about: str):
+def make_folder_input(about: str):
+    """Return the widget for the folder; `about` is its tooltip."""
     return io.String.Input("folder", default="", tooltip=about)
 
 
-def _make_caption_input(example: str):
+def make_caption_input(example: str):
+    """Return the widget for one caption of everything."""
     return io.String.Input(
         "caption",
         default="",
@@ -235,7 +237,7 @@ def _make_caption_input(example: str):
     )
 
 
-def _make_size_inputs(width: int, height: int) -> list:
+def make_size_inputs(width: int, height: int) -> list:
     """Return the two widgets of the size."""
     return [
         io.Int.Input(

@@ -121,7 +121,7 @@ class TrainMotionLoRA(io.ComfyNode):
             backend.check_training_step(given.settings.plan, given.captions[0], shapes[0])
             choice = choose_node_decode(backend, given)
             show_motion_forecast(cls, backend, given, choice, len(clips), list_notes(clips))
-            progress = GraphProgress(cls, make_preview(backend, given))
+            progress = GraphProgress(cls, make_preview(backend, given, shapes[0]))
             trained = run_training(
                 cls,
                 backend,
@@ -239,8 +239,10 @@ def choose_latent_shape(backend: ComfyBackend, frames: Tensor) -> tuple[int, int
     return backend.spec.latents.latent_shape(len(frames), frames.shape[3], frames.shape[2])
 
 
-def make_preview(backend: ComfyBackend, given: MotionInputs) -> Preview:
-    """Return what draws pictures of the first caption while the run goes on."""
-    settings = given.settings
-    shape = backend.spec.latents.latent_shape(settings.frames, settings.width, settings.height)
-    return Preview(backend, given.contexts[given.captions[0]], shape, given.preview_every, given.train.seed)
+def make_preview(backend: ComfyBackend, given: MotionInputs, shape: tuple[int, ...]) -> Preview:
+    """Return what draws pictures of the first clip's caption while the run goes on.
+
+    `shape` is that of its latents, `C f h w`, for which its extra inputs are.
+    """
+    context = given.contexts[given.captions[0]]
+    return Preview(backend, context, shape, given.preview_every, given.train.seed)

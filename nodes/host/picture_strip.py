@@ -18,19 +18,28 @@ _SIDE = 128
 
 
 def draw_masked_pictures(samples: Sequence[SubjectImage | SubjectClip]) -> Image.Image:
-    """Draw the first ten pictures or frames in a row, and below each one its subject with everything else
-    darkened.
+    """Draw at most ten pictures or frames in a row, and below each one its subject with everything else
+    darkened. Of several clips there are as many frames each, evenly spaced.
     """
-    frames = torch.cat([sample.frames for sample in samples])[:_MOST_PICTURES]
-    masks = [
-        torch.ones_like(sample.frames[:, :1]) if sample.masks_px is None else sample.masks_px
-        for sample in samples
-    ]
-    subjects = frames * (DIMMED + (1 - DIMMED) * torch.cat(masks)[:_MOST_PICTURES])
-    image = _to_picture(torch.cat([*torch.cat([frames, subjects], dim=2)], dim=2))
-    longest = max(frames.shape[2:])
-    scale = min(1.0, _SIDE / longest)
-    return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+    each = max(1, _MOST_PICTURES // len(samples))
+    tiles = [tile for sample in samples for tile in _draw_tiles(sample, each)][:_MOST_PICTURES]
+    scale = min(1.0, _SIDE / max(max(tile.width, tile.height // 2) for tile in tiles))
+    tiles = [tile.resize([max(1, round(side * scale)) for side in tile.size]) for tile in tiles]
+    row = Image.new("RGB", (sum(tile.width for tile in tiles), max(tile.height for tile in tiles)))
+    left = 0
+    for tile in tiles:
+        row.paste(tile, (left, 0))
+        left += tile.width
+    return row
+
+
+def _draw_tiles(sample: SubjectImage | SubjectClip, most: int) -> list[Image.Image]:
+    """Draw at most so many frames of a sample, evenly spaced, each above its subject."""
+    frames, masks = sample.frames, sample.masks_px
+    chosen = torch.linspace(0, len(frames) - 1, min(most, len(frames))).round().long()
+    shown = frames[chosen]
+    subjects = shown if masks is None else shown * (DIMMED + (1 - DIMMED) * masks[chosen])
+    return [_to_picture(tile) for tile in torch.cat([shown, subjects], dim=2)]
 
 
 def show_masked_pictures(samples: Sequence[SubjectImage | SubjectClip]) -> None:

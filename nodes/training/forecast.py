@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -92,19 +92,20 @@ def estimate_subject_run(
     spec: WanSpec,
     settings: SubjectSettings,
     train: TrainSettings,
-    count: int,
+    lengths: Sequence[int],
     dtype: torch.dtype,
-    frames: int = 1,
 ) -> Forecast:
-    """Return the forecast for `count` pictures, or clips of so many frames; DINOv2 is freed before
+    """Return the forecast for samples of so many frames each, 1 for a picture; DINOv2 is freed before
     training starts.
 
     Raises ValueError where the blocks of the plan do not exist.
     """
     modules, parameters = _count_lora(spec, settings)
+    frames = max(lengths)
     tokens = spec.latents.count_tokens(frames, settings.width, settings.height)
-    what = f"{count} pictures" if frames == 1 else f"a clip of {frames} frames"
-    samples = f"{what} of {settings.width}x{settings.height}{_describe_noise(settings, spec)}"
+    samples = (
+        f"{_describe_samples(lengths)} of {settings.width}x{settings.height}{_describe_noise(settings, spec)}"
+    )
     return Forecast(
         samples, train, tokens, modules, parameters, count_step_flops(spec, tokens)
         + (count_forward_flops(spec, tokens) if settings.preserve_weight else 0.0),
@@ -115,6 +116,19 @@ def estimate_subject_run(
             spec, settings, weights, memory, train.batch_size, frames
         ),
     )  # fmt: skip
+
+
+def _describe_samples(lengths: Sequence[int]) -> str:
+    """Return how many pictures and clips there are, and the most frames of a clip."""
+    clips = [frames for frames in lengths if frames > 1]
+    pictures, parts = len(lengths) - len(clips), []
+    if pictures:
+        parts.append("1 picture" if pictures == 1 else f"{pictures} pictures")
+    if len(clips) == 1:
+        parts.append(f"a clip of {clips[0]} frames")
+    elif clips:
+        parts.append(f"{len(clips)} clips of up to {max(clips)} frames")
+    return " and ".join(parts)
 
 
 def estimate_motion_run(

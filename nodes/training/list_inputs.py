@@ -13,6 +13,6 @@ def take_single_values(inputs: Mapping[str, Sequence[Any]], lists: Collection[st
     if several:
         raise ValueError(
             f"{several[0]} is a list of {len(inputs[several[0]])}, and this node takes one. Only "
-            f"{', '.join(lists)} may be lists, of one motion's clips."
+            f"{', '.join(lists)} may be lists, of several clips or batches."
         )
     return {name: values if name in lists else values[0] for name, values in inputs.items()}

@@ -135,12 +135,14 @@ def _find_clips(home: Path, notes: list[str]) -> list[Path]:
     return files
 
 
-def describe_new_masks(before: Sequence[SubjectImage], after: Sequence[SubjectImage]) -> list[str]:
+def describe_new_masks(
+    before: Sequence[SubjectImage | SubjectClip], after: Sequence[SubjectImage | SubjectClip]
+) -> list[str]:
     """Return what the masks cover that SAM found for pictures without one."""
     return [
-        f"{image.name}: the mask that SAM found {describe_mask(image.mask_px[0])}"
+        f"{image.name}: the mask that SAM found {describe_mask(image.masks_px[0, 0])}"
         for earlier, image in zip(before, after, strict=True)
-        if earlier.mask_px is None and image.mask_px is not None
+        if earlier.masks_px is None and image.masks_px is not None
     ]
 
 

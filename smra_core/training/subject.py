@@ -153,15 +153,21 @@ def extract_patch_features(backend: Backend, pictures: Sequence[Tensor], dinov2:
         return [encode(picture) for picture in pictures]
 
 
+def _lacks_mask(item: SubjectImage | SubjectClip) -> bool:
+    """Return whether SAM is to find the mask; it finds none of a clip."""
+    return isinstance(item, SubjectImage) and item.mask_px is None
+
+
 def find_missing_masks(
-    images: Sequence[SubjectImage], sam: Path | None, backend: Backend
-) -> list[SubjectImage]:
-    """Return the images, each with a mask; SAM is loaded only for masks that are not in the cache.
+    images: Sequence[SubjectImage | SubjectClip], sam: Path | None, backend: Backend
+) -> list[SubjectImage | SubjectClip]:
+    """Return the images and clips, each image with a mask; SAM is loaded only for masks that are not in the
+    cache.
 
     SAM takes the large, central, stable object in each picture. ValueError when a mask is missing and no SAM
     file is given.
     """
-    missing = [image.name for image in images if image.mask_px is None]
+    missing = [image.name for image in images if _lacks_mask(image)]
     if missing and sam is None:
         raise ValueError(
             f"{len(missing)} pictures have no mask or an empty one, first {missing[0]}. Give masks that are "
@@ -171,8 +177,8 @@ def find_missing_masks(
     weights = fingerprint_weights(sam) if missing and sam else ""
     with loaded_on_first_use(lambda: load_sam(sam).to(backend.device)) as model:
 
-        def with_mask(image: SubjectImage) -> SubjectImage:
-            if image.mask_px is not None:
+        def with_mask(image: SubjectImage | SubjectClip) -> SubjectImage | SubjectClip:
+            if not _lacks_mask(image):
                 return image
 
             def compute() -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from comfyui import PACK
 
 SCRIPT = Path(__file__).parent / "inside" / "without_packages.py"
 SECONDS = 600
-NODES = 26
+NODES = 27
 
 
 @pytest.fixture(scope="module")

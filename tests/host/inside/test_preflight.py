@@ -83,7 +83,7 @@ def test_what_does_not_fit_is_told_by_part_with_what_fits(preflight, core):
 def test_a_subject_is_told_with_its_projector(preflight, core):
     settings, train = core.Subject(), core.Train()
     tell = lambda settings: preflight.estimate_subject_run(  # noqa: E731
-        core.spec, settings, train, 5, HALF
+        core.spec, settings, train, [1] * 5, HALF
     )
     forecast, plain = tell(settings), tell(core.Subject(sura_weight=0.0))
     assert (forecast.modules, forecast.tokens) == (150, 1024)
@@ -93,6 +93,19 @@ def test_a_subject_is_told_with_its_projector(preflight, core):
     assert forecast.describe(0, 5.0).startswith(
         "Training on 5 pictures of 512x512, 1024 tokens each: 150 modules"
     )
+
+
+@pytest.mark.parametrize(
+    ("lengths", "told", "tokens"),
+    [
+        ([17], "a clip of 17 frames", 5120),
+        ([17, 9], "2 clips of up to 17 frames", 5120),
+        ([1, 1, 9], "2 pictures and a clip of 9 frames", 3072),
+    ],
+)
+def test_clips_of_a_subject_are_told_with_the_tokens_of_the_longest(preflight, core, lengths, told, tokens):
+    forecast = preflight.estimate_subject_run(core.spec, core.Subject(), core.Train(), lengths, HALF)
+    assert forecast.samples == f"{told} of 512x512" and forecast.tokens == tokens
 
 
 def test_how_to_decode_is_chosen_by_the_card_and_not_by_what_is_loaded_just_now(core, monkeypatch):

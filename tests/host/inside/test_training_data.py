@@ -1,7 +1,5 @@
 """Pictures, masks and clips of the graph: what is accepted, what is told, and what the artist sees of it."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from PIL import Image
@@ -38,9 +36,14 @@ def box(count=1, side=SIDE):
     return masks
 
 
+def make_samples(*batches, masks=(), as_clip=False, **options):
+    module = pack("nodes.training.subject_samples")
+    captions = [f"a ball {i}" for i in range(module.count_samples(batches, as_clip))]
+    return module.make_subject_samples(batches, masks, captions, SIZE, as_clip, **options)
+
+
 def make_set(images, masks=None):
-    given = SimpleNamespace(images=images, masks=masks, captions=["a ball"] * len(images))
-    return pack("nodes.train_subject_lora").make_subject_set(given, SIZE)
+    return make_samples(images, masks=() if masks is None else [masks])
 
 
 def load(folder, image):
@@ -174,15 +177,48 @@ def test_one_mask_serves_all_frames_and_masks_that_do_not_fit_are_refused():
 
 
 def test_images_are_one_clip_where_that_is_asked_for():
-    module = pack("nodes.train_subject_lora")
-    given = SimpleNamespace(images=pictures(6), masks=box(6), captions=["a ball"])
-    (clip,), notes = module.make_subject_clip(given, SIZE)
+    (clip,), notes = make_samples(pictures(6), masks=[box(6)], as_clip=True)
     assert clip.frames.shape == (5, 3, *SIZE[::-1]) and clip.masks_px.mean() == 0.25
-    assert "of 6 frames 5 are used (WAN needs 4n+1)" in notes
-    for masks in (None, torch.zeros(1, 64, 64)):
-        given.masks = masks
-        with pytest.raises(ValueError, match="masks show no subject.*SAM 3"):
-            module.make_subject_clip(given, SIZE)
+    assert clip.name == "clip" and "of 6 frames 5 are used (WAN needs 4n+1)" in notes
+    for masks in ((), [torch.zeros(1, 64, 64)]):
+        with pytest.raises(ValueError, match="masks of the clip show no subject.*SAM 3"):
+            make_samples(pictures(6), masks=masks, as_clip=True)
+
+
+def test_a_list_holds_several_clips_with_a_mask_batch_each_and_pictures_beside_them():
+    low = box(9)
+    low[:, : SIDE // 2] = 0
+    batches = pictures(5), pictures(1), pictures(9)
+    samples, notes = make_samples(*batches, masks=[box(5), torch.zeros(1, 64, 64), low], as_clip=True)
+    assert [sample.name for sample in samples] == ["clip 1", "picture 2", "clip 3"]
+    assert [sample.caption for sample in samples] == ["a ball 0", "a ball 1", "a ball 2"]
+    assert [len(sample.frames) for sample in samples] == [5, 1, 9]
+    assert samples[0].masks_px.mean() == 0.25 and samples[2].masks_px.mean() == 0.125
+    assert samples[1].mask_px is None  # SAM finds it
+    assert "clip 3: its masks cover 12 % of the clip" in notes
+    assert "batch 2: the masks are black all over, which counts as none" in notes
+    pictures_alone, _ = make_samples(pictures(2), pictures(1), masks=[box(2), box()])
+    assert [sample.name for sample in pictures_alone] == ["picture 1", "picture 2", "picture 3"]
+
+
+def test_each_batch_of_a_list_may_keep_its_own_shape_and_needs_its_own_masks():
+    wide, half = pictures(5)[:, : SIDE // 2], box(5)[:, : SIDE // 2]
+    samples, _ = make_samples(pictures(5), wide, masks=[box(5), half], as_clip=True, own_multiple=16)
+    assert [tuple(sample.frames.shape[2:]) for sample in samples] == [(64, 64), (32, 80)]
+    assert all(sample.masks_px.shape[2:] == sample.frames.shape[2:] for sample in samples)
+    with pytest.raises(ValueError, match="1 MASK batches for 2 IMAGE batches. Give one for each"):
+        make_samples(pictures(5), wide, masks=[box(5)], as_clip=True)
+    with pytest.raises(ValueError, match="masks of the clip 2 show no subject"):
+        make_samples(pictures(5), wide, masks=[box(5), half * 0], as_clip=True)
+
+
+def test_clips_of_different_sizes_are_shown_evenly():
+    strip = pack("nodes.host.picture_strip")
+    wide, half = pictures(9)[:, : SIDE // 2], box(9)[:, : SIDE // 2]
+    samples, _ = make_samples(pictures(9), wide, masks=[box(9), half], as_clip=True, own_multiple=16)
+    shown = strip.draw_masked_pictures(samples)
+    assert shown.size == (5 * 64 + 5 * 80, 2 * 64)  # five frames of each, in their own shapes
+    assert len(strip._draw_tiles(samples[0], 5)) == 5
 
 
 def test_an_enlarged_picture_is_told():
@@ -312,6 +348,36 @@ def test_all_clips_of_a_folder_are_lists(input_folder, nodes):
     assert captions == ["a is vvt sliding", "b is vvt sliding"] and rates == [16, 16]
     own = nodes["SMRALoadMotionClip"].execute(*values, own_sizes=True).args[0]
     assert [tuple(clip.shape) for clip in own] == [(5, 64, 64, 3), (5, 32, 80, 3)]
+
+
+def write_subject(folder):
+    """A folder with two clips of different shapes, of which each has masks, and a picture without one."""
+    write_video = pack("smra_core.data.video").write_video
+    for name, width in (("a", 64), ("b", 128)):
+        (folder / "masks" / name).mkdir(parents=True)
+        write_video(folder / f"{name}.mp4", torch.rand(9, 3, 64, width), 16)
+        for number in range(9):
+            mask = Image.new("L", (width, 64))
+            mask.paste(255, (0, 0, width // 2, 64))
+            mask.save(folder / "masks" / name / f"{number:04}.png")
+        (folder / f"{name}.txt").write_text(f"{name} sks ball")
+    Image.new("RGB", (64, 64), "red").save(folder / "c.png")
+    (folder / "c.txt").write_text("c sks ball")
+
+
+def test_a_folder_of_clips_with_their_masks_are_lists_that_the_training_node_takes(input_folder, nodes):
+    write_subject(input_folder / "ball")
+    values = (Clip(), "ball", "", 5, 64, 64, "16 fps")
+    images, masks, positive, captions = nodes["SMRALoadSubjectClips"].execute(*values, False).args
+    assert [tuple(batch.shape) for batch in images] == [(1, 64, 64, 3), (5, 64, 64, 3), (5, 64, 64, 3)]
+    assert [tuple(mask.shape) for mask in masks] == [(1, 64, 64), (5, 64, 64), (5, 64, 64)]
+    assert [mask.mean().item() for mask in masks] == [0, 0.5, 0.5] and len(positive) == 3
+    assert captions == ["c sks ball", "a sks ball", "b sks ball"]
+    samples, _ = make_samples(*images, masks=masks, as_clip=True)
+    assert [sample.name for sample in samples] == ["picture 1", "clip 2", "clip 3"]
+    own = nodes["SMRALoadSubjectClips"].execute(*values, True).args[0]
+    assert [tuple(batch.shape[1:3]) for batch in own] == [(64, 64), (64, 64), (32, 80)]
+    assert nodes["SMRALoadSubjectClips"].fingerprint_inputs(folder="ball")
 
 
 def test_masks_of_sam_are_mended_where_that_is_asked_for(nodes, monkeypatch):

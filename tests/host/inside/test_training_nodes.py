@@ -92,8 +92,27 @@ def test_a_subject_is_trained_as_a_clip(nodes, graph):
     masks = graph.masks[:1].repeat(5, 1, 1)
     lora, loss_map, steps, _ = train_subject(nodes, graph, images=images, masks=masks, as_clip=True, steps=1)
     assert steps == 1 and lora and set(loss_map) == {"loss", "region", "sura"}
-    with pytest.raises(ValueError, match="masks show no subject"):
-        train_subject(nodes, graph, images=images, masks=None, as_clip=True)
+    with pytest.raises(ValueError, match="show no subject"):
+        train_subject(nodes, graph, images=images, masks=(), as_clip=True)
+
+
+def test_a_subject_is_trained_on_several_clips_and_a_picture(nodes, graph, monkeypatch):
+    told = []
+    monkeypatch.setattr(pack("nodes.training.run"), "show_text", lambda node, text: told.append(text))
+    clip, mask = graph.frames[:5], graph.masks[:1].repeat(5, 1, 1)
+    given = dict(
+        images=(clip, clip.flip(2), graph.images[:1]), masks=(mask, mask.flip(2), graph.masks[:1]),
+        positive=(graph.positive,) * 3, captions=("a", "b", "c"), as_clip=True, batch_size=2,
+    )  # fmt: skip
+    lora, loss_map, steps, file = train_subject(nodes, graph, name="several", **given)
+    assert steps == 3 and all(tensor.any() for tensor in lora.values())
+    assert set(loss_map) == {"loss", "region", "sura"}
+    assert "1 picture and 2 clips of up to 5 frames of 64x64" in told[0]
+    assert train_subject(nodes, graph, name="several", **given)[3] == file
+    less = given | dict(images=given["images"][:2], masks=given["masks"][:2], positive=graph.positive)
+    assert train_subject(nodes, graph, name="several", **less)[3] != file
+    with pytest.raises(ValueError, match="2 prompts for 3 pictures or clips"):
+        train_subject(nodes, graph, **given | dict(positive=(graph.positive,) * 2))
 
 
 def test_the_private_decoder_decodes_as_the_hosts_vae_does(graph):

@@ -61,22 +61,24 @@ def train_subject(nodes, graph, **changes):
         model=graph.model, vae=graph.vae, images=graph.images, positive=graph.positive, masks=graph.masks,
         dinov2=graph.dinov2, steps=3, rank=2, width=SIDE, height=SIDE, accumulate=1, learning_rate=1e-3,
     )  # fmt: skip
+    return run_with_lists(node, fold_options(nodes, defaults(node) | given | changes), changes)
+
+
+LISTS = ("images", "masks", "frames", "positive", "exclude", "captions")
+
+
+def run_with_lists(node, values, changes):
+    """Execute with every input in a list, as the host hands them over; a tuple is a list of several."""
+    several = {name for name in LISTS if isinstance(changes.get(name), tuple)}
+    inputs = {name: list(value) if name in several else [value] for name, value in values.items()}
     with torch.inference_mode():
-        return node.execute(**fold_options(nodes, defaults(node) | given | changes)).args
-
-
-LISTS = ("frames", "positive", "exclude", "captions")
+        return node.execute(**inputs).args
 
 
 def train_motion(nodes, graph, **changes):
-    """Train with every input in a list, as the host hands them over; a tuple is a list of several."""
     node = nodes["SMRATrainMotionLoRA"]
     given = dict(
         model=graph.model, vae=graph.vae, frames=graph.frames, positive=graph.positive, steps=2, rank=2,
         sea_raft=graph.sea_raft, width=SIDE, height=SIDE, frame_count=FRAMES, accumulate=1,
     )  # fmt: skip
-    values = fold_options(nodes, defaults(node) | given | changes)
-    several = {name for name in LISTS if isinstance(changes.get(name), tuple)}
-    inputs = {name: list(value) if name in several else [value] for name, value in values.items()}
-    with torch.inference_mode():
-        return node.execute(**inputs).args
+    return run_with_lists(node, fold_options(nodes, defaults(node) | given | changes), changes)
