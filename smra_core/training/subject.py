@@ -153,7 +153,7 @@ def extract_patch_features(backend: Backend, pictures: Sequence[Tensor], dinov2:
         return [encode(picture) for picture in pictures]
 
 
-def _lacks_mask(item: SubjectImage | SubjectClip) -> bool:
+def _needs_mask(item: SubjectImage | SubjectClip) -> bool:
     """Return whether SAM is to find the mask; it finds none of a clip."""
     return isinstance(item, SubjectImage) and item.mask_px is None
 
@@ -167,7 +167,7 @@ def find_missing_masks(
     SAM takes the large, central, stable object in each picture. ValueError when a mask is missing and no SAM
     file is given.
     """
-    missing = [image.name for image in images if _lacks_mask(image)]
+    missing = [image.name for image in images if _needs_mask(image)]
     if missing and sam is None:
         raise ValueError(
             f"{len(missing)} pictures have no mask or an empty one, first {missing[0]}. Give masks that are "
@@ -178,7 +178,7 @@ def find_missing_masks(
     with loaded_on_first_use(lambda: load_sam(sam).to(backend.device)) as model:
 
         def with_mask(image: SubjectImage | SubjectClip) -> SubjectImage | SubjectClip:
-            if not _lacks_mask(image):
+            if not _needs_mask(image):
                 return image
 
             def compute() -> dict[str, Tensor]:

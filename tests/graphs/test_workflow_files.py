@@ -23,8 +23,8 @@ ON_BOTH_HOSTS = {
     "UNETLoader", "VAEDecode", "VAELoader", "WanImageToVideo",
 }  # fmt: skip
 SHIPPED = {
-    "quickstart_miniature", "quickstart_miniature.app", "train_subject", "train_motion", "train_wan22_pair",
-    "train_wan22_pair_i2v",
+    "quickstart_miniature", "quickstart_miniature.app", "train_subject", "train_subject_clips",
+    "train_motion", "train_wan22_pair", "train_wan22_pair_i2v",
     "all_in_one", "combine", "combine_wan22_i2v", "combine_wan22_t2v", "combine_two_samplers",
     "ablation_grid", "compare_grid", "compare_grid_wan22", "measure_loras",
 }  # fmt: skip

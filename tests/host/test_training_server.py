@@ -25,7 +25,8 @@ from training_prompts import (
 
 NODES = (
     "SMRATrainSubjectLoRA", "SMRATrainMotionLoRA", "SMRALoadDINOv2", "SMRALoadSEARAFT", "SMRALoadSAM",
-    "SMRASegmentSubject", "SMRAPreviewOpticalFlow", "SMRALoadSubjectFolder", "SMRALoadMotionClip",
+    "SMRASegmentSubject", "SMRAPreviewOpticalFlow", "SMRALoadSubjectFolder", "SMRALoadSubjectClips",
+    "SMRALoadMotionClip",
     "SMRAInspectLoRA", "SMRATrainingOptions", "SMRALossOptions",
     "SMRANoiseRange", "SMRAOptimizerOptions",
 )  # fmt: skip
@@ -94,6 +95,26 @@ def test_a_subject_is_trained_once_and_its_file_gives_the_picture_that_the_graph
     succeeded(studio.run(wan() | {"lora": stock} | sampled(["lora", 0])))
     assert torch.equal(newest_latent(studio), in_graph) and not torch.equal(in_graph, base)
     assert "not loaded" not in (studio.base / "server.log").read_text().lower()
+
+
+def test_clips_of_a_folder_with_their_masks_are_one_subject(studio):
+    socket = listen(studio)
+    graph = subject_graph(studio, name="turns", as_clip=True, batch_size=2, preview_every=2)
+    size = dict(width=SIDE, height=SIDE, frame_count=FRAMES, frame_rate="16 fps", own_sizes=False)
+    folder = dict(folder="turns", caption="a sks square")
+    graph["data"] = node("SMRALoadSubjectClips", clip=["wan", 1], **folder, **size)
+    entry = succeeded(studio.run(graph))
+    seen = received(socket, entry["prompt"][1])
+    socket.close()
+    assert logged_steps(studio, "subject-turns") == 3 and seen["pictures"]
+    assert any("Training on 2 clips of up to 5 frames of 64x64, 32 tokens each" in t for t in seen["texts"])
+    (file,) = entry["outputs"]["text"]["text"]
+    stock = node("LoraLoaderModelOnly", model=["wan", 0], lora_name=file, strength_model=1.0)
+    succeeded(studio.run(wan() | {"lora": stock} | sampled(["lora", 0])))
+    graph["train"]["inputs"] |= dict(as_clip=False, masks=["other", 0])
+    graph["other"] = node("SolidMask", value=1.0, width=SIDE, height=SIDE)
+    message = studio.run(graph)["status"]["messages"][-1][1]["exception_message"]
+    assert "2 prompts for 10 pictures" in message
 
 
 def test_a_motion_is_trained_and_its_flow_is_shown(studio):

@@ -32,14 +32,19 @@ def furnish(server) -> None:
 
 
 def write_data(folder) -> None:
-    """Two pictures of a red square with masks and captions, and a clip in which it moves."""
+    """Two pictures of a red square with masks and captions, a clip in which it moves, clips of one motion,
+    and clips of the square with masks of its frames.
+    """
     background = torch.rand(3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     clip = background.repeat(FRAMES, 1, 1, 1)
-    (folder / "square" / "masks").mkdir(parents=True)
+    for place in ("square/masks", "turns/masks/right", "turns/masks/left"):
+        (folder / place).mkdir(parents=True)
     for i in range(FRAMES):
         clip[i, :, 20:40, 10 + 3 * i : 30 + 3 * i] = torch.tensor([1.0, 0.2, 0.1])[:, None, None]
         mask = torch.zeros(SIDE, SIDE, dtype=torch.uint8)
         mask[20:40, 10 + 3 * i : 30 + 3 * i] = 255
+        for name, shown in (("right", mask), ("left", mask.flip(1))):
+            Image.fromarray(shown.numpy()).save(folder / "turns" / "masks" / name / f"{i}.png")
         if i < 2:
             picture = (clip[i] * 255).byte().permute(1, 2, 0).numpy()
             Image.fromarray(picture).save(folder / "square" / f"{i}.png")
@@ -50,6 +55,7 @@ def write_data(folder) -> None:
     for name, frames in (("right", clip), ("left", clip.flip(-1))):
         write_video(folder / "moves" / f"{name}.mp4", frames, 16)
         (folder / "moves" / f"{name}.txt").write_text(f"a square is vvt sliding to the {name}")
+        write_video(folder / "turns" / f"{name}.mp4", frames, 16)
 
 
 def write_encoders(models) -> None:

@@ -121,6 +121,18 @@ def test_the_flow_loss_trains_too_and_previews_are_drawn(nodes, graph, models, m
     assert pictures[-1] is not None
 
 
+def test_previews_are_of_the_first_clip_where_lengths_differ(nodes, graph, models, monkeypatch):
+    monkeypatch.setattr(pack("nodes.training.progress"), "PREVIEW_STEPS", 2)
+    preview, shapes = pack("nodes.training.progress").Preview, []
+    draw = preview.draw
+    monkeypatch.setattr(preview, "draw", lambda self: [shapes.append(self.shape), draw(self)][1])
+    longer = torch.cat([graph.frames, graph.frames])[:9]
+    positive = conditioned(graph, "I2V 2.2"), conditioned(graph, "I2V 2.2", 9)
+    given = dict(frames=(graph.frames[:FRAMES], longer), positive=positive, frame_count=9)
+    train(nodes, graph, models, "I2V 2.2", steps=1, preview_every=1, **given)
+    assert shapes == [(16, 2, 8, 8)]
+
+
 def shown_texts(monkeypatch):
     texts = []
     monkeypatch.setattr(pack("nodes.training.run"), "show_text", lambda node, text: texts.append(text))
