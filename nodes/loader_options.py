@@ -42,7 +42,8 @@ class LoaderOptionsNode(io.ComfyNode):
                     optional=True,
                     tooltip="Noise levels at which a LoRA is applied that was trained at a part of them, as "
                     f"its file says. '{AS_TRAINED}': at these alone, with strength 0 elsewhere. "
-                    f"'{EVERYWHERE}': at all levels. Other LoRAs are applied everywhere in any case.",
+                    f"'{EVERYWHERE}': at all levels, by which a motion LoRA transfers more motion on one "
+                    "model without experts. Other LoRAs are applied everywhere in any case.",
                 ),
             ],
             outputs=[

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ...smra_core.lora.account import describe_use
 from ...smra_core.lora.adapter import Lora, restrict
-from ...smra_core.lora.applied_range import AS_TRAINED
+from ...smra_core.lora.applied_range import AS_TRAINED, EVERYWHERE, describe_gain
 from ...smra_core.lora.choice import RELEASE_ADAPTERS
 from ...smra_core.lora.further_layers import (
     NOTHING,
@@ -128,7 +128,7 @@ def describe_choice(chosen: ChosenLora, used_as: ScheduledLora, merged: float) -
     if left_out:
         lines.append(f"  left out by the layer choice: {_list_roles(left_out)} ({total - used} layers)")
     if not chosen.noise_range.is_whole:
-        lines.append(f"  {_describe_noise_range(chosen.noise_range, used_as)}")
+        lines.append(f"  {_describe_noise_range(chosen, used_as)}")
     lines += [f"  {sentence}" for sentence in (*_describe_further(chosen), *chosen.loaded.notes)]
     role = chosen.loaded.metadata.purpose
     if role and role != chosen.purpose:
@@ -136,11 +136,14 @@ def describe_choice(chosen: ChosenLora, used_as: ScheduledLora, merged: float) -
     return lines
 
 
-def _describe_noise_range(trained: NoiseRange, used_as: ScheduledLora) -> str:
+def _describe_noise_range(chosen: ChosenLora, used_as: ScheduledLora) -> str:
+    trained = chosen.noise_range
     if used_as.noise_range == trained:
         where = "applied there alone, with strength 0 at other noise levels"
         if trained.expert is not None:
             where += "; a sampler whose steps are mostly at these levels has it in all of them"
+        gain = describe_gain(chosen.purpose, trained, f"noise_range '{EVERYWHERE}' of SMRA Loader Options")
+        where += f". {gain}" if gain else ""
     elif used_as.strengths == Strengths.from_value(0.0):
         where = "not applied here"
     else:

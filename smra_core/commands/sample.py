@@ -10,7 +10,7 @@ from tqdm import tqdm
 from ..data.video import write_video
 from ..evaluation.switch_plot import draw_switch
 from ..lora.adapter import restrict
-from ..lora.applied_range import APPLIED_RANGES, AS_TRAINED, describe_applied
+from ..lora.applied_range import APPLIED_RANGES, AS_TRAINED, EVERYWHERE, describe_applied, describe_gain
 from ..lora.choice import RELEASE_ADAPTERS
 from ..lora.plan import SparsePlan
 from ..lora.reader import load_lora
@@ -102,6 +102,8 @@ def run(args: argparse.Namespace) -> None:
             loaded = load_lora(path, spec, adapter=RELEASE_ADAPTERS[purpose])
             trained_at = loaded.metadata.get_noise_range() if args.noise_range == AS_TRAINED else WHOLE
             loras.append(ScheduledLora(restrict(loaded.lora, plan, path.name), strengths, trained_at))
+            if gain := describe_gain(purpose, trained_at, f"--noise-range {EVERYWHERE}"):
+                log.info("%s: %s", path.name, gain)
     variant = Variant("video", "", tuple(loras), args.t_point)
     sigmas = sampling_sigmas(settings.steps, settings.shift).tolist()
     _log_schedule(loras, args.t_point, sigmas)

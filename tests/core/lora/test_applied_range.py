@@ -5,7 +5,7 @@ import torch
 from toy_models import make_contexts
 
 from smra_core.lora.adapter import LoraPair, init_lora
-from smra_core.lora.applied_range import describe_applied, is_applied
+from smra_core.lora.applied_range import describe_applied, describe_gain, is_applied
 from smra_core.lora.metadata import LoraMetadata
 from smra_core.lora.plan import MOTION
 from smra_core.lora.schedule import ScheduledLora, Strengths, TPoint, scheduled
@@ -52,6 +52,19 @@ def test_a_range_that_is_no_experts_is_cut_in_every_run():
     first, second = LEVELS[: HALF + 1], LEVELS[HALF:]
     assert count_applied(MOTION_RANGE, first) == HALF and count_applied(MOTION_RANGE, second) == 6
     assert count_applied(NoiseRange(0.875, 1.0), first) == 9
+
+
+@pytest.mark.parametrize(
+    ("purpose", "noise_range", "told"),
+    [
+        ("motion", MOTION_RANGE, True), ("motion", HIGH, True), ("motion", NoiseRange(0.7, 1.0), True),
+        ("motion", LOW, False), ("motion", WHOLE, False), ("subject", HIGH, False),
+    ],
+)  # fmt: skip
+def test_what_a_motion_gains_at_all_levels_is_told_where_it_was_measured(purpose, noise_range, told):
+    sentence = describe_gain(purpose, noise_range, "--noise-range everywhere")
+    assert bool(sentence) is told
+    assert not told or sentence.startswith("On one model without experts --noise-range everywhere transfers")
 
 
 def test_without_known_levels_the_noise_level_decides_and_rounding_does_not():

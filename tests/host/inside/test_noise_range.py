@@ -94,6 +94,7 @@ def test_in_one_sampler_the_strength_is_0_below_the_range(
     assert len(strengths) == STEPS and set(strengths.values()) == {0.0, 1.0}
     assert all(strength == (sigma >= low) for sigma, strength in strengths.items())
     assert f"trained at the noise range {noise_range}: applied there alone" in report
+    assert report.count("On one model without experts noise_range 'everywhere' of SMRA Loader Options") == 1
     assert "added on the fly" in report
 
 
@@ -101,6 +102,7 @@ def test_told_otherwise_it_is_applied_everywhere_and_merged(nodes, shifted, stat
     file = save("walk.safetensors", MOTION)
     model, report = load(nodes, shifted, file, noise_range="everywhere")
     assert "applied at all noise levels" in report and "merged" in report
+    assert "transfers more motion" not in report
     assert set(by_level(measure([model], state, factors)).values()) == {1.0}
     assert difference(sample(model), sample(load(nodes, shifted, file)[0])) > 1e-3
 
