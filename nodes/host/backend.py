@@ -14,6 +14,7 @@ from ...smra_core.decoding.wan_decoder import WanVideoDecoder
 from ...smra_core.lora.plan import SparsePlan
 from ...smra_core.storage.tensor_cache import TensorCache
 from ...smra_core.training.backend import encode_clips_once
+from ...smra_core.training.ranks import ALONE
 from ...smra_core.wan.condition import Condition
 from .denoiser import HostDenoiser, choose_training_dtype, read_spec, training_denoiser
 from .extra_inputs import check_shared_images, make_condition
@@ -43,6 +44,7 @@ class ComfyBackend:
         self.device = model.load_device
         self.dtype = choose_training_dtype(self.device)
         self.runs, self.cache = find_output_folder("runs"), TensorCache(find_output_folder("cache"))
+        self.ranks = ALONE
         self.denoiser: HostDenoiser | None = None
         """Loaded DiT while a job trains, else None."""
 

@@ -9,6 +9,7 @@ from ..standalone.device import DTYPES, choose_device, choose_dtype
 from ..standalone.model_files import find_wan_files
 from ..standalone.output_file import check_output_folder
 from ..storage.tensor_cache import TensorCache
+from ..training.ranks import ALONE, Ranks, check_ranks
 from .options import add_option, log_notes
 
 NO_MODEL = (
@@ -52,12 +53,14 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def open_backend(args: argparse.Namespace) -> StandaloneBackend:
+def open_backend(args: argparse.Namespace, ranks: Ranks = ALONE) -> StandaloneBackend:
     """Find the model that the options name, and choose device, precision and folders.
 
-    Raises ValueError when a part of the model is missing, or when nothing can be written to the folders.
+    `ranks` are the processes that compute a training together. Raises ValueError when a part of the model is
+    missing, when nothing can be written to the folders, and when the ranks do not fit the command.
     """
     device = choose_device(args.device)
+    check_ranks(ranks, device)
     dtype = choose_dtype(args.dtype, device)
     folders = args.out / "runs", args.cache or args.out / "cache"
     if args.model is None:
@@ -66,7 +69,7 @@ def open_backend(args: argparse.Namespace) -> StandaloneBackend:
     files = MINIATURE_FILES if miniature else find_wan_files(args.model, args.vae, args.text_encoder)
     for folder in folders:
         check_output_folder(folder)
-    return StandaloneBackend(files, folders[0], TensorCache(folders[1]), device, dtype)
+    return StandaloneBackend(files, folders[0], TensorCache(folders[1]), device, dtype, ranks)
 
 
 def choose_encoder_file(

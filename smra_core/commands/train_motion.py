@@ -7,9 +7,11 @@ from ..data.motion_set import read_motion_set
 from ..miniature.weight_paths import SEA_RAFT_FILE
 from ..standalone.progress_bar import TrainingBar
 from ..storage.file_name import make_file_name
+from ..training.job import TrainedLora
 from ..training.model_fit import check_fit
 from ..training.mora import MotionSettings
 from ..training.motion import train_motion
+from ..training.ranks import Ranks, join_ranks
 from ..training.trainer import MOTION_TRAIN
 from .data_options import add_frame_rate, add_own_sizes, choose_multiple, select_frames
 from .model_options import add_model, check_weight_file, choose_encoder_file, open_backend
@@ -53,12 +55,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train a motion LoRA, and print the path of its file."""
-    settings, train = read_settings(args, MotionSettings()), read_settings(args, MOTION_TRAIN)
+    with join_ranks() as ranks:
+        trained = train(args, ranks)
+        if ranks.is_first:
+            print_trained(args, trained)
+
+
+def train(args: argparse.Namespace, ranks: Ranks) -> TrainedLora:
+    """Train a motion LoRA as one of the ranks."""
+    settings, train_settings = read_settings(args, MotionSettings()), read_settings(args, MOTION_TRAIN)
     # A pattern of numbered pictures is no file; its run is called after their folder.
     clip_name = args.clip.resolve().stem if args.clip.exists() else args.clip.resolve().parent.name
     name = make_file_name(args.name or clip_name)
     check_weight_file("a tiny decoder", "--tiny-decoder", args.tiny_decoder)
-    backend = open_backend(args)
+    ranks.check_batches(train_settings.accumulate)
+    backend = open_backend(args, ranks)
     check_fit(settings, backend.spec)
     sea_raft = (
         choose_encoder_file("SEA-RAFT", "--sea-raft", args.sea_raft, args.model, SEA_RAFT_FILE)
@@ -71,6 +82,7 @@ def run(args: argparse.Namespace) -> None:
         choose_multiple(args, backend), args.masks,
     )  # fmt: skip
     log_notes(notes)
-    with TrainingBar("motion LoRA") as report:
-        trained = train_motion(backend, clips, sea_raft, settings, train, name, report, args.tiny_decoder)
-    print_trained(args, trained)
+    with TrainingBar("motion LoRA", ranks.is_first) as report:
+        return train_motion(
+            backend, clips, sea_raft, settings, train_settings, name, report, args.tiny_decoder
+        )

@@ -8,8 +8,10 @@ from ..data.subject_set import describe_new_masks, read_subject_set
 from ..miniature.weight_paths import DINOV2_FILE
 from ..standalone.progress_bar import TrainingBar
 from ..storage.file_name import make_file_name
+from ..training.job import TrainedLora
 from ..training.memory_advice import tell_subject_memory
 from ..training.model_fit import check_fit
+from ..training.ranks import Ranks, join_ranks
 from ..training.subject import find_missing_masks, train_subject
 from ..training.sura import SubjectSettings
 from ..training.trainer import SUBJECT_TRAIN
@@ -49,11 +51,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train a subject LoRA, and print the path of its file."""
-    settings, train = read_settings(args, SubjectSettings()), read_settings(args, SUBJECT_TRAIN)
+    with join_ranks() as ranks:
+        trained = train(args, ranks)
+        if ranks.is_first:
+            print_trained(args, trained)
+
+
+def train(args: argparse.Namespace, ranks: Ranks) -> TrainedLora:
+    """Train a subject LoRA as one of the ranks."""
+    settings, train_settings = read_settings(args, SubjectSettings()), read_settings(args, SUBJECT_TRAIN)
     name = make_file_name(args.name or args.folder.resolve().name)
     check_weight_file("SAM", "--sam", args.sam)
     latent_frames(args.clip_frames)
-    backend = open_backend(args)
+    ranks.check_batches(train_settings.accumulate)
+    backend = open_backend(args, ranks)
     check_fit(settings, backend.spec)
     dinov2 = (
         choose_encoder_file("DINOv2", "--dinov2", args.dinov2, args.model, DINOV2_FILE)
@@ -66,9 +77,11 @@ def run(args: argparse.Namespace) -> None:
     )  # fmt: skip
     log_notes(subject.notes)
     frames = args.clip_frames if subject.clips else 1
-    tell_subject_memory(settings, train.batch_size, backend.spec, backend.device, frames)
-    images = find_missing_masks(subject.images, args.sam, backend)
+    tell_subject_memory(settings, train_settings.batch_size, backend.spec, backend.device, frames)
+    with ranks.first_alone():
+        images = find_missing_masks(subject.images, args.sam, backend)
     log_notes(describe_new_masks(subject.images, images))
-    with TrainingBar("subject LoRA") as report:
-        trained = train_subject(backend, [*images, *subject.clips], dinov2, settings, train, name, report)
-    print_trained(args, trained)
+    with TrainingBar("subject LoRA", ranks.is_first) as report:
+        return train_subject(
+            backend, [*images, *subject.clips], dinov2, settings, train_settings, name, report
+        )

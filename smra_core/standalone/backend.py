@@ -16,6 +16,7 @@ from ..storage.tensor_cache import TensorCache
 from ..training.backend import describe_precision, encode_clips_once
 from ..training.kept_blocks import measure_spare_memory
 from ..training.memory import GIB
+from ..training.ranks import ALONE, Ranks
 from ..wan.condition import Condition
 from ..wan.interfaces import Denoiser
 from ..wan.latents import as_video
@@ -36,6 +37,7 @@ class StandaloneBackend:
     cache: TensorCache
     device: torch.device
     dtype: torch.dtype
+    ranks: Ranks = ALONE
 
     @property
     def spec(self) -> WanSpec:

@@ -13,8 +13,8 @@ class TrainingBar:
     As a context manager it gives the function to call after every step, and closes the bar at the end.
     """
 
-    def __init__(self, label: str):
-        self.bar = tqdm(desc=label, unit="step")
+    def __init__(self, label: str, shown: bool = True):
+        self.bar = tqdm(desc=label, unit="step", disable=not shown)
 
     def __enter__(self) -> Callable[[StepInfo], None]:
         return self.update

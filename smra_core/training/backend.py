@@ -14,6 +14,7 @@ from ..storage.tensor_cache import TensorCache
 from ..wan.condition import Condition
 from ..wan.interfaces import Denoiser
 from ..wan.spec import WanSpec
+from .ranks import Ranks
 
 
 class Backend(Protocol):
@@ -32,6 +33,11 @@ class Backend(Protocol):
     @property
     def device(self) -> torch.device:
         """Device that training runs on."""
+        ...
+
+    @property
+    def ranks(self) -> Ranks:
+        """Processes that train together, and which of them this is."""
         ...
 
     @property

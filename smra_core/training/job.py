@@ -22,11 +22,13 @@ from ..wan.settings import collect_identity
 from ..wan.spec import token_grid
 from .backend import Backend
 from .cost import count_activation_bytes, count_optimizer_bytes
+from .followed_run import FollowedRun
 from .kept_blocks import choose_kept_blocks, log_choice, measure_spare_memory
 from .learning_rate import COSINE
 from .mora import MotionSample, MotionSettings
 from .objective import Objective
 from .preservation import PRESERVE
+from .ranks import Ranks
 from .run_folder import LOSSES, RunFolder
 from .state import TrainState
 from .sura import SubjectSample, SubjectSettings
@@ -84,19 +86,35 @@ def run_job(
 ) -> TrainedLora:
     """Train, resume or extend a run; a finished run is returned without loading any model.
 
-    ValueError if another process trains the same run.
+    Of several ranks the first one writes, and all return when the file is there. ValueError if another
+    process trains the same run.
     """
-    run = RunFolder(backend.runs, f"{job.purpose}-{make_file_name(job.name)}", run_fingerprint(backend, job))
+    ranks = backend.ranks
+    kind = RunFolder if ranks.is_first else FollowedRun
+    run = kind(backend.runs, f"{job.purpose}-{make_file_name(job.name)}", run_fingerprint(backend, job))
     with run.locked():
+        _check_same_run(ranks, run)
         path = run.path / LORA_FILE
-        finished_steps = run.read_finished_steps()
-        if finished_steps >= job.train.steps and path.is_file():
+        finished_steps = ranks.share(run.read_finished_steps() if path.is_file() else 0)
+        if finished_steps >= job.train.steps:
             log.info("%s is trained already (%d steps): %s", job.name, finished_steps, path)
             return _describe_result(job, run, finished_steps)
         _log_cache(backend)
-        state = _train(backend, job, run, path, on_step)
-        run.finish(state.step)
+        state = _train(backend, job, run, on_step)
+        if ranks.is_first:
+            save_lora(path, state.publish(), _make_metadata(backend, job, state.step))
+            run.finish(state.step)
+        ranks.gather(None)
         return _describe_result(job, run, state.step)
+
+
+def _check_same_run(ranks: Ranks, run: RunFolder) -> None:
+    """Raise ValueError if the ranks would train different runs; return when the first one holds the lock."""
+    if len(set(ranks.gather(run.fingerprint))) > 1:
+        raise ValueError(
+            "The processes would train different runs: they see different data, models or settings. Give all "
+            "of them the same files and options."
+        )
 
 
 def _log_cache(backend: Backend) -> None:
@@ -137,10 +155,9 @@ def _train(
     backend: Backend,
     job: TrainingJob,
     run: RunFolder,
-    path: Path,
     on_step: Callable[[StepInfo], None] | None,
 ) -> TrainState:
-    """Train the run's remaining steps and write the LoRA file."""
+    """Train the run's remaining steps."""
     settings = job.settings
     generator = torch.Generator().manual_seed(job.train.seed)
     lora = init_lora(backend.spec, settings.plan, settings.rank, generator)
@@ -158,11 +175,11 @@ def _train(
     step_bytes = _count_step_bytes(backend, job, parameters)
     with backend.denoiser_for_training(step_bytes) as denoiser:
         _keep_blocks(denoiser, backend, job, step_bytes, _count_free_blocks(job, objective))
-        state = train_lora(
-            denoiser, lora, objective, job.samples, job.train, run, on_step, job.held_out, keep
-        )
-    save_lora(path, state.publish(), _make_metadata(backend, job, state.step))
-    return state
+        first = backend.ranks.is_first
+        return train_lora(
+            denoiser, lora, objective, job.samples, job.train, run, on_step if first else None,
+            job.held_out if first else (), keep if first else None, backend.ranks,
+        )  # fmt: skip
 
 
 def _count_step_bytes(backend: Backend, job: TrainingJob, parameters: Sequence[Tensor]) -> float:

@@ -54,10 +54,12 @@ def train_motion(
     settings = fit_noise_range(settings, backend.spec)
     name = mark_expert(name, settings.noise_range.expert)
     choice = choice or choose_decode(settings, backend.spec, backend.device, tiny_decoder)
+    choice = backend.ranks.share(choice)  # because the GPUs may have different memory to spare
     # The run's folder is named after the mode that was chosen, so that `auto` resumes the same run.
     settings = replace(settings, decode=choice.decode)
     leave_one_out(clips, train.held_out_every)  # first, because a single clip raises an error
-    prepared = prepare_motion(backend, clips, flow_file, choice.tiny_file)
+    with backend.ranks.first_alone():
+        prepared = prepare_motion(backend, clips, flow_file, choice.tiny_file)
     samples, held_out = leave_one_out(prepared, train.held_out_every)
     clips, _ = leave_one_out(clips, train.held_out_every)
     job = TrainingJob(

@@ -56,12 +56,15 @@ class RunFolder:
         """Lines of losses.csv that are not written yet, because writing them failed: cells by column."""
         self._columns: list[str] = []
         """Columns of losses.csv; empty before this process has read it or written to it."""
+        self._create(text)
+
+    def _create(self, about: str) -> None:
         with explain_write_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         # Once only, because another process that trains here may delete unfinished files.
         if not (self.path / ABOUT).is_file():
             with write_atomically(self.path / ABOUT) as draft:
-                draft.write_text(text, encoding="utf-8")
+                draft.write_text(about, encoding="utf-8")
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -56,7 +56,9 @@ def train_subject(
     dinov2 = dinov2 if settings.sura_weight else None
     leave_one_out(images, train.held_out_every)  # first, because a single picture raises an error
     check_optimizer(train.optimizer)
-    samples, held_out = leave_one_out(prepare_subject(backend, images, dinov2), train.held_out_every)
+    with backend.ranks.first_alone():
+        prepared = prepare_subject(backend, images, dinov2)
+    samples, held_out = leave_one_out(prepared, train.held_out_every)
     images, _ = leave_one_out(images, train.held_out_every)
     job = TrainingJob(
         "subject", name, settings, train, samples, [image.caption for image in images],

@@ -26,6 +26,7 @@ from .objective import Objective
 from .optimizer import ADAMW, LEAST_PRODIGY_RATE, OPTIMIZERS, PRODIGY
 from .preservation import BaseModel
 from .random_stream import make_generator
+from .ranks import ALONE, Ranks
 from .run_folder import RunFolder
 from .state import TrainState
 
@@ -201,16 +202,17 @@ def train_lora(
     on_step: Callable[[StepInfo], None] | None = None,
     held_out: Sequence[Sample] = (),
     keep: Callable[[TrainState], Path] | None = None,
+    ranks: Ranks = ALONE,
 ) -> TrainState:
     """Train the LoRA in place; with a run folder, resume from its state and keep the state up to date.
 
     `held_out` are samples that are measured and not trained on; `keep` writes the LoRA file of a step that is
-    to be kept.
+    to be kept. Of several `ranks`, each computes a part of every step's batches.
 
     Whatever ends the loop (the last step, an exception from `on_step`, an interrupt, out of memory), the
     model is restored and the last finished step is saved. All randomness of a step comes from the seed and
     the step's number, so that a resumed run repeats an uninterrupted one. Raises NonFiniteLoss, NoGradient,
-    and torch.OutOfMemoryError with the objective's advice.
+    torch.OutOfMemoryError with the objective's advice, and RankLost.
     """
     state = TrainState(
         lora,
@@ -231,7 +233,8 @@ def train_lora(
                 step = state.step + 1
                 measured = _measure_held_out(denoiser, objective, state, settings, held_out)
                 state.optimizer.zero_grad(set_to_none=True)
-                batches = _accumulate(denoiser, lora, objective, samples, settings, step)
+                batches = _accumulate(denoiser, lora, objective, samples, settings, step, ranks)
+                ranks.sum_gradients(state.parameters.values())
                 losses, grad_norm = _fetch_losses(batches, measure_gradient(state.parameters))
                 _check_finite(objective, [name for batch in batches for name in batch.names], losses, step)
                 _clip_gradient(state, grad_norm, settings, step)
@@ -306,12 +309,16 @@ def _accumulate(
     samples: Sequence[Sample],
     settings: TrainSettings,
     step: int,
+    ranks: Ranks,
 ) -> list[MicroBatch]:
-    """Accumulate the gradients of a step's micro-batches, without waiting for the device."""
+    """Accumulate the gradients of this rank's micro-batches of a step; return those of all ranks.
+
+    A rank that is alone does not wait for the device.
+    """
     parameters = [parameter for pair in lora.values() for parameter in pair.parameters()]
     device = parameters[0].device
     batches = []
-    for micro_batch in range(settings.accumulate):
+    for micro_batch in ranks.take_batches(settings.accumulate):
         number = (step - 1) * settings.accumulate + micro_batch
         batch_samples = choose_batch(samples, settings.batch_size, settings.seed, number)
         batch = move_to_device(collate(batch_samples), device)
@@ -325,7 +332,17 @@ def _accumulate(
         )  # fmt: skip
         names = [sample.name for sample in batch_samples]
         batches.append(MicroBatch(names, sigma, {name: value.detach() for name, value in losses.items()}))
-    return batches
+    return gather_batches(batches, ranks)
+
+
+def gather_batches(batches: list[MicroBatch], ranks: Ranks) -> list[MicroBatch]:
+    """Return the micro-batches of all ranks, on the CPU unless there is one rank alone."""
+    if ranks.count == 1:
+        return batches
+    own = [
+        batch._replace(losses={name: loss.cpu() for name, loss in batch.losses.items()}) for batch in batches
+    ]
+    return [batch for each in ranks.gather(own) for batch in each]
 
 
 @torch.no_grad()
