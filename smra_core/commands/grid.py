@@ -15,6 +15,7 @@ from ..grid.run import GridEnd, GridRun
 from ..miniature.model_files import MINIATURE
 from ..miniature.weight_paths import DINOV2_FILE, SEA_RAFT_FILE
 from ..standalone.output_file import check_output_folder
+from ..training.ranks import Ranks
 from . import sample, train_motion, train_subject
 from .options import add_json, add_option
 
@@ -83,7 +84,8 @@ def check_commands(plan: Plan) -> None:
     """Raise ValueError for options that a training or `sample` does not take, before anything runs."""
     commands = {name: _make_parser(name) for name in PARSERS}
     for training in plan.trainings:
-        commands[training.command[0]].parse_args(training.command[1:])
+        given = commands[training.command[0]].parse_args(training.command[1:])
+        Ranks(count=plan.file.gpus["training"]).check_batches(given.accumulate)
     for setting in {cell.setting: cell for cell in plan.cells}.values():
         name, *arguments = plan.make_command(setting)
         commands[name].parse_args(arguments)

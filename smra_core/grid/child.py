@@ -1,7 +1,8 @@
 """One command in a process of its own, which ends with the process that started it.
 
-`python -m smra_core.grid.child COMMAND …` is `python -m smra_core COMMAND …`, but interrupted when its
-standard input ends, as it does when its parent is killed: a training then saves its last step.
+`python -m smra_core.grid.child 1 COMMAND …` is `python -m smra_core COMMAND …`, but interrupted when its
+standard input ends, as it does when its parent is killed: a training then saves its last step. With 2 in
+place of 1 it starts two such processes by torchrun, each of which trains on a GPU of its own.
 """
 
 import _thread
@@ -10,6 +11,7 @@ import runpy
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 
 
 def stop_with_parent() -> None:
@@ -33,6 +35,22 @@ def stop_with_parent() -> None:
     threading.Thread(target=wait_for_the_end, daemon=True).start()
 
 
+def run_processes(count: int, command: Sequence[str]) -> int:
+    """Run a command in so many processes; return the exit code of the first that failed, or 0."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main
+
+    module = ["-m", "smra_core.grid.child", "1", *command]
+    try:
+        main(["--standalone", f"--nproc-per-node={count}", *module])
+    except ChildFailedError as error:
+        return error.get_first_failure()[1].exitcode
+    return 0
+
+
 if __name__ == "__main__":
+    count = int(sys.argv.pop(1))
+    if count > 1:
+        sys.exit(run_processes(count, sys.argv[1:]))
     stop_with_parent()
     runpy.run_module("smra_core", run_name="__main__", alter_sys=True)

@@ -36,11 +36,12 @@ def run_command(
     environment: Mapping[str, str] | None = None,
     on_start: Callable[[subprocess.Popen], None] | None = None,
     tries: int = TRIES,
+    processes: int = 1,
 ) -> CommandEnd:
     """Run `python -m smra_core` with these arguments and --json until it ends well, at most `tries` times.
 
     Its messages are appended to `log`. It is stopped when this process ends. `on_start` is called with each
-    process that is started.
+    process that is started. A training can run in several `processes`, each on a GPU of its own.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     code, output, number = 0, b"", 0
@@ -48,7 +49,7 @@ def run_command(
         number += 1
         with open(log, "ab") as messages:
             process = subprocess.Popen(
-                [sys.executable, "-m", "smra_core.grid.child", *command],
+                [sys.executable, "-m", "smra_core.grid.child", str(processes), *command],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=messages, env=_join_path(environment),
             )  # fmt: skip
             if on_start is not None:
@@ -56,6 +57,8 @@ def run_command(
             assert process.stdout is not None
             output = process.stdout.read()  # not communicate, which would close the standard input
             code = process.wait()
+            assert process.stdin is not None
+            process.stdin.close()  # which ends what is left of several processes
         if code in (0, BAD_INPUT, 2, INTERRUPTED):
             break
         if code == BUSY:

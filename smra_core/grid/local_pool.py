@@ -46,14 +46,17 @@ class LocalPool:
             raise ValueError(f"A task needs {gpus} GPUs, and this computer has {self._places}. Lower gpus.")
         return len(self._free) >= self._count(gpus)
 
-    def start(self, task: Any, command: Sequence[str], log: Path, gpus: int) -> None:
-        """Start a command; `wait` returns the task with its end."""
+    def start(self, task: Any, command: Sequence[str], log: Path, gpus: int, processes: int = 1) -> None:
+        """Start a command; `wait` returns the task with its end. Without GPUs it is always one process."""
         taken = [self._free.pop() for _ in range(self._count(gpus))]
         environment = {_GPUS: ",".join(taken)} if self._on_gpus else {}
 
         def run() -> None:
             try:
-                end = run_command(command, log, environment, lambda each: self._keep(task, each))
+                count = processes if self._on_gpus else 1
+                end = run_command(
+                    command, log, environment, lambda each: self._keep(task, each), processes=count
+                )
                 self._ended.put((task, taken, end))
             except BaseException as error:
                 self._ended.put((task, taken, error))

@@ -35,10 +35,12 @@ class RayCluster:
             raise ValueError(f"A task needs {gpus} GPUs, and the cluster has {self._gpus:g}. Lower gpus.")
         return True
 
-    def start(self, task: Any, command: Sequence[str], log: Path, gpus: int) -> None:
-        """Hand a command to Ray."""
+    def start(self, task: Any, command: Sequence[str], log: Path, gpus: int, processes: int = 1) -> None:
+        """Hand a command to Ray. Without GPUs it is always one process."""
         need = {"num_gpus": gpus} if self._gpus else {"num_cpus": 1}
-        self._tasks[self._run.options(**need).remote(list(command), log)] = task
+        self._tasks[
+            self._run.options(**need).remote(list(command), log, processes=processes if self._gpus else 1)
+        ] = task
 
     def wait(self) -> tuple[Any, CommandEnd]:
         """Wait until a command ends; return its task and how it ended."""

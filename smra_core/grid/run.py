@@ -23,8 +23,8 @@ class Workers(Protocol):
         """Return whether a command with so many GPUs can start now."""
         ...
 
-    def start(self, task: Any, command: Sequence[str], log: Path, gpus: int) -> None:
-        """Start a command."""
+    def start(self, task: Any, command: Sequence[str], log: Path, gpus: int, processes: int = 1) -> None:
+        """Start a command, in as many processes as can share its GPUs."""
         ...
 
     def wait(self) -> tuple[Any, CommandEnd]:
@@ -74,7 +74,7 @@ class GridRun:
         gpus = self.plan.file.gpus
         while self.trainings and self.workers.has_room(gpus["training"]):
             training = self.trainings.pop(0)
-            self._start(training, training.command, gpus["training"])
+            self._start(training, training.command, gpus["training"], gpus["training"])
         waiting = []
         for number, cell in enumerate(self.cells):
             if not self.workers.has_room(gpus["cell"]):
@@ -96,11 +96,11 @@ class GridRun:
         *command, dashes, prompt = self.plan.make_command(cell)
         self._start(cell, [*command, f"--video={video}", dashes, prompt], gpus)
 
-    def _start(self, task: Training | Cell, command: Sequence[str], gpus: int) -> None:
+    def _start(self, task: Training | Cell, command: Sequence[str], gpus: int, processes: int = 1) -> None:
         name = make_file_name(task.name)
         key = task.key if isinstance(task, Training) else self.plan.find_video(task).stem
         messages = self.plan.file.out / "logs" / f"{name}_{key}.log"
-        self.workers.start(task, self._insert_json(command), messages, gpus)
+        self.workers.start(task, self._insert_json(command), messages, gpus, processes)
         self.running += 1
 
     def _insert_json(self, command: Sequence[str]) -> list[str]:

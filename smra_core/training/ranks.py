@@ -112,7 +112,7 @@ def join_ranks() -> Iterator[Ranks]:
     """Join the processes that torchrun has started for the duration of a with block; ALONE without torchrun.
 
     torchrun asks the processes to end when one of them has ended; here that is an interrupt, at which the
-    training saves its last step.
+    training saves its last step. Further signals are ignored then.
     """
     if _count_processes() == 1:
         yield ALONE
@@ -125,8 +125,7 @@ def join_ranks() -> Iterator[Ranks]:
     ranks = Ranks(dist.get_rank(), dist.get_world_size())
     if not ranks.is_first:
         log.setLevel(logging.WARNING)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt_once)
+    _handle_signals(_interrupt_once)
     try:
         yield ranks
     finally:
@@ -152,8 +151,14 @@ def _count_processes() -> int:
 
 
 def _interrupt_once(number: int, frame: Any) -> None:
-    signal.signal(number, signal.SIG_IGN)  # or the next one would end the writing of the last state
+    _handle_signals(signal.SIG_IGN)  # or the next one, of torchrun, would end the writing of the last state
     raise KeyboardInterrupt
+
+
+def _handle_signals(handler: Any) -> None:
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -161,6 +166,5 @@ def _telling_of_lost_ranks() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, while the last state is written
+        _handle_signals(signal.SIG_IGN)
         raise RankLost(error) from error

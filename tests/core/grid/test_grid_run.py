@@ -29,8 +29,9 @@ class Workers:
     def has_room(self, gpus):
         return self.free >= gpus
 
-    def start(self, task, command, log, gpus):
+    def start(self, task, command, log, gpus, processes):
         assert command[1] == "--json"
+        assert processes == (1 if command[0] == "sample" else gpus)
         self.free -= gpus
         self.queue.append((task, command, gpus))
         self.names.append(task.name)

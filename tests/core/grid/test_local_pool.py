@@ -23,7 +23,7 @@ def as_script(monkeypatch, tmp_path):
     real = subprocess.Popen
 
     def start(arguments, **more):
-        return real([sys.executable, "-c", arguments[3], *arguments[4:]], **more)
+        return real([sys.executable, "-c", arguments[4], *arguments[5:]], **more)
 
     monkeypatch.setattr(command_run.subprocess, "Popen", start)
     monkeypatch.setattr(command_run, "WAIT_FOR_A_BUSY_RUN", 0.0)
