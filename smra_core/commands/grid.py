@@ -16,12 +16,15 @@ from ..miniature.model_files import MINIATURE
 from ..miniature.weight_paths import DINOV2_FILE, SEA_RAFT_FILE
 from ..standalone.output_file import check_output_folder
 from ..training.ranks import Ranks
+from ..training.trainer import MOTION_TRAIN, SUBJECT_TRAIN
 from . import sample, train_motion, train_subject
 from .options import add_json, add_option
+from .settings_options import read_settings
 
 log = logging.getLogger("smrabooth")
 
 HERE, RAY = "here", "ray"
+TRAININGS = {"train-subject": SUBJECT_TRAIN, "train-motion": MOTION_TRAIN}
 PARSERS = {"train-subject": train_subject, "train-motion": train_motion, "sample": sample}
 
 
@@ -84,8 +87,9 @@ def check_commands(plan: Plan) -> None:
     """Raise ValueError for options that a training or `sample` does not take, before anything runs."""
     commands = {name: _make_parser(name) for name in PARSERS}
     for training in plan.trainings:
-        given = commands[training.command[0]].parse_args(training.command[1:])
-        Ranks(count=plan.file.gpus["training"]).check_batches(given.accumulate)
+        name, *arguments = training.command
+        train = read_settings(commands[name].parse_args(arguments), TRAININGS[name])
+        Ranks(count=plan.file.gpus["training"]).check_batches(train.accumulate)
     for setting in {cell.setting: cell for cell in plan.cells}.values():
         name, *arguments = plan.make_command(setting)
         commands[name].parse_args(arguments)

@@ -120,6 +120,7 @@ def test_a_file_that_cannot_be_meant_is_refused(write, text, said):
         ("rank: 8", "rank: many", "train-subject.*rank"),
         ("sampling: {steps: 2}", "sampling: {step: 2}", "sample.*step"),
         ("strong: {}", "strong: {t_point: later}", "no noise level"),
+        ("sampling:", "gpus: {training: 3}\nsampling:", "accumulate is 2, and 3 processes"),
     ],
 )
 def test_options_are_checked_before_anything_runs(write, old, new, said):
