@@ -21,7 +21,7 @@ class FollowedRun(RunFolder):
     def log_losses(self, step: int, losses: Mapping[str, float | None]) -> None:
         """Write nothing."""
 
-    def _create(self, about: str) -> None:
+    def _make_folder(self, about: str) -> None:
         """Write nothing."""
 
     def _forget_losses_after(self, step: int) -> None:

@@ -56,9 +56,9 @@ class RunFolder:
         """Lines of losses.csv that are not written yet, because writing them failed: cells by column."""
         self._columns: list[str] = []
         """Columns of losses.csv; empty before this process has read it or written to it."""
-        self._create(text)
+        self._make_folder(text)
 
-    def _create(self, about: str) -> None:
+    def _make_folder(self, about: str) -> None:
         with explain_write_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         # Once only, because another process that trains here may delete unfinished files.
