@@ -10,6 +10,7 @@ from ..data.clip_file import read_clip_file, read_clip_size
 from ..data.subject_set import read_subject_set
 from ..data.video import Selection, Video
 from ..encoders.clip import Clip
+from ..encoders.co_tracker import CoTracker
 from ..encoders.sea_raft import load_sea_raft
 from ..evaluation.evaluate import Evaluation, EvaluationModels, References, evaluate_video
 from ..evaluation.evaluation_table import render_evaluations, to_json
@@ -41,6 +42,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
     )  # fmt: skip
     add_option(parser, "--sea-raft", "SEA-RAFT weights, for motion.", type=Path)
+    add_option(
+        parser, "--co-tracker",
+        "CoTracker 3's weights, scaled_offline.pth, for motion fidelity as in the paper. It needs the "
+        "authors' package.",
+        type=Path,
+    )  # fmt: skip
     add_option(parser, "--pick-score", "PickScore: the folder of yuvalkirstain/PickScore_v1.", type=Path)
     add_option(
         parser, "--aesthetic",
@@ -70,10 +77,10 @@ def run(args: argparse.Namespace) -> None:
 
 def _load_models(args: argparse.Namespace) -> EvaluationModels:
     device = choose_device(args.device)
-    if not any((args.clip, args.dino, args.sea_raft, args.pick_score, args.musiq)):
+    if not any((args.clip, args.dino, args.sea_raft, args.pick_score, args.musiq, args.co_tracker)):
         raise ValueError(
             "No network is given that could measure anything. Give at least one of --clip, --dino, "
-            "--sea-raft, --pick-score and --musiq; `evaluate --help` names their files."
+            "--sea-raft, --co-tracker, --pick-score and --musiq; `evaluate --help` names their files."
         )
     return EvaluationModels(
         clip=args.clip and Clip(args.clip, device),
@@ -82,6 +89,7 @@ def _load_models(args: argparse.Namespace) -> EvaluationModels:
         pick_score=args.pick_score and Clip(args.pick_score, device),
         aesthetic=args.aesthetic and load_aesthetic_layer(args.aesthetic),
         musiq=args.musiq and Musiq(args.musiq, device),
+        co_tracker=args.co_tracker and CoTracker(args.co_tracker, device),
     )
 
 

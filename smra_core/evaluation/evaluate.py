@@ -5,16 +5,17 @@ A metric whose model or reference is missing is left out by name, with what woul
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from ..encoders.clip import Clip
+from ..encoders.co_tracker import CoTracker
 from ..encoders.dino import Dino
 from ..encoders.sea_raft import SeaRaft
 from .metrics import (
     METRIC_HELP,
+    Tracks,
     average_pairwise_cosine,
     chain_tracks,
     measure_motion_amount,
@@ -22,6 +23,7 @@ from .metrics import (
     measure_motion_fidelity_axes,
     measure_subject_consistency,
     measure_temporal_consistency,
+    spread_points,
 )
 from .picture_encoder import NoTextEmbedding, PictureEncoder, TextPictureEncoder
 from .quality import Musiq, measure_aesthetic
@@ -44,10 +46,12 @@ EVALUATION_HELP = {
     "prompt only.",
     "Aesthetic": "LAION's aesthetic score, as a share of 10.",
     "Imaging": "Imaging quality by MUSIQ (no blur, noise, overexposure), as a share of 100.",
+    "Motion Fidelity": "Do points move in the directions of the reference clip? 100: always; 0: unrelated, "
+    "or nothing moves; -100: opposite. The points are CoTracker's, as in the paper.",
+    "Motion Fidelity x": "Motion fidelity of the movement to the left and right alone, by CoTracker.",
+    "Motion Fidelity y": "Motion fidelity of the movement up and down alone, by CoTracker.",
 }
-"""Explanation of each metric, by its name. None is measured with the points of CoTracker: no maintained
-package reads its weights, so that motion fidelity is that of optical flow, and is named so.
-"""
+"""Explanation of each metric, by its name."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ class EvaluationModels:
     pick_score: Clip | None = None
     aesthetic: nn.Linear | None = None
     musiq: Musiq | None = None
+    co_tracker: CoTracker | None = None
+    """Follows points for motion fidelity; without it they follow SEA-RAFT's flow."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,7 @@ def evaluate_video(video: Tensor, references: References, models: EvaluationMode
     with torch.no_grad():
         results |= _measure_with_clip(video, references, models, notes)
         results |= _measure_with_dino(video, references, models.dino, notes)
-        results |= _measure_motion(video, references.motion, models.sea_raft, notes)
+        results |= _measure_motion(video, references.motion, models, notes)
         results |= _measure_preference(video, references.prompt, models)
     values = {name: value for name, value in results.items() if not isinstance(value, str)}
     left_out = {name: reason for name, reason in results.items() if isinstance(reason, str)}
@@ -170,11 +176,36 @@ def _measure_with_dino(
 
 
 def _measure_motion(
-    video: Tensor, motion: Tensor | None, sea_raft: SeaRaft | None, notes: list[str]
+    video: Tensor, motion: Tensor | None, models: EvaluationModels, notes: list[str]
 ) -> dict[str, float | str]:
-    names = [name for name in METRIC_HELP if name.startswith("Motion")]
-    if sea_raft is None or motion is None:
-        return dict.fromkeys(names, "needs SEA-RAFT" if sea_raft is None else "needs the clip of the motion")
+    """Return motion fidelity, named after what followed the points, and motion amount."""
+    tracker, sea_raft = models.co_tracker, models.sea_raft
+    kind = " (flow)" if tracker is None else ""
+    fidelity = [f"Motion Fidelity{axis}{kind}" for axis in ("", " x", " y")]
+    results: dict[str, float | str] = dict.fromkeys([*fidelity, "Motion Amount"], "needs SEA-RAFT")
+    if motion is None:
+        known = (fidelity if tracker else []) if sea_raft is None else results
+        return results | dict.fromkeys(known, "needs the clip of the motion")
+    clips = _fit_lengths(video, motion, notes)
+    if sea_raft is not None:
+        flows = [measure_flow(sea_raft, clip) for clip in clips]
+        results["Motion Amount"] = measure_motion_amount(*flows)
+    if tracker is not None:
+        notes.append(f"motion fidelity is measured with the points of {tracker.name}")
+        grid = spread_points(GRID, *video.shape[-2:])
+        tracks = [Tracks(*tracker.follow(clip, grid)) for clip in clips]
+    elif sea_raft is not None:
+        backward = [measure_flow(sea_raft, clip.flip(0)).flip(0) for clip in clips]
+        tracks = [chain_tracks(flow, GRID, back) for flow, back in zip(flows, backward, strict=True)]
+    else:
+        return results
+    both = (*tracks[0], *tracks[1])
+    values = measure_motion_fidelity(*both), *measure_motion_fidelity_axes(*both)
+    return results | dict(zip(fidelity, values, strict=True))
+
+
+def _fit_lengths(video: Tensor, motion: Tensor, notes: list[str]) -> tuple[Tensor, Tensor]:
+    """Return the frames of both that are compared; ValueError for different sizes."""
     if motion.shape[-2:] != video.shape[-2:]:
         raise ValueError(
             f"The clip of the motion has {tuple(motion.shape[-2:])} pixels (height, width) and the video "
@@ -183,13 +214,7 @@ def _measure_motion(
     length = min(len(video), len(motion))
     if len(video) != len(motion):
         notes.append(f"motion is compared over the first {length} of {len(video)} and {len(motion)} frames")
-    measure = partial(measure_flow, sea_raft)
-    flow, reference = measure(video[:length]), measure(motion[:length])
-    tracks = chain_tracks(flow, GRID, measure(video[:length].flip(0)).flip(0))
-    wanted = chain_tracks(reference, GRID, measure(motion[:length].flip(0)).flip(0))
-    axes = measure_motion_fidelity_axes(*tracks, *wanted)
-    fidelity = measure_motion_fidelity(*tracks, *wanted)
-    return dict(zip(names, (fidelity, *axes, measure_motion_amount(flow, reference)), strict=True))
+    return video[:length], motion[:length]
 
 
 @torch.no_grad()

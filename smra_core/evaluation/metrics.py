@@ -2,8 +2,8 @@
 
 All are pure functions of embeddings, optical flow and point tracks; no model is downloaded. They compute in
 float64 on the CPU, because Apple's GPUs have no float64. Cosines lie in
-[-1, 1], motion fidelity in [-100, 100]. The motion metrics here use optical flow, the paper's use the points
-of CoTracker: compare them among your own runs, never with the paper's 62.89.
+[-1, 1], motion fidelity in [-100, 100]. Points that follow the optical flow give other numbers than the
+paper's, which are CoTracker's: compare them among your own runs, never with the paper's 62.89.
 """
 
 from typing import NamedTuple
@@ -47,7 +47,7 @@ class Tracks(NamedTuple):
     positions: Tensor
     """Positions `N F 2` as (x, y) in pixels; (0, 0) is the center of the top left pixel."""
     visible: Tensor
-    """Whether each point is visible, `N F` bool; a point once lost stays lost."""
+    """Whether each point is visible, `N F` bool; along the optical flow, a point once lost stays lost."""
 
 
 def average_pairwise_cosine(frames: Tensor, references: Tensor) -> float:
@@ -110,7 +110,7 @@ def chain_tracks(flow: Tensor, grid: int, backward: Tensor | None = None) -> Tra
     below 1.
     """
     height, width = flow.shape[-2:]
-    points = _spread_points(grid, height, width).to(flow)
+    points = spread_points(grid, height, width).to(flow)
     positions, visible = [points], [torch.ones(len(points), dtype=torch.bool, device=flow.device)]
     for step in range(len(flow)):
         moved = points + _sample_flow(flow[step], points)
@@ -171,7 +171,7 @@ def _average_length(flow: Tensor) -> Tensor:
     return flow.norm(dim=1).mean()
 
 
-def _spread_points(grid: int, height: int, width: int) -> Tensor:
+def spread_points(grid: int, height: int, width: int) -> Tensor:
     """Return the centers `N 2` of `grid` x `grid` equal cells, as (x, y) in pixels, row by row."""
     if grid < 1:
         raise ValueError(f"Tracking needs a grid of at least 1 point per side, got {grid}.")

@@ -127,9 +127,9 @@ def run_gates(args: argparse.Namespace) -> None:
 
 
 def run_planted_command(args: argparse.Namespace) -> None:
-    from .bench.planted import describe_ranking, run_planted
+    from .bench.planted import run_planted
 
-    print(describe_ranking(run_planted(args.out, args.pairs)))
+    print(run_planted(args.out, args.pairs))
 
 
 def run_bench_command(args: argparse.Namespace) -> None:

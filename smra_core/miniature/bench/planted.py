@@ -2,14 +2,16 @@
 
 A clean motion LoRA has the paper's layers; a leaky one was trained too long on its clip, in all layers. A
 clean subject LoRA has the paper's layers; a stilling one was trained too long on its pictures, in all layers.
-A pair is trained from one seed. The folder keeps every LoRA, and in `planted.jsonl` a line for each pair.
+A pair is trained from one seed. The folder keeps every LoRA, and in `leak.jsonl` and `stillness.jsonl` a line
+for each pair.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -30,41 +32,53 @@ from ..world.scenes import HELD_OUT_MOTIONS, HELD_OUT_SUBJECTS, Scene
 from .run import Bench, open_bench
 from .variants import SAMPLING
 
-PLANTED_FILE = "planted.jsonl"
 SEEDS = 2
 """Seeds of the videos of each LoRA."""
+LEAK_PROMPTS = ("a circle vvt moving", "a triangle vvt moving")
+"""Prompts with the motion's own words that leave color and background open, where a leak shows: of prompts
+that name them, or that lack the motion's words, the planted LoRA of one of two clips leaked no more.
+"""
 SCENES = (
     Scene("circle", "green", "plain", "gray", "left"),
     Scene("triangle", "yellow", "striped", "maroon", "up"),
 )
-"""Scenes of the neutral prompts, which name neither the clip nor the subject. For stillness the subject takes
-the place of the shape: without its word a subject LoRA changes little.
+"""Scenes in which something moves. For stillness the subject takes the place of the shape: without its word a
+subject LoRA changes little.
 """
-CLEAN_STEPS, LONG_STEPS = 100, 500
+CLEAN_STEPS, LONG_STEPS = 50, 200
 """Training steps of a clean LoRA and of a planted one."""
+PLANTED_SAMPLING = replace(SAMPLING, steps=10)
+PICTURES_AT_ONCE = 4
+"""Batch size of the subjects' trainings, half of the demo's: 20 pairs take a quarter of an hour of a CPU."""
 _SUBJECTS = tuple(HELD_OUT_SUBJECTS)
 
 
-def run_planted(folder: Path, pairs: int) -> Path:
-    """Measure pairs of clean and planted LoRAs; return the path of the file with a line for each."""
-    bench, path = open_bench(folder), folder / PLANTED_FILE
+def run_planted(folder: Path, pairs: int) -> str:
+    """Measure pairs of clean and planted LoRAs; return how often each meter ranks the planted one worse."""
+    for name in METERS:
+        measure_pairs(folder, name, pairs)
+    return describe_ranking(folder)
+
+
+def measure_pairs(folder: Path, name: str, pairs: int) -> None:
+    """Measure the pairs of a meter that are not in its file yet."""
+    bench, path = open_bench(folder), folder / f"{name}.jsonl"
     done = len(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else 0
     for seed in range(done, pairs):
-        line = json.dumps({"seed": seed, **measure_leaks(bench, seed), **measure_stilling(bench, seed)})
+        line = json.dumps({"seed": seed, **METERS[name].measure(bench, seed)})
         with open(path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
-    return path
 
 
-def describe_ranking(path: Path) -> str:
-    """Return how often the planted LoRA of a pair ranked worse."""
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    leaks = sum(line["leaky"] > line["clean"] for line in lines)
-    stills = sum(line["stilling"] < line["moving"] for line in lines)
-    return (
-        f"{len(lines)} pairs, {SEEDS} seeds of {len(SCENES)} prompts each: the leaky LoRA ranked worse in "
-        f"{leaks}, the stilling one in {stills}."
-    )
+def describe_ranking(folder: Path) -> str:
+    """Return for each meter how often the planted LoRA of a pair ranked worse."""
+    sentences = []
+    for name, meter in METERS.items():
+        text = (folder / f"{name}.jsonl").read_text(encoding="utf-8")
+        lines = [json.loads(line) for line in text.splitlines()]
+        worse = sum(meter.is_right(line) for line in lines)
+        sentences.append(f"{name}: the planted LoRA ranked worse in {worse} of {len(lines)} pairs")
+    return f"{'; '.join(sentences)} ({SEEDS} seeds of 2 prompts each)."
 
 
 def measure_leaks(bench: Bench, seed: int) -> dict[str, float]:
@@ -80,40 +94,53 @@ def measure_leaks(bench: Bench, seed: int) -> dict[str, float]:
         training = replace(MOTION_TRAINING, steps=steps, seed=seed)
         with TrainingBar(f"{name} motion") as report:
             trained = train_motion(bench.backend, [clip], SEA_RAFT_FILE, chosen, training, name, report)
-        videos = list(sample_seeds(bench, trained.path))
-        leaks[name] = meter.measure(videos, sample_bases(bench)).worst.mean
+        videos = list(sample_seeds(bench, trained.path, LEAK_PROMPTS))
+        leaks[name] = meter.measure(videos, sample_bases(bench, LEAK_PROMPTS)).worst.mean
     return leaks
 
 
 def measure_stilling(bench: Bench, seed: int) -> dict[str, float]:
     """Return the motion that a clean and a stilling subject LoRA leave, both trained from one seed."""
     subject = _SUBJECTS[seed % len(_SUBJECTS)]
-    images, scenes = bench.write_images(subject), tuple(replace(scene, subject=subject) for scene in SCENES)
+    images = bench.write_images(subject)
+    prompts = tuple(replace(scene, subject=subject).prompt for scene in SCENES)
     sea_raft, motion = load_sea_raft(SEA_RAFT_FILE), {}
     for name, steps, chosen in (
         ("moving", CLEAN_STEPS, replace(SUBJECT, sura_weight=0.0)),
         ("stilling", LONG_STEPS, replace(SUBJECT, sura_weight=0.0, plan=ALL_LAYERS)),
     ):
-        training = replace(SUBJECT_TRAINING, steps=steps, seed=seed)
+        training = replace(SUBJECT_TRAINING, steps=steps, seed=seed, batch_size=PICTURES_AT_ONCE)
         with TrainingBar(f"{name} subject") as report:
             trained = train_subject(bench.backend, images, DINOV2_FILE, chosen, training, name, report)
-        videos = list(sample_seeds(bench, trained.path, scenes))
-        motion[name] = measure_stillness(sea_raft, videos, sample_bases(bench, scenes)).motion.mean
+        videos = list(sample_seeds(bench, trained.path, prompts))
+        motion[name] = measure_stillness(sea_raft, videos, sample_bases(bench, prompts)).motion.mean
     return motion
 
 
 @cache
-def sample_bases(bench: Bench, scenes: tuple[Scene, ...] = SCENES) -> list[Tensor]:
-    """Sample the scenes without any LoRA, `B F 3 H W` in [0, 1] for each seed."""
-    return list(sample_seeds(bench, None, scenes))
+def sample_bases(bench: Bench, prompts: tuple[str, ...]) -> list[Tensor]:
+    """Sample the prompts without any LoRA, `B F 3 H W` in [0, 1] for each seed."""
+    return list(sample_seeds(bench, None, prompts))
 
 
-def sample_seeds(bench: Bench, lora: Path | None, scenes: tuple[Scene, ...] = SCENES) -> Iterator[Tensor]:
-    """Yield the videos `B F 3 H W` in [0, 1] of the scenes for each seed."""
+def sample_seeds(bench: Bench, lora: Path | None, prompts: Sequence[str]) -> Iterator[Tensor]:
+    """Yield the videos `B F 3 H W` in [0, 1] of the prompts for each seed."""
     loras = ()
     if lora is not None:
         loras = (ScheduledLora(load_lora(lora, bench.backend.spec).lora, Strengths.from_value(1.0)),)
     for seed in range(SEEDS):
-        settings = replace(SAMPLING, seed=1000 * (seed + 1))
-        prompts = [scene.prompt for scene in scenes]
+        settings = replace(PLANTED_SAMPLING, seed=1000 * (seed + 1))
         yield generate(bench.backend, prompts, [Variant("video", "", loras)], settings)["video"]
+
+
+class Meter(NamedTuple):
+    """A meter that is checked: how a pair is measured, and whether its line ranks the planted LoRA worse."""
+
+    measure: Callable[[Bench, int], dict[str, float]]
+    is_right: Callable[[dict[str, float]], bool]
+
+
+METERS = {
+    "leak": Meter(measure_leaks, lambda line: line["leaky"] > line["clean"]),
+    "stillness": Meter(measure_stilling, lambda line: line["stilling"] < line["moving"]),
+}

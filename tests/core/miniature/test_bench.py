@@ -56,11 +56,13 @@ def test_the_variants_are_the_papers_and_change_one_thing_each():
 
 def test_the_summary_of_planted_loras_counts_the_pairs_that_rank_as_planted(tmp_path):
     better = {"clean": 0.1, "leaky": 0.4, "moving": 0.9, "stilling": 0.2}
-    lines = [better, better | {"leaky": 0.0}, better | {"stilling": 0.9}]
-    path = tmp_path / "planted.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert describe_ranking(path).endswith("the leaky LoRA ranked worse in 2, the stilling one in 2.")
-    assert run_planted(tmp_path, pairs=3) == path  # nothing is measured again
+    lines = [better, better | {"leaky": 0.0}, better | {"leaky": 0.1}, better | {"stilling": 0.9, "leaky": 0}]
+    for name in ("leak", "stillness"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    said = describe_ranking(tmp_path)
+    assert "leak: the planted LoRA ranked worse in 1 of 4 pairs; stillness: the planted" in said
+    assert "worse in 3 of 4 pairs (2 seeds" in said
+    assert run_planted(tmp_path, pairs=4) == said  # nothing is measured again
 
 
 def test_a_clips_line_says_its_case_and_its_metrics():
