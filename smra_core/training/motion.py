@@ -58,7 +58,7 @@ def train_motion(
     # The run's folder is named after the mode that was chosen, so that `auto` resumes the same run.
     settings = replace(settings, decode=choice.decode)
     leave_one_out(clips, train.held_out_every)  # first, because a single clip raises an error
-    with backend.ranks.first_alone():
+    with backend.ranks.let_first_prepare():
         prepared = prepare_motion(backend, clips, flow_file, choice.tiny_file)
     samples, held_out = leave_one_out(prepared, train.held_out_every)
     clips, _ = leave_one_out(clips, train.held_out_every)

@@ -67,7 +67,7 @@ class Ranks:
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
-        with _telling_of_lost_ranks():
+        with _report_lost_ranks():
             dist.all_gather_object(values, value)
         return values
 
@@ -76,7 +76,7 @@ class Ranks:
         return self.gather(value if self.is_first else None)[0]
 
     @contextmanager
-    def first_alone(self) -> Iterator[None]:
+    def let_first_prepare(self) -> Iterator[None]:
         """Run a with block on the first rank, then on the others, which find in the cache what it encoded."""
         if not self.is_first:
             self.gather(None)
@@ -96,7 +96,7 @@ class Ranks:
         gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
         present = torch.tensor([float(each.grad is not None) for each in parameters]).to(gradients[0])
         flat = torch.cat([present, *(gradient.flatten() for gradient in gradients)])
-        with _telling_of_lost_ranks():
+        with _report_lost_ranks():
             dist.all_reduce(flat)
         present, *sums = flat.split([len(parameters), *(each.numel() for each in parameters)])
         for parameter, count, total in zip(parameters, present.tolist(), sums, strict=True):
@@ -125,7 +125,7 @@ def join_ranks() -> Iterator[Ranks]:
     ranks = Ranks(dist.get_rank(), dist.get_world_size())
     if not ranks.is_first:
         log.setLevel(logging.WARNING)
-    _handle_signals(_interrupt_once)
+    _set_signal_handler(_raise_interrupt)
     try:
         yield ranks
     finally:
@@ -150,21 +150,23 @@ def _count_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _interrupt_once(number: int, frame: Any) -> None:
-    _handle_signals(signal.SIG_IGN)  # or the next one, of torchrun, would end the writing of the last state
+def _raise_interrupt(number: int, frame: Any) -> None:
+    _set_signal_handler(
+        signal.SIG_IGN
+    )  # or the next one, of torchrun, would end the writing of the last state
     raise KeyboardInterrupt
 
 
-def _handle_signals(handler: Any) -> None:
+def _set_signal_handler(handler: Any) -> None:
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, handler)
 
 
 @contextmanager
-def _telling_of_lost_ranks() -> Iterator[None]:
+def _report_lost_ranks() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        _handle_signals(signal.SIG_IGN)
+        _set_signal_handler(signal.SIG_IGN)
         raise RankLost(error) from error

@@ -56,7 +56,7 @@ def train_subject(
     dinov2 = dinov2 if settings.sura_weight else None
     leave_one_out(images, train.held_out_every)  # first, because a single picture raises an error
     check_optimizer(train.optimizer)
-    with backend.ranks.first_alone():
+    with backend.ranks.let_first_prepare():
         prepared = prepare_subject(backend, images, dinov2)
     samples, held_out = leave_one_out(prepared, train.held_out_every)
     images, _ = leave_one_out(images, train.held_out_every)

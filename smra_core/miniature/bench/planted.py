@@ -45,9 +45,9 @@ SCENES = (
 """Scenes in which something moves. For stillness the subject takes the place of the shape: without its word a
 subject LoRA changes little.
 """
-CLEAN_STEPS, LONG_STEPS = 50, 200
+CLEAN_STEPS, LONG_STEPS = 30, 150
 """Training steps of a clean LoRA and of a planted one."""
-PLANTED_SAMPLING = replace(SAMPLING, steps=10)
+PLANTED_SAMPLING = replace(SAMPLING, steps=8)
 PICTURES_AT_ONCE = 4
 """Batch size of the subjects' trainings, half of the demo's: 20 pairs take a quarter of an hour of a CPU."""
 _SUBJECTS = tuple(HELD_OUT_SUBJECTS)

@@ -81,7 +81,7 @@ def sum_parts(folder, ranks):
     ranks.sum_gradients([both, one, none])
     sums = [None if each.grad is None else each.grad.tolist() for each in (both, one, none)]
     passed = [ranks.gather(ranks.rank), ranks.share(ranks.rank)]
-    with ranks.first_alone():
+    with ranks.let_first_prepare():
         passed.append((folder / "encoded").exists())
         (folder / "encoded").touch()
     torch.save([sums, passed], folder / f"sums {ranks.rank}.pt")
