@@ -72,6 +72,7 @@ def compute_projection(parts: Sequence[Tensor], wholes: Sequence[Tensor]) -> flo
 
     It is 1 for equal lists, 0 for a part without effect or at right angles to the whole.
     """
-    pairs = list(zip(parts, wholes, strict=True))
-    dots = sum((part.double() * whole.double()).sum() for part, whole in pairs)
-    return float(dots / sum(whole.double().square().sum() for _, whole in pairs))
+    # On the CPU, because Apple's GPUs have no float64.
+    pairs = [(part.cpu().double(), whole.cpu().double()) for part, whole in zip(parts, wholes, strict=True)]
+    dots = sum((part * whole).sum() for part, whole in pairs)
+    return float(dots / sum(whole.square().sum() for _, whole in pairs))

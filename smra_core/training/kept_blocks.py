@@ -58,7 +58,7 @@ def _measure_free_memory(device: torch.device) -> float | None:
     meminfo = Path("/proc/meminfo")
     if device.type != "cpu" or not meminfo.is_file():
         return None
-    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    lines = dict(line.split(":", 1) for line in meminfo.read_text("ascii").splitlines())
     return 1024 * float(lines["MemAvailable"].split()[0]) if "MemAvailable" in lines else None
 
 

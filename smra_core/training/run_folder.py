@@ -86,7 +86,7 @@ class RunFolder:
             log.warning("%s cannot be locked (%s); start no second run of the same.", lock.lock_file, error)
         try:
             with explain_write_errors(self.path / OWNER):
-                (self.path / OWNER).write_text(str(os.getpid()))
+                (self.path / OWNER).write_text(str(os.getpid()), "ascii")
             if lock.is_locked:
                 self._remove_dead_drafts()
             self._set_damaged_losses_aside()
@@ -101,7 +101,7 @@ class RunFolder:
     def finish(self, steps: int) -> None:
         """Record that the LoRA file of this many steps is written."""
         with write_atomically(self.path / FINISHED) as draft:
-            draft.write_text(str(steps))
+            draft.write_text(str(steps), "ascii")
 
     def restore(self, state: TrainState) -> None:
         """Load the last saved state of this run into `state`; leave `state` alone if the run is new.
@@ -249,7 +249,7 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 def _read_number(file: Path) -> int | None:
     try:
-        return int(file.read_text())
+        return int(file.read_text("ascii"))
     except (FileNotFoundError, ValueError):
         return None
 

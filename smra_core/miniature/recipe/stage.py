@@ -53,7 +53,7 @@ class Stage:
         """Add a point to the learning curve and log it with the seconds since the start."""
         seconds = time.monotonic() - self._started
         point = {"step": step, "seconds": round(seconds, 1)} | {k: round(v, 4) for k, v in values.items()}
-        with open(self.build / f"{self.name}.jsonl", "a") as curve:
+        with open(self.build / f"{self.name}.jsonl", "a", encoding="utf-8") as curve:
             curve.write(json.dumps(point) + "\n")
         shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         log.info("%s: step %d of %d, %s, %.0f s", self.name, step, self.steps, shown, seconds)

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from device_without_float64 import OnDeviceWithoutFloat64
 
 from smra_core.storage.content_hash import hash_content
 from smra_core.storage.tensor_cache import TensorCache
@@ -24,21 +25,6 @@ def test_float16_is_refused_before_anything_is_encoded(train, settings, tmp_path
     file = tmp_path / "weights.safetensors"
     with pytest.raises(ValueError, match="float16 cannot be trained in.*--dtype bfloat16"):
         train(backend, [], file, settings, TrainSettings())
-
-
-class OnDeviceWithoutFloat64(torch.Tensor):
-    """A tensor on a device like Apple's, which has no float64; `cpu()` takes it off the device."""
-
-    @classmethod
-    def __torch_function__(cls, function, types, args=(), kwargs=None):
-        if function is torch.Tensor.cpu:
-            return args[0].as_subclass(torch.Tensor)
-        result = super().__torch_function__(function, types, args, kwargs or {})
-        if isinstance(result, cls) and result.dtype == torch.float64:
-            raise TypeError(
-                "Cannot convert a MPS Tensor to float64 dtype as the framework doesn't support it."
-            )
-        return result
 
 
 def test_the_weight_of_the_velocity_loss_needs_no_float64_on_the_device():
