@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from ...smra_core.lora.adapter import replaced_forwards
 from ...smra_core.wan.block_stream import ROOMS
 from ...smra_core.wan.condition import IMAGE_CHANNELS, NO_INPUTS, ExtraInputs, move_inputs
+from ...smra_core.wan.feed_forward import ChunkedForward
+from ...smra_core.wan.host_inputs import HostInputs
 from ...smra_core.wan.interfaces import Prediction
 from ...smra_core.wan.recompute import KeptBlocks
 from ...smra_core.wan.spec import LATENT_SPACES, WanSpec, find_spec, token_grid
@@ -75,6 +77,7 @@ class HostDenoiser:
         self.memory_required = memory_required
         self.kept_blocks = KeptBlocks()
         self._offloaded = OffloadedLayers([_list_own_layers(block) for block in self.dit.blocks])
+        self._host_inputs = HostInputs(patcher.load_device)
         self._token_block: int | None = None
         self._tokens: Tensor | None = None
 
@@ -153,15 +156,16 @@ class HostDenoiser:
             for part in (*self.dit.blocks, self.dit.head)
             for module in _list_layers(part)
         }
+        nets = {block.ffn: _split_into_chunks(block.ffn) for block in plain if has_own_forward(block.ffn)}
         blocks = {block: self._wrap_block(index, block) for index, block in enumerate(self.dit.blocks)}
-        return around | inside | blocks
+        return around | inside | nets | blocks
 
     def _wrap_block(self, index: int, block: nn.Module) -> Callable[..., Tensor]:
         forward, following = block.forward, len(self.dit.blocks) - 1 - index
 
         def run_block(x: Tensor, *args, **kwargs) -> Tensor:
             if torch.is_grad_enabled():
-                x = self.kept_blocks.run(following, forward, x, *args, **kwargs)
+                x = self.kept_blocks.run(following, self._host_inputs, forward, x, *args, **kwargs)
             else:
                 x = forward(x, *args, **kwargs)
             # Outside of the checkpoint, inside of which it would be taken twice and lose its graph.
@@ -178,8 +182,9 @@ class HostDenoiser:
         self._offloaded.open(self.patcher.load_device)
 
     def close(self) -> None:
-        """Give the memory for blocks that are moved back."""
+        """Give the memory for what is moved back."""
         self._offloaded.close()
+        self._host_inputs.close()
 
     def _count_room_bytes(self) -> int:
         """Return the bytes that blocks are moved into: none where all weights have room on the device."""
@@ -205,6 +210,10 @@ def _list_layers(part: nn.Module) -> list[nn.Module]:
         for module in part.modules()
         if hasattr(module, "comfy_cast_weights") and getattr(module, "weight", None) is not None
     ]
+
+
+def _split_into_chunks(net: nn.Module) -> ChunkedForward:
+    return ChunkedForward(net.forward, [net[0], net[-1]])
 
 
 def _list_own_layers(part: nn.Module) -> list[nn.Module]:

@@ -15,16 +15,12 @@ from ...smra_core.training.cost import (
 )
 from ...smra_core.training.decode_memory import DecodeChoice
 from ...smra_core.training.memory import (
-    FrozenWeights,
+    DitMemory,
     MemoryAccount,
     estimate_motion_memory,
     estimate_subject_memory,
 )
-from ...smra_core.training.memory_advice import (
-    describe_lack,
-    list_motion_changes,
-    list_subject_changes,
-)
+from ...smra_core.training.memory_advice import check_memory, list_motion_changes, list_subject_changes
 from ...smra_core.training.mora import MotionSettings
 from ...smra_core.training.sura import SubjectSettings
 from ...smra_core.training.trainer import TrainSettings
@@ -49,15 +45,17 @@ class Forecast:
     """Number of parameters of the LoRA."""
     flops: float
     """Floating-point operations per sample and step."""
-    account_of: Callable[[FrozenWeights], MemoryAccount]
+    account_of: Callable[[DitMemory], MemoryAccount]
     """Memory of a step, given how the model's weights are kept."""
-    list_changes: Callable[[FrozenWeights, float], list[str]]
+    list_changes: Callable[[DitMemory, float], list[str]]
     """Changes that fit into so many bytes, in words, given how the model's weights are kept."""
 
     @property
     def memory(self) -> int:
-        """Bytes in addition to the model's weights and to what CUDA takes for itself."""
-        account = self.account_of(FrozenWeights(0))
+        """Bytes in addition to the model's weights and to what CUDA takes for itself, if nothing that blocks
+        keep waits in host memory.
+        """
+        account = self.account_of(DitMemory(0))
         return account.total - account.context
 
     def estimate_seconds(self, speed: float) -> float:
@@ -76,16 +74,15 @@ class Forecast:
         return text
 
     def describe_lack(self, weights: int, memory: float | None) -> list[str]:
-        """Return and log what does not fit into `memory` bytes of the card even with all weights in RAM, and
+        """Return and log what may not fit into `memory` bytes of the card even with all weights in RAM, and
         what to change; nothing where it fits, or on a CPU, whose `memory` is None.
+
+        Raises ValueError where it surely does not fit.
         """
-        waiting = FrozenWeights(weights, resident=0)
-        account = self.account_of(waiting)
-        if memory is None or account.total <= memory:
+        if memory is None:
             return []
-        text = describe_lack(account, memory, self.list_changes(waiting, memory))
-        log.warning("%s", text)
-        return [text]
+        least = DitMemory(weights).take_least()
+        return check_memory(self.account_of(least), memory, lambda: self.list_changes(least, memory))
 
 
 def estimate_subject_run(

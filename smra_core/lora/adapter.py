@@ -138,22 +138,29 @@ def _add_pairs(
     for name, module in linears.items():
         parts = [(injection, injection.lora[name]) for injection in injections if name in injection.lora]
         if parts:
-            yield module, _with_pairs(module.forward, parts)
+            yield module, _ForwardWithLoras(module.forward, parts)
 
 
-def _with_pairs(forward: Callable, parts: list[tuple[Injection, LoraPair]]) -> Callable[[Tensor], Tensor]:
-    def forward_with_loras(x: Tensor) -> Tensor:
+class _ForwardWithLoras:
+    """A linear's `forward` with the outputs of LoRAs added."""
+
+    def __init__(self, forward: Callable, parts: list[tuple[Injection, LoraPair]]):
+        self.forward, self.parts = forward, parts
+
+    def __call__(self, x: Tensor) -> Tensor:
         # Skipped at 0, so that the output stays bit-equal to the base model's.
-        active = [(pair, injection.strength) for injection, pair in parts if injection.strength]
-        if len(active) == 1 and isinstance(forward, FrozenForward) and torch.is_grad_enabled():
+        active = [(pair, injection.strength) for injection, pair in self.parts if injection.strength]
+        if len(active) == 1 and isinstance(self.forward, FrozenForward) and torch.is_grad_enabled():
             pair, strength = active[0]
-            return forward.with_lora(x, pair.a, pair.b, strength * pair.scale)
-        y = forward(x)
+            return self.forward.with_lora(x, pair.a, pair.b, strength * pair.scale)
+        y = self.forward(x)
         for pair, strength in active:
             y = pair.add_to(y, x, strength)
         return y
 
-    return forward_with_loras
+    def list_parameters(self) -> list[Tensor]:
+        """Return the factors of the LoRAs."""
+        return [factor for _, pair in self.parts for factor in (pair.a, pair.b)]
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from ..decoding.fast_conv3d import with_fast_layers
 from ..lora.frozen_linear import FrozenForward, freeze_plain_linear, freeze_stored_linear
 from ..wan.block_stream import spread_waiting
 from ..wan.condition import DENOISE_MASK, IMAGE_CHANNELS, NO_INPUTS, ExtraInputs
+from ..wan.feed_forward import ChunkedForward
+from ..wan.host_inputs import HostInputs
 from ..wan.interfaces import Prediction
 from ..wan.latents import denormalize, normalize
 from ..wan.module_names import to_native_linear
@@ -48,13 +50,17 @@ class DiffusersDenoiser:
         dit.to(device)
         for name, linear in linears.items():
             linear.forward = self._freeze(name, linear)
+        for block in dit.blocks:
+            block.ffn.forward = ChunkedForward(block.ffn.forward, [block.ffn.net[0].proj, block.ffn.net[2]])
         self.kept_blocks = KeptBlocks(whole=0 if checkpoint else self.spec.blocks)
         self._following = {block: number for number, block in enumerate(reversed(dit.blocks))}
+        self._host_inputs = HostInputs(device)
         dit.enable_gradient_checkpointing(self._run_block)
 
     def close(self) -> None:
         """Give back the memory for blocks that wait; the model cannot be used any more if there are any."""
         self.waiting.close()
+        self._host_inputs.close()
 
     def _freeze(self, name: str, linear: nn.Module) -> FrozenForward:
         ends_block = parse_linear(name).role is Role.FFN_2
@@ -71,7 +77,7 @@ class DiffusersDenoiser:
         return {name: module for name, module in named if name is not None}
 
     def _run_block(self, block: nn.Module, *args) -> Tensor:
-        return self.kept_blocks.run(self._following[block], block, *args)
+        return self.kept_blocks.run(self._following[block], self._host_inputs, block, *args)
 
     def velocity(
         self,

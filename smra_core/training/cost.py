@@ -1,14 +1,17 @@
 """Memory and floating-point operations of a training step, estimated from sizes alone before it runs."""
 
+import math
+
 from ..decoding.windows import split_into_windows
+from ..wan.feed_forward import CHUNK_TOKENS
 from ..wan.spec import TEMPORAL_STRIDE, TEXT_TOKENS, LatentSpace, WanSpec, latent_frames, pixel_frames
 from .decoder_sizes import DECODERS, MEASURED_PIXELS
 from .mora import MotionSettings
 
-_BLOCK_TENSORS, _FFN_TENSORS = 17.0, 2.2
-"""Activations of one DiT block under its checkpoint, in units of (tokens x dim) values, and more of them per
-unit of ffn / dim. Fitted to counts on meta tensors (1.3B at 1024, 9360 and 20280 tokens, 14B at 9360; within
-4 %).
+_BLOCK_TENSORS, _FFN_TENSORS, _TEXT_TENSORS = 27.5, 2.2, 5.0
+"""Activations of one recomputed DiT block in units of (tokens x dim) values, more of them per unit of
+ffn / dim where the feed-forward net is not in chunks, and those of the text. Fitted to counts on meta tensors
+for diffusers' DiT (tests/core/training/test_cost.py: within 5 %); ComfyUI's takes 3 to 5 units less.
 """
 _TRAINED_BYTES = 16
 """Bytes of a trained float32 value, its gradient and AdamW's two moments."""
@@ -26,8 +29,20 @@ def count_activation_bytes(spec: WanSpec, tokens: int, batch: int = 1, value_byt
 
     `tokens` are those of one sample; a value of the activations takes `value_bytes`.
     """
-    unit = tokens * spec.dim * value_bytes * batch
-    return round(unit * (spec.blocks + _BLOCK_TENSORS + _FFN_TENSORS * spec.ffn / spec.dim))
+    unit = count_input_bytes(spec, tokens, batch, value_bytes)
+    return round(unit * (spec.blocks + count_block_tensors(spec, tokens, batch)))
+
+
+def count_input_bytes(spec: WanSpec, tokens: int, batch: int = 1, value_bytes: int = 2) -> int:
+    """Return the bytes of the input that a block keeps until it is recomputed."""
+    return tokens * spec.dim * value_bytes * batch
+
+
+def count_block_tensors(spec: WanSpec, tokens: int, batch: int = 1) -> float:
+    """Return the size of a recomputed block's activations at their peak, in units of a block's input."""
+    chunks = math.ceil(tokens * batch / CHUNK_TOKENS)
+    text = _TEXT_TENSORS * TEXT_TOKENS / tokens
+    return _BLOCK_TENSORS + _FFN_TENSORS * spec.ffn / spec.dim / chunks + text
 
 
 def count_optimizer_bytes(parameters: int) -> int:

@@ -8,8 +8,8 @@ import torch
 
 from ..wan.spec import WanSpec
 from .decode_memory import DecodeChoice, estimate, list_modes
-from .memory import GIB, FrozenWeights, MemoryAccount, count_model_bytes, estimate_motion_memory
-from .memory_advice import describe_lack, list_motion_changes
+from .memory import GIB, DitMemory, MemoryAccount, count_model_bytes, estimate_motion_memory
+from .memory_advice import check_memory, list_motion_changes
 from .mora import MotionSettings
 
 log = logging.getLogger("smrabooth")
@@ -29,7 +29,7 @@ def choose_decode(
     device: torch.device,
     tiny_decoder: Path | None,
     memory: float | None = None,
-    weights: FrozenWeights | None = None,
+    weights: DitMemory | None = None,
 ) -> DecodeChoice:
     """Return the mode named in the settings; for `auto`, the first that fits into `memory` bytes.
 
@@ -40,8 +40,8 @@ def choose_decode(
     programs, and another choice would be another run. A warning is logged if less than needed is free now.
     `weights` says how the DiT is kept; without it, in half precision, and on the device as far as it fits.
     Where mora_weight is 0 nothing is decoded, and the mode stays as it is. ValueError if the mode is `tiny`
-    and there is no tiny decoder's file. Logs what the step will need, and what to change where it does not
-    fit.
+    and there is no tiny decoder's file, and where nothing fits. Logs what the step will need, and what to
+    change where it may not fit.
     """
     if not settings.mora_weight:
         return DecodeChoice(settings.decode, False, 0.0)
@@ -57,7 +57,7 @@ def choose_decode(
     choices = [estimate(settings, *mode, spec, tiny_decoder) for mode in modes]
     if memory is None or free is None:
         return choices[0]
-    weights = weights or FrozenWeights(count_model_bytes(spec), can_wait=True)
+    weights = weights or DitMemory(count_model_bytes(spec), can_wait=True)
     told = [
         (choice, estimate_motion_memory(spec, settings, choice, way))
         for way in weights.list_ways()
@@ -69,11 +69,12 @@ def choose_decode(
         choice.decode, " with recompute" if choice.recompute else "",
         account.total / GIB, choice.bytes / GIB, memory / GIB,
     )  # fmt: skip
-    if account.total > memory:
-        least = weights.list_ways()[-1]
-        changes = list_motion_changes(spec, settings, least, memory, tiny_decoder is not None)
-        log.warning("%s", describe_lack(account, memory, changes))
-    elif free < account.total:
+    least = weights.list_ways()[-1]
+    check_memory(
+        account, memory,
+        lambda: list_motion_changes(spec, settings, least, memory, tiny_decoder is not None),
+    )  # fmt: skip
+    if free < account.total <= memory:
         log.warning(
             "Only %.1f GiB are free now, and the step may run out of memory. Close what else uses the card.",
             free / GIB,

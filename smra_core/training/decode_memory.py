@@ -11,15 +11,14 @@ from pathlib import Path
 from ..encoders.sea_raft import PAIRS_PER_CHUNK
 from ..encoders.sea_raft_config import SEA_RAFT_M
 from ..wan.spec import TEMPORAL_STRIDE, LatentSpace, WanSpec, latent_frames, pixel_frames
+from .cost import count_block_tensors, count_input_bytes
 from .decoder_sizes import DECODERS, TINY_STAGES, DecoderSizes
 from .mora import LATENTS_AT_ONCE, MotionSettings
 
 _HALF, _FLOAT = 2, 4
 """Bytes of a value in half precision, and in float32."""
-_INSIDE_A_BLOCK, _AROUND_BLOCKS = 45, 3
-"""Size of the recomputed activations of one block of diffusers' DiT (several of them are in float32), and of
-those that stay in memory around the blocks, in units of (tokens x dim) tensors in half precision.
-"""
+_AROUND_BLOCKS = 3
+"""Size of what stays in memory around the blocks, in units of (tokens x dim) tensors in half precision."""
 _LATENT_COPIES = 12
 """Number of tensors of the latents' size, in float32, that a step keeps."""
 _FLOW_PIXEL = 4600
@@ -55,10 +54,12 @@ def estimate(
     They are estimated in half precision, for one sample a step, with every DiT block checkpointed.
     """
     size = settings.frames, settings.width, settings.height
-    token_bytes = spec.latents.count_tokens(*size) * spec.dim * _HALF
+    tokens = spec.latents.count_tokens(*size)
+    token_bytes = count_input_bytes(spec, tokens)
     latent_bytes = math.prod(spec.latents.latent_shape(*size)) * _FLOAT
     checkpoints = (spec.blocks + _AROUND_BLOCKS) * token_bytes + _LATENT_COPIES * latent_bytes
-    peak = max(_INSIDE_A_BLOCK * token_bytes, _estimate_alignment(settings, decode, recompute, spec.latents))
+    inside = (count_block_tensors(spec, tokens) - _AROUND_BLOCKS) * token_bytes
+    peak = max(inside, _estimate_alignment(settings, decode, recompute, spec.latents))
     return DecodeChoice(decode, recompute, checkpoints + peak, tiny_file if decode == "tiny" else None)
 
 

@@ -17,13 +17,14 @@ from ..lora.writer import save_lora
 from ..storage.content_hash import hash_content
 from ..storage.file_name import make_file_name
 from ..wan.condition import list_parts
+from ..wan.feed_forward import CHUNK_TOKENS
 from ..wan.interfaces import Denoiser
 from ..wan.settings import collect_identity
 from ..wan.spec import token_grid
 from .backend import Backend
 from .cost import count_activation_bytes, count_optimizer_bytes
 from .followed_run import FollowedRun
-from .kept_blocks import choose_kept_blocks, log_choice, measure_spare_memory
+from .kept_blocks import choose_kept_blocks, log_choice, measure_host_memory, measure_spare_memory
 from .learning_rate import COSINE
 from .mora import MotionSample, MotionSettings
 from .objective import Objective
@@ -197,10 +198,12 @@ def _count_tokens(job: TrainingJob) -> int:
 
 def _count_free_blocks(job: TrainingJob, objective: Objective) -> int:
     """Return how many blocks can be kept whole at no cost: none if anything else runs before the backward
-    pass has freed them, such as a decoder, base preservation, or the backward pass of a loss with a share.
+    pass has freed them, such as a decoder, base preservation, or the backward pass of a loss with a share;
+    and none where a recomputed block takes less memory, as its feed-forward net is in chunks.
     """
     has_more = job.decode_bytes or objective.weights.get(PRESERVE) or any(objective.shares.values())
-    return 0 if has_more else 1
+    is_in_chunks = _count_tokens(job) * job.train.batch_size > CHUNK_TOKENS
+    return 0 if has_more or is_in_chunks else 1
 
 
 def _keep_blocks(
@@ -208,8 +211,9 @@ def _keep_blocks(
 ) -> None:
     """Let as many blocks keep activations as memory allows; the results stay the same."""
     spec, batch, value_bytes = backend.spec, job.train.batch_size, backend.dtype.itemsize
-    spare = measure_spare_memory(backend.device, step_bytes)
-    denoiser.kept_blocks = choose_kept_blocks(spec, _count_tokens(job), batch, value_bytes, spare, free)
+    spare, host = measure_spare_memory(backend.device, step_bytes), measure_host_memory(backend.device)
+    tokens = _count_tokens(job)
+    denoiser.kept_blocks = choose_kept_blocks(spec, tokens, batch, value_bytes, spare, free, host)
     log_choice(denoiser.kept_blocks, spec, spare)
 
 

@@ -1,12 +1,14 @@
 """Choose how many blocks keep their activations in a step, by the memory that is free beside all else."""
 
 import logging
+import math
 from pathlib import Path
 
 import torch
 
 from ..wan.recompute import KeptBlocks
 from ..wan.spec import TEXT_TOKENS, WanSpec
+from .cost import count_input_bytes
 from .memory import GIB
 
 log = logging.getLogger("smrabooth")
@@ -21,10 +23,18 @@ _GAPS = 1.3
 """Factor of all activations that must be free (as in memory.MemoryAccount.fits)."""
 _RESERVE = 500_000_000
 """Bytes that are left to other programs."""
+_HOST_RESERVE = 2_000_000_000
+"""Bytes of host memory that are left free."""
 
 
 def choose_kept_blocks(
-    spec: WanSpec, tokens: int, batch: int, value_bytes: int, spare: float, free: int = 0
+    spec: WanSpec,
+    tokens: int,
+    batch: int,
+    value_bytes: int,
+    spare: float,
+    free: int = 0,
+    host: float = 0.0,
 ) -> KeptBlocks:
     """Return the blocks that keep activations, given the spare bytes beside a step that keeps none.
 
@@ -32,8 +42,14 @@ def choose_kept_blocks(
     after the DiT, as the last block would be recomputed at once into as much memory, and else 0.
 
     Where all blocks fit whole, all are kept. Otherwise attention comes first: at 9360 tokens it saves 9900
-    operations a byte, a whole block 1500. What is left then goes to whole blocks, one by one.
+    operations a byte, a whole block 1500. What is left then goes to whole blocks, one by one. Where bytes are
+    missing, `spare` is negative, and the inputs of as many blocks wait in host memory, of which `host` bytes
+    may be taken.
     """
+    if spare < 0 and host:
+        size = count_input_bytes(spec, tokens, batch, value_bytes)
+        waiting = int(min(spec.blocks, math.ceil(-spare / (_GAPS * size)), host / size))
+        return KeptBlocks(staying=spec.blocks - waiting)
     units = max(0.0, spare) / ((tokens + TEXT_TOKENS) * spec.dim * value_bytes * batch * _GAPS)
     if free + int(units / _WHOLE) >= spec.blocks:
         return KeptBlocks(whole=spec.blocks)
@@ -51,6 +67,14 @@ def measure_spare_memory(device: torch.device, needed: float) -> float:
     return 0.0 if free is None else free - _GAPS * needed - _RESERVE
 
 
+def measure_host_memory(device: torch.device) -> float:
+    """Return the bytes of host memory that what blocks keep may take beside a card; 0 on other devices."""
+    if device.type != "cuda":
+        return 0.0
+    free = _measure_free_memory(torch.device("cpu"))
+    return math.inf if free is None else max(0.0, free - _HOST_RESERVE)
+
+
 def _measure_free_memory(device: torch.device) -> float | None:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -63,8 +87,14 @@ def _measure_free_memory(device: torch.device) -> float | None:
 
 
 def log_choice(kept: KeptBlocks, spec: WanSpec, spare: float) -> None:
-    """Log what the blocks keep."""
+    """Log what the blocks keep, and where."""
     recomputed = spec.blocks - kept.whole - kept.attention
+    if kept.staying is not None:
+        log.info(
+            "blocks: all are recomputed, and the inputs of %d of %d wait in host memory, as %.1f GiB are "
+            "missing on the device", spec.blocks - kept.staying, spec.blocks, -spare / GIB,
+        )  # fmt: skip
+        return
     log.info(
         "blocks: %d keep all activations, %d those of attention, %d are recomputed (%.1f GiB spare)",
         kept.whole, kept.attention, recomputed, max(0.0, spare) / GIB,

@@ -10,7 +10,12 @@ from dataclasses import dataclass, replace
 
 from ..wan.block_stream import ROOMS
 from ..wan.spec import TEXT_DIM, WanSpec
-from .cost import count_activation_bytes, count_lora_parameters, count_projector_parameters
+from .cost import (
+    count_activation_bytes,
+    count_input_bytes,
+    count_lora_parameters,
+    count_projector_parameters,
+)
 from .decode_memory import DecodeChoice
 from .decoder_sizes import DECODERS
 from .mora import MotionSettings
@@ -37,7 +42,7 @@ _DESKTOP_BYTES = 500_000_000
 
 @dataclass(frozen=True)
 class MemoryAccount:
-    """Bytes on the device at the peak of a training step, by part."""
+    """Bytes on the device at the peak of a training step, by part, and in host memory."""
 
     weights: int
     """Frozen weights of the DiT that stay on the device."""
@@ -55,11 +60,18 @@ class MemoryAccount:
     """Weights of SEA-RAFT."""
     context: int
     """What CUDA and its libraries take for themselves."""
+    host: int = 0
+    """What waits in host memory: weights of blocks, and inputs of blocks. It is no part of the sum."""
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Bytes of each part on the device."""
+        return {name: size for name, size in vars(self).items() if name != "host"}
 
     @property
     def total(self) -> int:
-        """Sum of all parts."""
-        return sum(vars(self).values())
+        """Sum of the parts on the device."""
+        return sum(self.parts.values())
 
     def fits(self, memory: float) -> bool:
         """Return whether a card of so many bytes holds the sum, with room for gaps and for a desktop."""
@@ -68,9 +80,10 @@ class MemoryAccount:
     def describe(self) -> str:
         """Return the sum and its parts in a line, the parts that are nothing left out."""
         parts = ", ".join(
-            f"{name.replace('_', ' ')} {size / GIB:.1f}" for name, size in vars(self).items() if size
+            f"{name.replace('_', ' ')} {size / GIB:.1f}" for name, size in self.parts.items() if size
         )
-        return f"{self.total / GIB:.1f} GiB ({parts})"
+        host = f", and {self.host / GIB:.1f} GiB of host memory" if self.host else ""
+        return f"{self.total / GIB:.1f} GiB ({parts}){host}"
 
 
 def count_block_bytes(spec: WanSpec, value_bytes: float = _HALF) -> int:
@@ -95,8 +108,8 @@ def count_model_bytes(spec: WanSpec) -> int:
 
 
 @dataclass(frozen=True)
-class FrozenWeights:
-    """How the DiT's weights are kept."""
+class DitMemory:
+    """How the DiT's weights, and what its blocks keep, are divided between the device and host memory."""
 
     model_bytes: int
     """Bytes of the DiT in the form that it is kept in: those of its file, or of half precision."""
@@ -105,15 +118,24 @@ class FrozenWeights:
     can_wait: bool = False
     """Whether blocks may wait in host memory where they do not all fit."""
 
-    def list_ways(self) -> list["FrozenWeights"]:
-        """Return this way to keep the weights and, if blocks can wait, the one with all of them waiting."""
-        return [self, replace(self, resident=0)] if self.can_wait else [self]
+    inputs_wait: bool = False
+    """Whether the inputs of recomputed blocks wait in host memory, all but that of the block at work."""
+
+    def list_ways(self) -> list["DitMemory"]:
+        """Return this way and, if blocks can wait, the one with all of their weights in host memory, and the
+        one with their inputs there, too.
+        """
+        return [self, replace(self, resident=0), self.take_least()] if self.can_wait else [self]
+
+    def take_least(self) -> "DitMemory":
+        """Return the way that takes the least of the device."""
+        return replace(self, resident=0, inputs_wait=True)
 
 
 def estimate_subject_memory(
     spec: WanSpec,
     settings: SubjectSettings,
-    weights: FrozenWeights,
+    dit: DitMemory,
     batch_size: int = 1,
     value_bytes: int = _HALF,
     frames: int = 1,
@@ -128,14 +150,15 @@ def estimate_subject_memory(
     if settings.sura_weight:
         trained += count_projector_parameters(spec.dim, WIDEST_FEATURES, settings.projector_width)
     activations = count_activation_bytes(spec, tokens, batch_size, value_bytes)
-    return _make_account(spec, weights, activations, trained)
+    inputs = _count_waiting_bytes(spec, dit, tokens, batch_size, value_bytes)
+    return _make_account(spec, dit, activations, inputs, trained)
 
 
 def estimate_motion_memory(
     spec: WanSpec,
     settings: MotionSettings,
     choice: DecodeChoice,
-    weights: FrozenWeights,
+    dit: DitMemory,
     batch_size: int = 1,
     value_bytes: int = _HALF,
 ) -> MemoryAccount:
@@ -150,30 +173,40 @@ def estimate_motion_memory(
             0 if choice.decode == "tiny" else round(DECODERS[spec.latents].weights * value_bytes / _HALF)
         )
         flow_net = FLOW_NET_BYTES
-    return _make_account(spec, weights, activations, _count_trained(spec, settings), decoder, flow_net)
+    inputs = _count_waiting_bytes(spec, dit, tokens, batch_size, value_bytes)
+    trained = _count_trained(spec, settings)
+    return _make_account(spec, dit, activations, inputs, trained, decoder, flow_net)
+
+
+def _count_waiting_bytes(spec: WanSpec, dit: DitMemory, tokens: int, batch: int, value_bytes: int) -> int:
+    """Return the bytes of the blocks' inputs that wait in host memory."""
+    waiting = spec.blocks - 1 if dit.inputs_wait else 0
+    return waiting * count_input_bytes(spec, tokens, batch, value_bytes)
 
 
 def _make_account(
     spec: WanSpec,
-    weights: FrozenWeights,
+    dit: DitMemory,
     activations: int,
+    inputs: int,
     trained: int,
     decoder: int = 0,
     flow_net: int = 0,
 ) -> MemoryAccount:
-    other = min(count_other_bytes(spec), weights.model_bytes)
-    block = (weights.model_bytes - other) / spec.blocks
-    kept = spec.blocks if weights.resident is None else min(weights.resident, spec.blocks)
+    other = min(count_other_bytes(spec), dit.model_bytes)
+    block = (dit.model_bytes - other) / spec.blocks
+    kept = spec.blocks if dit.resident is None else min(dit.resident, spec.blocks)
     waiting = spec.blocks - kept
     return MemoryAccount(
         weights=round(other + kept * block),
         streamed=round(min(waiting, ROOMS) * block),
-        activations=activations,
+        activations=activations - inputs,
         lora=2 * _FLOAT * trained,
         optimizer=2 * _FLOAT * trained,
         decoder=decoder,
         flow_net=flow_net,
         context=CONTEXT_BYTES + WORKSPACE_BYTES,
+        host=round(waiting * block) + inputs,
     )
 
 

@@ -1,7 +1,7 @@
 """What to change when a training run does not fit its device, found before anything is loaded."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -11,7 +11,7 @@ from ..wan.spec import TEMPORAL_STRIDE, WanSpec
 from .decode_memory import estimate, list_modes
 from .memory import (
     GIB,
-    FrozenWeights,
+    DitMemory,
     MemoryAccount,
     choose_resident_blocks,
     count_model_bytes,
@@ -25,6 +25,10 @@ log = logging.getLogger("smrabooth")
 
 SUGGESTIONS = 2
 """Number of changes that are told."""
+_REFUSED = 1.1
+"""Share of the device's memory that an account must pass to be refused: accounts are good to 6 %, and those
+for ComfyUI's DiT are up to a tenth too high.
+"""
 _SHARES = (0.8, 0.65, 0.5, 0.35)
 """Shares of width and height that are tried."""
 _LESS_MEMORY = {
@@ -39,19 +43,34 @@ _LESS_MEMORY = {
 
 def describe_lack(account: MemoryAccount, memory: float, changes: Sequence[str]) -> str:
     """Return sentences on what a run needs, what the device has, and which changes make it fit."""
-    text = (
-        f"This training may run out of memory: it needs {account.describe()}, and the device has "
-        f"{memory / GIB:.1f} GiB."
-    )
+    what = "does not fit" if account.total > _REFUSED * memory else "may run out of memory"
+    text = f"This training {what}: it needs {account.describe()}, and the device has {memory / GIB:.1f} GiB."
     if not changes:
         return f"{text} No smaller setting fits: take a smaller model or another device."
     return f"{text} What fits: {', or '.join(changes)}."
 
 
+def check_memory(
+    account: MemoryAccount, memory: float, list_changes: Callable[[], Sequence[str]]
+) -> list[str]:
+    """Return and log what of an account does not fit into `memory` bytes, and what to change; nothing where
+    it fits.
+
+    `account` is the least that the run can do with. Raises ValueError where it surely does not fit.
+    """
+    if account.total <= memory:
+        return []
+    text = describe_lack(account, memory, list_changes())
+    if account.total > _REFUSED * memory:
+        raise ValueError(text)
+    log.warning("%s", text)
+    return [text]
+
+
 def list_motion_changes(
     spec: WanSpec,
     settings: MotionSettings,
-    weights: FrozenWeights,
+    dit: DitMemory,
     memory: float,
     has_tiny_decoder: bool,
     batch_size: int = 1,
@@ -60,19 +79,19 @@ def list_motion_changes(
 
     def try_changes() -> Iterator[tuple[str, MemoryAccount]]:
         if batch_size > 1:
-            yield "batch_size 1", _estimate_least(spec, settings, weights)
+            yield "batch_size 1", _estimate_least(spec, settings, dit)
         for decode in _LESS_MEMORY[settings.decode] if settings.mora_weight else ():
             file = "" if decode != "tiny" or has_tiny_decoder else f" (file {spec.latents.tiny_files[0]})"
-            yield f"decode {decode}{file}", _estimate_least(spec, replace(settings, decode=decode), weights)
+            yield f"decode {decode}{file}", _estimate_least(spec, replace(settings, decode=decode), dit)
         for frames in _list_fewer_frames(settings.frames):
-            yield f"frames {frames}", _estimate_least(spec, replace(settings, frames=frames), weights)
+            yield f"frames {frames}", _estimate_least(spec, replace(settings, frames=frames), dit)
         for changed in _list_smaller(spec, settings):
             size = f"width {changed.width} and height {changed.height}"
-            account = _estimate_least(spec, changed, weights)
+            account = _estimate_least(spec, changed, dit)
             yield size, account
             for frames in () if account.fits(memory) else _list_fewer_frames(changed.frames):
                 both = replace(changed, frames=frames)
-                yield f"{size} with frames {frames}", _estimate_least(spec, both, weights)
+                yield f"{size} with frames {frames}", _estimate_least(spec, both, dit)
 
     return _take_fitting(try_changes(), memory)
 
@@ -80,7 +99,7 @@ def list_motion_changes(
 def list_subject_changes(
     spec: WanSpec,
     settings: SubjectSettings,
-    weights: FrozenWeights,
+    dit: DitMemory,
     memory: float,
     batch_size: int,
     frames: int = 1,
@@ -89,10 +108,10 @@ def list_subject_changes(
 
     def try_changes() -> Iterator[tuple[str, MemoryAccount]]:
         if batch_size > 1:
-            yield "batch_size 1", estimate_subject_memory(spec, settings, weights, frames=frames)
+            yield "batch_size 1", estimate_subject_memory(spec, settings, dit, frames=frames)
         for changed in _list_smaller(spec, settings):
             size = f"width {changed.width} and height {changed.height}"
-            yield size, estimate_subject_memory(spec, changed, weights, batch_size, frames=frames)
+            yield size, estimate_subject_memory(spec, changed, dit, batch_size, frames=frames)
 
     return _take_fitting(try_changes(), memory)
 
@@ -100,31 +119,36 @@ def list_subject_changes(
 def tell_subject_memory(
     settings: SubjectSettings, batch_size: int, spec: WanSpec, device: torch.device, frames: int = 1
 ) -> None:
-    """Log what a subject run takes on a card, and warn where it does not fit; nothing on other devices."""
+    """Log what a subject run takes on a card, and warn where it may not fit; nothing on other devices.
+
+    Raises ValueError where it surely does not fit.
+    """
     if device.type != "cuda":
         return
     _, memory = torch.cuda.mem_get_info(device)
-    size = count_model_bytes(spec)
+    model = DitMemory(count_model_bytes(spec))
 
-    def count(resident: int) -> MemoryAccount:
-        weights = FrozenWeights(size, resident)
-        return estimate_subject_memory(spec, settings, weights, batch_size, frames=frames)
+    def count(dit: DitMemory) -> MemoryAccount:
+        return estimate_subject_memory(spec, settings, dit, batch_size, frames=frames)
 
-    resident = choose_resident_blocks(spec, count, memory)
-    account, waiting = count(resident), spec.blocks - resident
+    resident = choose_resident_blocks(spec, lambda number: count(replace(model, resident=number)), memory)
+    account, waiting = count(replace(model, resident=resident)), spec.blocks - resident
     where = f" {waiting} of {spec.blocks} blocks wait in host memory." if waiting else ""
-    log.info("Training takes about %s of %.1f GiB.%s", account.describe(), memory / GIB, where)
-    if account.total > memory:
-        least = FrozenWeights(size, resident=0)
-        changes = list_subject_changes(spec, settings, least, memory, batch_size, frames)
-        log.warning("%s", describe_lack(account, memory, changes))
+    least = model.take_least()
+    if not account.fits(memory):
+        account, where = count(least), f" All {spec.blocks} blocks and their inputs wait in host memory."
+    log.info("Training takes about %s. The device has %.1f GiB.%s", account.describe(), memory / GIB, where)
+    check_memory(
+        count(least), memory,
+        lambda: list_subject_changes(spec, settings, least, memory, batch_size, frames),
+    )  # fmt: skip
 
 
-def _estimate_least(spec: WanSpec, settings: MotionSettings, weights: FrozenWeights) -> MemoryAccount:
+def _estimate_least(spec: WanSpec, settings: MotionSettings, dit: DitMemory) -> MemoryAccount:
     """Return the account of these settings with the way to decode that needs the least memory."""
     modes = [mode for mode in list_modes(settings.decode) if settings.decode == "tiny" or mode[0] != "tiny"]
     accounts = [
-        estimate_motion_memory(spec, settings, estimate(settings, *mode, spec), weights) for mode in modes
+        estimate_motion_memory(spec, settings, estimate(settings, *mode, spec), dit) for mode in modes
     ]
     return min(accounts, key=lambda account: account.total)
 

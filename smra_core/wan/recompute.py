@@ -2,13 +2,16 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
+
+if TYPE_CHECKING:
+    from .host_inputs import HostInputs
 
 _thread = threading.local()  # CUDA's backward pass, and so the recomputation, runs in a thread of its own
 
@@ -33,27 +36,49 @@ class KeptBlocks(NamedTuple):
     """
     attention: int = 0
     """Number of blocks before those that keep the outputs of attention and recompute the rest."""
+    staying: int | None = None
+    """Number of blocks before those whose input stays on the device. It waits in host memory for all that are
+    before them; None is for no block.
+    """
 
-    def run(self, following: int, block: Callable, *args, **kwargs) -> Any:
+    def run(self, following: int, host_inputs: "HostInputs", block: Callable, *args, **kwargs) -> Any:
         """Return `block(*args, **kwargs)` of the block that so many follow, keeping what it is to keep."""
         if following < self.whole:
             return block(*args, **kwargs)
-        keeps_attention = following < self.whole + self.attention
-        return run_checkpointed(block, *args, keeps_attention=keeps_attention, **kwargs)
+        checkpointed = self.whole + self.attention
+        if following < checkpointed:
+            return run_checkpointed(block, *args, keeps_attention=True, **kwargs)
+        waits = self.staying is not None and following >= checkpointed + self.staying
+        run = host_inputs.run_checkpointed if waits else run_checkpointed
+        return run(block, *args, **kwargs)
+
+
+def is_checkpointed() -> bool:
+    """Return whether a function of `run_checkpointed` is being run, for the first time or again."""
+    return _read_run() is not None
 
 
 def is_recomputing() -> bool:
     """Return whether a function of `run_checkpointed` is being run again, for the backward pass."""
-    return getattr(_thread, "is_recomputing", False)
+    return _read_run() == "again"
+
+
+def recomputing() -> AbstractContextManager[None]:
+    """Let `is_recomputing` return true inside of a with block."""
+    return _set_run("again")
+
+
+def _read_run() -> str | None:
+    return getattr(_thread, "run", None)
 
 
 @contextmanager
-def _recomputing() -> Iterator[None]:
-    before, _thread.is_recomputing = is_recomputing(), True
+def _set_run(run: str) -> Iterator[None]:
+    before, _thread.run = _read_run(), run
     try:
         yield
     finally:
-        _thread.is_recomputing = before
+        _thread.run = before
 
 
 class _KeepAttention(TorchDispatchMode):
@@ -113,11 +138,12 @@ def run_checkpointed(function: Callable, *args, keeps_attention: bool = False, *
     def run(*inputs, **options):
         nonlocal has_run
         if has_run:  # torch itself stops this pass by an exception, and has its hooks in a with block
-            with _recomputing():
+            with recomputing():
                 return function(*inputs, **options)
         has_run = True
         try:
-            return function(*inputs, **options)
+            with _set_run("first"):
+                return function(*inputs, **options)
         except BaseException as error:  # also an interrupt
             errors.append(error)
             return None

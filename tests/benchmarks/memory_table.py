@@ -7,14 +7,15 @@ and the memory that it tells. `--parts` prints the parts of each account instead
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 from smra_core.training.decode_memory import estimate, list_modes
 from smra_core.training.memory import (
     GIB,
-    FrozenWeights,
+    DitMemory,
     MemoryAccount,
     choose_resident_blocks,
     count_model_bytes,
@@ -34,6 +35,8 @@ SIZES = {
 MODELS = {WAN_1_3B: "1.3B", WAN_5B: "TI2V-5B", WAN_14B: "14B"}
 FORMS = {"16 bit": 1.0, "8 bit": 0.5}
 """Bytes of a weight's form over those of half precision."""
+USUAL_FORMS = {WAN_1_3B: 1.0, WAN_5B: 1.0, WAN_14B: 0.5}
+"""The same of the forms that most people load, for the table in the pack's README."""
 
 
 class Way(NamedTuple):
@@ -41,22 +44,26 @@ class Way(NamedTuple):
 
     name: str
     account_of: Callable[[int | None], MemoryAccount]
+    least: MemoryAccount
+    """The account with the weights and the inputs of all blocks in host memory."""
 
 
 def list_ways(spec: WanSpec, settings: SubjectSettings | MotionSettings, share: float) -> list[Way]:
     """List the ways to run a step, the fastest first; `share` is that of the weights' bytes."""
-    size = round(share * count_model_bytes(spec))
-    if isinstance(settings, SubjectSettings):
-        return [Way("", lambda kept: estimate_subject_memory(spec, settings, FrozenWeights(size, kept)))]
+    model = DitMemory(round(share * count_model_bytes(spec)))
 
-    def make_way(decode: str, recompute: bool) -> Way:
+    def make_way(name: str, account_of: Callable[[DitMemory], MemoryAccount]) -> Way:
+        least = account_of(model.take_least())
+        return Way(name, lambda kept: account_of(replace(model, resident=kept)), least)
+
+    if isinstance(settings, SubjectSettings):
+        return [make_way("", lambda dit: estimate_subject_memory(spec, settings, dit))]
+    ways = []
+    for decode, recompute in list_modes("auto"):
         choice = estimate(replace(settings, decode=decode), decode, recompute, spec)
         name = f"{decode}, recomputing" if recompute else decode
-        return Way(
-            name, lambda kept: estimate_motion_memory(spec, settings, choice, FrozenWeights(size, kept))
-        )
-
-    return [make_way(*mode) for mode in list_modes("auto")]
+        ways.append(make_way(name, partial(estimate_motion_memory, spec, settings, choice)))
+    return ways
 
 
 def describe_fit(spec: WanSpec, settings, share: float, memory: float) -> str:
@@ -69,7 +76,10 @@ def describe_fit(spec: WanSpec, settings, share: float, memory: float) -> str:
         if way.account_of(0).fits(memory):
             kept = choose_resident_blocks(spec, way.account_of, memory)
             return _describe(way, way.account_of(kept), f"{spec.blocks - kept} of {spec.blocks} blocks wait")
-    least = min((way.account_of(0) for way in ways), key=lambda account: account.total)
+    for way in ways:
+        if way.least.fits(memory):
+            return _describe(way, way.least, "all blocks and their inputs wait")
+    least = min((way.least for way in ways), key=lambda account: account.total)
     return f"no: {least.total / GIB:.1f} GiB at least"
 
 
@@ -77,20 +87,19 @@ def _describe(way: Way, account: MemoryAccount, waiting: str) -> str:
     return ", ".join(part for part in (f"{account.total / GIB:.1f} GiB", way.name, waiting) if part)
 
 
-def render_fits(share: float) -> str:
-    """Return a table of three rows a card."""
+def render_fits(shares: Mapping[WanSpec, float]) -> str:
+    """Return a table of three rows a card, given the share of the weights' bytes of each model."""
     lines = [f"| card | step | {' | '.join(MODELS.values())} |", "|---" * (2 + len(MODELS)) + "|"]
     for card in CARDS:
         for name, settings in SIZES.items():
-            cells = [describe_fit(spec, settings, share, card * GIB) for spec in MODELS]
+            cells = [describe_fit(spec, settings, shares[spec], card * GIB) for spec in MODELS]
             lines.append(f"| {card} GB | {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def render_parts() -> str:
     """Return a table of the parts of each account, all blocks on the card."""
-    names = list(MemoryAccount.__dataclass_fields__)
-    names.remove("streamed")
+    names = [name for name in MemoryAccount.__dataclass_fields__ if name not in ("streamed", "host")]
     head = " | ".join(name.replace("_", " ") for name in names)
     lines = [f"| model | step | decode | {head} | sum |", "|---" * (4 + len(names)) + "|"]
     for spec, model in MODELS.items():
@@ -109,7 +118,7 @@ def main() -> None:
         print(render_parts())
         return
     for form, share in FORMS.items():
-        print(f"Weights of {form}:\n\n{render_fits(share)}\n")
+        print(f"Weights of {form}:\n\n{render_fits(dict.fromkeys(MODELS, share))}\n")
 
 
 if __name__ == "__main__":

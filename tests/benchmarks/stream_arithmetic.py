@@ -7,7 +7,7 @@ operations in it, and the highest speed of a card at which the step takes at mos
 blocks were on the card.
 """
 
-from smra_core.training.cost import count_step_flops
+from smra_core.training.cost import count_input_bytes, count_step_flops
 from smra_core.training.memory import GIB, choose_resident_blocks, count_block_bytes
 from smra_core.wan.block_stream import ROOMS
 from smra_core.wan.spec import WanSpec
@@ -25,13 +25,16 @@ def describe(spec: WanSpec, size: str, card: int, share: float) -> str | None:
     ways = list_ways(spec, settings, share)
     if any(way.account_of(None).fits(card * GIB) for way in ways):
         return None
-    way = next((way for way in ways if way.account_of(0).fits(card * GIB)), None)
+    tokens = spec.latents.count_tokens(getattr(settings, "frames", 1), settings.width, settings.height)
+    inputs, way = 0, next((way for way in ways if way.account_of(0).fits(card * GIB)), None)
+    if way is None:
+        inputs = (spec.blocks - 1) * count_input_bytes(spec, tokens)
+        way = next((way for way in ways if way.least.fits(card * GIB)), None)
     if way is None:
         return None
     waiting = spec.blocks - choose_resident_blocks(spec, way.account_of, card * GIB)
-    copied = 2 * max(0, waiting - ROOMS) * count_block_bytes(spec, 2 * share)
-    frames = getattr(settings, "frames", 1)
-    flops = count_step_flops(spec, spec.latents.count_tokens(frames, settings.width, settings.height))
+    copied = 2 * (max(0, waiting - ROOMS) * count_block_bytes(spec, 2 * share) + inputs)
+    flops = count_step_flops(spec, tokens)
     speeds = " | ".join(f"{SLOWER * flops * link * 1e9 / copied / 1e12:.0f}" for link in LINKS)
     return (
         f"| {card} GB | {MODELS[spec]} | {size} | {way.name} | {waiting} of {spec.blocks} | "
@@ -39,16 +42,18 @@ def describe(spec: WanSpec, size: str, card: int, share: float) -> str | None:
     )
 
 
+def list_rows(share: float) -> list[str]:
+    """Return the rows of the table, for weights that take this share of half precision's bytes."""
+    rows = [describe(spec, size, card, share) for card in CARDS for spec in MODELS for size in SIZES]
+    return [row for row in rows if row is not None]
+
+
 def main() -> None:
     for form, share in FORMS.items():
         print(f"\nWeights of {form}:\n")
         print("| card | model | step | decode | blocks wait | GB a step | TFLOP of the DiT | "
               "TFLOP/s at 25 GB/s | at 12.5 GB/s |\n" + "|---" * 9 + "|")  # fmt: skip
-        for card in CARDS:
-            for spec in MODELS:
-                for size in SIZES:
-                    if row := describe(spec, size, card, share):
-                        print(row)
+        print("\n".join(list_rows(share)))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.benchmarks.memory_table import render_fits
+from tests.benchmarks.memory_table import USUAL_FORMS, render_fits
 
 NODES = Path(__file__).parents[2] / "nodes"
 PAGES = NODES / "web" / "docs"
@@ -22,8 +22,7 @@ CARD = re.compile(r"^\| \d+ GB \| (?:picture|\d+ frames) .*$", re.MULTILINE)
 
 def test_the_tables_of_cards_are_what_the_program_tells():
     """`python -m tests.benchmarks.memory_table` prints them: 16 bit, but 8 bit for the 14B."""
-    half, eight = (CARD.findall(render_fits(share)) for share in (1.0, 0.5))
-    told = [f"{a.rsplit('|', 2)[0]}|{b.rsplit('|', 2)[1]}|" for a, b in zip(half, eight, strict=True)]
+    told = CARD.findall(render_fits(USUAL_FORMS))
     readme, *pages = (
         CARD.findall(path.read_text("utf-8"))
         for path in (

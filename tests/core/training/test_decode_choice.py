@@ -6,7 +6,7 @@ import torch
 
 from smra_core.training.decode_choice import choose_decode, choose_memory_advice
 from smra_core.training.decode_memory import estimate
-from smra_core.training.memory import FrozenWeights
+from smra_core.training.memory import DitMemory
 from smra_core.training.mora import MotionSettings
 from smra_core.wan.spec import WAN_1_3B, WAN_5B, WAN_14B
 
@@ -63,16 +63,16 @@ def test_what_is_asked_for_is_taken_and_recomputes_where_memory_is_short(free):
 
 
 def test_without_a_tiny_decoder_the_least_of_the_others_is_taken_with_a_warning(free, caplog):
-    free(8)
+    free(7.2)
     with caplog.at_level(logging.INFO, "smrabooth"):
         choice = choose_decode(MotionSettings(), WAN_1_3B, CUDA, tiny_decoder=None)
     assert choice.decode == "exact-low-memory"
     assert "may run out of memory: it needs" in caplog.text
     assert (
-        "the device has 8.0 GiB. What fits: decode tiny (file lighttaew2_1) (6.2 GiB), or width 464 and"
+        "the device has 7.2 GiB. What fits: decode tiny (file lighttaew2_1) (5.4 GiB), or width 368 and"
         in caplog.text
     )
-    assert "decode: exact-low-memory, about" in caplog.text and "of 8.0 GiB" in caplog.text
+    assert "decode: exact-low-memory, about" in caplog.text and "of 7.2 GiB" in caplog.text
 
 
 def test_memory_that_another_program_holds_is_told(free, caplog):
@@ -89,18 +89,19 @@ def test_memory_that_somebody_else_knows_of_counts_instead_of_the_devices(free):
 
 def test_weights_that_take_less_leave_room_for_the_full_decoder(free):
     free(24)
-    half, quarter = (FrozenWeights(round(share * 28.6e9)) for share in (0.5, 0.25))
+    half, quarter = (DitMemory(round(share * 28.6e9)) for share in (0.5, 0.25))
     assert choose_decode(MotionSettings(), WAN_14B, CUDA, TINY, weights=half).decode == "tiny"
     assert choose_decode(MotionSettings(), WAN_14B, CUDA, TINY, weights=quarter).decode == "exact-low-memory"
 
 
 def test_where_blocks_can_wait_in_host_memory_they_make_room_for_the_full_decoder(free):
     free(24)
-    stay, can_wait = FrozenWeights(28_600_000_000), FrozenWeights(28_600_000_000, can_wait=True)
-    assert choose_decode(MotionSettings(), WAN_14B, CUDA, TINY, weights=stay).decode == "tiny"
+    stay, can_wait = DitMemory(28_600_000_000), DitMemory(28_600_000_000, can_wait=True)
+    with pytest.raises(ValueError, match="does not fit: it needs 37"):
+        choose_decode(MotionSettings(), WAN_14B, CUDA, TINY, weights=stay)
     assert choose_decode(MotionSettings(), WAN_14B, CUDA, TINY, weights=can_wait).decode == "exact-low-memory"
     free(11.5)  # the model of 1.3B fits with all of its blocks
-    small = FrozenWeights(2_840_000_000, can_wait=True)
+    small = DitMemory(2_840_000_000, can_wait=True)
     assert choose_decode(MotionSettings(), WAN_1_3B, CUDA, TINY, weights=small).decode == "tiny"
 
 

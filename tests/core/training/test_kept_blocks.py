@@ -13,7 +13,8 @@ from smra_core.lora.adapter import Injection, init_lora, injected
 from smra_core.lora.plan import ALL_LAYERS
 from smra_core.standalone.diffusers_wan import DiffusersDenoiser
 from smra_core.training import kept_blocks
-from smra_core.training.kept_blocks import choose_kept_blocks, measure_spare_memory
+from smra_core.training.kept_blocks import choose_kept_blocks, measure_host_memory, measure_spare_memory
+from smra_core.wan import feed_forward
 from smra_core.wan.recompute import KeptBlocks
 from smra_core.wan.spec import WAN_1_3B
 from tests.benchmarks.meters import count_step
@@ -53,12 +54,14 @@ def run_step(kept):
     return grads, counter.get_total_flops(), calls.count["_scaled_dot_product_flash_attention_for_cpu"]
 
 
-def test_the_gradients_are_equal_bit_for_bit_whatever_is_kept():
+def test_the_gradients_are_equal_bit_for_bit_whatever_is_kept(monkeypatch):
+    monkeypatch.setattr(feed_forward, "CHUNK_TOKENS", 12)
     choices = [
         KeptBlocks(BLOCKS), KeptBlocks(2, 1), KeptBlocks(1, 3), KeptBlocks(0, BLOCKS), KeptBlocks(),
     ]  # fmt: skip
+    waiting = [KeptBlocks(0, 0, 0), KeptBlocks(1, 1, 1)]
     steps = [run_step(kept) for kept in choices]
-    for grads, _, _ in steps[1:]:
+    for grads, _, _ in [*steps[1:], *map(run_step, waiting)]:
         assert all(torch.equal(one, other) for one, other in zip(steps[0][0], grads, strict=True))
     whole, two, one, none, nothing = (flops for _, flops, _ in steps)
     assert whole < two < one < none == nothing
@@ -124,6 +127,26 @@ def test_more_memory_never_keeps_less_and_what_is_kept_fits():
         assert needed <= spare + 1 and kept.whole + kept.attention <= WAN_1_3B.blocks
         assert (saved := 3 * kept.whole + kept.attention) >= before
         before = saved
+
+
+def test_where_memory_is_missing_the_inputs_of_as_many_blocks_wait():
+    size = TOKENS * WAN_1_3B.dim * 2
+    choose = lambda spare, host: choose_kept_blocks(WAN_1_3B, TOKENS, 1, 2, spare, 1, host)  # noqa: E731
+    assert choose(-0.1 * size, 1e12) == KeptBlocks(staying=29)
+    assert choose(-7 * 1.3 * size, 1e12) == choose(-7 * 1.3 * size, float("inf")) == KeptBlocks(staying=23)
+    assert choose(-100 * size, 1e12) == KeptBlocks(staying=0)
+    assert choose(-100 * size, 3.5 * size) == KeptBlocks(staying=27)
+    assert choose(-100 * size, 0) == KeptBlocks(1)
+
+
+def test_what_waits_beside_a_card_leaves_host_memory_free(monkeypatch):
+    monkeypatch.setattr(kept_blocks, "_measure_free_memory", lambda device: 9e9)
+    assert measure_host_memory(torch.device("cuda")) == 7e9
+    assert measure_host_memory(torch.device("cpu")) == measure_host_memory(torch.device("mps")) == 0
+    monkeypatch.setattr(kept_blocks, "_measure_free_memory", lambda device: 1e9)
+    assert measure_host_memory(torch.device("cuda")) == 0
+    monkeypatch.setattr(kept_blocks, "_measure_free_memory", lambda device: None)
+    assert measure_host_memory(torch.device("cuda")) == float("inf")
 
 
 def test_spare_is_what_is_free_beside_the_step(monkeypatch):

@@ -10,7 +10,7 @@ from smra_core.training.decode_memory import estimate
 from smra_core.training.memory import (
     FLOW_NET_BYTES,
     GIB,
-    FrozenWeights,
+    DitMemory,
     choose_resident_blocks,
     count_block_bytes,
     count_model_bytes,
@@ -48,7 +48,7 @@ def test_the_flow_net_is_as_large_as_it_is():
 
 
 def whole(spec, share=1.0):
-    return FrozenWeights(round(share * count_model_bytes(spec)))
+    return DitMemory(round(share * count_model_bytes(spec)))
 
 
 def tell_motion(spec=WAN_1_3B, weights=None, decode="windowed", recompute=False, **options):
@@ -100,15 +100,15 @@ def test_weights_count_by_the_bytes_of_their_file():
 
 def test_blocks_that_wait_in_host_memory_leave_room_for_two_at_work():
     block = count_block_bytes(WAN_14B)
-    account = tell_motion(WAN_14B, FrozenWeights(count_model_bytes(WAN_14B), resident=10))
+    account = tell_motion(WAN_14B, DitMemory(count_model_bytes(WAN_14B), resident=10))
     assert account.weights == pytest.approx(count_other_bytes(WAN_14B) + 10 * block, abs=2)
     assert account.streamed == pytest.approx(2 * block, abs=2)
-    assert tell_motion(WAN_14B, FrozenWeights(count_model_bytes(WAN_14B), resident=40)).streamed == 0
+    assert tell_motion(WAN_14B, DitMemory(count_model_bytes(WAN_14B), resident=40)).streamed == 0
 
 
 def test_as_many_blocks_stay_as_fit():
     def account_of(resident):
-        return tell_motion(WAN_14B, FrozenWeights(count_model_bytes(WAN_14B), resident), recompute=True)
+        return tell_motion(WAN_14B, DitMemory(count_model_bytes(WAN_14B), resident), recompute=True)
 
     chosen = choose_resident_blocks(WAN_14B, account_of, 24 * GIB)
     assert 0 < chosen < 40

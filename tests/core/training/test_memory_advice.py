@@ -2,17 +2,19 @@
 
 import logging
 
+import pytest
 import torch
 
 from smra_core.training.decode_memory import estimate
 from smra_core.training.memory import (
     GIB,
-    FrozenWeights,
+    DitMemory,
     count_model_bytes,
     estimate_motion_memory,
     estimate_subject_memory,
 )
 from smra_core.training.memory_advice import (
+    check_memory,
     describe_lack,
     list_motion_changes,
     list_subject_changes,
@@ -22,8 +24,8 @@ from smra_core.training.mora import MotionSettings
 from smra_core.training.sura import SubjectSettings
 from smra_core.wan.spec import WAN_1_3B, WAN_14B
 
-ALL = FrozenWeights(count_model_bytes(WAN_1_3B))
-WAITING = FrozenWeights(count_model_bytes(WAN_14B), resident=0)
+ALL = DitMemory(count_model_bytes(WAN_1_3B))
+WAITING = DitMemory(count_model_bytes(WAN_14B), resident=0)
 LARGE = MotionSettings(width=832, height=480, frames=81)
 
 
@@ -72,8 +74,17 @@ def test_where_nothing_fits_another_model_or_device_is_told():
 def test_the_lack_is_told_by_part():
     account = estimate_motion_memory(WAN_1_3B, LARGE, estimate(LARGE, "windowed", False, WAN_1_3B), ALL)
     text = describe_lack(account, 16 * GIB, ["frames 25 (9.0 GiB)", "width 16"])
-    assert text.startswith("This training may run out of memory: it needs 24.") and "activations" in text
+    assert text.startswith("This training does not fit: it needs 24.") and "activations" in text
     assert text.endswith("and the device has 16.0 GiB. What fits: frames 25 (9.0 GiB), or width 16.")
+
+
+def test_what_surely_does_not_fit_is_refused_and_what_may_is_warned_of(caplog):
+    account = estimate_subject_memory(WAN_14B, SubjectSettings(), WAITING)
+    assert check_memory(account, account.total, lambda: 1 / 0) == []
+    (text,) = check_memory(account, account.total / 1.09, lambda: ["width 16"])
+    assert text.startswith("This training may run out of memory") and text in caplog.text
+    with pytest.raises(ValueError, match=r"does not fit: it needs .* What fits: width 16\."):
+        check_memory(account, account.total / 1.11, lambda: ["width 16"])
 
 
 def test_smaller_frames_are_as_large_as_the_flow_net_needs():
@@ -94,5 +105,10 @@ def test_a_subject_run_is_told_on_a_card_and_what_fits_if_it_does_not(monkeypatc
 
     assert tell(24, "cpu") == ""
     assert "Training takes about 5." in tell(24) and "may run out" not in caplog.text
-    assert "of 5.0 GiB. 19 of 30 blocks wait in host memory." in tell(5) and "may run out" not in caplog.text
-    assert "may run out of memory" in tell(3) and "What fits: batch_size 1 (" in caplog.text
+    assert "has 5.0 GiB. 22 of 30 blocks wait in host memory." in tell(5) and "may run out" not in caplog.text
+    assert "All 30 blocks and their inputs wait in host memory." in tell(3.5)
+    assert "and 3.3 GiB of host memory. The device has 3.5 GiB" in caplog.text
+    assert "may run out" not in caplog.text
+    assert "may run out of memory" in tell(2.5) and "What fits: batch_size 1 (" in caplog.text
+    with pytest.raises(ValueError, match="does not fit: it needs 2"):
+        tell(2.2)

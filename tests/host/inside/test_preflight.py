@@ -75,9 +75,11 @@ def test_what_does_not_fit_is_told_by_part_with_what_fits(preflight, core):
     forecast, _ = motion(preflight, core)
     weights = 3 * 2**30
     assert forecast.describe_lack(weights, None) == [] == forecast.describe_lack(weights, 24 * 2**30)
-    (text,) = forecast.describe_lack(weights, 8 * 2**30)
-    assert "it needs" in text and "activations 8.4" in text and "the device has 8.0 GiB. What fits: " in text
+    (text,) = forecast.describe_lack(weights, 10 * 2**30)
+    assert "it needs" in text and "activations 7.7" in text and "the device has 10.0 GiB. What fits: " in text
     assert "decode tiny (file lighttaew2_1) (" in text
+    with pytest.raises(ValueError, match="This training does not fit: it needs"):
+        forecast.describe_lack(weights, 8 * 2**30)
 
 
 def test_a_subject_is_told_with_its_projector(preflight, core):
