@@ -6,6 +6,7 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from saved_graphs import flatten, list_nodes, list_subgraphs
 
 from smra_core.miniature.held_out_files import MOTION, REFERENCES
@@ -111,8 +112,11 @@ def test_the_app_shows_inputs_and_outputs_that_its_nodes_have():
 
 
 @pytest.mark.parametrize("path", GRAPHS, ids=lambda path: path.stem)
-def test_each_has_a_picture_of_the_same_name(path):
-    assert path.with_suffix(".jpg").stat().st_size > 10_000
+def test_each_has_a_square_picture_of_the_same_name(path):
+    """The gallery shows them as small squares, where a whole graph cannot be read."""
+    with Image.open(path.with_suffix(".jpg")) as picture:
+        assert picture.size == (640, 640)
+    assert 10_000 < path.with_suffix(".jpg").stat().st_size < 100_000
 
 
 def test_every_link_joins_two_slots_of_its_type(graph):
