@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
     if not COUNT.holds(args.frames):
         raise ValueError(f"--frames must be at least 1, got {args.frames}. The default is 81.")
     subject = None if args.subject is None else _read_subject(args.subject)
-    models = _load_models(args)
+    models = load_models(args)
     evaluations: dict[str, Evaluation] = {}
     for path in tqdm(args.videos, desc="evaluating", unit="video", disable=len(args.videos) == 1):
         video = _read_clip(path, read_clip_size(path), Selection(args.frames))
@@ -75,7 +75,8 @@ def run(args: argparse.Namespace) -> None:
     print(to_json(evaluations) if args.json else render_evaluations(evaluations))
 
 
-def _load_models(args: argparse.Namespace) -> EvaluationModels:
+def load_models(args: argparse.Namespace) -> EvaluationModels:
+    """Load the networks that the options give. Raises ValueError without any."""
     device = choose_device(args.device)
     if not any((args.clip, args.dino, args.sea_raft, args.pick_score, args.musiq, args.co_tracker)):
         raise ValueError(

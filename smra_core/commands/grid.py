@@ -6,9 +6,10 @@ import logging
 from pathlib import Path
 from typing import NoReturn
 
+from ..evaluation.cell_metrics import Networks
 from ..grid.grid_file import read_grid_file
 from ..grid.local_pool import LocalPool, list_gpus
-from ..grid.plan import Cell, Plan, make_plan
+from ..grid.plan import Cell, Plan, make_options, make_plan
 from ..grid.ray_cluster import RayCluster
 from ..grid.results import GridResults, write_results
 from ..grid.run import GridEnd, GridRun
@@ -17,7 +18,7 @@ from ..miniature.weight_paths import DINOV2_FILE, SEA_RAFT_FILE
 from ..standalone.output_file import check_output_folder
 from ..training.ranks import Ranks
 from ..training.trainer import MOTION_TRAIN, SUBJECT_TRAIN
-from . import sample, train_motion, train_subject
+from . import evaluate, sample, train_motion, train_subject
 from .options import add_json, add_option
 from .settings_options import read_settings
 
@@ -25,7 +26,9 @@ log = logging.getLogger("smrabooth")
 
 HERE, RAY = "here", "ray"
 TRAININGS = {"train-subject": SUBJECT_TRAIN, "train-motion": MOTION_TRAIN}
-PARSERS = {"train-subject": train_subject, "train-motion": train_motion, "sample": sample}
+PARSERS = {
+    "train-subject": train_subject, "train-motion": train_motion, "sample": sample, "evaluate": evaluate
+}  # fmt: skip
 
 
 class GridFailed(ValueError):
@@ -61,6 +64,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--workers must be at least 1, got {args.workers}.")
     plan = make_plan(read_grid_file(args.file))
     check_commands(plan)
+    networks = choose_networks(plan)
     if args.dry_run:
         _print_plan(plan, args.json)
         return
@@ -68,19 +72,27 @@ def run(args: argparse.Namespace) -> None:
     on_ray = args.on == RAY
     with RayCluster(args.ray_address) if on_ray else LocalPool(list_gpus(), args.workers) as workers:
         end = GridRun(plan, workers).run()
-    _print_end(plan, end, write_results(plan, choose_encoders(plan)), args.json)
+    _print_end(plan, end, write_results(plan, networks), args.json)
 
 
-def choose_encoders(plan: Plan) -> tuple[Path, Path] | None:
-    """Return the files of DINOv2 and SEA-RAFT that the trainings use, for the metrics; None without both."""
-    if plan.file.model.get("model") in (None, MINIATURE):
-        return DINOV2_FILE, SEA_RAFT_FILE
-    dinov2 = plan.file.training["subject"].get("dinov2")
-    sea_raft = plan.file.training["motion"].get("sea-raft")
-    if not dinov2 or not sea_raft:
-        log.info("No metrics: they need dinov2 in subject_options and sea_raft in motion_options.")
+def choose_networks(plan: Plan) -> Networks | None:
+    """Return the networks of the metrics: those of `metrics`, or else DINOv2 and SEA-RAFT of the trainings.
+
+    None without any. Raises ValueError for options that `evaluate` does not take.
+    """
+    given = dict(plan.file.metrics)
+    if not given and plan.file.model.get("model") in (None, MINIATURE):
+        given = {"dino": DINOV2_FILE, "sea-raft": SEA_RAFT_FILE}
+    elif not given:
+        dinov2 = plan.file.training["subject"].get("dinov2")
+        sea_raft = plan.file.training["motion"].get("sea-raft")
+        given = {name: path for name, path in (("dino", dinov2), ("sea-raft", sea_raft)) if path}
+    if not given:
+        log.info("No metrics: no network is given. Give some in metrics, with the options of evaluate.")
         return None
-    return Path(dinov2), Path(sea_raft)
+    options = [*make_options(given), f"--device={plan.file.model.get('device', 'auto')}", "--", "video"]
+    args = _make_parser("evaluate").parse_args(options)
+    return Networks(" ".join(make_options(given)), lambda: evaluate.load_models(args))
 
 
 def check_commands(plan: Plan) -> None:

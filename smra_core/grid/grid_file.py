@@ -13,7 +13,7 @@ SET_BY_THE_GRID = {
 """Options of commands that the grid gives itself, so that no list of options may hold them."""
 _KEYS = {
     "title", "out", "model", "vae", "text_encoder", "device", "dtype", "subjects", "motions",
-    "subject_options", "motion_options", "settings", "prompts", "seeds", "sampling", "gpus",
+    "subject_options", "motion_options", "settings", "prompts", "seeds", "sampling", "gpus", "metrics",
 }  # fmt: skip
 _SOURCE_KEYS = {"data", "word", "options"}
 _GPU_KEYS = {"training", "cell"}
@@ -57,6 +57,8 @@ class GridFile:
     """Options of `sample` for all cells."""
     gpus: Mapping[str, int]
     """Number of GPUs of a `training` and of a `cell`."""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    """Options of `evaluate` that give the networks of the metrics."""
 
 
 def read_grid_file(path: Path) -> GridFile:
@@ -93,6 +95,7 @@ def read_grid_file(path: Path) -> GridFile:
         seeds=_read_seeds(content.get("seeds", [1])),
         sampling=_read_options(content.get("sampling"), "sampling"),
         gpus=_read_gpus(content.get("gpus")),
+        metrics=_read_options(content.get("metrics"), "metrics"),
     )
 
 

@@ -2,19 +2,20 @@
 
 import json
 import logging
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
+from torch import Tensor
 from tqdm import tqdm
 
 from ..data.motion_clip import read_motion_clip
-from ..data.subject_set import read_subject_set
-from ..data.video import read_video, read_video_size
+from ..data.subject_set import SubjectImage, read_subject_set
+from ..evaluation.cell_metrics import CellMeter, CellMetrics, Networks, describe_left_out
+from ..evaluation.evaluate import EVALUATION_HELP, References
 from ..evaluation.grid_page import GridCell, write_grid_page
-from ..evaluation.video_scorer import METRIC_HELP, VideoScorer
-from ..evaluation.video_wall import MOST_FRAMES, read_cell, write_grid_sheet, write_video_wall
-from ..storage.atomic_write import write_atomically
-from .plan import Cell, Plan, make_key
+from ..evaluation.video_wall import read_cell, write_grid_sheet, write_video_wall
+from .plan import Cell, Plan, list_file_states, make_key
 
 log = logging.getLogger("smrabooth")
 
@@ -31,24 +32,29 @@ class GridResults(NamedTuple):
     sheet: Path | None
 
 
-def write_results(plan: Plan, encoders: tuple[Path, Path] | None) -> GridResults | None:
+def write_results(plan: Plan, networks: Networks | None) -> GridResults | None:
     """Write page, wall and sheet of the cells that are there; None if there is none.
 
-    `encoders` are the files of DINOv2 and SEA-RAFT for the metrics, which are left out without them.
+    `networks` measure the metrics, which are left out without them.
     """
     made = [cell for cell in plan.cells if plan.is_ready(cell) and plan.find_video(cell).is_file()]
     if not made:
         return None
-    metrics = _measure_cells(plan, made, encoders) if encoders else {}
+    metrics = _measure_cells(plan, made, networks) if networks else {}
     cells = [
-        GridCell(_make_labels(cell), plan.find_video(cell), cell.prompt, metrics.get(number, {}))
+        GridCell(
+            _make_labels(cell),
+            plan.find_video(cell),
+            cell.prompt,
+            metrics[number].values if number in metrics else {},
+        )
         for number, cell in enumerate(made)
     ]
     out = plan.file.out
     introduction = [f"{len(made)} of {len(plan.cells)} cells. Those of one prompt and seed begin with the "
-                    "same noise."]  # fmt: skip
+                    "same noise.", *describe_left_out(list(metrics.values()))]  # fmt: skip
     page, wall, sheet = out / "report.html", out / "wall.mp4", out / "sheet.png"
-    write_grid_page(page, plan.file.title, cells, ("prompt", "seed"), introduction, METRIC_HELP)
+    write_grid_page(page, plan.file.title, cells, ("prompt", "seed"), introduction, EVALUATION_HELP)
     if len(cells) > MOST_ON_A_WALL:
         log.info("%d cells are too many for a wall and a sheet; the page has them.", len(cells))
         return GridResults(page, None, None)
@@ -72,34 +78,30 @@ def _find_fps(video: Path) -> float:
     return json.loads(about.read_text(encoding="utf-8"))["fps"]
 
 
-def _measure_cells(plan: Plan, cells: list[Cell], encoders: tuple[Path, Path]) -> dict[int, dict[str, float]]:
-    """Measure each cell that has both references, once: values are kept beside its video."""
-    metrics, scorer, reference = {}, None, None
+def _measure_cells(plan: Plan, cells: list[Cell], networks: Networks) -> dict[int, CellMetrics]:
+    """Measure each cell against the pictures and the clip that its LoRAs were trained on, where they were."""
+    meter, metrics = CellMeter(networks), {}
     for number, cell in enumerate(tqdm(cells, desc="metrics", unit="cell")):
-        sources = cell.subject, cell.motion
-        if not all(source.is_trained for source in sources):
-            continue
-        video = plan.find_video(cell)
-        key = make_key(
-            {"encoders": [path.name for path in encoders], "sources": [str(s.path) for s in sources]}
-        )
-        path = video.with_name(f"{video.stem}.{key}.metrics.json")
-        if not path.is_file():
-            scorer = scorer or VideoScorer(*encoders)
-            if reference != sources:
-                _set_references(scorer, cell, video)
-                reference = sources
-            frames = read_video(video, read_video_size(video), MOST_FRAMES).frames
-            with write_atomically(path) as draft:
-                draft.write_text(json.dumps(scorer.score(frames[None])), encoding="utf-8")
-        metrics[number] = json.loads(path.read_text(encoding="utf-8"))
+        sources = [source.path if source.is_trained else None for source in (cell.subject, cell.motion)]
+        states = [path and [str(path), *list_file_states(path)] for path in sources]
+        key = make_key({"sources": states, "prompt": cell.prompt})
+        read = partial(_read_references, cell.prompt, *sources)
+        metrics[number] = meter.measure(plan.find_video(cell), key, read)
     return metrics
 
 
-def _set_references(scorer: VideoScorer, cell: Cell, video: Path) -> None:
-    """Take the pictures and the clip of the trainings as the references, at the video's size."""
-    size = read_video_size(video)
-    frames = len(read_video(video, size, MOST_FRAMES).frames)
-    assert cell.subject.path is not None and cell.motion.path is not None
-    images = read_subject_set(cell.subject.path, size).images
-    scorer.set_references(images, read_motion_clip(cell.motion.path, size, frames).frames)
+def _read_references(prompt: str, subject: Path | None, motion: Path | None, frames: Tensor) -> References:
+    """Read pictures and clip, at the size and length of a video's frames `F 3 H W`."""
+    size = frames.shape[-1], frames.shape[-2]
+    pictures = subject and [image.pixels for image in _read_pictures(subject, size)]
+    return References(prompt, pictures, motion and _read_clip(motion, size, len(frames)))
+
+
+@lru_cache(4)
+def _read_pictures(folder: Path, size: tuple[int, int]) -> list[SubjectImage]:
+    return read_subject_set(folder, size).images
+
+
+@lru_cache(4)
+def _read_clip(path: Path, size: tuple[int, int], frames: int) -> Tensor:
+    return read_motion_clip(path, size, frames).frames

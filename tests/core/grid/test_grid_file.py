@@ -2,7 +2,7 @@
 
 import pytest
 
-from smra_core.commands.grid import check_commands
+from smra_core.commands.grid import check_commands, choose_networks
 from smra_core.grid.grid_file import read_grid_file
 from smra_core.grid.plan import make_options, make_plan
 
@@ -126,3 +126,12 @@ def test_a_file_that_cannot_be_meant_is_refused(write, text, said):
 def test_options_are_checked_before_anything_runs(write, old, new, said):
     with pytest.raises(ValueError, match=said):
         check_commands(plan_of(write(GRID.replace(old, new))))
+
+
+def test_the_networks_of_the_metrics_have_evaluates_options(write):
+    given = choose_networks(plan_of(write(GRID + "metrics: {clip: vit_b32, co_tracker: points.pth}")))
+    assert given.key == "--clip=vit_b32 --co-tracker=points.pth"
+    assert "dino" in choose_networks(plan_of(write())).key  # the miniature's own
+    assert choose_networks(plan_of(write(GRID + "model: wan.safetensors"))) is None
+    with pytest.raises(ValueError, match="evaluate.*clipp"):
+        choose_networks(plan_of(write(GRID + "metrics: {clipp: vit_b32}")))
