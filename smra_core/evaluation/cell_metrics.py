@@ -48,7 +48,7 @@ class CellMeter:
         `make_references` gets the frames `F 3 H W` in [0, 1], to whose size and length a clip is to be
         fitted; `references_key` is a hash of what it returns.
         """
-        path = video.with_name(f"{video.stem}.{_shorten(self.key)}{references_key[:8]}.metrics.json")
+        path = video.with_name(f"{video.stem}.{_hash_text(self.key)}{references_key[:8]}.metrics.json")
         if not path.is_file():
             frames = read_video(video, read_video_size(video), MOST_FRAMES).frames
             result = evaluate_video(frames, make_references(frames), self.load())
@@ -67,5 +67,5 @@ def describe_left_out(cells: Sequence[CellMetrics]) -> list[str]:
     return [f"Left out: {', '.join(names)} ({reason})." for reason, names in reasons.items()]
 
 
-def _shorten(key: str) -> str:
+def _hash_text(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()[:8]
