@@ -54,7 +54,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json",
         action="store_true",
-        help="Print the result as one line of JSON, in place of the path alone.",
+        help="Print the result as one line of JSON, for scripts.",
     )
 
 

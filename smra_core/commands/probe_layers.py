@@ -1,13 +1,20 @@
 """probe-layers: measure what each role and each range of blocks of a LoRA contributes."""
 
 import argparse
+import json
 from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from ..evaluation.layer_probe import ProbeSettings, count_measurements, measure_layers, render_probe
+from ..evaluation.layer_probe import (
+    LayerProbe,
+    ProbeSettings,
+    count_measurements,
+    measure_layers,
+    render_probe,
+)
 from ..evaluation.probe_plot import draw_probe
 from ..evaluation.velocity_change import PROBE_SAMPLING, VelocityChange
 from ..lora.reader import load_lora
@@ -16,7 +23,7 @@ from ..storage.on_demand import loaded_on_first_use
 from ..wan.flow_matching import sampling_sigmas
 from ..wan.sampler import initial_noise
 from .model_options import add_model, open_backend
-from .options import add_choice, add_option
+from .options import add_choice, add_json, add_option
 from .settings_options import add_settings, read_settings
 
 PICTURE_ENDINGS = (".png",)
@@ -31,6 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_settings(parser, ProbeSettings())
     add_settings(parser, PROBE_SAMPLING, ("steps", "shift", "width", "height", "frames", "seed"))
     add_model(parser)
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -57,5 +65,14 @@ def run(args: argparse.Namespace) -> None:
         measure.record(lora, start, sigmas)
         with tqdm(total=count_measurements(lora, settings), desc="measuring", unit="part") as bar:
             probe = measure_layers(lora, measure, settings, lambda: bar.update())
-    print(render_probe(probe))
-    print(write_or_rescue(args.picture, draw_probe(probe).save))
+    picture = write_or_rescue(args.picture, draw_probe(probe).save)
+    print(_to_json(probe, picture) if args.json else f"{render_probe(probe)}\n{picture}")
+
+
+def _to_json(probe: LayerProbe, picture: Path) -> str:
+    """Return the shares of roles and of ranges of blocks, the plan, and the path of the chart."""
+    groups = {
+        name: [share._asdict() | {"plan": str(share.plan)} for share in shares]
+        for name, shares in (("roles", probe.roles), ("blocks", probe.blocks))
+    }
+    return json.dumps({**probe._asdict(), **groups, "plan": str(probe.plan), "path": str(picture)})
