@@ -102,22 +102,23 @@ class FrozenLinear(torch.autograd.Function):
 
 
 class LoraLinear(torch.autograd.Function):
-    """A frozen linear and a LoRA, of which the input and its rank-r image are kept."""
+    """A frozen linear and a LoRA, of which the input, its rank-r image and the cast factors are kept."""
 
     @staticmethod
     def forward(ctx, x: Tensor, a: Tensor, b: Tensor, factor: float, frozen: FrozenForward) -> Tensor:
         # Strength and scale multiply the rank-r image, which is far smaller than the output. The factors are
         # cast, not x: a float32 copy of x per linear would be kept for backward.
-        image = F.linear(x, a.to(x.dtype))
+        ctx.frozen, ctx.factor, ctx.dtype = frozen, factor, a.dtype
+        a, b = a.to(x.dtype), b.to(x.dtype)
+        image = F.linear(x, a)
         if factor != 1:
             image *= factor
-        ctx.frozen, ctx.factor = frozen, factor
         ctx.save_for_backward(x, image, a, b)
         if not frozen.is_output_needed():
             return frozen.make_placeholder(x)
         y = frozen.multiply(x).contiguous()
         rows = y.view(-1, y.shape[-1])
-        torch.addmm(rows, image.view(-1, image.shape[-1]), b.to(x.dtype).T, out=rows)
+        torch.addmm(rows, image.view(-1, image.shape[-1]), b.T, out=rows)
         return y
 
     @staticmethod
@@ -126,16 +127,16 @@ class LoraLinear(torch.autograd.Function):
         x, image, a, b = ctx.saved_tensors
         needs_x, needs_a, needs_b, *_ = ctx.needs_input_grad
         rows = gradient.reshape(-1, gradient.shape[-1])
-        grad_image = rows @ b.to(rows.dtype)
+        grad_image = rows @ b
         if ctx.factor != 1:
             grad_image *= ctx.factor
         grad_x = _backpropagate_input(ctx.frozen, rows, grad_image, a).view(x.shape) if needs_x else None
-        grad_a = (grad_image.T @ x.reshape(-1, x.shape[-1])).to(a.dtype) if needs_a else None
-        grad_b = (rows.T @ image.view(-1, image.shape[-1])).to(b.dtype) if needs_b else None
+        grad_a = (grad_image.T @ x.reshape(-1, x.shape[-1])).to(ctx.dtype) if needs_a else None
+        grad_b = (rows.T @ image.view(-1, image.shape[-1])).to(ctx.dtype) if needs_b else None
         return grad_x, grad_a, grad_b, None, None
 
 
 def _backpropagate_input(frozen: FrozenForward, rows: Tensor, grad_image: Tensor, a: Tensor) -> Tensor:
     """Return the gradient `N in` of the input, from those of the output `N out` and of the image `N rank`."""
     grad_x = frozen.multiply_back(rows)
-    return torch.addmm(grad_x, grad_image, a.to(rows.dtype), out=grad_x)
+    return torch.addmm(grad_x, grad_image, a, out=grad_x)

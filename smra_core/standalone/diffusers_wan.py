@@ -20,6 +20,7 @@ from ..wan.module_names import to_native_linear
 from ..wan.recompute import KeptBlocks
 from ..wan.spec import PATCH, TIMESTEPS, Role, WanSpec, find_latents, find_spec, parse_linear
 from .checkpoint_weights import SCALE
+from .rotary_attention import use_complex_rotation
 from .waiting_blocks import WaitingBlocks
 
 if TYPE_CHECKING:  # diffusers takes six seconds to import, which a command that loads no model should not pay
@@ -43,6 +44,7 @@ class DiffusersDenoiser:
         wait in host memory until `close`.
         """
         self.dit = dit.eval().requires_grad_(False)
+        use_complex_rotation(self.dit)
         self.spec = read_spec(dit.config)
         linears, device = self.linears(), device or next(dit.parameters()).device
         waiting = spread_waiting(self.spec.blocks, self.spec.blocks if resident is None else resident)
