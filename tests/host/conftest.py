@@ -30,7 +30,7 @@ def host():
 def server(host, tmp_path_factory):
     base = tmp_path_factory.mktemp("comfyui") / "base"
     (base / "custom_nodes").mkdir(parents=True)
-    for own_node in ("strength_probe.py", "random_clip_vision.py"):
+    for own_node in ("strength_probe.py", "random_clip_vision.py", "random_vae.py"):
         shutil.copy(Path(__file__).with_name(own_node), base / "custom_nodes")
     with served(host, base) as running:
         yield running

@@ -1,9 +1,9 @@
-"""ComfyUI's own Wan 2.2 graphs as prompts, with random experts and LoRAs in the files that they name."""
+"""ComfyUI's own WAN graphs as prompts, with random models and LoRAs in the files that they name."""
 
 import random_wan
 from random_wan import save_lora
 from safetensors.torch import save_file
-from saved_graphs import as_prompt, find_node, flatten
+from saved_graphs import as_prompt, find_node, flatten, is_widget, redirect, schema, use_miniature
 
 TEMPLATES = {"video_wan2_2_14B_i2v": 36, "video_wan2_2_14B_t2v": 16}
 """The host's graphs, and the channels that their experts take."""
@@ -14,15 +14,36 @@ def open_template(info, template):
     """The prompt of the host's own graph, with a first frame that is there."""
     graph = flatten(template)
     for node in graph["nodes"]:
-        if node["type"] == "SaveVideo":  # its format is a widget that brings more widgets
-            node["widgets_values"] = node["widgets_values"][:1]
-        elif node["type"] == "CreateVideo":  # of one graph it is older than its last widget
-            node["widgets_values"] = node["widgets_values"][:1] + [8]
+        if node["type"] in ("SaveVideo", "CreateVideo"):  # a graph may be older than their last widgets
+            node["widgets_values"] = fit_values(info[node["type"]], node["widgets_values"][:1])
         elif node["type"] == "LoadImage":
             node["widgets_values"] = ["frame.png", "image"]
+        elif node["type"] == "LoadVideo":
+            node["widgets_values"] = ["moving.mp4"]
+        node["widgets_values"] = node.get("widgets_values") or []
     prompt = as_prompt(info, graph)
     prompt[find_node(prompt, "SaveVideo")]["inputs"]["format"] = "auto"
     return prompt
+
+
+def fit_values(node, values):
+    """As many values as a node of this host has widgets; those that are missing are the defaults."""
+    options = [options for _, kind, options in schema(node) if is_widget(kind, options)]
+    return [*values, *(each.get("default", "auto") for each in options[len(values) :])]
+
+
+def make_small(prompt, unet, clip_vision, vae=None):
+    """Put small models into the prompt of a graph with one sampler: the file of a DiT, CLIP's features from
+    this node, the miniature's encoders, or a VAE from another node in place of its own.
+    """
+    use_miniature(prompt)
+    if vae is not None:
+        redirect(prompt, ["mini", 2], vae)
+    for name in [name for name, node in prompt.items() if node["class_type"].startswith("CLIPVision")]:
+        redirect(prompt, [name, 0], clip_vision)
+        del prompt[name]
+    prompt[find_node(prompt, "UNETLoader")]["inputs"]["unet_name"] = unet
+    prompt[find_node(prompt, "KSampler")]["inputs"]["steps"] = 2  # of 1 step, uni_pc evaluates nothing
 
 
 def make_files(prompt, models, channels):

@@ -4,7 +4,6 @@ What needs ComfyUI imports it inside the function: the tests over HTTP use this 
 """
 
 import importlib
-import inspect
 import json
 
 import torch
@@ -242,48 +241,3 @@ def load_dit(folder, state, **options):
     save_file({name: value.contiguous() for name, value in state.items()}, file)
     with torch.inference_mode():
         return comfy.sd.load_diffusion_model(str(file), model_options=options)
-
-
-def load_vae(folder):
-    """VAE of WAN 2.1 of the host, random; its file lies in the folder."""
-    import comfy.sd
-    from comfy.ldm.wan.vae import WanVAE
-
-    # Hosts up to 0.3.64 take no width but the published one.
-    dim = 8 if "decoder.head.0.gamma" in inspect.getsource(comfy.sd.VAE.__init__) else 96
-    return _load_random_vae(WanVAE(dim=dim, z_dim=16, temperal_downsample=[False, True, True]), folder)
-
-
-def load_vae_of_wan22(folder):
-    """VAE of Wan 2.2 of the host, random; its file lies in the folder.
-
-    The host takes the published width alone, with which it would have 700 million weights.
-    """
-    from functools import partial
-    from unittest.mock import patch
-
-    from comfy.ldm.wan import vae2_2
-
-    narrow = partial(vae2_2.WanVAE, dec_dim=8)
-    net = narrow(dim=8, z_dim=48, temperal_downsample=[False, True, True])
-    with patch.object(vae2_2, "WanVAE", lambda dim, **options: narrow(dim=8, **options)):
-        return _load_random_vae(net, folder)
-
-
-def _load_random_vae(net, folder):
-    import comfy.sd
-    import comfy.utils
-
-    # The host's layers are made without initial values.
-    generator = torch.Generator()
-    state = {
-        name: torch.randn(value.shape, generator=generator.manual_seed(place))
-        / max(1, value[0].numel()) ** 0.5
-        if value.ndim > 3 and not name.endswith("gamma")
-        else torch.ones_like(value)
-        for place, (name, value) in enumerate(net.state_dict().items())
-    }
-    file = folder / "vae.safetensors"
-    save_file(state, file)
-    with torch.inference_mode():
-        return comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(file)))

@@ -127,7 +127,7 @@ def use_miniature(prompt):
         redirect(prompt, [node, 0], ["mini", output])
         del prompt[node]
     for node in prompt.values():
-        if node["class_type"] in ("WanImageToVideo", "EmptyHunyuanLatentVideo"):
+        if {"width", "height", "length"} <= node["inputs"].keys():
             node["inputs"] |= {"width": 64, "height": 64, "length": 5}
 
 

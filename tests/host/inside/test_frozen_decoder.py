@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from random_wan import load_vae, load_vae_of_wan22, pack
+from random_vae import load_vae, load_vae_of_wan22
+from random_wan import pack
 
 SIDE = 2
 """Latents a side: 16 pixels, or 32."""

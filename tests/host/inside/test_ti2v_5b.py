@@ -191,7 +191,7 @@ def test_a_preview_is_drawn_of_latents_of_48_channels(nodes, graph, monkeypatch)
 def test_the_vae_of_wan_21_and_a_size_off_the_grid_are_refused_before_anything_is_encoded(
     nodes, graph, tmp_path
 ):
-    from random_wan import load_vae
+    from random_vae import load_vae
 
     with pytest.raises(ValueError, match="This VAE is not Wan 2.2 5B's.*Load wan2.2_vae.safetensors"):
         train_subject(nodes, graph, vae=load_vae(tmp_path))

@@ -2,7 +2,8 @@
 
 import torch
 from encoder_nets import dinov2_file, sea_raft_file
-from random_wan import TRAINED_FFN, dit_state, load_dit, load_vae, load_vae_of_wan22
+from random_vae import load_vae, load_vae_of_wan22
+from random_wan import TRAINED_FFN, dit_state, load_dit
 
 SIDE, FRAMES = 64, 5
 
