@@ -38,23 +38,28 @@ def render_motion(motion: str = MOTION) -> Tensor:
 
 def write_subject(folder: Path, subject: str = SUBJECT) -> Path:
     """Write pictures, masks and metadata.csv of a held-out subject to a folder; return it."""
-    rows = []
+    rows = [["video", "mask", "prompt"]]
     for number, (scene, painted) in enumerate(render_subject(subject)):
         names = [f"{kind}/{number:02}.png" for kind in ("images", "masks")]
         for name, content in zip(names, (painted.frames[0], painted.mask_px), strict=True):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             _convert_to_image(content).save(folder / name)
         rows.append([*names, scene.picture_prompt])
-    _write_table(folder / "metadata.csv", ["video", "mask", "prompt"], rows)
+    _write_table(folder / "metadata.csv", rows)
     return folder
 
 
 def write_motion(folder: Path, motion: str = MOTION) -> Path:
-    """Write the clip of a held-out motion and its metadata.csv to a folder; return it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_video(folder / "00.mp4", render_motion(motion), FPS)
-    caption = REFERENCES[motion].prompt
-    _write_table(folder / "metadata.csv", ["video", "prompt"], [[f"{folder.name}/00.mp4", caption]])
+    """Write the clip of a held-out motion and its metadata.csv to a folder; return it.
+
+    The clip stays if it is there: the encoder does not write the same file twice, and training on another
+    file is another run, which could neither be resumed nor be shared by two variants of the bench.
+    """
+    table = [["video", "prompt"], [f"{folder.name}/00.mp4", REFERENCES[motion].prompt]]
+    if _read_table(folder / "metadata.csv") != table:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_video(folder / "00.mp4", render_motion(motion), FPS)
+        _write_table(folder / "metadata.csv", table)
     return folder
 
 
@@ -64,6 +69,11 @@ def _convert_to_image(content: Tensor) -> Image.Image:
     return Image.fromarray(values if values.shape[-1] == 3 else values[..., 0])
 
 
-def _write_table(path: Path, header: list[str], rows: list[list[str]]) -> None:
+def _write_table(path: Path, rows: list[list[str]]) -> None:
     with open(path, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([header, *rows])
+        csv.writer(file).writerows(rows)
+
+
+def _read_table(path: Path) -> list[list[str]]:
+    """Read the rows of a table; none where there is no file."""
+    return list(csv.reader(path.read_text(encoding="utf-8").splitlines())) if path.is_file() else []

@@ -32,7 +32,6 @@ def encode_references(folder: Path) -> dict[str, MotionSample]:
 MOTIONS = ArmKind(
     file="arms.jsonl",
     stacks=STACKS,
-    seeds=3,
     steps=(25, 50, 100, 200),
     start=start_motions,
     list_scenes=list_motion_scenes,
@@ -43,7 +42,6 @@ MOTIONS = ArmKind(
 SUBJECTS = ArmKind(
     file="subject_arms.jsonl",
     stacks=[[arm] for arm in SUBJECT_ARMS],
-    seeds=2,
     steps=(25, 50, 100),
     start=SubjectTrainings,
     list_scenes=list_subject_scenes,

@@ -31,12 +31,12 @@ def render_arms(clips: Sequence[dict], steps: int) -> str:
 
 
 def compare_arms(clips: Sequence[dict], arm: str, other: str, steps: int, column: str) -> Interval:
-    """Return the mean difference of two arms, paired by training, prompt and noise."""
+    """Return the mean difference of two arms, paired by training, prompt and noise, where both have them."""
     measured = [clip for clip in clips if clip["steps"] == steps]
     first, second = (
         _collect([clip for clip in measured if clip["arm"] == name], column) for name in (arm, other)
     )
-    return estimate_by_training({key: first[key] - second[key] for key in first})
+    return estimate_by_training({key: first[key] - second[key] for key in first if key in second})
 
 
 def render_differences(clips: Sequence[dict], references: Sequence[str], steps: int, column: str) -> str:

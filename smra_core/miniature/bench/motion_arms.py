@@ -66,6 +66,7 @@ class MotionArm:
     """Weight of the velocity error's differences between adjacent latent frames."""
     accumulate: int = 1
     cases: tuple[str, ...] = HELD_OUT_MOTIONS
+    seeds: int = 3
 
 
 class StackedMotion:

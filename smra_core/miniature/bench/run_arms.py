@@ -45,8 +45,6 @@ class ArmKind(NamedTuple):
     """Name of the file of measured clips."""
     stacks: Sequence[Sequence]
     """Arms that are trained together; those of a stack have the same layers."""
-    seeds: int
-    """Trainings of every arm on every case."""
     steps: tuple[int, ...]
     """Steps after which the LoRAs are measured."""
     start: Callable[[Sequence[ArmRun], Path, Nets], Trainings]
@@ -72,7 +70,7 @@ def run_arms(kind: ArmKind, folder: Path, device: torch.device, processes: int =
         for arms in kind.stacks:
             if {arm.name for arm in arms} <= read_finished(path):
                 continue
-            runs = list_runs(arms, kind.seeds)
+            runs = list_runs(arms)
             trained = kind.start(runs, folder, nets).follow(kind.steps)
             lines = [
                 line
@@ -98,9 +96,9 @@ def read_finished(path: Path) -> set[str]:
     return {json.loads(line)["arm"] for line in path.read_text(encoding="utf-8").splitlines()}
 
 
-def list_runs(arms: Sequence, seeds: int) -> list[ArmRun]:
+def list_runs(arms: Sequence) -> list[ArmRun]:
     """List the trainings of arms: every case with every seed."""
-    return [ArmRun(arm, case, seed) for arm in arms for case in arm.cases for seed in range(seeds)]
+    return [ArmRun(arm, case, seed) for arm in arms for case in arm.cases for seed in range(arm.seeds)]
 
 
 Sampled = tuple[ArmRun, np.ndarray, list[Scene]]

@@ -18,9 +18,9 @@ SHARED = SubjectArm("R + S share 0.3", replace(SUBJECT, sura_share=0.3))
 DEEP = replace(SUBJECT, sura_share=0.3, align_block=LAST_BLOCK)
 
 
-def _train_on_figures(arm: SubjectArm, pictures: int = 3) -> SubjectArm:
+def _train_on_figures(arm: SubjectArm, pictures: int = 3, seeds: int = 2) -> SubjectArm:
     name = f"{arm.name}, figures" + (f", {pictures} picture" if pictures == 1 else "")
-    return replace(arm, name=name, cases=tuple(FIGURES), pictures=pictures)
+    return replace(arm, name=name, cases=tuple(FIGURES), pictures=pictures, seeds=seeds)
 
 
 def _train_at(low: float, high: float) -> SubjectArm:
@@ -43,7 +43,8 @@ SUBJECT_ARMS = [
     PAPER,
     _ALONE,
     SHARED,
-    *map(_train_on_figures, (_BASE, REGION, PAPER, SHARED, _ALONE)),
+    *map(_train_on_figures, (_BASE, PAPER, _ALONE)),
+    *[_train_on_figures(arm, seeds=4) for arm in (REGION, SHARED)],
     _BELOW_06,
     _BELOW_0875,
     _train_at(0.875, 1.0),

@@ -39,6 +39,7 @@ class SubjectArm:
     applied: NoiseRange = WHOLE
     """Noise levels at which the LoRA is on in sampling."""
     cases: tuple[str, ...] = ("ball", "badge")
+    seeds: int = 2
 
 
 class SubjectTrainings:
