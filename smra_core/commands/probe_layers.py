@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +18,6 @@ from ..evaluation.probe_plot import draw_probe
 from ..evaluation.velocity_change import PROBE_SAMPLING, VelocityChange
 from ..lora.reader import load_lora
 from ..standalone.output_file import check_output_file, write_or_rescue
-from ..storage.on_demand import loaded_on_first_use
 from ..wan.flow_matching import sampling_sigmas
 from ..wan.sampler import initial_noise
 from .model_options import add_model, open_backend
@@ -59,8 +57,7 @@ def run(args: argparse.Namespace) -> None:
     context = backend.encode_captions([args.prompt])[args.prompt][None].to(device)
     start = initial_noise(sampling, spec.latents).to(device)
     sigmas = sampling_sigmas(sampling.steps, sampling.shift).tolist()
-    load = partial(backend.files.load_denoiser, backend.dtype, device)
-    with loaded_on_first_use(load) as denoiser, torch.no_grad():
+    with backend.denoiser_for_sampling(sampling, 1) as denoiser, torch.no_grad():
         measure = VelocityChange(denoiser(), context)
         measure.record(lora, start, sigmas)
         with tqdm(total=count_measurements(lora, settings), desc="measuring", unit="part") as bar:

@@ -1,8 +1,8 @@
 """A WAN model loaded from files: device, folders, and a cache of encoded inputs."""
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,13 +14,16 @@ from ..decoding.wan_decoder import WanVideoDecoder
 from ..storage.on_demand import loaded_on_first_use
 from ..storage.tensor_cache import TensorCache
 from ..training.backend import describe_precision, encode_clips_once
+from ..training.cost import count_sampling_bytes
 from ..training.kept_blocks import measure_spare_memory
 from ..training.memory import GIB
 from ..training.ranks import ALONE, Ranks
 from ..wan.condition import Condition
 from ..wan.interfaces import Denoiser
 from ..wan.latents import as_video
+from ..wan.sampler import SamplingSettings
 from ..wan.spec import I2V_CHANNELS, WanSpec
+from .diffusers_wan import DiffusersDenoiser
 from .image_condition import make_image_conditions
 from .model_files import WanFiles
 from .waiting_blocks import Placement, choose_placement
@@ -95,18 +98,41 @@ class StandaloneBackend:
     @contextmanager
     def denoiser_for_training(self, step_bytes: float = 0.0) -> Iterator[Denoiser]:
         """See Backend; on a card, blocks that do not fit beside a step wait in host memory."""
+        with self._loaded_beside(step_bytes, checkpoint=True) as get_denoiser:
+            yield get_denoiser()
+
+    def denoiser_for_sampling(
+        self, settings: SamplingSettings, batch: int
+    ) -> AbstractContextManager[Callable[[], Denoiser]]:
+        """Load the DiT to evaluate it on so many videos at once; a function returns it inside a with block.
+
+        On a card, blocks that do not fit beside the videos wait in host memory, as in training. Keep no
+        reference to the DiT, or it is not freed at the end of the block.
+        """
+        tokens = self.spec.latents.count_tokens(settings.frames, settings.width, settings.height)
+        return self._loaded_beside(count_sampling_bytes(self.spec, tokens, batch, self.dtype.itemsize))
+
+    @contextmanager
+    def _loaded_beside(
+        self, needed: float, checkpoint: bool = False
+    ) -> Iterator[Callable[[], DiffusersDenoiser]]:
+        """Load the DiT beside activations of so many bytes, and free it at the end of the block."""
         placement = Placement()
         if self.device.type == "cuda":
-            placement = self.choose_placement(measure_spare_memory(self.device, step_bytes))
-        load = partial(self.files.load_denoiser, self.dtype, self.device, True, placement)
-        with loaded_on_first_use(load) as get_denoiser, closing(get_denoiser()) as denoiser:
-            yield denoiser
+            placement = self.choose_placement(measure_spare_memory(self.device, needed))
+        load = partial(self.files.load_denoiser, self.dtype, self.device, checkpoint, placement)
+        with loaded_on_first_use(load) as get_denoiser:
+            get_denoiser()
+            try:
+                yield get_denoiser
+            finally:
+                get_denoiser().close()
 
     def choose_placement(self, spare: float) -> Placement:
         """Return where the DiT's weights go if they may take so many bytes, and log what is not as usual."""
         placement = choose_placement(self.spec, spare, self.dtype.itemsize, self.files.stored_bytes)
         if placement.keeps_form:
-            log.info("The DiT's fp8 weights stay as they are in the file, because memory is short.")
+            log.info("The DiT's weights of 8 bits stay as they are in the file, because memory is short.")
         if placement.resident is not None:
             log.info(
                 "%d of %d blocks stay on the device, where %.1f GiB are left for weights; the others wait in "

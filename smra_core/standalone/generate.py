@@ -54,8 +54,8 @@ def generate(
     sigmas = sampling_sigmas(settings.steps, settings.shift)
     noise = initial_noise(settings, backend.spec.latents, len(prompts)).to(backend.device)
     latents: dict[str, Tensor] = {}
-    load = partial(backend.files.load_denoiser, backend.dtype, backend.device)
-    with loaded_on_first_use(load) as denoiser:
+    at_once = len(prompts) * (1 if settings.guidance == 1 else 2)
+    with backend.denoiser_for_sampling(settings, at_once) as denoiser:
         for variant in variants:
             for one in variant.loras:
                 for pair in one.lora.values():

@@ -13,6 +13,8 @@ _BLOCK_TENSORS, _FFN_TENSORS, _TEXT_TENSORS = 27.5, 2.2, 5.0
 ffn / dim where the feed-forward net is not in chunks, and those of the text. Fitted to counts on meta tensors
 for diffusers' DiT (tests/core/training/test_cost.py: within 5 %); ComfyUI's takes 3 to 5 units less.
 """
+_SAMPLED_TENSORS, _SAMPLED_FFN_TENSORS = 7.1, 1.55
+"""The same of an evaluation without gradients, with LoRAs on all linears."""
 _TRAINED_BYTES = 16
 """Bytes of a trained float32 value, its gradient and AdamW's two moments."""
 
@@ -43,6 +45,12 @@ def count_block_tensors(spec: WanSpec, tokens: int, batch: int = 1) -> float:
     chunks = math.ceil(tokens * batch / CHUNK_TOKENS)
     text = _TEXT_TENSORS * TEXT_TOKENS / tokens
     return _BLOCK_TENSORS + _FFN_TENSORS * spec.ffn / spec.dim / chunks + text
+
+
+def count_sampling_bytes(spec: WanSpec, tokens: int, batch: int = 1, value_bytes: int = 2) -> int:
+    """Return the bytes of a DiT's activations in one evaluation without gradients, with LoRAs."""
+    unit = count_input_bytes(spec, tokens, batch, value_bytes)
+    return round(unit * (_SAMPLED_TENSORS + _SAMPLED_FFN_TENSORS * spec.ffn / spec.dim))
 
 
 def count_optimizer_bytes(parameters: int) -> int:

@@ -1,5 +1,7 @@
 """Training on a DiT whose blocks wait in host memory, or stay in fp8, beside one that is wholly loaded."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
@@ -7,8 +9,11 @@ from safetensors.torch import save_file
 
 from smra_core.lora.adapter import Injection, init_lora, injected
 from smra_core.lora.plan import ALL_LAYERS
+from smra_core.lora.schedule import ScheduledLora, Strengths
+from smra_core.standalone import backend as standalone_backend
 from smra_core.standalone.backend import StandaloneBackend
 from smra_core.standalone.diffusers_wan import DiffusersDenoiser
+from smra_core.standalone.generate import Variant, generate
 from smra_core.standalone.model_files import WanFiles
 from smra_core.standalone.waiting_blocks import Placement, choose_placement
 from smra_core.storage.tensor_cache import TensorCache
@@ -17,6 +22,7 @@ from smra_core.training.sura import SubjectObjective, SubjectSample, SubjectSett
 from smra_core.training.trainer import TrainSettings, train_lora
 from smra_core.wan.block_stream import Copies
 from smra_core.wan.module_names import to_native_dit_state, to_native_vae_state
+from smra_core.wan.sampler import SamplingSettings
 from smra_core.wan.spec import WAN_14B
 
 BLOCKS, RANK, TEXT, FFN = 5, 2, 8, 512
@@ -195,3 +201,43 @@ def test_the_backend_closes_what_it_loads_and_loads_once(files, tmp_path, monkey
     with pytest.raises(ValueError, match="broken file"), backend.denoiser_for_training():
         pass
     assert loads == [1] and closed == [1]
+
+
+@pytest.mark.parametrize("kind", ["plain", "fp8"])
+def test_a_sampled_video_is_bit_equal_where_blocks_wait(files, tmp_path, monkeypatch, kind):
+    """On a card with room for a block or none; the LoRA's strength switches on the way."""
+    backend = StandaloneBackend(files(kind), tmp_path, TensorCache(tmp_path), CPU, torch.float32)
+    monkeypatch.setattr(StandaloneBackend, "encode_captions", encode_nothing)
+    settings = SamplingSettings(steps=2, width=64, height=64, frames=5)
+    lora = make_lora(files(kind).load_denoiser(torch.float32, CPU))
+    variants = [Variant("video", "", (ScheduledLora(lora, Strengths(0.4, 0.8)),))]
+    expected = generate(backend, ["a"], variants, settings)["video"]
+    load, closed, close = WanFiles.load_denoiser, [], DiffusersDenoiser.close
+    monkeypatch.setattr(DiffusersDenoiser, "close", lambda self: closed.append(1) or close(self))
+    for placement in (Placement(True, 1), Placement(False, 0)):
+        place = lambda files, *given, it=placement: load(files, *given[:-1], it)  # noqa: E731
+        monkeypatch.setattr(WanFiles, "load_denoiser", place)
+        assert torch.equal(generate(backend, ["a"], variants, settings)["video"], expected)
+    assert closed == [1, 1]
+
+
+def encode_nothing(self, captions):
+    return {caption: torch.zeros(3, TEXT) for caption in captions}
+
+
+def test_a_card_that_is_full_lets_blocks_wait_while_sampling(files, tmp_path, monkeypatch):
+    """A fake card: what is left for weights is told beside the activations of an evaluation."""
+    card = torch.device("cuda")
+    backend = StandaloneBackend(files("plain"), tmp_path, TensorCache(tmp_path), card, torch.bfloat16)
+    asked, taken = [], []
+    monkeypatch.setattr(
+        standalone_backend, "measure_spare_memory", lambda device, needed: asked.append(needed) or -1.0
+    )
+    monkeypatch.setattr(
+        WanFiles, "load_denoiser", lambda self, *given: taken.append(given) or SimpleNamespace(close=list)
+    )
+    with backend.denoiser_for_sampling(SamplingSettings(width=64, height=64, frames=5), 2) as denoiser:
+        denoiser()
+    assert taken == [(torch.bfloat16, card, False, Placement(resident=0))]
+    # 32 tokens of 128 values; the net is 4 times as wide.
+    assert asked == [round(2 * 32 * 128 * 2 * (7.1 + 1.55 * 4))]

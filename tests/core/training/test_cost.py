@@ -4,7 +4,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from smra_core.lora.plan import MOTION, SUBJECT
+from smra_core.lora.adapter import Injection, init_lora, injected
+from smra_core.lora.plan import ALL_LAYERS, MOTION, SUBJECT
 from smra_core.training.cost import (
     count_activation_bytes,
     count_alignment_flops,
@@ -12,6 +13,7 @@ from smra_core.training.cost import (
     count_input_bytes,
     count_lora_parameters,
     count_optimizer_bytes,
+    count_sampling_bytes,
     count_step_flops,
 )
 from smra_core.training.mora import MotionSettings
@@ -48,6 +50,21 @@ def test_activations_are_those_counted_on_meta_tensors(spec, size, plan, waiting
         spec, tokens
     )
     assert told == pytest.approx(live.peak, rel=0.05)
+
+
+@pytest.mark.parametrize("spec", [WAN_1_3B, WAN_14B], ids=lambda spec: spec.name)
+def test_an_evaluation_takes_what_was_counted_on_meta_tensors(spec, monkeypatch):
+    monkeypatch.setattr(torch, "autocast", lambda *args, **options: nullcontext())
+    step = Step(MotionSettings(), 1, spec=spec)
+    denoiser, noisy = step.denoiser(True), step.draw(*step.shape)
+    lora = init_lora(denoiser.spec, ALL_LAYERS, 32, torch.Generator())
+    for pair in lora.values():
+        pair.to("meta", torch.bfloat16)
+    inputs = noisy, step.make_sigma(), step.draw(1, 512, 4096, dtype=torch.bfloat16)
+    with replaced_attention(Count()), CachedShapes(), LiveBytes() as live, torch.no_grad():
+        with injected(denoiser.linears(), Injection(lora)):
+            denoiser.velocity(*inputs)
+    assert count_sampling_bytes(spec, 9360) == pytest.approx(live.peak, rel=0.05)
 
 
 def test_activations_grow_with_batch_and_bytes():
