@@ -71,18 +71,25 @@ NEWER_SYMBOLS = {
 
 def log_versions() -> None:
     """Log the versions and the device in one line, and what this ComfyUI lacks in one sentence."""
-    import comfy.model_management as management
-
     from ...smra_core import __version__
 
-    device = management.get_torch_device_name(management.get_torch_device())
-    log.info("SMRABooth %s on ComfyUI %s, %s", __version__, read_host_version(), device)
+    log.info("SMRABooth %s on ComfyUI %s, %s", __version__, read_host_version(), _describe_device())
     if missing := find_missing_symbols():
         log.warning(
             "SMRABooth: this ComfyUI (%s) has no %s. Nodes that need them will fail; the pack needs "
             "ComfyUI %s or newer. If yours is newer, update the pack.",
             read_host_version(), ", ".join(missing), OLDEST_HOST,
         )  # fmt: skip
+
+
+def _describe_device() -> str:
+    """Return the device's name; a version that lacks the functions must not keep the pack from loading."""
+    import comfy.model_management as management
+
+    try:
+        return management.get_torch_device_name(management.get_torch_device())
+    except AttributeError:
+        return "unknown device"
 
 
 def read_host_version() -> str:

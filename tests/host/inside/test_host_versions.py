@@ -24,6 +24,16 @@ def test_versions_and_device_are_logged_in_one_line(versions, caplog):
     )
 
 
+def test_a_name_that_the_log_line_itself_needs_is_told_and_not_raised(versions, caplog, monkeypatch):
+    import comfy.model_management
+
+    monkeypatch.delattr(comfy.model_management, "get_torch_device_name")
+    with caplog.at_level(logging.INFO, "smrabooth"):
+        versions.log_versions()
+    line, warning = (record.getMessage() for record in caplog.records)
+    assert line.endswith(", unknown device") and "model_management.get_torch_device_name" in warning
+
+
 def test_a_name_and_a_module_that_are_gone_are_named_with_the_version_that_has_them(
     versions, caplog, monkeypatch
 ):
