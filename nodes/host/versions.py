@@ -8,7 +8,7 @@ import importlib
 import inspect
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cache
 
 import torch
@@ -22,6 +22,7 @@ OLDEST_HOST = "0.3.48"
 SYMBOLS = {
     "comfy.hooks": ("HookKeyframe", "HookKeyframeGroup"),
     "comfy.ldm.modules.attention": ("attention_pytorch",),
+    "comfy.ldm.wan.model": ("optimized_attention",),
     "comfy.ldm.wan.vae": ("WanVAE",),
     "comfy.lora": ("load_lora", "model_lora_keys_unet"),
     "comfy.model_management": (
@@ -63,6 +64,7 @@ SYMBOLS = {
 """Names that the pack takes from ComfyUI, by module."""
 
 NEWER_SYMBOLS = {
+    "comfy.ldm.modules.attention": ("wrap_attn",),
     "comfy.model_management": ("get_offload_stream", "in_training", "is_oom"),
     "comfy.ops": ("QuantizedTensor", "linear_input_act", "uncast_bias_weight"),
 }
@@ -177,18 +179,30 @@ def has_offload_stream(device: torch.device) -> bool:
 
 @contextmanager
 def training_mode() -> Iterator[None]:
-    """Set ComfyUI's own flag that its fused kernels, which have no backward, must not be used."""
-    import comfy.model_management
+    """Keep ComfyUI from kernels without a backward: by its own flag, and on versions whose WAN takes no
+    attention from the options of the model, by torch's attention in place of the one it was started with.
+    """
+    import comfy.ldm.modules.attention as attention
+    import comfy.model_management as management
 
-    if not hasattr(comfy.model_management, "in_training"):
-        yield  # older versions have no such kernels
-        return
-    before = comfy.model_management.in_training
-    comfy.model_management.in_training = True
+    with ExitStack() as changes:
+        if hasattr(management, "in_training"):  # older versions have no such kernels
+            changes.enter_context(_replaced(management, "in_training", True))
+        if not hasattr(attention, "wrap_attn"):
+            import comfy.ldm.wan.model as wan
+
+            changes.enter_context(_replaced(wan, "optimized_attention", attention.attention_pytorch))
+        yield
+
+
+@contextmanager
+def _replaced(module, name: str, value) -> Iterator[None]:
+    before = getattr(module, name)
+    setattr(module, name, value)
     try:
         yield
     finally:
-        comfy.model_management.in_training = before
+        setattr(module, name, before)
 
 
 @contextmanager
@@ -197,11 +211,8 @@ def replaced_vae_width(width: int) -> Iterator[None]:
     import comfy.ldm.wan.vae as module
 
     original = module.WanVAE
-    module.WanVAE = lambda **config: original(**{**config, "dim": width})
-    try:
+    with _replaced(module, "WanVAE", lambda **config: original(**{**config, "dim": width})):
         yield
-    finally:
-        module.WanVAE = original
 
 
 def is_dynamic(patcher) -> bool:
