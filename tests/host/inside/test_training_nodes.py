@@ -109,6 +109,9 @@ def test_a_subject_is_trained_on_several_clips_and_a_picture(nodes, graph, monke
     assert set(loss_map) == {"loss", "region", "sura"}
     assert "1 picture and 2 clips of up to 5 frames of 64x64" in told[0]
     assert train_subject(nodes, graph, name="several", **given)[3] == file
+    train_subject(nodes, graph, name="parts", **given | dict(steps=1))
+    resumed = train_subject(nodes, graph, name="parts", **given)
+    assert resumed[1] == loss_map and all(torch.equal(resumed[0][name], lora[name]) for name in lora)
     less = given | dict(images=given["images"][:2], masks=given["masks"][:2], positive=graph.positive)
     assert train_subject(nodes, graph, name="several", **less)[3] != file
     with pytest.raises(ValueError, match="2 prompts for 3 pictures or clips"):
