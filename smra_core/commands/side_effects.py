@@ -24,15 +24,18 @@ from ..standalone.backend import StandaloneBackend
 from ..standalone.generate import Variant, generate
 from ..wan.sampler import SamplingSettings
 from .model_options import add_model, choose_encoder_file, open_backend
-from .options import add_option
+from .options import add_option, log_notes
 from .settings_options import add_settings, read_settings
 
 PROMPTS = ("a dog is walking in a garden", "a car is driving on a street", "a woman is dancing in a room")
+MINIATURE_LEAK_PROMPTS = ("a circle vvt moving", "a triangle vvt moving")
 MINIATURE_PROMPTS = (
     "a green plain circle moving left on a gray background",
     "a yellow striped triangle moving up on a maroon background",
 )
-"""Neutral prompts: something moves, and neither LoRA's words are in them."""
+"""Prompts in which something moves. Those for the leak have the motion's own words and leave the look open,
+where a leak shows; of a LoRA for another model nobody but its user knows the words.
+"""
 FULL_STRENGTH = Strengths.from_value(1.0)
 SEED_DISTANCE = 1000
 """Seeds between the noises of two seeds; the videos of one seed take one for each prompt."""
@@ -45,8 +48,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_option(parser, "--subject", "Subject LoRA whose stillness is measured.", type=Path)
     add_option(
         parser, "--prompts",
-        "Prompts in which something moves: neutral ones for the leak, with the subject's word for "
-        "stillness.",
+        "Prompts in which something moves. For the leak: with the motion's own words, and without those of "
+        "the clip's actor and place. For stillness: with the subject's word.",
         shown="three everyday scenes; for the miniature, two of its own", nargs="+",
     )  # fmt: skip
     add_option(parser, "--seeds", "Number of seeds. More narrow the interval.", 4, type=int)
@@ -67,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
     if args.motion is not None:
         dinov2_file = choose_encoder_file("DINOv2", "--dinov2", args.dinov2, args.model, DINOV2_FILE)
     backend = open_backend(args)
-    prompts = args.prompts or (MINIATURE_PROMPTS if args.model in (None, MINIATURE) else PROMPTS)
+    prompts = args.prompts or choose_prompts(args)
     files = {name: path for name in ("motion", "subject") if (path := getattr(args, name)) is not None}
     variants = [Variant("base", ""), *(load_alone(backend, name, path) for name, path in files.items())]
     sea_raft = load_sea_raft(sea_raft_file).to(backend.device)
@@ -79,6 +82,17 @@ def run(args: argparse.Namespace) -> None:
     results = measure(sample_seeds(backend, prompts, variants, settings, args.seeds), meter, sea_raft)
     for line in _render(results, args.json):
         print(line)
+
+
+def choose_prompts(args: argparse.Namespace) -> tuple[str, ...]:
+    """Return the prompts where none are given, and say what they lack."""
+    if args.model in (None, MINIATURE):
+        return MINIATURE_LEAK_PROMPTS if args.motion is not None else MINIATURE_PROMPTS
+    log_notes(
+        ["No --prompts are given. Everyday scenes are used, which lack the words of the LoRA's caption; with "
+         "them, and with the look left open, side effects show more."]
+    )  # fmt: skip
+    return PROMPTS
 
 
 def load_alone(backend: StandaloneBackend, name: str, path: Path) -> Variant:

@@ -4,7 +4,7 @@ import fnmatch
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ..data.video import write_video
 from ..storage.atomic_write import write_atomically
+from .cell_metrics import CellMetrics, describe_left_out
+from .evaluate import EVALUATION_HELP
 from .grid_page import GridCell, write_grid_page
 from .video_wall import read_cell, write_grid_sheet, write_video_wall
 
@@ -161,25 +163,34 @@ class GridFolder(NamedTuple):
         return [file.stem for file in files if self.is_there(file.stem)]
 
 
-def write_grid_report(folder: GridFolder, keys: Sequence[str], title: str) -> tuple[Path, Path | None, str]:
+def write_grid_report(
+    folder: GridFolder,
+    keys: Sequence[str],
+    title: str,
+    measure: Callable[[Path, str], CellMetrics] | None = None,
+) -> tuple[Path, Path | None, str]:
     """Write the report page, the wall and the sheet of these cells; return page, sheet and a sentence.
 
-    Cells that are not there are left out, and the sentence says how many. Raises ValueError if none is there.
+    `measure` returns the metrics of a video and its prompt. Cells that are not there are left out, and the
+    sentence says how many. Raises ValueError if none is there.
     """
     there = [key for key in keys if folder.is_there(key)]
     if not there:
         raise ValueError(f"{folder.path} holds no cell of this grid yet. Save some first.")
     abouts = [json.loads(folder.find_video(key).with_suffix(".json").read_text("utf-8")) for key in there]
+    videos = [folder.find_video(key) for key in there]
+    metrics = [] if measure is None else [measure(v, a["note"]) for v, a in zip(videos, abouts, strict=True)]
+    values = [one.values for one in metrics] or [{}] * len(videos)
     cells = [
-        GridCell(about["labels"], folder.find_video(key), about["note"])
-        for key, about in zip(there, abouts, strict=True)
+        GridCell(about["labels"], video, about["note"], measured)
+        for video, about, measured in zip(videos, abouts, values, strict=True)
     ]
     page, sheet = folder.path / "report.html", folder.path / "sheet.png"
     note = f"{len(there)} of {len(keys)} cells."
-    write_grid_page(page, title, cells, FIXED_AXES, [note])
+    write_grid_page(page, title, cells, FIXED_AXES, [note, *describe_left_out(metrics)], EVALUATION_HELP)
     if len(cells) > MOST_ON_A_WALL:
         return page, None, f"{note} They are too many for a wall and a sheet; the page has them: {page}"
-    labels, videos = [cell.labels for cell in cells], [read_cell(cell.video) for cell in cells]
-    write_grid_sheet(labels, videos, sheet, title)
-    write_video_wall(labels, videos, folder.path / "wall.mp4", abouts[0]["fps"], title)
+    labels, shown = [cell.labels for cell in cells], [read_cell(cell.video) for cell in cells]
+    write_grid_sheet(labels, shown, sheet, title)
+    write_video_wall(labels, shown, folder.path / "wall.mp4", abouts[0]["fps"], title)
     return page, sheet, f"{note} Page, video wall and sheet are in {folder.path}"

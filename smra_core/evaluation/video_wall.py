@@ -31,7 +31,8 @@ class Arrangement(NamedTuple):
 def arrange_cells(labels: Sequence[Mapping[str, str]]) -> Arrangement:
     """Arrange cells by their labels: the axis with the most values goes across, the others go down.
 
-    Axes on which all cells have one value are not shown. Raises ValueError for no cells.
+    Axes on which all cells have one value are not shown, and a number bears the name of its axis. Raises
+    ValueError for no cells.
     """
     if not labels:
         raise ValueError("There are no cells to arrange.")
@@ -50,7 +51,14 @@ def arrange_cells(labels: Sequence[Mapping[str, str]]) -> Arrangement:
     }
     keys = list(itertools.product(*(varying[axis] for axis in down)))
     numbers = [[places.get((key, column)) for column in columns] for key in keys]
-    return Arrangement([", ".join(key) for key in keys], columns, numbers)
+    rows = [", ".join(map(_name_value, down, key)) for key in keys]
+    return Arrangement(rows, [_name_value(across or "", column) for column in columns], numbers)
+
+
+def _name_value(axis: str, value: str) -> str:
+    """Return a value with the name of its axis if it is a number, which says nothing alone."""
+    is_number = value.replace(".", "", 1).removeprefix("-").isdecimal()
+    return f"{axis} {value}" if is_number else value
 
 
 def read_cell(path: Path) -> Tensor:

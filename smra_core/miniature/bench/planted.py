@@ -95,7 +95,8 @@ def measure_leaks(bench: Bench, seed: int) -> dict[str, float]:
         with TrainingBar(f"{name} motion") as report:
             trained = train_motion(bench.backend, [clip], SEA_RAFT_FILE, chosen, training, name, report)
         videos = list(sample_seeds(bench, trained.path, LEAK_PROMPTS))
-        leaks[name] = meter.measure(videos, sample_bases(bench, LEAK_PROMPTS)).worst.mean
+        leak = meter.measure(videos, sample_bases(bench, LEAK_PROMPTS))
+        leaks |= {name: leak.overall.mean, f"{name} actor": leak.actor.mean}
     return leaks
 
 

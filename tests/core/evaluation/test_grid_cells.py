@@ -5,6 +5,8 @@ import json
 import pytest
 import torch
 
+from smra_core.evaluation import grid_cells
+from smra_core.evaluation.cell_metrics import CellMetrics
 from smra_core.evaluation.grid_cells import (
     NO_LORA,
     TRAINED_HERE,
@@ -102,6 +104,22 @@ def test_the_report_shows_the_cells_asked_for_and_counts_the_missing(folder):
     assert "1 of 2 cells" in said and sheet.is_file() and (folder.path / "wall.mp4").is_file()
     text = page.read_text("utf-8")
     assert '"one"' in text and '"two"' not in text
+
+
+def test_the_report_has_the_metrics_of_each_cell_and_names_what_was_left_out(folder, monkeypatch):
+    for key in ("one", "two"):
+        save(folder, key, subject=key)
+    pages = []
+    monkeypatch.setattr(grid_cells, "write_grid_page", lambda *page: pages.extend(page))
+
+    def measure(video, prompt):
+        assert prompt == "a prompt"
+        return CellMetrics({"CLIP-T": float(len(video.stem))}, {"DINO-I": "needs DINO"})
+
+    write_grid_report(folder, ["one", "two"], "A grid", measure)
+    cells, notes = pages[2], pages[4]
+    assert [cell.metrics["CLIP-T"] for cell in cells] == [3, 3]
+    assert "Left out: DINO-I (needs DINO)." in notes
 
 
 def test_a_report_without_a_cell_is_refused(folder):

@@ -66,7 +66,7 @@ def test_the_share_of_the_way_by_hand():
 def test_the_clips_own_look_is_a_full_leak_and_the_bases_is_none(meter):
     bases = paint(PROMPTED)
     none = meter.measure(bases, bases)
-    assert none.actor.mean == none.background.mean == 0
+    assert none.actor.mean == none.background.mean == none.overall.mean == 0
     full = meter.measure(paint([CLIP] * 3), bases)
     assert full.actor.mean == pytest.approx(1, abs=1e-5)
     assert full.background.mean == pytest.approx(1, abs=1e-5)
@@ -83,6 +83,7 @@ def test_a_leaking_video_ranks_worse_than_one_that_takes_the_motion_alone(meter)
     assert leaky.actor.mean > clean.actor.mean + 0.2
     assert copied.background.mean > clean.background.mean + 0.2
     assert leaky.worst.mean > clean.worst.mean and copied.worst.mean > clean.worst.mean
+    assert leaky.overall.mean == pytest.approx((leaky.actor.mean + leaky.background.mean) / 2)
 
 
 def test_a_video_that_stands_still_is_found_and_one_that_moves_is_not(sea_raft):
@@ -100,5 +101,5 @@ def test_a_base_that_stands_still_leaves_nothing_to_compare():
 
 def test_too_few_seeds_give_no_verdict():
     wide = Interval(0.5, 0.0, 1.0)
-    assert "cannot tell" in Leak(wide, None).describe() and "cannot tell" in Stillness(wide).describe()
+    assert "cannot tell" in Leak(wide, None, wide).describe() and "cannot tell" in Stillness(wide).describe()
     assert "does not still" in Stillness(Interval(0.9, 0.8, 1.0)).describe()

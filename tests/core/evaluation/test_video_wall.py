@@ -24,6 +24,13 @@ def test_the_axis_with_the_most_values_goes_across_and_gaps_stay_empty():
     )  # fmt: skip
 
 
+def test_numbers_bear_the_names_of_their_axes():
+    labels = [{"strength": strength, "seed": seed} for strength in ("0", "-0.5", "dog") for seed in "12"]
+    arrangement = arrange_cells(labels)
+    assert arrangement.columns == ["strength 0", "strength -0.5", "dog"]
+    assert arrangement.rows == ["seed 1", "seed 2"]
+
+
 def test_one_cell_is_one_place():
     assert arrange_cells([label("cat", "walk")]) == ([""], [""], [[0]])
 
