@@ -12,6 +12,7 @@ from ..smra_core.evaluation.grid_cells import (
 )
 from ..smra_core.lora.schedule import StrengthSchedule
 from .grid.expansion import GridInputs, expand_grid
+from .grid.metrics import make_metric_inputs
 from .host.wire_types import Schedule, make_loader_options_input
 
 _LIST = "One on each line. Behind a bar, the words that stand for it in the prompt: dog.safetensors | sks dog"
@@ -76,6 +77,7 @@ class CompareGrid(io.ComfyNode):
                     for purpose in ("subject", "motion")
                 ),
                 make_loader_options_input(),
+                *make_metric_inputs(),
                 io.String.Input(
                     "name", default="my_grid",
                     tooltip="Name of the grid's folder. Grids of one name share their videos.",

@@ -7,6 +7,7 @@ from PIL import Image
 
 from ..smra_core.evaluation.grid_cells import write_grid_report
 from .grid.folder import find_grid_folder
+from .grid.metrics import GridMeter, make_metric_inputs
 from .host.widgets import show_text
 from .host.wire_types import Grid, GridType
 
@@ -33,6 +34,7 @@ class WriteGridReport(io.ComfyNode):
                 ),
                 io.String.Input("name", default="my_grid", tooltip="Name of the grid's folder."),
                 io.String.Input("title", default="", tooltip="Title of the page; empty takes the name."),
+                *make_metric_inputs(),
             ],
             outputs=[
                 io.Image.Output(display_name="sheet", tooltip="The middle frame of all videos."),
@@ -44,10 +46,14 @@ class WriteGridReport(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, name: str, title: str = "", grid: Grid | None = None) -> io.NodeOutput:
+    def execute(cls, name: str, title: str = "", grid: Grid | None = None, **measured) -> io.NodeOutput:
         folder = find_grid_folder(grid.name if grid is not None else name)
         keys = list(grid.keys) if grid is not None else folder.list_keys()
-        page, sheet, text = write_grid_report(folder, keys, title or folder.path.name)
+        meter = GridMeter.read(measured)
+        with torch.no_grad():
+            page, sheet, text = write_grid_report(
+                folder, keys, title or folder.path.name, None if meter is None else meter.measure
+            )
         show_text(cls, text)
         picture = torch.zeros(1, 64, 64, 3)
         if sheet is not None:

@@ -15,6 +15,7 @@ from ...smra_core.storage.content_hash import fingerprint_weights, hash_content
 from ..host.model_identity import fingerprint_model, fingerprint_vae, fingerprint_values
 from ..host.wire_types import Grid
 from .folder import find_grid_folder
+from .metrics import METRIC_INPUTS
 
 _KEY_LETTERS = 20
 
@@ -114,8 +115,9 @@ def expand_grid(given: GridInputs, cells: Sequence[CellValues]) -> io.NodeOutput
             fps=given.values["fps"],
         )  # fmt: skip
         after = saver.out(0)
+    there = {name: given.values[name] for name in METRIC_INPUTS if given.values.get(name) is not None}
     report = graph.node(
-        "SMRAWriteGridReport", grid=after, name=given.folder.path.name, title=given.values["name"]
+        "SMRAWriteGridReport", grid=after, name=given.folder.path.name, title=given.values["name"], **there
     )
     return io.NodeOutput(report.out(0), report.out(1), expand=graph.finalize())
 

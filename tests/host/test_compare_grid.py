@@ -121,10 +121,15 @@ def test_a_grid_makes_each_video_once_as_the_hosts_own_nodes_do(server):
     removed, *kept = sorted(first)
     list_videos(server)[removed].unlink()
     times = {key: list_videos(server)[key].stat().st_mtime_ns for key in kept}
-    run(server, make_prompt(seeds="1, 2, 3"))
+    names = ("dinov2", "sea_raft", "subject", "motion")
+    networks = {name: ["mini", output] for name, output in zip(names, (3, 4, 5, 7), strict=True)}
+    run(server, make_prompt(seeds="1, 2, 3", **networks))
     second = list_videos(server)
     assert len(second) == 6 and removed in second
     assert {key: second[key].stat().st_mtime_ns for key in kept} == times
+    page = (folder / "report.html").read_text("utf-8")
+    assert '"Motion Fidelity (flow)": [' in page and '"DINO-I (DINOv2)": [' in page
+    assert all(list(folder.glob(f"cells/{key}.*.metrics.json")) for key in second)
 
 
 def test_a_pair_makes_its_steps_with_both_experts(server):
