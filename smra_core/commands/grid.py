@@ -70,7 +70,8 @@ def run(args: argparse.Namespace) -> None:
         return
     check_output_folder(plan.file.out)
     on_ray = args.on == RAY
-    with RayCluster(args.ray_address) if on_ray else LocalPool(list_gpus(), args.workers) as workers:
+    pool = RayCluster(args.ray_address, plan.file.out) if on_ray else LocalPool(list_gpus(), args.workers)
+    with pool as workers:
         end = GridRun(plan, workers).run()
     _print_end(plan, end, write_results(plan, networks), args.json)
 
