@@ -13,6 +13,7 @@ from string import Template
 from typing import Any, NamedTuple
 
 from ..storage.atomic_write import write_atomically
+from .axis_name import name_value
 
 TEMPLATE = Path(__file__).with_name("grid_page.html")
 MOST_EMBEDDED = 200_000_000
@@ -125,7 +126,7 @@ def _list_cells(
     for cell in cells:
         yield {
             "id": cell.video.stem,
-            "name": ", ".join(cell.labels[axis] for axis in shown if axis in cell.labels),
+            "name": ", ".join(name_value(axis, cell.labels[axis]) for axis in shown if axis in cell.labels),
             "note": cell.note,
             "labels": dict(cell.labels),
             "video": _embed(cell.video) if folder is None else _make_link(cell.video, folder),

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.video import read_video, read_video_size, write_video
+from .axis_name import name_value
 from .contact_sheet import LARGEST_SIDE, SheetRow, draw_sheet, save_png, to_sheet_picture
 
 LARGEST_WALL = (3840, 2160)
@@ -51,14 +52,8 @@ def arrange_cells(labels: Sequence[Mapping[str, str]]) -> Arrangement:
     }
     keys = list(itertools.product(*(varying[axis] for axis in down)))
     numbers = [[places.get((key, column)) for column in columns] for key in keys]
-    rows = [", ".join(map(_name_value, down, key)) for key in keys]
-    return Arrangement(rows, [_name_value(across or "", column) for column in columns], numbers)
-
-
-def _name_value(axis: str, value: str) -> str:
-    """Return a value with the name of its axis if it is a number, which says nothing alone."""
-    is_number = value.replace(".", "", 1).removeprefix("-").isdecimal()
-    return f"{axis} {value}" if is_number else value
+    rows = [", ".join(map(name_value, down, key)) for key in keys]
+    return Arrangement(rows, [name_value(across or "", column) for column in columns], numbers)
 
 
 def read_cell(path: Path) -> Tensor:
