@@ -13,7 +13,7 @@ from smra_core.miniature.held_out_files import write_motion
 from smra_core.training.run_folder import read_losses
 
 ROOT = Path(__file__).parents[2]
-STEPS, KILLED_AT, TIME = 12, 3, 300
+STEPS, KILLED_AT, TIME = 12, 3, 900
 GRID = f"""
 title: Killed
 out: made
