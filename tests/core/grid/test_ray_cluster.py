@@ -30,6 +30,7 @@ def test_without_ray_the_error_says_what_to_install(monkeypatch):
 def cluster(monkeypatch, tmp_path):
     import ray
 
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")  # what else runs here shall kill no worker
     start = ray.init
     monkeypatch.setattr(ray, "init", lambda **options: start(num_cpus=2, include_dashboard=False, **options))
     with RayCluster(None, tmp_path / "grid") as running:
@@ -129,7 +130,7 @@ def count_steps(out):
     return len(files[0].read_text("utf-8").splitlines()) - 1 if files else 0
 
 
-def wait_until(is_true, seconds=300):
+def wait_until(is_true, seconds=600):
     deadline = time.monotonic() + seconds
     while not is_true():
         assert time.monotonic() < deadline
