@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..wan.block_stream import restore_values
 from ..wan.recompute import is_recomputing
+from ..wan.stored_form import restore_values
 
 Load = Callable[[Tensor], AbstractContextManager[tuple[Tensor, Tensor | None]]]
 """Gives weight `out in` and bias `out` inside of a with block, on the device and in the dtype of a tensor."""
@@ -71,16 +71,20 @@ def freeze_plain_linear(module: nn.Linear, ends_block: bool = False) -> FrozenFo
 
 
 def freeze_stored_linear(
-    module: nn.Linear, take: Callable[[], Tensor], scale: Tensor | float | None, ends_block: bool = False
+    module: nn.Linear,
+    take: Callable[[], Tensor],
+    scale: Tensor | float | None,
+    group: int = 0,
+    ends_block: bool = False,
 ) -> FrozenForward:
     """Return the forward in training of a linear whose weight is in the form of its file, or elsewhere.
 
-    `take` returns the weight's values on the device of the input, and `scale` multiplies them (see
-    wan.block_stream.restore_values); the linear's own weight is not used.
+    `take` returns the weight's values on the device of the input, which `scale` and `group` bring back (see
+    wan.stored_form.restore_values); the linear's own weight is not used.
     """
 
     def load(like: Tensor) -> AbstractContextManager[tuple[Tensor, Tensor | None]]:
-        return nullcontext((restore_values(take(), scale, like.dtype), module.bias))
+        return nullcontext((restore_values(take(), scale, like.dtype, group), module.bias))
 
     frozen = FrozenForward(module.out_features, load, module.forward, ends_block)
     frozen.plain = frozen.multiply

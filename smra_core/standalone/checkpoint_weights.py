@@ -1,10 +1,10 @@
-"""Loading native checkpoints into models of diffusers and transformers: every name is checked, and fp8
-weights are multiplied by their scales.
+"""Loading native checkpoints into models of diffusers and transformers: every name is checked, and weights of
+8 bits are multiplied by their scales.
 
 The model is built on the meta device and takes the file's tensors one by one, so that loading needs the
-memory of the model in its own precision and of one weight more. An fp8 file holds each weight divided by a
-scale, and the scale beside it: as `scale_weight` in the older files of ComfyUI and kijai, as `weight_scale`
-in newer ones.
+memory of the model in its own precision and of one weight more. A file of fp8 or INT8 holds each weight
+divided by a scale, and the scale beside it: as `scale_weight` in the older files of ComfyUI and kijai, as
+`weight_scale` in newer ones, whose `comfy_quant` names the form (see wan.stored_form).
 """
 
 import json
@@ -15,17 +15,24 @@ import torch
 from torch import Tensor, nn
 
 from ..storage.weight_check import READABLE_FLOATS, Value, check_finite, check_names_and_shapes, rename_keys
-from ..wan.block_stream import restore_values
+from ..wan.stored_form import can_rotate, restore_values
 
 Shapes = Mapping[str, tuple[int, ...]]
 _FLOAT8 = {torch.float8_e4m3fn, torch.float8_e5m2}
 _FLOAT8_FORMATS = ("float8_e4m3fn", "float8_e5m2")
+_INT8_FORMAT = "int8_tensorwise"
+_USUAL_GROUP = 256
+"""Inputs that were rotated together where a file does not say how many."""
+_MOST_JSON = 4096
+"""Bytes of a `comfy_quant` entry that are read."""
 _SCALES = (".scale_weight", ".weight_scale")
 _EXTRAS = (".comfy_quant", ".scale_input", ".input_scale", *_SCALES)
 """Endings of the extra entries of a weight in quantized files. Scales of inputs do not change the weight."""
 _MARKER = "scaled_fp8"
 SCALE = "stored_scale"
 """Name of the buffer with the scale of a weight that is kept in the form of its file."""
+GROUP = "stored_group"
+"""Name of the attribute with the number of inputs that were rotated together, where any were."""
 _OTHER_QUANTS = {
     ".weight_scale_2": "NVFP4",
     ".absmax": "bitsandbytes",
@@ -78,10 +85,10 @@ def fill_native(
 ) -> None:
     """Load a file's weights in `dtype` into a model on the meta device.
 
-    Weights inside a module that is named in `precise` are kept in float32. fp8 weights for whose native name
-    `keeps_form` returns true stay as they are in the file, with their scale (or None) as the buffer SCALE of
-    their module. Raises ValueError as `check_native` does, for scales that do not fit their weights, and for
-    weights that are not finite.
+    Weights inside a module that is named in `precise` are kept in float32. Weights of 8 bits for whose native
+    name `keeps_form` returns true stay as they are in the file, with their scale (or None) as the buffer
+    SCALE of their module, and GROUP. Raises ValueError as `check_native` does, for scales that do not fit
+    their weights, and for weights that are not finite.
     """
     check_native(model, native_name, {name: tuple(t.shape) for name, t in tensors.items()}, source)
     filled: dict[str, Tensor] = {}
@@ -91,54 +98,83 @@ def fill_native(
         if native not in restored:  # tied weights are one tensor under two names
             precision = torch.float32 if any(part in name.split(".") for part in precise) else dtype
             restored[native] = restore_weight(native, tensors, precision, source)
-            if keeps_form is not None and keeps_form(native) and tensors[native].dtype in _FLOAT8:
+            if keeps_form is not None and keeps_form(native) and tensors[native].dtype.itemsize == 1:
                 restored[native] = tensors[native]
-                scale = _find_scale(native, tensors, source)
-                model.get_submodule(name.rpartition(".")[0]).register_buffer(SCALE, scale, persistent=False)
+                scale, group = _find_form(native, tensors, source)
+                module = model.get_submodule(name.rpartition(".")[0])
+                module.requires_grad_(False)  # whole numbers can be no parameter that takes a gradient
+                module.register_buffer(SCALE, scale, persistent=False)
+                if group:
+                    setattr(module, GROUP, group)
         filled[name] = restored[native]
     model.load_state_dict(filled, assign=True)
 
 
 def restore_weight(name: str, tensors: Mapping[str, Tensor], dtype: torch.dtype, source: str) -> Tensor:
-    """Return one weight of a file in `dtype`, an fp8 weight multiplied by its scale."""
-    stored, scale = tensors[name], _find_scale(name, tensors, source)
-    if stored.dtype not in READABLE_FLOATS:
+    """Return one weight of a file in `dtype`, one of 8 bits multiplied by its scale and rotated back."""
+    stored, (scale, group) = tensors[name], _find_form(name, tensors, source)
+    if stored.dtype not in READABLE_FLOATS and not (stored.dtype == torch.int8 and scale is not None):
         raise ValueError(f"{source}: {name} is stored as {stored.dtype}; a floating-point weight is needed.")
-    weight = restore_values(stored, scale, dtype)
+    weight = restore_values(stored, scale, dtype, group)
     # Checked last: what overflows the wanted precision is as unusable as what was broken before.
     check_finite({name: weight}, source)
     return weight
 
 
-def _find_scale(name: str, tensors: Mapping[str, Tensor], source: str) -> Tensor | None:
-    """Return what a weight's stored values are to be multiplied by; None where nothing is."""
+def _find_form(name: str, tensors: Mapping[str, Tensor], source: str) -> tuple[Tensor | None, int]:
+    """Return what a weight's stored values are to be multiplied by, None where nothing is, and how many
+    inputs were rotated together, 0 where none were.
+    """
     module = name.rpartition(".")[0]
     scales = [tensors[module + ending] for ending in _SCALES if module + ending in tensors]
     if not name.endswith(".weight"):
-        return None
+        return None, 0
+    config = {}
     if scales or f"{module}.comfy_quant" in tensors:
-        _check_format(module, tensors, source)
-    return _read_scale(name, tensors[name], scales[0], source) if scales else None
+        config = _read_config(module, tensors, source)
+    scale = _read_scale(name, tensors[name], scales[0], source) if scales else None
+    return scale, _read_group(name, tensors[name], config, source)
 
 
-def _check_format(module: str, tensors: Mapping[str, Tensor], source: str) -> None:
-    stored = tensors[f"{module}.weight"]
-    config = tensors.get(f"{module}.comfy_quant")
-    kind = _read_format(config) if config is not None else str(stored.dtype).removeprefix("torch.")
-    if kind not in _FLOAT8_FORMATS or stored.dtype not in _FLOAT8:
-        raise ValueError(
-            f"{source}: {module} is quantized as {kind} ({stored.dtype}); only {_FLOAT8_FORMATS} can be read "
-            "back. Give the bf16, fp16 or fp8 file of the model."
-        )
+def _read_config(module: str, tensors: Mapping[str, Tensor], source: str) -> dict[str, Any]:
+    """Return the entries of a weight's `comfy_quant`; ValueError for a form that cannot be read back."""
+    stored, entry = tensors[f"{module}.weight"], tensors.get(f"{module}.comfy_quant")
+    config = {"format": str(stored.dtype).removeprefix("torch.")} if entry is None else _parse_json(entry)
+    kind = str(config.get("format"))[:40] if config else "something unreadable"
+    is_float8 = kind in _FLOAT8_FORMATS and stored.dtype in _FLOAT8
+    is_int8 = kind == _INT8_FORMAT and stored.dtype == torch.int8
+    if is_float8 or (is_int8 and any(module + ending in tensors for ending in _SCALES)):
+        return config
+    raise ValueError(
+        f"{source}: {module} is quantized as {kind} ({stored.dtype}); only {_FLOAT8_FORMATS} and "
+        f"{_INT8_FORMAT!r} with a scale can be read back. Give the bf16, fp16, fp8 or int8 file of the "
+        "model; the ComfyUI nodes take what ComfyUI itself can load."
+    )
 
 
-def _read_format(config: Tensor) -> str:
-    """Return the number format that a `comfy_quant` entry, JSON as bytes, names."""
+def _parse_json(entry: Tensor) -> dict[str, Any]:
+    """Return the content of a `comfy_quant` entry, JSON as bytes; empty where it cannot be read."""
     try:
-        content = json.loads(config.to(torch.uint8).numpy().tobytes()[:4096])
-        return str(content.get("format"))[:40]
-    except (ValueError, AttributeError, RecursionError, RuntimeError):
-        return "something unreadable"
+        content = json.loads(entry.to(torch.uint8).numpy().tobytes()[:_MOST_JSON])
+    except (ValueError, RecursionError, RuntimeError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _read_group(name: str, stored: Tensor, config: Mapping[str, Any], source: str) -> int:
+    """Return how many inputs of a weight were rotated together, 0 where none were."""
+    inner = config.get("params")
+    options = (inner if isinstance(inner, dict) else {}) | dict(config)
+    if stored.dtype != torch.int8 or not options.get("convrot"):
+        return 0
+    group = options.get("convrot_groupsize", _USUAL_GROUP)
+    if stored.ndim == 2 and type(group) is int and can_rotate(stored.shape[1], group):
+        return group
+    raise ValueError(
+        f"{source}: {name} is {tuple(stored.shape)} and says that its inputs were rotated in groups of "
+        f"{str(group)[:20]}, which must be a power of 4 that divides them. It is a damaged file: download it "
+        "again."
+    )
 
 
 def _read_scale(name: str, stored: Tensor, scale: Tensor, source: str) -> Tensor:

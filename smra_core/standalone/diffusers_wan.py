@@ -19,7 +19,7 @@ from ..wan.latents import denormalize, normalize
 from ..wan.module_names import to_native_linear
 from ..wan.recompute import KeptBlocks
 from ..wan.spec import PATCH, TIMESTEPS, Role, WanSpec, find_latents, find_spec, parse_linear
-from .checkpoint_weights import SCALE
+from .checkpoint_weights import GROUP, SCALE
 from .rotary_attention import use_complex_rotation
 from .waiting_blocks import WaitingBlocks
 
@@ -71,7 +71,8 @@ class DiffusersDenoiser:
             return freeze_plain_linear(linear, ends_block)
         if scale is not None and not scale.ndim:
             scale = scale.item()
-        return freeze_stored_linear(linear, take or (lambda: linear.weight), scale, ends_block)
+        group = getattr(linear, GROUP, 0)
+        return freeze_stored_linear(linear, take or (lambda: linear.weight), scale, group, ends_block)
 
     def linears(self) -> dict[str, nn.Module]:
         """Return the linears of all blocks by native name."""

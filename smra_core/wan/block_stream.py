@@ -19,20 +19,6 @@ _ALIGNMENT = 256
 """Bytes at whose multiples weights begin, as in torch's own allocator on CUDA."""
 
 
-def restore_values(values: Tensor, scale: Tensor | float | None, dtype: torch.dtype) -> Tensor:
-    """Return a weight in `dtype`, given its values in the form of the file, multiplied by its scale if it has
-    one. Both must be on one device; without a scale the result may be `values` itself.
-
-    For fp8 values a number as the scale gives the same bits as a tensor of it, with a third of the traffic.
-    """
-    if scale is None:
-        return values.to(dtype)
-    if isinstance(scale, float):  # 16 bits hold all values of fp8, and torch multiplies them in float32
-        return values.to(dtype).mul_(scale)
-    # fp8 is copied by float(), so that the product may be in place.
-    return values.float().mul_(scale).to(dtype)
-
-
 def pack(weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
     """Copy weights on the host into one piece of memory; return the piece, in bytes, and the copies."""
     piece = torch.empty(_count_bytes(weights), dtype=torch.uint8)

@@ -9,7 +9,7 @@ from smra_core.lora.adapter import Injection, init_lora, injected
 from smra_core.lora.plan import ALL_LAYERS
 from smra_core.miniature.model_files import MINIATURE_FILES
 from smra_core.standalone.waiting_blocks import Placement
-from smra_core.wan.block_stream import restore_values
+from smra_core.wan.stored_form import restore_values
 
 RANK, SIDE = 4, 8
 

@@ -195,6 +195,46 @@ def test_scaled_fp8_is_brought_back_to_what_it_means(models, native, scale_name,
     assert (loaded["blocks.0.ffn.0.weight"] - original).abs().max() < 0.07 * original.abs().max()
 
 
+def hadamard(size):
+    """The rotation as ComfyUI's quantizer defines it."""
+    quarter = torch.tensor([[1.0, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]])
+    matrix = quarter
+    while len(matrix) < size:
+        matrix = torch.kron(matrix, quarter)
+    return matrix / size**0.5
+
+
+def as_int8(state, scale_of, config, rotate=lambda weight: weight):
+    """Linears of the blocks as INT8 files hold them."""
+    stored = dict(state)
+    for name, value in state.items():
+        if value.ndim == 2 and name.startswith("blocks.") and name.endswith(".weight"):
+            rotated, module = rotate(value), name.removesuffix(".weight")
+            scale = scale_of(rotated) * 448 / 127
+            scale = scale[:, None] if scale.ndim else scale
+            stored[name] = (rotated / scale).round().to(torch.int8)
+            stored[f"{module}.weight_scale"] = scale
+            mark = json.dumps({"format": "int8_tensorwise", **config}).encode()
+            stored[f"{module}.comfy_quant"] = torch.frombuffer(bytearray(mark), dtype=torch.uint8)
+    return stored
+
+
+@pytest.mark.parametrize("scale_of, group", [(whole_scale, 0), (row_scale, 16), (row_scale, 4)])
+def test_int8_is_brought_back_and_rotated_back(models, native, scale_of, group):
+    state = to_native_dit_state(models[0].state_dict())
+    matrix = hadamard(group) if group else None
+    rotate = (lambda w: (w.unflatten(1, (-1, group)) @ matrix).flatten(1)) if group else (lambda w: w)
+    rotation = {"convrot": True, "convrot_groupsize": group} if group else {}
+    config = {"params": rotation} if group == 4 else rotation  # both ways to write it are read
+    save_file(as_int8(state, scale_of, config, rotate), native / "dit.safetensors")
+    loaded = to_native_dit_state(files_of(native).load_denoiser(torch.float32, CPU).dit.state_dict())
+    for name, value in state.items():
+        assert (loaded[name] - value).norm() <= 0.02 * value.norm(), name
+    if group:  # read without the rotation it would be another weight
+        name = "blocks.0.ffn.0.weight"
+        assert (rotate(state[name]) - state[name]).abs().max() > 0.5 * state[name].abs().max()
+
+
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float16])
 def test_plain_small_numbers_are_widened(models, native, dtype):
     state = {name: value.to(dtype) for name, value in to_native_dit_state(models[0].state_dict()).items()}
@@ -209,8 +249,21 @@ def test_norms_and_modulations_stay_in_float32_beside_a_16_bit_model(native):
     assert dit.blocks[0].scale_shift_table.dtype == dit.blocks[0].norm2.weight.dtype == torch.float32
 
 
-def comfy_quant(kind):
-    return torch.frombuffer(bytearray(json.dumps({"format": kind}).encode()), dtype=torch.uint8)
+def comfy_quant(kind, **options):
+    return torch.frombuffer(bytearray(json.dumps({"format": kind, **options}).encode()), dtype=torch.uint8)
+
+
+def int8_layer(with_scale=True, **options):
+    """A change that makes a layer one of INT8."""
+
+    def change(state):
+        name = "blocks.0.ffn.0"
+        state[f"{name}.weight"] = state[f"{name}.weight"].to(torch.int8)
+        state[f"{name}.comfy_quant"] = comfy_quant("int8_tensorwise", **options)
+        if with_scale:
+            state[f"{name}.weight_scale"] = torch.ones(())
+
+    return change
 
 
 @pytest.mark.parametrize(
@@ -220,6 +273,10 @@ def comfy_quant(kind):
         (lambda s: s.update({"blocks.0.ffn.0.weight.absmax": torch.ones(2)}), "quantized with bitsandbytes"),
         (lambda s: s.update({"blocks.0.ffn.0.comfy_quant": comfy_quant("mxfp8")}), "quantized as mxfp8"),
         (lambda s: s.update({"blocks.0.ffn.0.comfy_quant": torch.ones(3)}), "as something unreadable"),
+        (int8_layer(with_scale=False), "quantized as int8_tensorwise"),
+        (int8_layer(convrot=True, convrot_groupsize=8), "in groups of 8, which must be a power of 4"),
+        (int8_layer(convrot=True, convrot_groupsize="x" * 99), "in groups of xxxxxxxxxxxxxxxxxxxx, which"),
+        (int8_layer(convrot=True), "in groups of 256, which must be a power of 4 that divides"),
         (
             lambda s: s.update(
                 {

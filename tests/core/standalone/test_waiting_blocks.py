@@ -24,6 +24,7 @@ from smra_core.wan.block_stream import Copies
 from smra_core.wan.module_names import to_native_dit_state, to_native_vae_state
 from smra_core.wan.sampler import SamplingSettings
 from smra_core.wan.spec import WAN_14B
+from smra_core.wan.stored_form import make_rotation
 
 BLOCKS, RANK, TEXT, FFN = 5, 2, 8, 512
 SIZES = dict(
@@ -46,8 +47,22 @@ def files(tmp_path_factory):
             stored[name.removesuffix("weight") + "scale_weight"] = scale
     save_file(plain, folder / "plain.safetensors")
     save_file(stored, folder / "fp8.safetensors")
+    save_file(as_rotated_int8(plain), folder / "int8.safetensors")
     save_file(to_native_vae_state(AutoencoderKLWan(base_dim=4, z_dim=16).state_dict()), folder / "vae.st")
     return lambda kind: WanFiles(folder / f"{kind}.safetensors", folder / "vae.st", None)
+
+
+def as_rotated_int8(state):
+    """Linears in INT8 by output, rotated in groups of 16."""
+    stored, mark = dict(state), b'{"format": "int8_tensorwise", "convrot": true, "convrot_groupsize": 16}'
+    for name, value in state.items():
+        if name.startswith("blocks.") and value.ndim == 2 and name.endswith(".weight"):
+            rotated = (value.unflatten(1, (-1, 16)) @ make_rotation(16, CPU)).flatten(1)
+            scale = rotated.abs().amax(1, keepdim=True) / 127
+            stored[name], module = (rotated / scale).round().to(torch.int8), name.removesuffix("weight")
+            stored[f"{module}weight_scale"] = scale
+            stored[f"{module}comfy_quant"] = torch.frombuffer(bytearray(mark), dtype=torch.uint8)
+    return stored
 
 
 def inputs():
@@ -75,7 +90,7 @@ def differentiate(denoiser):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", ["plain", "fp8"])
+@pytest.mark.parametrize("kind", ["plain", "fp8", "int8"])
 @pytest.mark.parametrize("keeps_form, resident", [(True, None), (True, 0), (True, 3), (False, 2)])
 def test_losses_and_gradients_are_bit_equal_to_those_of_the_loaded_model(
     files, dtype, kind, keeps_form, resident
@@ -112,7 +127,7 @@ def test_fp8_takes_a_byte_a_value_and_a_waiting_block_none(files):
     denoiser = files("fp8").load_denoiser(torch.float32, CPU, True, Placement(True, 3))
     blocks = [{p.dtype for n, p in block.named_parameters() if p.ndim == 2} for block in denoiser.dit.blocks]
     assert blocks.count(set()) == 2 and blocks.count({torch.float8_e4m3fn}) == 3
-    assert files("fp8").stored_bytes == 1 and files("plain").stored_bytes == 2
+    assert [files(kind).stored_bytes for kind in ("plain", "fp8", "int8")] == [2, 1, 1]
 
 
 def test_each_waiting_block_is_copied_once_forward_and_once_back_in_a_step(files, monkeypatch):

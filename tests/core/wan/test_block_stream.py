@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from smra_core.wan.block_stream import BlockStream, Copies, pack, restore_values, spread_waiting
+from smra_core.wan.block_stream import BlockStream, Copies, pack, spread_waiting
+from smra_core.wan.stored_form import restore_values
 
 BLOCKS = 5
 CPU = torch.device("cpu")

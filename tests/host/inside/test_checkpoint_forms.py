@@ -80,6 +80,26 @@ def test_a_switched_run_on_a_packed_checkpoint(state, loras, form):
     assert check(random_wan.load(packed), random_wan.load(plain), loras) == (0.0, 0.0)
 
 
+@pytest.mark.parametrize("form", ["int8_convrot", "int8 by row", "float8_e5m2"])
+def test_the_command_line_reads_back_what_comfyui_stores(state, form):
+    """The core has its own way back from these forms, without ComfyUI's packages."""
+    from smrabooth_pack.smra_core.wan.stored_form import restore_values
+
+    kind, arguments, config = QUANTIZED[form]
+    if kind not in quant_ops.QUANT_ALGOS:
+        pytest.skip(f"This version of ComfyUI has no {kind}.")
+    layout = quant_ops.get_layout_class(quant_ops.QUANT_ALGOS[kind]["comfy_tensor_layout"])
+    for name, weight in block_weights(state).items():
+        codes, params = layout.quantize(weight.contiguous(), **arguments)
+        group = params.convrot_groupsize if config else 0
+        ours, theirs = (
+            restore_values(codes, params.scale, torch.float32, group),
+            layout.dequantize(codes, params),
+        )
+        assert (ours - theirs).abs().max() <= 1e-6 * theirs.abs().max(), name
+        assert (ours - weight).norm() < 0.1 * weight.norm()
+
+
 def test_a_merge_into_rotated_weights_is_made_on_the_values_that_they_stand_for(state, loras):
     """A change added to the rotated numbers themselves would be another LoRA."""
     packed, plain = pack(state, "int8_convrot")
