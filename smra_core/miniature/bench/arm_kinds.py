@@ -45,7 +45,7 @@ SUBJECTS = ArmKind(
     steps=(25, 50, 100),
     start=SubjectTrainings,
     list_scenes=list_subject_scenes,
-    references=("R", "R, figures", "R, figures, 1 picture"),
+    references=("R", "R, 1 picture", "R, figures", "R, figures, 1 picture"),
     column="likeness",
     measure=measure_subject,
 )

@@ -20,6 +20,7 @@ from ...training.sura import (
 )
 from ...wan.flow_matching import add_noise, velocity_target, velocity_weight, x0_from_velocity
 from ...wan.interfaces import Denoiser
+from ..recipe.stage import cast_where_fast
 from ..weight_paths import DINOV2_FILE
 from ..world.random_clips import draw_views
 
@@ -93,7 +94,9 @@ class DecodedObjective(ArmObjective):
         region = region_loss(velocity, velocity_target(batch.latents, noise), batch.mask_latent)
         region = region * velocity_weight(sigma, self.shift, self.noise_range)
         x0 = x0_from_velocity(noisy, velocity, sigma)
-        pictures = (self.decoder.finish(x0)[:, :, 0].clamp(-1, 1) + 1) / 2
+        with cast_where_fast():  # float32 takes a CPU seconds a step
+            pixels = self.decoder.finish(x0)[:, :, 0]
+        pictures = (pixels.float().clamp(-1, 1) + 1) / 2
         tokens = self.vit.forward_features(prepare_pictures(pictures))
         features = tokens[:, self.vit.num_prefix_tokens :]
         return {"region": region, "sura": sura_loss(features, batch.features) * (sigma > self.above)}
