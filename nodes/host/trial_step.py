@@ -104,6 +104,7 @@ class _ValuelessDenoiser(HostDenoiser):
             model=copy_without_values(model.model),
             model_options=model.model_options,
             get_model_object=model.get_model_object,
+            load_device=META,
         )
         super().__init__(copied, read_spec(model), torch.float32)
 
