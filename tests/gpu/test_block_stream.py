@@ -9,6 +9,8 @@ from smra_core.lora.adapter import Injection, init_lora, injected
 from smra_core.lora.plan import ALL_LAYERS
 from smra_core.miniature.model_files import MINIATURE_FILES
 from smra_core.standalone.waiting_blocks import Placement
+from smra_core.wan import feed_forward
+from smra_core.wan.recompute import KeptBlocks
 from smra_core.wan.stored_form import restore_values
 
 RANK, SIDE = 4, 8
@@ -34,19 +36,34 @@ def differentiate(denoiser, device):
     return gradients
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("resident", [0, 2])
-def test_gradients_are_bit_equal_to_those_of_the_resident_model(device, dtype, resident, monkeypatch):
+@pytest.fixture
+def deterministic(monkeypatch):
+    """Let the device add up in the same order each time."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        expected = differentiate(MINIATURE_FILES.load_denoiser(dtype, device, True), device)
-        streamed = MINIATURE_FILES.load_denoiser(dtype, device, True, Placement(resident=resident))
-        got = differentiate(streamed, device)
-        streamed.close()
-    finally:
-        torch.use_deterministic_algorithms(False)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("resident", [0, 2])
+def test_gradients_are_bit_equal_to_those_of_the_resident_model(device, deterministic, dtype, resident):
+    expected = differentiate(MINIATURE_FILES.load_denoiser(dtype, device, True), device)
+    streamed = MINIATURE_FILES.load_denoiser(dtype, device, True, Placement(resident=resident))
+    got = differentiate(streamed, device)
+    streamed.close()
     assert all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))
+
+
+def test_gradients_are_bit_equal_where_inputs_wait_and_nets_are_in_chunks(device, deterministic, monkeypatch):
+    monkeypatch.setattr(feed_forward, "CHUNK_TOKENS", 16)  # of 3 x 4 x 4
+    expected = differentiate(MINIATURE_FILES.load_denoiser(torch.float32, device, True), device)
+    for kept in (KeptBlocks(staying=0), KeptBlocks(1, 1, 1), KeptBlocks(2)):
+        denoiser = MINIATURE_FILES.load_denoiser(torch.float32, device, True)
+        denoiser.kept_blocks = kept
+        got = differentiate(denoiser, device)
+        denoiser.close()
+        assert all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))
 
 
 def test_fp8_is_restored_to_the_bits_that_the_cpu_gives(device):
