@@ -39,7 +39,7 @@ def find_option(name: str) -> str | None:
 
 
 def start_trainers(args: argparse.Namespace, weights: Path) -> list[Trainer]:
-    """Start each trainer that is asked for, one after the other; name those that cannot run here."""
+    """Start the trainers that are asked for, and name those that cannot run here."""
     started = []
     for name in args.trainers:
         option = find_option(name)
@@ -48,12 +48,12 @@ def start_trainers(args: argparse.Namespace, weights: Path) -> list[Trainer]:
             print(f"left out: {name}, as --{option} is not given")
             continue
         arguments = [args.sizes, str(weights), str(args.side), *([str(folder)] if folder else [])]
-        trainer = Trainer(name, args.python, arguments)
-        if trainer.load():
-            started.append(trainer)
-        else:
-            print(f"left out: {name}: {trainer.explain()}")
-    return started
+        started.append(Trainer(name, args.python, arguments))
+    loaded = [trainer for trainer in started if trainer.load()]
+    for trainer in started:
+        if trainer not in loaded:
+            print(f"left out: {trainer.name}: {trainer.explain()}")
+    return loaded
 
 
 def take_turns(trainers: list[Trainer], rounds: int) -> None:
