@@ -50,7 +50,7 @@ def render_differences(clips: Sequence[dict], references: Sequence[str], steps: 
         f"| {arm} | {other} | {compare_arms(clips, arm, other, steps, column)} |"
         for arm in cases
         for other in references
-        if other != arm and cases[other] == cases[arm]
+        if other != arm and cases.get(other) == cases[arm]
     ]
     return "\n".join([f"| arm, {steps} steps | less | {column}, paired |", "|---" * 3 + "|", *rows])
 
