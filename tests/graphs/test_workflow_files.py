@@ -15,8 +15,6 @@ ROOT = Path(__file__).parents[2]
 WORKFLOWS = ROOT / "workflows"
 TITLE_BAR = 30
 GRAPHS = sorted(WORKFLOWS.glob("*.json"))
-BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
-"""Graphs of one subgraph each, which ComfyUI offers among its nodes."""
 ON_BOTH_HOSTS = {
     "CLIPLoader", "CLIPTextEncode", "EmptyHunyuanLatentVideo", "ImageFromBatch", "KSampler",
     "KSamplerAdvanced", "LoadImage", "LoraLoaderModelOnly", "MarkdownNote", "ModelSamplingSD3", "PreviewAny",
@@ -166,12 +164,11 @@ def list_folded(paths):
         yield from ((graph, node, parts[node["type"]]) for node in graph["nodes"] if node["type"] in parts)
 
 
-FOLDED = list(list_folded([*GRAPHS, *BLUEPRINTS]))
+FOLDED = list(list_folded(GRAPHS))
 
 
-def test_the_pairs_and_the_blueprints_have_one_node_that_combines():
-    assert len(FOLDED) == len(PAIRS) + len(BLUEPRINTS) == 4
-    assert len({part["id"] for _, _, part in FOLDED}) == len(FOLDED)
+def test_the_pairs_have_one_node_that_combines():
+    assert len(FOLDED) == len(PAIRS) == 2
     assert all(part["name"].startswith("Combine subject and motion") for _, _, part in FOLDED)
 
 
@@ -213,14 +210,6 @@ def test_the_face_of_a_subgraph_shows_its_inputs_outputs_and_values(graph, face,
             name = node["inputs"][link["target_slot"]]["name"]
             inside.append(node["widgets_values"][names.index(name)])
     assert face["widgets_values"] == inside and len(inside) >= 6
-
-
-@pytest.mark.parametrize("path", BLUEPRINTS, ids=lambda path: path.stem)
-def test_a_blueprint_is_our_nodes_alone_and_says_what_it_does(path):
-    graph = json.loads(path.read_text("utf-8"))
-    (part,) = list_subgraphs(graph)
-    assert part["name"] == path.stem and part["category"] == "SMRABooth" and len(part["description"]) > 80
-    assert len(graph["nodes"]) == 1 and {node["type"][:4] for node in part["nodes"]} == {"SMRA"}
 
 
 def test_notes_say_what_to_load(graph):

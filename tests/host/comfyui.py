@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 PACK = Path(__file__).parents[2]
 NAME = "ComfyUI-SMRABooth"
-PARTS = ("locales", "nodes", "smra_core", "subgraphs", "workflows")
+PARTS = ("locales", "nodes", "smra_core", "workflows")
 REQUIREMENTS = PACK / "requirements.txt"
 START_SECONDS, RUN_SECONDS = 600, 600
 

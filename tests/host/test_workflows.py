@@ -1,13 +1,12 @@
 """The shipped workflows against the schemas of the running host, and the quickstart as shipped."""
 
 import json
-import urllib.error
 from pathlib import Path
 
 import pytest
 import random_wan
 import torch
-from comfyui import NAME, PACK
+from comfyui import PACK
 from PIL import Image
 from random_wan import save_lora
 from safetensors.torch import save_file
@@ -25,7 +24,6 @@ from saved_graphs import (
 )
 
 GRAPHS = sorted((PACK / "workflows").glob("*.json"))
-BLUEPRINTS = sorted((PACK / "subgraphs").glob("*.json"))
 MODEL_FILES = {
     "unet_name", "clip_name", "vae_name", "lora_name", "subject_lora", "motion_lora", "file", "image",
 }  # fmt: skip
@@ -42,7 +40,7 @@ def info(server):
     return server.get("/object_info")
 
 
-@pytest.fixture(params=[*GRAPHS, *BLUEPRINTS], ids=lambda path: path.stem)
+@pytest.fixture(params=GRAPHS, ids=lambda path: path.stem)
 def graph(request, info):
     loaded = json.loads(request.param.read_text("utf-8"))
     if request.param.stem in OFFICIAL and "ComfySwitchNode" not in info:
@@ -77,18 +75,6 @@ def test_every_widget_holds_a_value_it_can_take(info, graph):
                 assert options.get("min", value) <= value <= options.get("max", value), where
             else:
                 assert isinstance(value, str if kind == "STRING" else bool), where
-
-
-def test_the_host_offers_the_blueprints(server):
-    try:
-        offered = server.get("/global_subgraphs")
-    except urllib.error.HTTPError:
-        pytest.skip("This version of ComfyUI offers no subgraphs of packs.")
-    ours = {entry["name"]: key for key, entry in offered.items() if NAME in entry["info"]["node_pack"]}
-    assert set(ours) == {path.stem for path in BLUEPRINTS}
-    for path in BLUEPRINTS:
-        sent = json.loads(server.get(f"/global_subgraphs/{ours[path.stem]}")["data"])
-        assert sent == json.loads(path.read_text("utf-8"))
 
 
 def list_models(graph):
