@@ -16,6 +16,7 @@ from smra_core.storage import tensor_cache, weight_file
 from smra_core.storage.tensor_cache import TensorCache
 from smra_core.training import run_folder
 from smra_core.training.job import TrainingJob, run_job
+from smra_core.training.ranks import ALONE
 from smra_core.training.run_folder import PREVIOUS, STATE
 from smra_core.training.sura import SubjectObjective, SubjectSample, SubjectSettings
 from smra_core.training.trainer import TrainSettings
@@ -91,7 +92,7 @@ def backend(folder):
     return SimpleNamespace(
         runs=folder, spec=denoiser.spec, device=torch.device("cpu"), base_fingerprint={"base": "toy"},
         denoiser_for_training=lambda step_bytes: nullcontext(denoiser), dtype=torch.float32,
-        cache=SimpleNamespace(hits=0, misses=0),
+        cache=SimpleNamespace(hits=0, misses=0), ranks=ALONE,
     )  # fmt: skip
 
 

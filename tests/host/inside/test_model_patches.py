@@ -16,12 +16,12 @@ def train(nodes, graph, model, name, **changes):
 
 
 def patched_attention(model, forward):
-    """A clone whose cross-attention of block 1 is computed by `forward(plain, x, context, **options)`."""
+    """A clone whose cross-attention of block 0 is computed by `forward(plain, x, context, **options)`."""
     clone = model.clone()
-    attention = clone.model.diffusion_model.blocks[1].cross_attn
+    attention = clone.model.diffusion_model.blocks[0].cross_attn
     plain = type(attention).forward.__get__(attention)
     clone.add_object_patch(
-        "diffusion_model.blocks.1.cross_attn.forward", lambda x, context, **k: forward(plain, x, context, **k)
+        "diffusion_model.blocks.0.cross_attn.forward", lambda x, context, **k: forward(plain, x, context, **k)
     )
     return clone
 
@@ -55,7 +55,7 @@ FAILURES = {
 
 @pytest.fixture
 def recomputed(monkeypatch):
-    """No memory for activations, so that every block is recomputed."""
+    """No memory for activations, so that every block but the last is recomputed."""
     monkeypatch.setattr(pack("smra_core.training.job"), "measure_spare_memory", lambda *given: 0.0)
 
 

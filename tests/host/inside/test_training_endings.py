@@ -56,7 +56,8 @@ def strike(monkeypatch, place, error):
 
     def struck(original, where):
         def method(*args, **kwargs):
-            if where == "forward":
+            # Before the training, a step is taken on a copy without values (see nodes.host.trial_step).
+            if where == "forward" and not args[1].is_meta:
                 begun.append(1)
             if where == place and len(begun) == 2:
                 raise error
