@@ -15,7 +15,7 @@ from saved_graphs import find_node, redirect
 from training_prompts import (
     FRAMES,
     SIDE,
-    cancel_after_first_step,
+    cancel_after_step,
     furnish,
     logged_steps,
     motion_graph,
@@ -137,7 +137,7 @@ def run_for_latent(server, prompt: dict, prefix: str) -> torch.Tensor:
 @pytest.mark.parametrize("kind", SERVED)
 def test_a_canceled_run_resumes_and_its_file_runs_in_the_hosts_own_graph(studio, templates, kind):
     graph = variant_graph(studio, kind, name=kind)
-    cancel_after_first_step(studio, graph)
+    cancel_after_step(studio, graph)
     (run,) = (studio.base / "output" / "smra" / "runs").glob(f"motion-{kind}-*")
     assert 1 <= int(load_file(run / "state.safetensors")["step"]) < STEPS
     (file,) = succeeded(studio.run(graph))["outputs"]["text"]["text"]

@@ -16,7 +16,7 @@ from saved_graphs import MUTED, as_prompt, find_node, redirect, run_for_latents,
 from training_prompts import (
     FRAMES,
     SIDE,
-    cancel_after_first_step,
+    cancel_after_step,
     furnish,
     logged_steps,
     node,
@@ -95,7 +95,7 @@ def trained(studio, request):
     """The workflow canceled in its first training, and queued again to its end."""
     kind, info = request.param, studio.get("/object_info")
     prompt = open_workflow(info, kind)
-    cancel_after_first_step(studio, prompt)
+    cancel_after_step(studio, prompt)
     (run,) = (studio.base / "output" / "smra" / "runs").glob(f"*-{kind}_*_noise-*")
     canceled = int(load_file(run / "state.safetensors")["step"])
     entry = succeeded(studio.run(prompt))

@@ -1,7 +1,6 @@
 """Training through the real server: what a browser sends, and what it gets."""
 
 import re
-import urllib.request
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ from safetensors.torch import load_file
 from training_prompts import (
     FRAMES,
     SIDE,
+    cancel_after_step,
     executed,
     furnish,
     listen,
@@ -154,19 +154,9 @@ def test_all_clips_of_a_folder_are_one_motion_with_a_mask_left_out(studio):
 
 
 def test_a_canceled_run_goes_on_bit_for_bit(studio):
-    socket = listen(studio)
     # ComfyUI leaves out reports less than 0.1 s apart, which these steps may be, but none with a preview.
     graph = subject_graph(studio, name="stopped", steps=6, preview_every=1)
-    studio.queue(graph)
-    event = socket.next()
-    while not (isinstance(event, dict) and event["type"] == "progress" and event["data"]["value"] == 2):
-        event = socket.next()
-        assert not (isinstance(event, dict) and event["type"] in ENDINGS), event
-    urllib.request.urlopen(urllib.request.Request(f"{studio.url}/interrupt", b"{}"), timeout=30).close()
-    while not (isinstance(event, dict) and event["type"] in ENDINGS):
-        event = socket.next()
-    socket.close()
-    assert event["type"] == "execution_interrupted"
+    cancel_after_step(studio, graph, 2)
     (run,) = (studio.base / "output" / "smra" / "runs").glob("subject-stopped-*")
     assert 2 <= int(load_file(run / "state.safetensors")["step"]) < 6 and not (run / "finished").exists()
 

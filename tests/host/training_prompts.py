@@ -174,12 +174,12 @@ ENDINGS = ("execution_interrupted", "execution_success", "execution_error")
 """Events that end a prompt."""
 
 
-def cancel_after_first_step(server, graph: dict) -> None:
-    """Queue a graph, interrupt it after its first step, and wait until ComfyUI says that it was."""
+def cancel_after_step(server, graph: dict, step: int = 1) -> None:
+    """Queue a graph, interrupt it after a step, and wait until ComfyUI says that it was."""
     socket = listen(server)
     server.queue(graph)
     event = socket.next()
-    while not (isinstance(event, dict) and event["type"] == "progress" and event["data"]["value"] == 1):
+    while not (isinstance(event, dict) and event["type"] == "progress" and event["data"]["value"] == step):
         event = socket.next()
         assert not (isinstance(event, dict) and event["type"] in ENDINGS), event
     urllib.request.urlopen(urllib.request.Request(f"{server.url}/interrupt", b"{}"), timeout=30).close()
