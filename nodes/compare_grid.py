@@ -1,5 +1,7 @@
 """The SMRA Compare Grid node: all combinations of LoRAs, strengths, T_points and seeds as videos."""
 
+from collections.abc import Sequence
+
 from comfy_api.latest import io
 
 from ..smra_core.evaluation.grid_cells import (
@@ -31,18 +33,15 @@ class CompareGrid(io.ComfyNode):
             category="SMRABooth",
             description=(
                 "Samples every combination of subject LoRAs, motion LoRAs, strengths, T_points and seeds "
-                "with "
-                "your MODEL and ComfyUI's own sampler. Each video is saved as it comes, so that a canceled "
-                "or "
-                "changed grid samples only what is missing. Leaves a report page, a video wall and a contact "
-                "sheet in output/smra/grids."
+                "with your MODEL and ComfyUI's own sampler. Each video is saved as it comes, so that a "
+                "canceled or changed grid samples only what is missing. Leaves a report page, a video wall "
+                "and a contact sheet in output/smra/grids."
             ),
             inputs=[
                 io.Model.Input(
                     "model",
                     tooltip="A WAN model after your shift, distill LoRA and other nodes; of a Wan 2.2 pair "
-                    "the "
-                    "high-noise expert. Leave the two LoRAs to this node.",
+                    "the high-noise expert. Leave the two LoRAs to this node.",
                 ),
                 io.Vae.Input("vae", tooltip="Decodes the videos."),
                 io.Conditioning.Input("negative", tooltip="What the videos should not show."),
@@ -59,8 +58,7 @@ class CompareGrid(io.ComfyNode):
                     "schedule",
                     optional=True,
                     tooltip="Strengths before and after T_point, from SMRA T_point Scheduler. The "
-                    "strengths here "
-                    "are factors on them, and t_points take the place of its T_point.",
+                    "strengths here are factors on them, and t_points take the place of its T_point.",
                 ),
                 io.Model.Input(
                     "model_low_noise",
@@ -71,8 +69,8 @@ class CompareGrid(io.ComfyNode):
                     io.LoraModel.Input(
                         f"{purpose}_lora_model",
                         optional=True,
-                        tooltip="A LoRA straight from a training node. "
-                        f"In {purpose}_loras it is called 'trained here'.",
+                        tooltip=f"A LoRA straight from a training node. In {purpose}_loras it is called "
+                        "'trained here'.",
                     )
                     for purpose in ("subject", "motion")
                 ),
@@ -108,8 +106,7 @@ class CompareGrid(io.ComfyNode):
                 io.String.Input(
                     "t_points", default="",
                     tooltip="Noise levels of T_point: 0.6, 0.7, 0.8. Raising one gives the subject more "
-                    "steps at "
-                    "full strength. Empty takes that of the schedule.",
+                    "steps at full strength. Empty takes that of the schedule.",
                 ),
                 io.String.Input(
                     "seeds", default="1",
@@ -140,8 +137,7 @@ class CompareGrid(io.ComfyNode):
                 io.Int.Input(
                     "switch_step", default=0, min=0, max=10000,
                     tooltip="First step of the low-noise expert, from SMRA T_point Scheduler. Raising it "
-                    "gives "
-                    "the high-noise expert more steps. Only for a pair.",
+                    "gives the high-noise expert more steps. Only for a pair.",
                 ),
             ],
             outputs=[
@@ -161,30 +157,35 @@ class CompareGrid(io.ComfyNode):
 
 def read_axes(inputs: dict) -> GridAxes:
     """Return the axes that the node's lists give; ValueError for what cannot be read."""
+    return GridAxes(
+        _read_loras(inputs, "subject"),
+        _read_loras(inputs, "motion"),
+        parse_numbers(inputs["subject_strengths"], "subject_strengths") or [1.0],
+        parse_numbers(inputs["motion_strengths"], "motion_strengths") or [1.0],
+        _read_t_points(inputs),
+        parse_numbers(inputs["seeds"], "seeds", whole=True) or [1],
+    )
+
+
+def _read_loras(inputs: dict, purpose: str) -> list[GridLora]:
+    """Return the LoRAs of a list, and first the one from a training node where the list does not name it."""
     import folder_paths
 
-    known = folder_paths.get_filename_list("loras")
-    loras = {}
-    for purpose in ("subject", "motion"):
-        here = [TRAINED_HERE] if inputs.get(f"{purpose}_lora_model") is not None else []
-        listed = parse_loras(inputs[f"{purpose}_loras"], [*here, *known])
-        if here and TRAINED_HERE not in [lora.name for lora in listed]:
-            listed = [GridLora(TRAINED_HERE), *listed]
-        loras[purpose] = listed or [GridLora(NO_LORA)]
+    here = [TRAINED_HERE] if inputs.get(f"{purpose}_lora_model") is not None else []
+    listed = parse_loras(inputs[f"{purpose}_loras"], [*here, *folder_paths.get_filename_list("loras")])
+    if here and TRAINED_HERE not in [lora.name for lora in listed]:
+        listed = [GridLora(TRAINED_HERE), *listed]
+    return listed or [GridLora(NO_LORA)]
+
+
+def _read_t_points(inputs: dict) -> Sequence[float | None]:
+    """Return the noise levels of T_point; None alone stands for that of the schedule."""
     t_points = parse_numbers(inputs["t_points"], "t_points")
     for t_point in t_points:
         StrengthSchedule(t_point)  # refuses what is no noise level
     if t_points and inputs.get("model_low_noise") is not None:
         raise ValueError(
             "t_points cannot be compared on a Wan 2.2 pair, whose T_point is the step of the hand-over. "
-            "Leave "
-            "t_points empty, and set T_point in SMRA T_point Scheduler."
+            "Leave t_points empty, and set T_point in SMRA T_point Scheduler."
         )
-    return GridAxes(
-        loras["subject"],
-        loras["motion"],
-        parse_numbers(inputs["subject_strengths"], "subject_strengths") or [1.0],
-        parse_numbers(inputs["motion_strengths"], "motion_strengths") or [1.0],
-        t_points or [None],
-        parse_numbers(inputs["seeds"], "seeds", whole=True) or [1],
-    )
+    return t_points or [None]

@@ -17,9 +17,8 @@ class SaveGridCell(io.ComfyNode):
             display_name="SMRA Save Grid Cell",
             category="SMRABooth",
             description=(
-                "Saves a video as a cell of a grid that you build yourself, for SMRA Write Grid Report. SMRA "
-                "Compare "
-                "Grid saves its own."
+                "Saves a video as a cell of a grid that you build yourself, for SMRA Write Grid Report. "
+                "SMRA Compare Grid saves its own."
             ),
             inputs=[
                 io.Image.Input("images", tooltip="Frames of the video."),
@@ -34,8 +33,7 @@ class SaveGridCell(io.ComfyNode):
                 io.String.Input(
                     "labels", default="subject: dog\nmotion: walk", multiline=True,
                     tooltip="What the cell shows, a line for each axis of the grid: subject: dog. More "
-                    "lines give "
-                    "more axes to sort by.",
+                    "lines give more axes to sort by.",
                 ),
                 io.Float.Input(
                     "fps", default=16.0, min=0.1, max=240.0, step=0.1,

@@ -23,8 +23,8 @@ class WriteGridReport(io.ComfyNode):
             category="SMRABooth",
             description=(
                 "Writes the report page of a grid: all videos side by side and in step, cells to pick and "
-                "hide, "
-                "and a blind vote; beside it a video wall and a contact sheet. They are in output/smra/grids."
+                "hide, and a blind vote; beside it a video wall and a contact sheet. They are in "
+                "output/smra/grids."
             ),
             inputs=[
                 GridType.Input(

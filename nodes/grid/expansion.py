@@ -124,31 +124,36 @@ def expand_grid(given: GridInputs, cells: Sequence[CellValues]) -> io.NodeOutput
 
 def _add_cell(graph, given: GridInputs, cell: CellValues, prompt: str) -> Any:
     """Add the nodes of one cell; return the link to its frames."""
-    values = given.values
-    positive = values.get("positive")
+    values, positive = given.values, given.values.get("positive")
     if positive is None:
         positive = graph.node("CLIPTextEncode", clip=values["clip"], text=prompt).out(0)
-    both = {"positive": positive, "negative": values["negative"]}
-    run = {name: values[name] for name in ("steps", "cfg", "sampler_name", "scheduler")}
-    loader = _add_loader(graph, given, cell)
-    if not given.is_pair:
-        latents = graph.node(
-            "KSampler", model=loader.out(0), seed=cell.seed, denoise=1.0,
-            latent_image=values["latent_image"], **both, **run,
-        ).out(0)  # fmt: skip
-    else:
-        switch = values["switch_step"]
-        first = graph.node(
-            "KSamplerAdvanced", model=loader.out(0), noise_seed=cell.seed, add_noise="enable",
-            latent_image=values["latent_image"], start_at_step=0, end_at_step=switch,
-            return_with_leftover_noise="enable", **both, **run,
-        )  # fmt: skip
-        latents = graph.node(
-            "KSamplerAdvanced", model=loader.out(1), noise_seed=cell.seed, add_noise="disable",
-            latent_image=first.out(0), start_at_step=switch, end_at_step=10000,
-            return_with_leftover_noise="disable", **both, **run,
-        ).out(0)  # fmt: skip
+    run = {name: values[name] for name in ("negative", "steps", "cfg", "sampler_name", "scheduler")}
+    add_samplers = _add_both_samplers if given.is_pair else _add_sampler
+    latents = add_samplers(graph, given, cell, run | {"positive": positive})
     return graph.node("VAEDecode", samples=latents, vae=values["vae"]).out(0)
+
+
+def _add_sampler(graph, given: GridInputs, cell: CellValues, run: Mapping[str, Any]) -> Any:
+    """Add the loader and the sampler of one model; return the link to the latents."""
+    return graph.node(
+        "KSampler", model=_add_loader(graph, given, cell).out(0), seed=cell.seed, denoise=1.0,
+        latent_image=given.values["latent_image"], **run,
+    ).out(0)  # fmt: skip
+
+
+def _add_both_samplers(graph, given: GridInputs, cell: CellValues, run: Mapping[str, Any]) -> Any:
+    """Add the loader and the samplers of the two experts; return the link to the latents."""
+    loader, switch = _add_loader(graph, given, cell), given.values["switch_step"]
+    first = graph.node(
+        "KSamplerAdvanced", model=loader.out(0), noise_seed=cell.seed, add_noise="enable",
+        latent_image=given.values["latent_image"], start_at_step=0, end_at_step=switch,
+        return_with_leftover_noise="enable", **run,
+    )  # fmt: skip
+    return graph.node(
+        "KSamplerAdvanced", model=loader.out(1), noise_seed=cell.seed, add_noise="disable",
+        latent_image=first.out(0), start_at_step=switch, end_at_step=10000,
+        return_with_leftover_noise="disable", **run,
+    ).out(0)  # fmt: skip
 
 
 def _add_loader(graph, given: GridInputs, cell: CellValues):

@@ -206,8 +206,7 @@ def _read_image(
     if may_be_mask(to_pixels(picture.rgb.resize(_SAMPLED, Image.Resampling.NEAREST))):
         notes.append(
             f"{name}: holds black and white alone. If it is a mask, move it to {MASK_FOLDER}/ and give it "
-            "its "
-            "picture's name"
+            "its picture's name"
         )
     return SubjectImage(name, entry.image, pixels, mask_px, entry.caption)
 

@@ -71,8 +71,7 @@ class Leak(NamedTuple):
         if self.worst.low > LARGEST_LEAK:
             return (
                 f"{numbers} It leaks: the {name} goes {100 * self.worst.mean:.0f} % of the way to the "
-                f"clip's. "
-                f"{WAY_OUT}."
+                f"clip's. {WAY_OUT}."
             )
         if self.worst.high <= LARGEST_LEAK:
             return f"{numbers} It does not leak: at most {100 * LARGEST_LEAK:.0f} % of the way to the clip."

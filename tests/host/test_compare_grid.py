@@ -43,10 +43,10 @@ def lora_files(server):
 def make_prompt(**changed):
     grid = {
         "model": ["mini", 0], "clip": ["mini", 1], "vae": ["mini", 2], "negative": ["negative", 0],
-        "latent_image": ["latent", 0], "name": "hosted", "prompt": "a {subject} {motion} on a navy "
-        "background",
-        "subject_loras": "grid_ball.safetensors | sks ball", "motion_loras": "grid_zigzag.safetensors | "
-        "moving",
+        "latent_image": ["latent", 0], "name": "hosted",
+        "prompt": "a {subject} {motion} on a navy background",
+        "subject_loras": "grid_ball.safetensors | sks ball",
+        "motion_loras": "grid_zigzag.safetensors | moving",
         "subject_strengths": "0, 1", "motion_strengths": "1", "t_points": "", "seeds": "1, 2", "fps": 8.0,
         "switch_step": 0, **RUN,
     } | changed  # fmt: skip
