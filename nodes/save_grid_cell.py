@@ -3,7 +3,8 @@
 from comfy_api.latest import io
 
 from ..smra_core.storage.content_hash import hash_content
-from .grid.folder import find_grid_folder
+from ..smra_core.storage.file_name import make_file_name
+from .grid.folder import KEY_LETTERS, find_grid_folder
 from .host.wire_types import Grid, GridType
 
 
@@ -66,7 +67,8 @@ class SaveGridCell(io.ComfyNode):
     ) -> io.NodeOutput:
         folder, values = find_grid_folder(name), parse_labels(labels)
         frames = images[..., :3].movedim(-1, 1).clamp(0, 1).float().cpu()
-        chosen = key or hash_content(f"{hash_content(frames)} {sorted(values.items())}".encode())[:20]
+        contents = f"{hash_content(frames)} {sorted(values.items())}"
+        chosen = make_file_name(key or hash_content(contents.encode())[:KEY_LETTERS])
         folder.save_cell(chosen, frames, fps, values, note)
         before = after.keys if after is not None else ()
         return io.NodeOutput(Grid(folder.path.name, tuple(dict.fromkeys([*before, chosen]))))
