@@ -14,6 +14,8 @@ from ..smra_core.evaluation.grid_cells import (
 )
 from ..smra_core.lora.schedule import StrengthSchedule
 from .grid.expansion import GridInputs, expand_grid
+from .grid.folder import find_grid_folder
+from .grid.lora_files import read_list_state
 from .grid.metrics import make_metric_inputs
 from .host.wire_types import Schedule, make_loader_options_input
 
@@ -153,6 +155,20 @@ class CompareGrid(io.ComfyNode):
         axes = read_axes(inputs)
         given = GridInputs.read(inputs)
         return expand_grid(given, list(axes.list_cells()))
+
+    @classmethod
+    def fingerprint_inputs(
+        cls,
+        name: str | None = None,
+        subject_loras: str | None = None,
+        motion_loras: str | None = None,
+        **_,
+    ) -> str:
+        """Return a text that changes with the LoRA files and with the videos that are there, so that the grid
+        makes anew what was replaced or removed.
+        """
+        states = [read_list_state(text or "") for text in (subject_loras, motion_loras)]
+        return f"{states} {find_grid_folder(name).list_keys() if name else []}"
 
 
 def read_axes(inputs: dict) -> GridAxes:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io
@@ -14,10 +13,9 @@ from ...smra_core.lora.schedule import StrengthSchedule
 from ...smra_core.storage.content_hash import fingerprint_weights, hash_content
 from ..host.model_identity import fingerprint_model, fingerprint_vae, fingerprint_values
 from ..host.wire_types import Grid
-from .folder import find_grid_folder
+from .folder import KEY_LETTERS, find_grid_folder
+from .lora_files import find_files
 from .metrics import METRIC_INPUTS
-
-_KEY_LETTERS = 20
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,11 @@ def hash_inputs(values: Mapping[str, Any]) -> str:
 
 
 def describe_content(content: Any) -> str:
-    """Return a text that changes with the tensors and numbers in a CONDITIONING or a LATENT."""
+    """Return a text that changes with the tensors and numbers in a CONDITIONING or a LATENT.
+
+    Of an object in it, such as the output of CLIP Vision, those of its own attributes count: objects may hold
+    one another in a circle.
+    """
     if isinstance(content, Tensor):
         return hash_content(content)
     if isinstance(content, Mapping):
@@ -74,26 +76,16 @@ def describe_content(content: Any) -> str:
         return str([describe_content(value) for value in content])
     if content is None or isinstance(content, bool | int | float | str):
         return repr(content)
-    return type(content).__name__
+    parts = getattr(content, "__dict__", {})
+    plain = {name: part for name, part in parts.items() if isinstance(part, Tensor | int | float | str)}
+    return f"{type(content).__name__} {describe_content(plain)}"
 
 
 def make_key(given: GridInputs, cell: CellValues, prompt: str) -> str:
     """Return the key of a cell: a hash of all that its video depends on."""
-    import folder_paths
-
-    files = [
-        fingerprint_weights(path)
-        for lora in (cell.subject, cell.motion)
-        for path in [_find_file(folder_paths, lora.name)]
-        if path is not None
-    ]
-    text = json.dumps([given.shared, files, cell, prompt])
-    return hash_content(text.encode())[:_KEY_LETTERS]
-
-
-def _find_file(folder_paths, name: str) -> Path | None:
-    found = folder_paths.get_full_path("loras", name) if name != NO_LORA else None
-    return None if found is None else Path(found)
+    paths = [path for lora in (cell.subject, cell.motion) for path in find_files(lora.name, given.is_pair)]
+    text = json.dumps([given.shared, [fingerprint_weights(path) for path in paths], cell, prompt])
+    return hash_content(text.encode())[:KEY_LETTERS]
 
 
 def expand_grid(given: GridInputs, cells: Sequence[CellValues]) -> io.NodeOutput:

@@ -52,7 +52,6 @@ SYMBOLS = {
         "folder_names_and_paths",
         "get_filename_list",
         "get_folder_paths",
-        "get_temp_directory",
         "get_full_path",
         "get_full_path_or_raise",
         "get_input_directory",
