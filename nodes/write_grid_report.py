@@ -51,15 +51,15 @@ class WriteGridReport(io.ComfyNode):
         keys = list(grid.keys) if grid is not None else folder.list_keys()
         meter = GridMeter.read(measured)
         with torch.no_grad():
-            page, sheet, text = write_grid_report(
+            report, text = write_grid_report(
                 folder, keys, title or folder.path.name, None if meter is None else meter.measure
             )
         show_text(cls, text)
         picture = torch.zeros(1, 64, 64, 3)
-        if sheet is not None:
-            with Image.open(sheet) as image:
+        if report.sheet is not None:
+            with Image.open(report.sheet) as image:
                 picture = torch.from_numpy(np.asarray(image.convert("RGB")).copy()).float()[None] / 255
-        return io.NodeOutput(picture, str(page), ui=ui.PreviewImage(picture, cls=cls))
+        return io.NodeOutput(picture, str(report.page), ui=ui.PreviewImage(picture, cls=cls))
 
     @classmethod
     def fingerprint_inputs(cls, name: str = "", **_) -> str:

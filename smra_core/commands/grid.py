@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from ..evaluation.cell_metrics import Networks
+from ..evaluation.grid_report import GridReport
 from ..grid.grid_file import read_grid_file
 from ..grid.local_pool import LocalPool, list_gpus
 from ..grid.plan import Cell, Plan, make_options, make_plan
 from ..grid.ray_cluster import RayCluster
-from ..grid.results import GridResults, write_results
+from ..grid.results import write_results
 from ..grid.run import GridEnd, GridRun
 from ..miniature.model_files import MINIATURE
 from ..miniature.weight_paths import DINOV2_FILE, SEA_RAFT_FILE
@@ -135,7 +136,7 @@ def _is_made(plan: Plan, cell: Cell) -> bool:
     return plan.is_ready(cell) and plan.find_video(cell).is_file()
 
 
-def _print_end(plan: Plan, end: GridEnd, results: GridResults | None, as_json: bool) -> None:
+def _print_end(plan: Plan, end: GridEnd, results: GridReport | None, as_json: bool) -> None:
     files = {} if results is None else {name: path and str(path) for name, path in results._asdict().items()}
     about = {"path": str(plan.file.out), **files, **end._asdict()}
     text = (

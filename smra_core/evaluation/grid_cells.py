@@ -14,15 +14,11 @@ from torch import Tensor
 from ..data.video import write_video
 from ..storage.atomic_write import write_atomically
 from .cell_metrics import CellMetrics, describe_left_out
-from .evaluate import EVALUATION_HELP
-from .grid_page import GridCell, write_grid_page
-from .video_wall import read_cell, write_grid_sheet, write_video_wall
+from .grid_page import GridCell
+from .grid_report import TOO_MANY, GridReport, write_report
 
 NO_LORA, TRAINED_HERE = "None", "trained here"
 """Names of no LoRA, and of one that comes from a training node."""
-FIXED_AXES = ("prompt", "seed")
-MOST_ON_A_WALL = 64
-"""Cells up to which there are a wall and a sheet: of more, nobody sees anything."""
 
 
 class GridLora(NamedTuple):
@@ -168,8 +164,8 @@ def write_grid_report(
     keys: Sequence[str],
     title: str,
     measure: Callable[[Path, str], CellMetrics] | None = None,
-) -> tuple[Path, Path | None, str]:
-    """Write the report page, the wall and the sheet of these cells; return page, sheet and a sentence.
+) -> tuple[GridReport, str]:
+    """Write the report page, the wall and the sheet of these cells; return them and a sentence.
 
     `measure` returns the metrics of a video and its prompt. Cells that are not there are left out, and the
     sentence says how many. Raises ValueError if none is there.
@@ -185,12 +181,8 @@ def write_grid_report(
         GridCell(about["labels"], video, about["note"], measured)
         for video, about, measured in zip(videos, abouts, values, strict=True)
     ]
-    page, sheet = folder.path / "report.html", folder.path / "sheet.png"
     note = f"{len(there)} of {len(keys)} cells."
-    write_grid_page(page, title, cells, FIXED_AXES, [note, *describe_left_out(metrics)], EVALUATION_HELP)
-    if len(cells) > MOST_ON_A_WALL:
-        return page, None, f"{note} They are too many for a wall and a sheet; the page has them: {page}"
-    labels, shown = [cell.labels for cell in cells], [read_cell(cell.video) for cell in cells]
-    write_grid_sheet(labels, shown, sheet, title)
-    write_video_wall(labels, shown, folder.path / "wall.mp4", abouts[0]["fps"], title)
-    return page, sheet, f"{note} Page, video wall and sheet are in {folder.path}"
+    introduction = [note, *describe_left_out(metrics)]
+    report = write_report(folder.path, title, cells, introduction, abouts[0]["fps"])
+    written = "Page, video wall and sheet are" if report.sheet else f"{TOO_MANY} It is"
+    return report, f"{note} {written} in {folder.path}"

@@ -4,7 +4,6 @@ import json
 import logging
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple
 
 from torch import Tensor
 from tqdm import tqdm
@@ -12,27 +11,17 @@ from tqdm import tqdm
 from ..data.motion_clip import read_motion_clip
 from ..data.subject_set import SubjectImage, read_subject_set
 from ..evaluation.cell_metrics import CellMeter, CellMetrics, Networks, describe_left_out
-from ..evaluation.evaluate import EVALUATION_HELP, References
-from ..evaluation.grid_page import GridCell, write_grid_page
-from ..evaluation.video_wall import read_cell, write_grid_sheet, write_video_wall
+from ..evaluation.evaluate import References
+from ..evaluation.grid_page import GridCell
+from ..evaluation.grid_report import TOO_MANY, GridReport, write_report
 from .plan import Cell, Plan, list_file_states, make_key
 
 log = logging.getLogger("smrabooth")
 
-MOST_ON_A_WALL = 64
-"""Cells up to which there is a wall and a sheet: of more, nobody sees anything."""
 _WALL_FPS = 16.0
 
 
-class GridResults(NamedTuple):
-    """Files of a grid, for people."""
-
-    page: Path
-    wall: Path | None
-    sheet: Path | None
-
-
-def write_results(plan: Plan, networks: Networks | None) -> GridResults | None:
+def write_results(plan: Plan, networks: Networks | None) -> GridReport | None:
     """Write page, wall and sheet of the cells that are there; None if there is none.
 
     `networks` measure the metrics, which are left out without them.
@@ -50,18 +39,12 @@ def write_results(plan: Plan, networks: Networks | None) -> GridResults | None:
         )
         for number, cell in enumerate(made)
     ]
-    out = plan.file.out
-    introduction = [f"{len(made)} of {len(plan.cells)} cells. Those of one prompt and seed begin with the "
-                    "same noise.", *describe_left_out(list(metrics.values()))]  # fmt: skip
-    page, wall, sheet = out / "report.html", out / "wall.mp4", out / "sheet.png"
-    write_grid_page(page, plan.file.title, cells, ("prompt", "seed"), introduction, EVALUATION_HELP)
-    if len(cells) > MOST_ON_A_WALL:
-        log.info("%d cells are too many for a wall and a sheet; the page has them.", len(cells))
-        return GridResults(page, None, None)
-    labels, videos = [cell.labels for cell in cells], [read_cell(cell.video) for cell in cells]
-    write_grid_sheet(labels, videos, sheet, plan.file.title)
-    write_video_wall(labels, videos, wall, _find_fps(cells[0].video), plan.file.title)
-    return GridResults(page, wall, sheet)
+    note = f"{len(made)} of {len(plan.cells)} cells. Those of one prompt and seed begin with the same noise."
+    introduction = [note, *describe_left_out(list(metrics.values()))]
+    report = write_report(plan.file.out, plan.file.title, cells, introduction, _find_fps(cells[0].video))
+    if report.sheet is None:
+        log.info("%d cells. %s", len(cells), TOO_MANY)
+    return report
 
 
 def _make_labels(cell: Cell) -> dict[str, str]:

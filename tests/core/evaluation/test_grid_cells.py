@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from smra_core.evaluation import grid_cells
+from smra_core.evaluation import grid_report
 from smra_core.evaluation.cell_metrics import CellMetrics
 from smra_core.evaluation.grid_cells import (
     NO_LORA,
@@ -100,9 +100,9 @@ def test_a_cell_is_whole_when_its_video_and_its_labels_are_there(folder):
 def test_the_report_shows_the_cells_asked_for_and_counts_the_missing(folder):
     for key in ("one", "two"):
         save(folder, key, subject=key)
-    page, sheet, said = write_grid_report(folder, ["one", "gone"], "A grid")
-    assert "1 of 2 cells" in said and sheet.is_file() and (folder.path / "wall.mp4").is_file()
-    text = page.read_text("utf-8")
+    report, said = write_grid_report(folder, ["one", "gone"], "A grid")
+    assert "1 of 2 cells" in said and all(file.is_file() for file in report)
+    text = report.page.read_text("utf-8")
     assert '"one"' in text and '"two"' not in text
 
 
@@ -110,7 +110,7 @@ def test_the_report_has_the_metrics_of_each_cell_and_names_what_was_left_out(fol
     for key in ("one", "two"):
         save(folder, key, subject=key)
     pages = []
-    monkeypatch.setattr(grid_cells, "write_grid_page", lambda *page: pages.extend(page))
+    monkeypatch.setattr(grid_report, "write_grid_page", lambda *page: pages.extend(page))
 
     def measure(video, prompt):
         assert prompt == "a prompt"
@@ -120,6 +120,14 @@ def test_the_report_has_the_metrics_of_each_cell_and_names_what_was_left_out(fol
     cells, notes = pages[2], pages[4]
     assert [cell.metrics["CLIP-T"] for cell in cells] == [3, 3]
     assert "Left out: DINO-I (needs DINO)." in notes
+
+
+def test_of_too_many_cells_there_is_the_page_alone_and_the_sentence_says_so(folder, monkeypatch):
+    monkeypatch.setattr(grid_report, "MOST_ON_A_WALL", 1)
+    for key in ("one", "two"):
+        save(folder, key, subject=key)
+    report, said = write_grid_report(folder, ["one", "two"], "A grid")
+    assert report.page.is_file() and report[1:] == (None, None) and "too many" in said
 
 
 def test_a_report_without_a_cell_is_refused(folder):

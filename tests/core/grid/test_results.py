@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from smra_core.data.video import read_video_size, write_video
+from smra_core.evaluation import grid_report
 from smra_core.evaluation.cell_metrics import Networks
 from smra_core.evaluation.evaluate import EvaluationModels
 from smra_core.evaluation.grid_page import list_rows
-from smra_core.grid import results
 from smra_core.grid.grid_file import read_grid_file
 from smra_core.grid.plan import make_plan
 from smra_core.grid.results import write_results
@@ -52,7 +52,7 @@ def test_a_grid_without_a_cell_leaves_nothing(plan):
 
 def test_a_large_grid_has_a_page_alone(plan, monkeypatch):
     sample(plan, 3)
-    monkeypatch.setattr(results, "MOST_ON_A_WALL", 2)
+    monkeypatch.setattr(grid_report, "MOST_ON_A_WALL", 2)
     page, wall, sheet = write_results(plan, None)
     assert page.is_file() and wall is None and sheet is None
 
@@ -80,7 +80,7 @@ def test_every_cell_is_measured_once_and_the_table_has_intervals_over_seeds(tmp_
         video.with_suffix(".json").write_text(json.dumps({"fps": FPS}), encoding="utf-8")
     rows = []
     monkeypatch.setattr(
-        results,
+        grid_report,
         "write_grid_page",
         lambda path, title, cells, fixed, notes, texts: rows.extend([cells, notes]),
     )
