@@ -4,10 +4,11 @@ from .compare_grid import CompareGrid
 from .evaluate_video import EvaluateVideo
 from .inspect_lora import InspectLoRA
 from .layer_probe import LayerProbeNode
-from .load_data import LoadMotionClip, LoadSubjectFolder
 from .load_encoders import LoadDINOv2, LoadSAM, LoadSEARAFT
 from .load_miniature import LoadMiniature
+from .load_motion_clip import LoadMotionClip
 from .load_subject_clips import LoadSubjectClips
+from .load_subject_folder import LoadSubjectFolder
 from .loader_options import LoaderOptionsNode
 from .loss_options import LossOptionsNode
 from .noise_range import NoiseRangeNode

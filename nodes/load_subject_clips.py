@@ -1,24 +1,28 @@
 """The SMRA Load Subject Clips node: read a subject's clips and pictures, with their masks, from a folder."""
 
-import torch
 from comfy_api.latest import io
 
-from ..smra_core.data.subject_clip import CLIP_FRAMES, SubjectClip
-from ..smra_core.data.subject_set import SubjectImage, read_subject_set
+from ..smra_core.data.subject_clip import CLIP_FRAMES
+from ..smra_core.data.subject_set import read_subject_set
 from ..smra_core.data.video import Selection
+from ..smra_core.training.sura import SubjectSettings
 from ..smra_core.wan.spec import latent_frames
+from .data.file_states import describe_files
+from .data.inputs import (
+    FRAME_RATES,
+    IN_THE_INPUT_FOLDER,
+    make_caption_input,
+    make_folder_input,
+    make_frame_rate_input,
+    make_own_sizes_input,
+    make_size_inputs,
+)
+from .data.outputs import encode_captions, get_masks, make_prompt_outputs
 from .host.images import as_image
 from .host.input_folder import resolve_input
 from .host.widgets import show_notes
-from .load_data import (
-    FRAME_RATES,
-    SUBJECT,
-    describe_files,
-    encode_captions,
-    make_caption_input,
-    make_folder_input,
-    make_size_inputs,
-)
+
+DEFAULTS = SubjectSettings()
 
 
 class LoadSubjectClips(io.ComfyNode):
@@ -37,27 +41,19 @@ class LoadSubjectClips(io.ComfyNode):
             ),
             inputs=[
                 io.Clip.Input("clip", tooltip="WAN's text encoder, for the captions."),
-                make_folder_input(
-                    "Name of a folder in ComfyUI's input folder. A folder elsewhere needs a link there."
-                ),
+                make_folder_input(IN_THE_INPUT_FOLDER),
                 make_caption_input("A video of sks dog"),
                 io.Int.Input(
                     "frame_count", default=CLIP_FRAMES, min=1, max=257, step=4,
                     tooltip="Most frames to read of each video, 4n+1. Raising it shows the subject from more "
                     "sides and needs more memory.",
                 ),
-                *make_size_inputs(SUBJECT.width, SUBJECT.height),
-                io.Combo.Input(
-                    "frame_rate", options=[*FRAME_RATES], default=next(iter(FRAME_RATES)),
-                    tooltip="Frame rate that each video is brought to by the times of its frames. WAN's "
-                    "videos have 16 frames per second and TI2V-5B's 24. 'as they are' takes every frame.",
+                *make_size_inputs(DEFAULTS.width, DEFAULTS.height),
+                make_frame_rate_input(
+                    "Frame rate that each video is brought to by the times of its frames. WAN's "
+                    "videos have 16 frames per second and TI2V-5B's 24. 'as they are' takes every frame."
                 ),
-                io.Boolean.Input(
-                    "own_sizes", default=False,
-                    tooltip="Let each clip and picture keep its own shape, with at most as many pixels as "
-                    "width x height. Off, all are cropped to that size. Turn it on in SMRA Training Options "
-                    "as well.",
-                ),
+                make_own_sizes_input("clip and picture"),
             ],
             outputs=[
                 io.Image.Output(
@@ -70,14 +66,7 @@ class LoadSubjectClips(io.ComfyNode):
                     is_output_list=True,
                     tooltip="The masks of each item; black all over for a picture without one.",
                 ),
-                io.Conditioning.Output(
-                    display_name="positive", is_output_list=True, tooltip="The prompt of each item, encoded."
-                ),
-                io.String.Output(
-                    display_name="captions",
-                    is_output_list=True,
-                    tooltip="The prompts in words, for the training node's captions.",
-                ),
+                *make_prompt_outputs("item"),
             ],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip
@@ -106,7 +95,7 @@ class LoadSubjectClips(io.ComfyNode):
         items = [*found.images, *found.clips]
         return io.NodeOutput(
             [as_image(item.frames) for item in items],
-            [_get_masks(item) for item in items],
+            [get_masks(item) for item in items],
             [encode_captions(clip, [item.caption]) for item in items],
             [item.caption for item in items],
         )
@@ -114,9 +103,3 @@ class LoadSubjectClips(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, folder: str | None, **_) -> str:
         return describe_files(folder)
-
-
-def _get_masks(item: SubjectImage | SubjectClip) -> torch.Tensor:
-    """Return the item's masks as a MASK `F H W`, black where it has none."""
-    masks_px = torch.zeros_like(item.frames[:, :1]) if item.masks_px is None else item.masks_px
-    return masks_px[:, 0]
