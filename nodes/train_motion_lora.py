@@ -36,6 +36,7 @@ from .training.inputs import (
     make_outputs,
     make_preview_input,
 )
+from .training.latent_shapes import list_latent_shapes
 from .training.list_inputs import take_single_values
 from .training.motion_clips import list_notes, make_motion_clips
 from .training.outputs import make_node_output
@@ -116,12 +117,14 @@ class TrainMotionLoRA(io.ComfyNode):
             clips = make_clips(backend, given)
             longest = max(len(clip.frames) for clip in clips)
             given = replace(given, settings=replace(given.settings, frames=longest))
-            shapes = [choose_latent_shape(backend, clip.frames) for clip in clips]
+            shapes = list_latent_shapes(backend.spec.latents, clips)
             backend.read_conditions(given.captions, given.options, shapes)
             backend.check_training_step(given.settings.plan, given.captions[0], shapes[0])
             choice = choose_node_decode(backend, given)
             show_motion_forecast(cls, backend, given, choice, len(clips), list_notes(clips))
-            progress = GraphProgress(cls, make_preview(backend, given, shapes[0]))
+            context, seed = given.contexts[given.captions[0]], given.train.seed
+            preview = Preview(backend, context, shapes[0], given.preview_every, seed)
+            progress = GraphProgress(cls, preview)
             trained = run_training(
                 cls,
                 backend,
@@ -232,17 +235,3 @@ def show_motion_forecast(
     forecast = estimate_motion_run(backend.spec, given.settings, given.train, choice, dtype, count)
     log_notes(notes)
     show_forecast(node, backend, forecast, notes)
-
-
-def choose_latent_shape(backend: ComfyBackend, frames: Tensor) -> tuple[int, int, int, int]:
-    """Return the shape `C f h w` of the latents of a clip `F 3 H W`."""
-    return backend.spec.latents.latent_shape(len(frames), frames.shape[3], frames.shape[2])
-
-
-def make_preview(backend: ComfyBackend, given: MotionInputs, shape: tuple[int, ...]) -> Preview:
-    """Return what draws pictures of the first clip's caption while the run goes on.
-
-    `shape` is that of its latents, `C f h w`, for which its extra inputs are.
-    """
-    context = given.contexts[given.captions[0]]
-    return Preview(backend, context, shape, given.preview_every, given.train.seed)

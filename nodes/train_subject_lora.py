@@ -34,6 +34,7 @@ from .training.inputs import (
     make_outputs,
     make_preview_input,
 )
+from .training.latent_shapes import list_latent_shapes
 from .training.list_inputs import take_single_values
 from .training.outputs import make_node_output
 from .training.progress import GraphProgress, Preview
@@ -116,7 +117,7 @@ class TrainSubjectLoRA(io.ComfyNode):
             backend = ComfyBackend(given.model, given.vae, given.contexts)
             check_fit(given.settings, backend.spec)
             samples, notes = make_samples(backend, given)
-            shapes = [choose_latent_shape(backend, sample.frames) for sample in samples]
+            shapes = list_latent_shapes(backend.spec.latents, samples)
             backend.read_conditions(given.captions, given.options, shapes)
             aligned = given.settings.align_block if given.settings.sura_weight else None
             backend.check_training_step(given.settings.plan, given.captions[0], shapes[0], aligned)
@@ -124,7 +125,9 @@ class TrainSubjectLoRA(io.ComfyNode):
             unmasked, samples = samples, find_missing_masks(samples, given.sam, backend)
             log_notes(describe_new_masks(unmasked, samples))
             show_masked_pictures(samples)
-            progress = GraphProgress(cls, make_preview(backend, given, shapes[0]))
+            context, seed = given.contexts[given.captions[0]], given.train.seed
+            preview = Preview(backend, context, shapes[0], given.preview_every, seed)
+            progress = GraphProgress(cls, preview)
             trained = run_training(
                 cls,
                 backend,
@@ -224,17 +227,3 @@ def show_subject_forecast(
     forecast = estimate_subject_run(backend.spec, given.settings, given.train, lengths, dtype)
     log_notes(notes)
     show_forecast(node, backend, forecast, notes)
-
-
-def choose_latent_shape(backend: ComfyBackend, frames: Tensor) -> tuple[int, int, int, int]:
-    """Return the shape `C f h w` of the latents of a picture or clip `F 3 H W`."""
-    return backend.spec.latents.latent_shape(len(frames), frames.shape[3], frames.shape[2])
-
-
-def make_preview(backend: ComfyBackend, given: SubjectInputs, shape: tuple[int, ...]) -> Preview:
-    """Return what draws pictures of the first sample's caption while the run goes on.
-
-    `shape` is that of its latents, `C f h w`, for which its extra inputs are.
-    """
-    context = given.contexts[given.captions[0]]
-    return Preview(backend, context, shape, given.preview_every, given.train.seed)
