@@ -78,3 +78,38 @@ def nodes(tmp_path):
     yield pack("nodes").NODE_CLASS_MAPPINGS
     folder_paths.set_output_directory(before[0])
     folder_paths.set_temp_directory(before[1])
+
+
+@pytest.fixture
+def loras_folder(tmp_path):
+    """A folder that the host looks for LoRAs in, during the test."""
+    import folder_paths
+
+    folder = tmp_path / "loras"
+    folder.mkdir()
+    paths = folder_paths.folder_names_and_paths["loras"][0]
+    paths.append(str(folder))
+    folder_paths.filename_list_cache.clear()
+    yield folder
+    paths.remove(str(folder))
+    folder_paths.filename_list_cache.clear()
+
+
+@pytest.fixture(scope="module")
+def load_variant():
+    """Function that returns the MODEL of a variant of WAN and its state dict; each is made once."""
+    import comfy.model_base
+    import random_variants
+
+    made = {}
+
+    def load(name):
+        if name not in made:
+            variant = random_variants.BY_NAME[name]
+            if not hasattr(comfy.model_base, variant.kind):
+                pytest.skip(f"This version of ComfyUI does not know {name}.")
+            state = random_variants.make_state(variant)
+            made[name] = random_variants.load(variant, state), state
+        return made[name]
+
+    return load

@@ -27,27 +27,18 @@ def experts(states):
 
 
 @pytest.fixture
-def files(tmp_path):
+def files(loras_folder):
     """A pair of subject LoRAs and one motion LoRA for both experts, where the host looks for LoRAs."""
-    import folder_paths
-
     tensors = {
         ("subject", "high"): random_wan.lora_tensors(random_wan.SUBJECT_LAYERS, seed=1),
         ("subject", "low"): random_wan.lora_tensors(random_wan.SUBJECT_LAYERS, seed=2),
         ("motion", "high"): random_wan.lora_tensors(random_wan.MOTION_LAYERS, seed=3),
     }
     tensors["motion", "low"] = tensors["motion", "high"]
-    folder = tmp_path / "loras"
-    folder.mkdir()
-    save(tensors["subject", "high"], folder / SUBJECT)
-    save(tensors["subject", "low"], folder / "dog_low_noise.safetensors")
-    save(tensors["motion", "high"], folder / MOTION)
-    paths = folder_paths.folder_names_and_paths["loras"][0]
-    paths.append(str(folder))
-    folder_paths.filename_list_cache.clear()
-    yield tensors
-    paths.remove(str(folder))
-    folder_paths.filename_list_cache.clear()
+    save(tensors["subject", "high"], loras_folder / SUBJECT)
+    save(tensors["subject", "low"], loras_folder / "dog_low_noise.safetensors")
+    save(tensors["motion", "high"], loras_folder / MOTION)
+    return tensors
 
 
 def save(tensors, path, base_model=""):

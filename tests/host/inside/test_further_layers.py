@@ -23,24 +23,6 @@ COMMON = ("patch_embedding", "text_embedding.0", "time_embedding.2", "time_proje
 """Layers outside of the blocks that every variant but those of other nets has."""
 
 
-@pytest.fixture(scope="module")
-def loaded():
-    """Models and state dicts by the variant's name; each is made once."""
-    import comfy.model_base
-
-    made = {}
-
-    def load(name):
-        if name not in made:
-            if not hasattr(comfy.model_base, BY_NAME[name].kind):
-                pytest.skip(f"This version of ComfyUI does not know {name}.")
-            state = random_variants.make_state(BY_NAME[name])
-            made[name] = random_variants.load(BY_NAME[name], state), state
-        return made[name]
-
-    return load
-
-
 def foreign_lora(state, flat=False):
     """A LoRA of another trainer on every linear, and changes of all norms, convolutions and biases."""
     tensors = {}
@@ -95,8 +77,8 @@ def expected_keys(model, tensors):
 
 
 @pytest.mark.parametrize("name", [variant.name for variant in VARIANTS])
-def test_all_layers_of_a_foreign_lora_equal_overwritten_weights(loaded, name):
-    variant, (model, state) = BY_NAME[name], loaded(name)
+def test_all_layers_of_a_foreign_lora_equal_overwritten_weights(load_variant, name):
+    variant, (model, state) = BY_NAME[name], load_variant(name)
     tensors = foreign_lora(state)
     read, further = read_all(model, tensors)
     used = further.used | (set(tensors) - set(read.ignored))
@@ -119,8 +101,8 @@ def test_all_layers_of_a_foreign_lora_equal_overwritten_weights(loaded, name):
     assert leftovers(model) == []
 
 
-def test_kohyas_names_are_matched_with_the_model(loaded):
-    model, state = loaded("I2V 2.1")
+def test_kohyas_names_are_matched_with_the_model(load_variant):
+    model, state = load_variant("I2V 2.1")
     (dotted, _), (flat, _) = (read_all(model, foreign_lora(state, flat)) for flat in (False, True))
     first, second = (read_all(model, foreign_lora(state, flat))[1] for flat in (False, True))
     assert first.pairs.keys() == second.pairs.keys() and first.changes.keys() == second.changes.keys()
@@ -128,10 +110,12 @@ def test_kohyas_names_are_matched_with_the_model(loaded):
     assert dotted.lora.keys() == flat.lora.keys()
 
 
-def test_the_loader_uses_further_layers_with_all_layers_alone_and_says_so(loaded, tmp_path, monkeypatch):
+def test_the_loader_uses_further_layers_with_all_layers_alone_and_says_so(
+    load_variant, tmp_path, monkeypatch
+):
     import folder_paths
 
-    model, state = loaded("I2V 2.1")
+    model, state = load_variant("I2V 2.1")
     tensors = foreign_lora(state)
     tensors["diffusion_model.vace_blocks.0.ffn.0.lora_A.weight"] = torch.ones(2, 2)
     tensors["diffusion_model.blocks.0.modulation.diff"] = torch.ones(1, 6, random_variants.DIM)

@@ -8,18 +8,14 @@ FRAMES = torch.rand(2, 16, 16, 3)
 
 
 @pytest.fixture
-def loras(tmp_path, monkeypatch):
-    """The folder of LoRA files of ComfyUI, with a file for both experts and one for each."""
+def loras(loras_folder, tmp_path, monkeypatch):
+    """The folder of LoRA files, with a file for both experts and one for each; and an output folder."""
     import folder_paths
 
-    home = tmp_path / "loras"
-    home.mkdir()
     for name in ("cat", "dog_high_noise", "dog_low_noise"):
-        (home / f"{name}.safetensors").write_text(name)
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(home)], {".safetensors"}))
-    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+        (loras_folder / f"{name}.safetensors").write_text(name)
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
-    return home
+    return loras_folder
 
 
 def make_key(subject, is_pair):

@@ -17,19 +17,6 @@ EXACT = 2e-4
 LINEAR = "blocks.0.self_attn.q"
 
 
-@pytest.fixture
-def loras_folder(tmp_path):
-    """A folder that the host looks for LoRAs in, during the test."""
-    import folder_paths
-
-    paths = folder_paths.folder_names_and_paths["loras"][0]
-    paths.append(str(tmp_path))
-    folder_paths.filename_list_cache.clear()
-    yield tmp_path
-    paths.remove(str(tmp_path))
-    folder_paths.filename_list_cache.clear()
-
-
 def save_pair(path, value=1.0, adapter="", name=LINEAR):
     save_file(pair_tensors(value, adapter, name), path)
 

@@ -13,18 +13,6 @@ SPEC = WanSpec("tiny", random_wan.BLOCKS, random_wan.DIM, random_wan.FFN, heads=
 TOLERANCE = 1e-6
 
 
-@pytest.fixture
-def loras_folder(tmp_path):
-    """A folder that the host looks for LoRAs in, during the test."""
-    import folder_paths
-
-    paths = folder_paths.folder_names_and_paths["loras"][0]
-    paths.append(str(tmp_path))
-    folder_paths.filename_list_cache.clear()
-    yield tmp_path
-    paths.remove(str(tmp_path))
-
-
 @pytest.mark.parametrize("dialect", ["comfyui", "kohya"])
 @pytest.mark.parametrize("plan", [SUBJECT, MOTION], ids=["subject", "motion"])
 def test_the_stock_loader_makes_our_change_of_every_module(model, loras_folder, plan, dialect):

@@ -27,7 +27,7 @@ def factors():
 
 
 @pytest.fixture
-def save(tmp_path, factors):
+def save(loras_folder, factors):
     """A function that saves the LoRA under a name and a noise range, where the host looks for LoRAs."""
     import folder_paths
 
@@ -36,15 +36,11 @@ def save(tmp_path, factors):
         for linear, (a, b) in factors.items():
             named[f"diffusion_model.{linear}.lora_A.weight"] = a.contiguous()
             named[f"diffusion_model.{linear}.lora_B.weight"] = b.contiguous()
-        save_file(named, tmp_path / name, {"smrabooth.noise_range": json.dumps(noise_range)})
+        save_file(named, loras_folder / name, {"smrabooth.noise_range": json.dumps(noise_range)})
         folder_paths.filename_list_cache.clear()
         return name
 
-    paths = folder_paths.folder_names_and_paths["loras"][0]
-    paths.append(str(tmp_path))
-    yield write
-    paths.remove(str(tmp_path))
-    folder_paths.filename_list_cache.clear()
+    return write
 
 
 def choose_options(nodes, **values):

@@ -8,7 +8,7 @@ import torch
 from random_variants import BY_NAME, FRAMES, HEIGHT, TEXT_DIM, WIDTH
 from random_wan import difference, pack
 from test_training_endings import OUT_OF_MEMORY, Canceled, run_folder, same, strike
-from training_gradients import fingerprint, injected
+from training_gradients import compare_slopes, fingerprint, injected
 from training_graph import Graph, train_motion, train_subject
 
 NAME, CHANNELS = "TI2V-5B", 48
@@ -91,21 +91,7 @@ def test_gradients_of_the_lora_equal_finite_differences(model, monkeypatch, extr
                 velocity, tokens = denoiser.velocity(NOISE.double(), sigma, CONTEXT.double(), 0, extra)
                 return velocity.square().mean() + 0.1 * tokens.square().mean()
 
-            total().backward()
-            parts = [part for pair in lora.values() for part in pair.parameters()]
-            ways = [draw(*part.shape, seed=8).double() for part in parts]
-            slope = sum((part.grad * way).sum() for part, way in zip(parts, ways, strict=True)).item()
-
-            def shifted(size):
-                with torch.no_grad():
-                    for part, way in zip(parts, ways, strict=True):
-                        part += size * way
-                    value = total().item()
-                    for part, way in zip(parts, ways, strict=True):
-                        part -= size * way
-                return value
-
-            measured = (shifted(STEP) - shifted(-STEP)) / (2 * STEP)
+            slope, measured = compare_slopes(total, lora, draw, STEP)
     monkeypatch.undo()
     assert slope == pytest.approx(measured, rel=1e-6, abs=1e-8)
     assert fingerprint(model) == before

@@ -10,7 +10,15 @@ import random_variants
 import torch
 from random_variants import BY_NAME, FRAMES, HEIGHT, TEXT_DIM, WIDTH, sample
 from random_wan import difference, pack
-from training_gradients import fingerprint, gradients, injected, reused_buffer, with_casting, worst
+from training_gradients import (
+    compare_slopes,
+    fingerprint,
+    gradients,
+    injected,
+    reused_buffer,
+    with_casting,
+    worst,
+)
 from training_graph import train_motion
 
 OVERWRITTEN = ("Animate-2", "S2V", "WanDancer")
@@ -123,22 +131,7 @@ def test_gradients_of_the_lora_equal_finite_differences(loaded, monkeypatch, nam
             velocity, tokens = denoiser.velocity(NOISE.double(), SIGMA, CONTEXT.double(), block, extra)
             return velocity.square().mean() + (0 if tokens is None else 0.1 * tokens.square().mean())
 
-        total().backward()
-        parameters = [part for pair in lora.values() for part in pair.parameters()]
-        assert all(part.grad.any() for part in parameters)
-        directions = [draw(*part.shape, seed=8).double() for part in parameters]
-        slope = sum((part.grad * way).sum() for part, way in zip(parameters, directions, strict=True)).item()
-
-        def shifted(size):
-            with torch.no_grad():
-                for part, way in zip(parameters, directions, strict=True):
-                    part += size * way
-                value = total().item()
-                for part, way in zip(parameters, directions, strict=True):
-                    part -= size * way
-            return value
-
-        measured = (shifted(step) - shifted(-step)) / (2 * step)
+        slope, measured = compare_slopes(total, lora, draw, step)
     monkeypatch.undo()
     assert slope == pytest.approx(measured, rel=tolerance, abs=1e-8)
     assert fingerprint(model) == before

@@ -20,24 +20,6 @@ SUBJECT_STRENGTHS, MOTION_STRENGTHS = Strengths(0.4, 0.8), Strengths(1.0, 0.5)
 NAMES = [variant.name for variant in VARIANTS]
 
 
-@pytest.fixture(scope="module")
-def loaded():
-    """Models and state dicts by the variant's name; each is made once."""
-    import comfy.model_base
-
-    made = {}
-
-    def load(name):
-        if name not in made:
-            if not hasattr(comfy.model_base, BY_NAME[name].kind):
-                pytest.skip(f"This version of ComfyUI does not know {name}.")
-            state = random_variants.make_state(BY_NAME[name])
-            made[name] = random_variants.load(BY_NAME[name], state), list(state)
-        return made[name]
-
-    return load
-
-
 def roles_of(plan):
     return [role.value for role in Role if role in plan.roles]
 
@@ -71,8 +53,8 @@ def without_kept_text(model):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_switched_run_with_the_papers_plans_equals_overwritten_weights(loaded, name):
-    variant, (model, _) = BY_NAME[name], loaded(name)
+def test_a_switched_run_with_the_papers_plans_equals_overwritten_weights(load_variant, name):
+    variant, (model, _) = BY_NAME[name], load_variant(name)
     assert type(model.model).__name__ == variant.kind
     sampler = "ar_video" if name == "CausalAR" else "euler"
     factors = [
@@ -110,9 +92,9 @@ def foreign_lora(state_names, flat: bool):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("flat", [False, True], ids=["native", "kohya"])
-def test_what_a_foreign_lora_has_beside_the_linears_of_the_blocks_is_listed(loaded, name, flat):
-    model, state_names = loaded(name)
-    tensors, linears = foreign_lora(state_names, flat)
+def test_what_a_foreign_lora_has_beside_the_linears_of_the_blocks_is_listed(load_variant, name, flat):
+    model, state = load_variant(name)
+    tensors, linears = foreign_lora(list(state), flat)
     read = parse_lora(tensors, "foreign")
     own = [f"blocks.{i}.{path}" for i in range(BY_NAME[name].blocks) for role in Role for path in role.paths]
     assert sorted(read.lora) == sorted(own)
@@ -122,13 +104,13 @@ def test_what_a_foreign_lora_has_beside_the_linears_of_the_blocks_is_listed(load
 
 
 @pytest.mark.parametrize("dtype", ["default", "int8"])
-def test_animate_2s_cache_of_the_pose_video_follows_the_switch(loaded, dtype):
+def test_animate_2s_cache_of_the_pose_video_follows_the_switch(load_variant, dtype):
     """The cache holds what passed through the LoRA at the early strengths; the reference has no cache."""
     from comfy_extras import nodes_wan
 
     if not hasattr(nodes_wan, "WanAnimate2Cache"):
         pytest.skip("This version of ComfyUI has no WanAnimate2Cache.")
-    variant, (model, _) = BY_NAME["Animate-2"], loaded("Animate-2")
+    variant, (model, _) = BY_NAME["Animate-2"], load_variant("Animate-2")
     result, wanted = with_paper_plans(variant, model)
     (kept,) = nodes_wan.WanAnimate2Cache.execute(result.model, "cpu", dtype).args
     exact = sample(variant, reference(model, wanted, LATE_BELOW), STEPS)
@@ -137,9 +119,9 @@ def test_animate_2s_cache_of_the_pose_video_follows_the_switch(loaded, dtype):
     assert difference(sample(variant, kept, STEPS), exact) < tolerance
 
 
-def test_ti2v_5b_with_a_given_first_frame(loaded):
+def test_ti2v_5b_with_a_given_first_frame(load_variant):
     """Its first latent has timestep 0 in every evaluation; the strengths follow the run's own level."""
-    variant, (model, _) = BY_NAME["TI2V-5B"], loaded("TI2V-5B")
+    variant, (model, _) = BY_NAME["TI2V-5B"], load_variant("TI2V-5B")
     result, wanted = with_paper_plans(variant, model)
     mask = torch.ones(1, 1, random_variants.FRAMES, random_variants.HEIGHT, random_variants.WIDTH)
     mask[:, :, 0] = 0

@@ -78,6 +78,29 @@ def trained(model, checks=()):
                 return gradients(loss_of(*prediction), lora)
 
 
+def compare_slopes(total, lora, draw, step):
+    """Slope of a scalar along random directions of a LoRA's factors, by autograd and by finite differences.
+
+    `total` computes the scalar; `draw(*shape, seed)` gives the directions.
+    """
+    total().backward()
+    parts = [part for pair in lora.values() for part in pair.parameters()]
+    assert all(part.grad.any() for part in parts)
+    ways = [draw(*part.shape, seed=8).double() for part in parts]
+    slope = sum((part.grad * way).sum() for part, way in zip(parts, ways, strict=True)).item()
+
+    def shifted(size):
+        with torch.no_grad():
+            for part, way in zip(parts, ways, strict=True):
+                part += size * way
+            value = total().item()
+            for part, way in zip(parts, ways, strict=True):
+                part -= size * way
+        return value
+
+    return slope, (shifted(step) - shifted(-step)) / (2 * step)
+
+
 def errors(found, expected):
     """Relative error of each factor."""
     pairs = [pair for name in expected for pair in zip(found[name], expected[name], strict=True)]
