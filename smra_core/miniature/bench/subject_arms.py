@@ -17,7 +17,15 @@ from ..weight_paths import DINOV2_FILE
 from .arm_run import ArmRun, Nets
 from .run import open_bench
 from .stacked_lora import StackedLora
-from .subject_objectives import ArmObjective, DecodedObjective, HeldObjective, fit_projector
+from .subject_objectives import (
+    ArmObjective,
+    DecodedObjective,
+    HeldObjective,
+    MotionBoothObjective,
+    StoppedObjective,
+    encode_known_clips,
+    fit_projector,
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,12 @@ class SubjectArm:
     """Noise level above which SuRA counts."""
     held_projector: bool = False
     """Whether the projector is fitted on the frozen model's tokens of other pictures first, and then held."""
+    stopped_projector: bool = False
+    """Whether the projector is held once its cosine stands still."""
+    words: float = 0.0
+    """Weight of MotionBooth's cross-attention loss."""
+    clips: float = 0.0
+    """Weight of the velocity loss of known clips, MotionBooth's video preservation."""
     decoded: bool = False
     """Whether DINOv2's features of the decoded prediction are aligned in place of tokens."""
     accumulate: int = 1
@@ -85,4 +99,14 @@ class SubjectTrainings:
         if arm.held_projector:
             projector = fit_projector(self.bench.backend, self.nets.denoiser, arm.settings)
             return HeldObjective(*common, projector=projector)
+        if arm.stopped_projector:
+            return StoppedObjective(*common)
+        if arm.words or arm.clips:
+            return MotionBoothObjective(
+                *common,
+                blocks=self.nets.denoiser.dit.blocks,
+                words=("sks", run.case),
+                weights={"words": arm.words, "clips": arm.clips},
+                clips=encode_known_clips(self.bench.backend) if arm.clips else None,
+            )
         return ArmObjective(*common)

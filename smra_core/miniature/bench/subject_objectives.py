@@ -1,6 +1,8 @@
 """Objectives of the bench's subject arms that the product does not have."""
 
+import logging
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +20,31 @@ from ...training.sura import (
     region_loss,
     sura_loss,
 )
-from ...wan.flow_matching import add_noise, velocity_target, velocity_weight, x0_from_velocity
+from ...wan.flow_matching import (
+    add_noise,
+    sample_training_sigma,
+    velocity_target,
+    velocity_weight,
+    x0_from_velocity,
+)
 from ...wan.interfaces import Denoiser
 from ..recipe.stage import cast_where_fast
 from ..weight_paths import DINOV2_FILE
 from ..world.random_clips import draw_views
+from ..world.scenes import draw_scene, render
+from .word_attention import WordAttention, find_words, word_loss
 
+log = logging.getLogger("smrabooth")
 PICTURES, FIT_STEPS, FIT_BATCH, FIT_RATE, FIT_NOISE = 600, 400, 32, 1e-3, 0.2
 """Pictures of random sprites that a projector is fitted on, steps, pictures of a step, learning rate, and the
 highest noise level.
 """
+STILL_STEPS, STILL_GAIN = 10, 0.01
+"""A projector stands still when the mean cosine of so many steps is at most so much above that of as many
+before.
+"""
+KNOWN_CLIPS, CLIPS_OF_A_STEP = 64, 2
+"""Clips of the world that the model knows, and those of them that a step sees."""
 
 
 class ArmObjective(SubjectObjective):
@@ -66,6 +83,112 @@ class HeldObjective(ArmObjective):
     def trainables(self) -> dict[str, nn.Parameter]:
         """Return nothing, as the projector is held."""
         return {}
+
+
+class StoppedObjective(ArmObjective):
+    """SuRA through a projector that is trained until its cosine stands still, and then held."""
+
+    def __init__(self, *arguments):
+        """Build an ArmObjective of the arguments."""
+        super().__init__(*arguments)
+        self.cosines: list[float] = []
+        self.held = False
+
+    def trainables(self) -> dict[str, nn.Parameter]:
+        """Return the projector's parameters, or nothing once it is held."""
+        return {} if self.held else super().trainables()
+
+    def losses(
+        self,
+        denoiser: Denoiser,
+        batch: SubjectSample,
+        sigma: Tensor,
+        noise: Tensor,
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """Return the losses of an ArmObjective; a projector that stood still until this step is held."""
+        if not self.held and stands_still(self.cosines):
+            self.held = True
+            self.projector.requires_grad_(False)
+            log.info("projector held after %d steps, cosine %.3f", len(self.cosines), self.cosines[-1])
+        losses = super().losses(denoiser, batch, sigma, noise, generator)
+        self.cosines.append(-losses["sura"].mean().item())
+        return losses
+
+
+def stands_still(cosines: list[float]) -> bool:
+    """Return whether the cosines of a projector, one a step, stand still (see STILL_STEPS)."""
+    if len(cosines) < 2 * STILL_STEPS:
+        return False
+    late, early = cosines[-STILL_STEPS:], cosines[-2 * STILL_STEPS : -STILL_STEPS]
+    return sum(late) - sum(early) <= STILL_STEPS * STILL_GAIN
+
+
+class KnownClips(NamedTuple):
+    """Clips that the model knows, with their captions."""
+
+    latents: Tensor
+    """Latents `N C f h w`."""
+    context: Tensor
+    """Text context `N T 4096`."""
+
+
+def encode_known_clips(backend: StandaloneBackend) -> KnownClips:
+    """Encode clips of the world's known words; the cache keeps them."""
+    generator = make_generator(0, "known clips")
+    scenes = [draw_scene(generator) for _ in range(KNOWN_CLIPS)]
+    contexts = backend.encode_captions([scene.prompt for scene in scenes])
+    latents = backend.encode_clips([render(scene).frames for scene in scenes])
+    return KnownClips(torch.stack(latents), torch.stack([contexts[scene.prompt] for scene in scenes]))
+
+
+class MotionBoothObjective(ArmObjective):
+    """What MotionBooth (Wu et al., 2024) trains a subject with besides the region loss: `words`, its
+    cross-attention loss, and `clips`, the velocity loss of known clips (its video preservation loss).
+    """
+
+    def __init__(
+        self,
+        *arguments,
+        blocks: nn.ModuleList,
+        words: tuple[str, ...],
+        weights: Mapping[str, float],
+        clips: KnownClips | None,
+    ):
+        """Build an ArmObjective of the arguments; `words` are the subject's in the caption, and `weights` are
+        those of both losses, of which one at 0 is not computed.
+        """
+        super().__init__(*arguments)
+        self.attention, self.words, self.clips = WordAttention(blocks), words, clips
+        self.weights = {**self.weights, **weights}
+
+    def losses(
+        self,
+        denoiser: Denoiser,
+        batch: SubjectSample,
+        sigma: Tensor,
+        noise: Tensor,
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """Return the losses of an ArmObjective, and those of MotionBooth, each `B`."""
+        with self.attention.kept():
+            losses = super().losses(denoiser, batch, sigma, noise, generator)
+        if self.weights["words"]:
+            share = self.attention.measure(find_words(batch.context, self.words))
+            losses["words"] = word_loss(share, batch.mask_latent)
+        if self.clips is not None:
+            # One number for all samples, as the loop takes a number for each.
+            losses["clips"] = self._measure_clips(denoiser, self.clips, generator).mean().expand(len(sigma))
+        return losses
+
+    def _measure_clips(self, denoiser: Denoiser, clips: KnownClips, generator: torch.Generator) -> Tensor:
+        chosen = torch.randint(len(clips.latents), (CLIPS_OF_A_STEP,), generator=generator)
+        sigma = sample_training_sigma(CLIPS_OF_A_STEP, generator, self.shift, self.noise_range)
+        latents, context = clips.latents[chosen], clips.context[chosen]
+        noise = torch.randn(latents.shape, generator=generator)
+        velocity = denoiser.velocity(add_noise(latents, noise, sigma), sigma, context).velocity
+        error = (velocity - velocity_target(latents, noise)) ** 2
+        return error.flatten(1).mean(1) * velocity_weight(sigma, self.shift, self.noise_range)
 
 
 class DecodedObjective(ArmObjective):

@@ -1,5 +1,6 @@
 """Arms of the subject: what each trains, and what tells figures apart that have the same colors."""
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 
@@ -16,11 +17,13 @@ from smra_core.miniature.bench.parts import measure_parts, paint_arrangements
 from smra_core.miniature.bench.run_arms import load_nets
 from smra_core.miniature.bench.subject_arm_list import LAST_BLOCK, REGION, SUBJECT_ARMS
 from smra_core.miniature.bench.subject_arms import SubjectArm, SubjectTrainings
+from smra_core.miniature.bench.word_attention import find_words, share_of_attention, word_loss
 from smra_core.miniature.small_settings import SUBJECT, SUBJECT_TRAINING
 from smra_core.miniature.world.scenes import FIGURES, Scene, render
 from smra_core.training.batches import collate
 from smra_core.training.sura import SubjectObjective
 from smra_core.training.trainer import train_lora
+from smra_core.wan.hashed_text import HashedText
 
 STEPS = (1, 2)
 
@@ -98,6 +101,76 @@ def test_alignment_without_a_trained_projector_reaches_the_lora(nets, folder, mo
     assert all(pair.b.grad.any() for pair in lora.values())
     assert not objective.trainables()
     assert -1 <= losses["sura"].item() < 0
+
+
+def test_a_projector_stands_still_when_its_cosine_does():
+    steps = subject_objectives.STILL_STEPS
+    rising, still = [0.1 * step for step in range(2 * steps)], [0.9] * (2 * steps)
+    assert not subject_objectives.stands_still(rising)
+    assert not subject_objectives.stands_still(still[1:])
+    assert subject_objectives.stands_still(still)
+
+
+def test_a_projector_that_stands_still_is_held_from_the_next_step_on(nets, folder, monkeypatch):
+    arm = SubjectArm("stopped", replace(SUBJECT, sura_share=0.3), stopped_projector=True)
+    monkeypatch.setattr(subject_objectives, "stands_still", lambda cosines: len(cosines) == 1)
+    trainings, run = SubjectTrainings([], folder, nets), ArmRun(arm, "ball", 0)
+    samples = trainings._prepare(run)
+    objective = trainings._make_objective(run, samples)
+    lora = init_lora(nets.denoiser.spec, SUBJECT.plan, 4, torch.Generator().manual_seed(0))
+    weights = []
+    train_lora(
+        nets.denoiser, lora, objective, samples, replace(SUBJECT_TRAINING, steps=3, batch_size=1),
+        on_step=lambda info: weights.append(objective.projector[0].weight.detach().clone()),
+    )  # fmt: skip
+    assert not torch.equal(weights[0], make_first_weight(objective)) and torch.equal(weights[0], weights[2])
+    assert not objective.trainables() and all(pair.b.any() for pair in lora.values())
+
+
+def make_first_weight(objective):
+    """Return the first weight of the projector that the objective began with."""
+    fresh = SubjectObjective(objective.settings, 256, objective.projector[-1].out_features)
+    return fresh.projector[0].weight
+
+
+def test_words_are_found_in_the_caption_and_padding_is_none():
+    context = HashedText().encode(["a picture of sks ball", "ball"])
+    found = find_words(context, ("sks", "ball"))
+    assert found[0].nonzero().flatten().tolist() == [3, 4]
+    assert found[1].nonzero().flatten().tolist() == [0]
+
+
+def test_the_share_of_attention_is_that_of_the_softmax():
+    query, key = torch.randn(1, 5, 6), torch.randn(1, 3, 6)
+    assert torch.allclose(share_of_attention(query, key, torch.ones(1, 3), 2), torch.ones(1, 5))
+    alike = share_of_attention(query, torch.zeros(1, 3, 6), torch.tensor([[1.0, 0.0, 1.0]]), 2)
+    assert torch.allclose(alike, torch.full((1, 5), 2 / 3))
+    logits = query[..., :3] @ key[..., :3].mT / 3**0.5, query[..., 3:] @ key[..., 3:].mT / 3**0.5
+    by_hand = sum(part.softmax(-1)[..., 1] for part in logits) / 2
+    assert torch.allclose(share_of_attention(query, key, torch.tensor([[0.0, 1.0, 0.0]]), 2), by_hand)
+
+
+def test_the_word_loss_is_least_where_the_attention_is_the_mask():
+    mask = torch.zeros(1, 1, 1, 2, 4)
+    mask[..., :2] = 1
+    assert word_loss(torch.tensor([[1.0, 0.0]]), mask).item() == pytest.approx(0.0)
+    assert word_loss(torch.tensor([[0.5, 0.5]]), mask).item() == pytest.approx(math.log(2))
+
+
+def test_losses_of_motionbooth_reach_the_lora(nets, folder, monkeypatch):
+    monkeypatch.setattr(subject_objectives, "KNOWN_CLIPS", 1)
+    plan = SparsePlan.parse("q,k")
+    arm = SubjectArm("words and clips", replace(SUBJECT, plan=plan, sura_weight=0.0), words=0.01, clips=1.0)
+    lora = init_lora(nets.denoiser.spec, plan, 4, torch.Generator().manual_seed(0))
+    with injected(nets.denoiser.linears(), Injection(lora)):
+        objective, losses = prepare_losses(nets, folder, arm, [0.6, 0.3])
+        assert losses["words"].shape == losses["clips"].shape == (2,)
+        names = [name for name in lora if "cross" in name]
+        for loss in (losses["words"], losses["clips"]):
+            gradients = torch.autograd.grad(loss.sum(), [lora[name].b for name in names], retain_graph=True)
+            assert all(gradient.any() for gradient in gradients)
+    assert objective.weights["words"] == 0.01 and objective.weights["clips"] == 1
+    assert not any(block.attn2.norm_q._forward_hooks for block in nets.denoiser.dit.blocks)
 
 
 def test_an_arm_may_know_one_picture_only(nets, folder):
