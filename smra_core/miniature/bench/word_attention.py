@@ -1,4 +1,4 @@
-"""How much a DiT's tokens attend to some words of the caption (MotionBooth's subject token cross-attention).
+"""Attention of a DiT's tokens to some words of the caption (MotionBooth's subject token cross-attention).
 
 MotionBooth (Wu et al., 2024, section "Subject token cross-attention loss") asks that the tokens of the
 subject attend to the subject's words, and the others do not.
