@@ -107,7 +107,7 @@ class StoppedObjective(ArmObjective):
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
         """Return the losses of an ArmObjective; a projector that stood still until this step is held."""
-        if not self.held and stands_still(self.cosines):
+        if not self.held and has_stopped_rising(self.cosines):
             self.held = True
             self.projector.requires_grad_(False)
             log.info("projector held after %d steps, cosine %.3f", len(self.cosines), self.cosines[-1])
@@ -116,7 +116,7 @@ class StoppedObjective(ArmObjective):
         return losses
 
 
-def stands_still(cosines: list[float]) -> bool:
+def has_stopped_rising(cosines: list[float]) -> bool:
     """Return whether the cosines of a projector, one a step, stand still (see STILL_STEPS)."""
     if len(cosines) < 2 * STILL_STEPS:
         return False

@@ -106,14 +106,14 @@ def test_alignment_without_a_trained_projector_reaches_the_lora(nets, folder, mo
 def test_a_projector_stands_still_when_its_cosine_does():
     steps = subject_objectives.STILL_STEPS
     rising, still = [0.1 * step for step in range(2 * steps)], [0.9] * (2 * steps)
-    assert not subject_objectives.stands_still(rising)
-    assert not subject_objectives.stands_still(still[1:])
-    assert subject_objectives.stands_still(still)
+    assert not subject_objectives.has_stopped_rising(rising)
+    assert not subject_objectives.has_stopped_rising(still[1:])
+    assert subject_objectives.has_stopped_rising(still)
 
 
 def test_a_projector_that_stands_still_is_held_from_the_next_step_on(nets, folder, monkeypatch):
     arm = SubjectArm("stopped", replace(SUBJECT, sura_share=0.3), stopped_projector=True)
-    monkeypatch.setattr(subject_objectives, "stands_still", lambda cosines: len(cosines) == 1)
+    monkeypatch.setattr(subject_objectives, "has_stopped_rising", lambda cosines: len(cosines) == 1)
     trainings, run = SubjectTrainings([], folder, nets), ArmRun(arm, "ball", 0)
     samples = trainings._prepare(run)
     objective = trainings._make_objective(run, samples)
