@@ -45,13 +45,13 @@ class WordAttention:
         """
         heads = self.attentions[0].heads
         shares = [
-            share_of_attention(query, key, chosen, heads)
+            measure_share(query, key, chosen, heads)
             for query, key in zip(self.queries, self.keys, strict=True)
         ]
         return torch.stack(shares).mean(0)
 
 
-def share_of_attention(query: Tensor, key: Tensor, chosen: Tensor, heads: int) -> Tensor:
+def measure_share(query: Tensor, key: Tensor, chosen: Tensor, heads: int) -> Tensor:
     """Return the share `B L` of the attention of queries `B L D` over keys `B T D` that the chosen keys
     `B T` (1 or 0) get, averaged over heads.
     """

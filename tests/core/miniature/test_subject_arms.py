@@ -17,7 +17,7 @@ from smra_core.miniature.bench.parts import measure_parts, paint_arrangements
 from smra_core.miniature.bench.run_arms import load_nets
 from smra_core.miniature.bench.subject_arm_list import LAST_BLOCK, REGION, SUBJECT_ARMS
 from smra_core.miniature.bench.subject_arms import SubjectArm, SubjectTrainings
-from smra_core.miniature.bench.word_attention import find_words, share_of_attention, word_loss
+from smra_core.miniature.bench.word_attention import find_words, measure_share, word_loss
 from smra_core.miniature.small_settings import SUBJECT, SUBJECT_TRAINING
 from smra_core.miniature.world.scenes import FIGURES, Scene, render
 from smra_core.training.batches import collate
@@ -142,12 +142,12 @@ def test_words_are_found_in_the_caption_and_padding_is_none():
 
 def test_the_share_of_attention_is_that_of_the_softmax():
     query, key = torch.randn(1, 5, 6), torch.randn(1, 3, 6)
-    assert torch.allclose(share_of_attention(query, key, torch.ones(1, 3), 2), torch.ones(1, 5))
-    alike = share_of_attention(query, torch.zeros(1, 3, 6), torch.tensor([[1.0, 0.0, 1.0]]), 2)
+    assert torch.allclose(measure_share(query, key, torch.ones(1, 3), 2), torch.ones(1, 5))
+    alike = measure_share(query, torch.zeros(1, 3, 6), torch.tensor([[1.0, 0.0, 1.0]]), 2)
     assert torch.allclose(alike, torch.full((1, 5), 2 / 3))
     logits = query[..., :3] @ key[..., :3].mT / 3**0.5, query[..., 3:] @ key[..., 3:].mT / 3**0.5
     by_hand = sum(part.softmax(-1)[..., 1] for part in logits) / 2
-    assert torch.allclose(share_of_attention(query, key, torch.tensor([[0.0, 1.0, 0.0]]), 2), by_hand)
+    assert torch.allclose(measure_share(query, key, torch.tensor([[0.0, 1.0, 0.0]]), 2), by_hand)
 
 
 def test_the_word_loss_is_least_where_the_attention_is_the_mask():
