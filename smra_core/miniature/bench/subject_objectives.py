@@ -32,7 +32,7 @@ from ..recipe.stage import cast_where_fast
 from ..weight_paths import DINOV2_FILE
 from ..world.random_clips import draw_views
 from ..world.scenes import draw_scene, render
-from .word_attention import WordAttention, find_words, word_loss
+from .word_attention import WordAttention, compute_word_loss, find_words
 
 log = logging.getLogger("smrabooth")
 PICTURES, FIT_STEPS, FIT_BATCH, FIT_RATE, FIT_NOISE = 600, 400, 32, 1e-3, 0.2
@@ -171,11 +171,11 @@ class MotionBoothObjective(ArmObjective):
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
         """Return the losses of an ArmObjective, and those of MotionBooth, each `B`."""
-        with self.attention.kept():
+        with self.attention.collect():
             losses = super().losses(denoiser, batch, sigma, noise, generator)
         if self.weights["words"]:
             share = self.attention.measure(find_words(batch.context, self.words))
-            losses["words"] = word_loss(share, batch.mask_latent)
+            losses["words"] = compute_word_loss(share, batch.mask_latent)
         if self.clips is not None:
             # One number for all samples, as the loop takes a number for each.
             losses["clips"] = self._measure_clips(denoiser, self.clips, generator).mean().expand(len(sigma))

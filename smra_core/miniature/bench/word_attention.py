@@ -16,7 +16,7 @@ from ...wan.spec import PATCH
 
 
 class WordAttention:
-    """Queries and keys of every block's cross-attention, kept while the DiT runs inside `kept`."""
+    """Queries and keys of every block's cross-attention, kept while the DiT runs inside of `collect`."""
 
     def __init__(self, blocks: Sequence[nn.Module]):
         """Take the blocks of a WanTransformer3DModel of diffusers."""
@@ -25,7 +25,7 @@ class WordAttention:
         self.keys: list[Tensor] = []
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
+    def collect(self) -> Iterator[None]:
         """Keep what the blocks compute inside of the context, and forget what was kept before."""
         self.queries, self.keys = [], []
         handles = [
@@ -66,7 +66,7 @@ def find_words(context: Tensor, words: Sequence[str]) -> Tensor:
     return (context[:, :, None] == embedded).all(-1).any(-1).to(context.dtype)
 
 
-def word_loss(share: Tensor, mask_latent: Tensor) -> Tensor:
+def compute_word_loss(share: Tensor, mask_latent: Tensor) -> Tensor:
     """Return MotionBooth's cross-attention loss `B`: the binary cross-entropy between the attention to the
     subject's words, `B L`, and the subject's part of each token, of a mask `B 1 f h w` of latents.
     """

@@ -17,7 +17,7 @@ from smra_core.miniature.bench.parts import measure_parts, paint_arrangements
 from smra_core.miniature.bench.run_arms import load_nets
 from smra_core.miniature.bench.subject_arm_list import LAST_BLOCK, REGION, SUBJECT_ARMS
 from smra_core.miniature.bench.subject_arms import SubjectArm, SubjectTrainings
-from smra_core.miniature.bench.word_attention import find_words, measure_share, word_loss
+from smra_core.miniature.bench.word_attention import compute_word_loss, find_words, measure_share
 from smra_core.miniature.small_settings import SUBJECT, SUBJECT_TRAINING
 from smra_core.miniature.world.scenes import FIGURES, Scene, render
 from smra_core.training.batches import collate
@@ -153,8 +153,8 @@ def test_the_share_of_attention_is_that_of_the_softmax():
 def test_the_word_loss_is_least_where_the_attention_is_the_mask():
     mask = torch.zeros(1, 1, 1, 2, 4)
     mask[..., :2] = 1
-    assert word_loss(torch.tensor([[1.0, 0.0]]), mask).item() == pytest.approx(0.0)
-    assert word_loss(torch.tensor([[0.5, 0.5]]), mask).item() == pytest.approx(math.log(2))
+    assert compute_word_loss(torch.tensor([[1.0, 0.0]]), mask).item() == pytest.approx(0.0)
+    assert compute_word_loss(torch.tensor([[0.5, 0.5]]), mask).item() == pytest.approx(math.log(2))
 
 
 def test_losses_of_motionbooth_reach_the_lora(nets, folder, monkeypatch):
