@@ -6,6 +6,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+IDEAS = {
+    "jitter": "motion clips in other colors against leak",
+    "confidence": "the flow loss on trusted pixels alone, behind a pillar",
+    "roles": "roles of a LoRA ranked by finished videos and by predictions",
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code 0."""
@@ -67,6 +73,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     planted.add_argument("--pairs", type=int, default=20, help="Number of pairs. (default: 20)")
     planted.set_defaults(run=run_planted_command)
+    text = "Try an idea of others, or compare two measures of layers."
+    trial = commands.add_parser("try", help=text, description=text)
+    trial.add_argument("idea", choices=IDEAS, help="; ".join(f"{name}: {IDEAS[name]}" for name in IDEAS))
+    trial.add_argument(
+        "--out", type=Path, default=Path("smra_trials"), help="Folder for the LoRAs. (default: smra_trials)"
+    )
+    trial.add_argument(
+        "--seeds", type=int, default=2, help="Seeds of confidence, pairs of jitter. (default: 2)"
+    )
+    trial.set_defaults(run=run_trial)
     text = "Train a LoRA alone in many ways, and measure each: motions, for a GPU, or subjects."
     arms = commands.add_parser("arms", help=text, description=text)
     arms.add_argument(
@@ -137,6 +153,19 @@ def run_bench_command(args: argparse.Namespace) -> None:
     from .bench.table import read_clips, render_table
 
     print(render_table(read_clips(run_bench(args.out, QUICK if args.quick else FULL))))
+
+
+def run_trial(args: argparse.Namespace) -> None:
+    from .bench.color_jitter import run_jitter
+    from .bench.flow_confidence import run_confidence
+    from .bench.role_videos import run_roles
+
+    trials = {
+        "jitter": lambda: run_jitter(args.out, args.seeds),
+        "confidence": lambda: run_confidence(args.out, args.seeds),
+        "roles": lambda: run_roles(args.out),
+    }
+    print(trials[args.idea]())
 
 
 def run_arms_command(args: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .table import DRAWS, Interval
+from .table import Interval, estimate_means
 
 NOT_MEASURED = ("arm", "case", "seed", "steps", "clip")
 """What a line of the file has besides measurements."""
@@ -64,7 +64,4 @@ def estimate_by_training(values: Mapping[tuple[str, int, int], float]) -> Interv
     groups = defaultdict(list)
     for (case, seed, _), value in values.items():
         groups[case, seed].append(value)
-    means = np.array([np.mean(group) for group in groups.values()])
-    drawn = np.random.default_rng(0).choice(means, (DRAWS, len(means))).mean(1)
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return Interval(float(means.mean()), float(low), float(high))
+    return estimate_means([float(np.mean(group)) for group in groups.values()])

@@ -80,5 +80,13 @@ PLANS = [
     )
 ]
 
-STACKS = [NOISE_LEVELS, WINDOWS, BALANCE, *PLANS]
+AVERAGED = [
+    replace(_use_windows(2, 2, 1, True), name=f"M W2 c2 k1 in turn, {count} batches", accumulate=count)
+    for count in (2, 4)
+]
+"""Arms that average each step over micro-batches. Each of these has a window, a noise level and noise of its
+own, and no window comes again before the others have come.
+"""
+
+STACKS = [NOISE_LEVELS, WINDOWS, BALANCE, *PLANS, AVERAGED]
 """Arms that are trained side by side; those of a stack have the same layers."""

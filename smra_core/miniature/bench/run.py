@@ -33,6 +33,7 @@ from ..small_settings import MOTION_TRAINING, SUBJECT_TRAINING
 from ..weight_paths import DINOV2_FILE, SEA_RAFT_FILE
 from ..world.scenes import HELD_OUT_MOTIONS, HELD_OUT_SUBJECTS
 from ..world.sprite import FRAMES, SIZE
+from .joint_training import train_pair_jointly
 from .metrics import PROMPT_BACKGROUNDS, make_prompt, measure_clip
 from .variants import SAMPLING, VARIANTS, BenchVariant
 
@@ -136,24 +137,29 @@ def measure_case(bench: Bench, variant: BenchVariant, case: Case, count: int) ->
 
 def train_pair(bench: Bench, variant: BenchVariant, case: Case) -> tuple[ScheduledLora, ...]:
     """Train the variant's LoRAs from the case's seed, or load them where the run folder has them."""
+    if variant.joint and variant.subject is not None and variant.motion is not None:
+        subject = bench.write_images(case.subject), variant.subject, variant.strengths
+        return train_pair_jointly(
+            bench.backend, subject, (bench.write_clip(case.motion), variant.motion), case.seed
+        )
     spec, loras = bench.backend.spec, []
     if variant.subject is not None:
-        trained = _train_subject(bench, variant.subject, case)
+        trained = train_case_subject(bench, variant.subject, case)
         loras.append(ScheduledLora(load_lora(trained.path, spec).lora, variant.strengths))
     if variant.motion is not None:
-        trained = _train_motion(bench, variant.motion, case)
+        trained = train_case_motion(bench, variant.motion, case)
         loras.append(ScheduledLora(load_lora(trained.path, spec).lora, MOTION_STRENGTHS))
     return tuple(loras)
 
 
-def _train_subject(bench: Bench, settings: SubjectSettings, case: Case) -> TrainedLora:
+def train_case_subject(bench: Bench, settings: SubjectSettings, case: Case) -> TrainedLora:
     training = replace(SUBJECT_TRAINING, seed=case.seed)
     images = bench.write_images(case.subject)
     with TrainingBar(f"{case.subject} subject") as report:
         return train_subject(bench.backend, images, DINOV2_FILE, settings, training, case.subject, report)
 
 
-def _train_motion(bench: Bench, settings: MotionSettings, case: Case) -> TrainedLora:
+def train_case_motion(bench: Bench, settings: MotionSettings, case: Case) -> TrainedLora:
     training = replace(MOTION_TRAINING, seed=case.seed)
     clip = bench.write_clip(case.motion)
     with TrainingBar(f"{case.motion} motion") as report:

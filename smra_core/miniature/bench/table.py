@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,7 +55,14 @@ def estimate_mean(clips: list[dict], column: str) -> Interval:
     groups = defaultdict(list)
     for clip in clips:
         groups[clip["subject"], clip["motion"], clip["seed"]].append(clip[column])
-    means = np.array([np.mean(values) for values in groups.values()])
+    return estimate_means([float(np.mean(values)) for values in groups.values()])
+
+
+def estimate_means(values: Sequence[float]) -> Interval:
+    """Return the mean of values, one of each training, and its 95 % interval by drawing them with
+    replacement.
+    """
+    means = np.array(values)
     drawn = np.random.default_rng(0).choice(means, (DRAWS, len(means))).mean(1)
     low, high = np.quantile(drawn, (0.025, 0.975))
     return Interval(float(means.mean()), float(low), float(high))

@@ -26,6 +26,8 @@ class BenchVariant:
     motion: MotionSettings | None = MOTION
     strengths: Strengths = SUBJECT_STRENGTHS
     t_point: TPoint = TPoint()
+    joint: bool = False
+    """Whether both LoRAs are trained together (see joint_training)."""
 
 
 def at_step(step: int) -> TPoint:
