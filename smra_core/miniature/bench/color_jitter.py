@@ -31,7 +31,7 @@ from .table import estimate_means
 JITTER_FILE = "jitter.jsonl"
 COPIES = 8
 STRENGTH = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.3, "hue": 0.5}
-"""How far kornia turns the colors of a copy; a hue of 0.5 is any."""
+"""Ranges in which kornia turns the colors of a copy; a hue of 0.5 is any."""
 
 
 def run_jitter(folder: Path, pairs: int) -> str:

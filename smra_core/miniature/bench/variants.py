@@ -44,7 +44,10 @@ VARIANTS = (
     BenchVariant("without SuRA", replace(SUBJECT, sura_weight=0.0)),
     BenchVariant("SuRA at 100 times its weight", replace(SUBJECT, sura_weight=100 * SUBJECT.sura_weight)),
     BenchVariant("without MoRA", motion=replace(MOTION, mora_weight=0.0)),
-    BenchVariant("MoRA at 10 times its weight", motion=replace(MOTION, mora_weight=10 * MOTION.mora_weight)),
+    BenchVariant(
+        "MoRA at 300 times the paper's weight", motion=replace(MOTION, mora_weight=300.0, mora_share=0.0)
+    ),
+    BenchVariant("trained jointly, without MoRA", motion=replace(MOTION, mora_weight=0.0), joint=True),
     BenchVariant("all-layer injection", replace(SUBJECT, plan=ALL_LAYERS), replace(MOTION, plan=ALL_LAYERS)),
     BenchVariant("subject without FFN.0", replace(SUBJECT, plan=SUBJECT_WITHOUT_FFN_0)),
     BenchVariant("motion without FFN.0", motion=replace(MOTION, plan=MOTION_WITHOUT_FFN_0)),

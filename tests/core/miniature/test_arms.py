@@ -49,7 +49,7 @@ def samples():
     (MotionArm("temporal"), {"mora_weight": 0.0, "shift": 1.0, "weighted_velocity": True}),
     (MotionArm("share", shift=3.0, weighted=False, share=0.3), {"mora_share": 0.3}),
     (MotionArm("weight", shift=3.0, weighted=False, mora=50.0, difference=2.0),
-     {"mora_weight": 50.0, "difference_weight": 2.0}),
+     {"mora_weight": 50.0, "mora_share": 0.0, "difference_weight": 2.0}),
 ])  # fmt: skip
 def test_a_run_in_a_stack_has_the_gradient_that_it_has_alone(nets, samples, arm, changes):
     other = MotionArm("other", temporal=0.5, mora=10.0)
