@@ -1,4 +1,4 @@
-"""Share of SuRA and MoRA in the LoRA's gradient on the miniature, at their weights there.
+"""Share of SuRA and MoRA in the LoRA's gradient on the miniature, at the paper's weights.
 
     python -m tests.benchmarks.gradient_shares
 

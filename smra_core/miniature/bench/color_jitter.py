@@ -53,7 +53,7 @@ def measure_pair(bench: Bench, seed: int) -> dict[str, float]:
     training = replace(MOTION_TRAINING, steps=LONG_STEPS, seed=seed)
     settings = replace(MOTION, plan=ALL_LAYERS, mora_weight=0.0)
     measured = {}
-    for name, clips in (("clip", [clip]), ("copies", turn_colors(clip, COPIES, seed))):
+    for name, clips in (("clip", [clip]), ("copies", make_colored_copies(clip, COPIES, seed))):
         with TrainingBar(f"{motion} {name}") as report:
             trained = train_motion(bench.backend, clips, None, settings, training, name, report)
         videos = list(sample_seeds(bench, trained.path, LEAK_PROMPTS))
@@ -64,19 +64,19 @@ def measure_pair(bench: Bench, seed: int) -> dict[str, float]:
     return measured
 
 
-def turn_colors(clip: MotionClip, copies: int, seed: int) -> list[MotionClip]:
+def make_colored_copies(clip: MotionClip, copies: int, seed: int) -> list[MotionClip]:
     """Return copies of a clip in other colors; all frames of one copy have the same."""
     from kornia.augmentation import ColorJitter
 
     torch.manual_seed(seed)
     jitter = ColorJitter(**STRENGTH, same_on_batch=True, p=1.0)
     return [
-        clip._replace(name=f"{clip.name}-{number}", frames=_apply(jitter, clip.frames))
+        clip._replace(name=f"{clip.name}-{number}", frames=_change_colors(jitter, clip.frames))
         for number in range(copies)
     ]
 
 
-def _apply(jitter: torch.nn.Module, frames: Tensor) -> Tensor:
+def _change_colors(jitter: torch.nn.Module, frames: Tensor) -> Tensor:
     return jitter(frames).clamp(0, 1).contiguous()
 
 

@@ -10,7 +10,7 @@ from smra_core.lora.adapter import init_lora
 from smra_core.lora.schedule import Strengths
 from smra_core.miniature.bench.arm_run import ArmRun
 from smra_core.miniature.bench.arms import AVERAGED
-from smra_core.miniature.bench.color_jitter import render_pairs, turn_colors
+from smra_core.miniature.bench.color_jitter import make_colored_copies, render_pairs
 from smra_core.miniature.bench.flow_confidence import check_consistency
 from smra_core.miniature.bench.joint_training import JointSide, order_steps, train_jointly
 from smra_core.miniature.bench.motion_arms import StackedMotion
@@ -89,10 +89,10 @@ def test_averaged_arms_see_every_window_equally_often_in_each_step():
 def test_copies_of_a_clip_have_one_color_each(tmp_path):
     still = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0)).expand(5, 3, 8, 8)
     clip = MotionClip("clip", tmp_path, still, "a caption", 8.0, [])
-    first, second = turn_colors(clip, 2, seed=0)
+    first, second = make_colored_copies(clip, 2, seed=0)
     assert all(torch.equal(copy.frames[0], copy.frames[4]) for copy in (first, second))
     assert (first.frames - second.frames).abs().mean() > 0.05 and first.name != second.name
-    assert torch.equal(turn_colors(clip, 1, seed=0)[0].frames, first.frames)
+    assert torch.equal(make_colored_copies(clip, 1, seed=0)[0].frames, first.frames)
 
 
 def test_pixels_are_trusted_where_the_flow_back_leads_back():
