@@ -1,4 +1,4 @@
-"""The command line: a command for each entry of COMMANDS, from training to measuring a LoRA's layers."""
+"""Train, combine and measure subject and motion LoRAs for WAN without ComfyUI."""
 
 import argparse
 import importlib
@@ -16,8 +16,8 @@ DEMO_CONTINUES = "The same command continues the trainings; what was sampled is 
 GRID_CONTINUES = "The same command continues with what is missing."
 
 COMMANDS = {
-    "train-subject": ("Train a subject LoRA on a folder of images.", CONTINUES),
-    "train-motion": ("Train a motion LoRA on a clip.", CONTINUES),
+    "train-subject": ("Train a subject LoRA on a folder of pictures and clips.", CONTINUES),
+    "train-motion": ("Train a motion LoRA on a clip or a folder of clips.", CONTINUES),
     "sample": ("Make a video with a subject and a motion LoRA.", STARTS_OVER),
     "grid": ("Train and sample a grid of subjects, motions, settings and seeds.", GRID_CONTINUES),
     "demo": ("Run the whole method on the miniature, in minutes, and write a report.", DEMO_CONTINUES),

@@ -19,7 +19,7 @@ from ..evaluation.quality import Musiq, load_aesthetic_layer
 from ..standalone.device import choose_device
 from ..wan.settings import COUNT
 from ..wan.spec import LATENTS_21
-from .options import add_option, log_notes
+from .options import add_json, add_option, log_notes
 
 LARGEST_PICTURE = (512, 512)
 """Width and height whose product is the most pixels that a picture of the subject is read with."""
@@ -57,7 +57,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_option(parser, "--musiq", "MUSIQ, musiq_spaq_ckpt-358bb6af.pth. It needs pyiqa.", type=Path)
     add_option(parser, "--frames", "Most frames of a video that are measured.", 81, type=int)
     add_option(parser, "--device", "Device to compute on: cpu, cuda, cuda:1 …", "auto", "auto")
-    parser.add_argument("--json", action="store_true", help="Print JSON, for scripts.")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -24,7 +24,7 @@ from ..standalone.backend import StandaloneBackend
 from ..standalone.generate import Variant, generate
 from ..wan.sampler import SamplingSettings
 from .model_options import add_model, choose_encoder_file, open_backend
-from .options import add_option, log_notes
+from .options import add_json, add_option, log_notes
 from .settings_options import add_settings, read_settings
 
 PROMPTS = ("a dog is walking in a garden", "a car is driving on a street", "a woman is dancing in a room")
@@ -55,11 +55,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_option(parser, "--seeds", "Number of seeds. More narrow the interval.", 4, type=int)
     add_option(parser, "--dinov2", "DINOv2 weights, for the leak.", shown="the miniature's", type=Path)
     add_option(parser, "--sea-raft", "SEA-RAFT weights.", shown="the miniature's", type=Path)
-    parser.add_argument("--json", action="store_true", help="Print JSON, for scripts.")
     add_settings(
         parser, SamplingSettings(), ("steps", "shift", "guidance", "width", "height", "frames", "seed")
     )
     add_model(parser)
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -80,8 +80,7 @@ def run(args: argparse.Namespace) -> None:
         clip = read_clip_file(args.clip, size, Selection(settings.frames, fps=backend.spec.latents.fps))
         meter = LeakMeter(load_dinov2(dinov2_file, backend.device), sea_raft, clip.frames)
     results = measure(sample_seeds(backend, prompts, variants, settings, args.seeds), meter, sea_raft)
-    for line in _render(results, args.json):
-        print(line)
+    print(_to_json(results) if args.json else "\n".join(verdict for _, verdict in results.values()))
 
 
 def choose_prompts(args: argparse.Namespace) -> tuple[str, ...]:
@@ -150,11 +149,10 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--seeds must be at least 2 for an interval, got {args.seeds}. The default is 4.")
 
 
-def _render(results: dict[str, tuple], as_json: bool) -> list[str]:
-    if not as_json:
-        return [text for _, text in results.values()]
+def _to_json(results: dict[str, tuple]) -> str:
+    """Return the intervals of leak and stillness, null where one was not measured, and the verdicts."""
     content = {
-        name: {part: one and one._asdict() for part, one in value._asdict().items()} | {"verdict": text}
-        for name, (value, text) in results.items()
+        name: {part: one and one._asdict() for part, one in value._asdict().items()} | {"verdict": verdict}
+        for name, (value, verdict) in results.items()
     }
-    return [json.dumps(content, indent=2)]
+    return json.dumps(content)

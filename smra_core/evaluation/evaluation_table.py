@@ -29,7 +29,7 @@ def to_json(evaluations: Mapping[str, Evaluation]) -> str:
         video: {"metrics": dict(one.values), "left_out": dict(one.left_out), "notes": list(one.notes)}
         for video, one in evaluations.items()
     }
-    return json.dumps(content, indent=2, ensure_ascii=False)
+    return json.dumps(content, ensure_ascii=False)
 
 
 def _describe_rest(evaluations: Mapping[str, Evaluation]) -> list[str]:
