@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..lora.dialects import EXPERTS
-from ..training.job import TrainedLora
 
 log = logging.getLogger("smrabooth")
 
@@ -61,12 +60,6 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def print_result(args: argparse.Namespace, path: Path, **more: Any) -> None:
     """Print the path of what a command made; with --json an object that also holds `more`."""
     print(json.dumps({"path": str(path.resolve()), **more}) if args.json else path)
-
-
-def print_trained(args: argparse.Namespace, trained: TrainedLora) -> None:
-    """Print the path of a trained LoRA; with --json its table of losses, steps and notes, too."""
-    losses = str(trained.losses.resolve())
-    print_result(args, trained.path, losses=losses, steps=trained.steps, notes=list(trained.notes))
 
 
 def log_notes(notes: Sequence[str]) -> None:

@@ -11,12 +11,13 @@ from ..training.job import TrainedLora
 from ..training.model_fit import check_fit
 from ..training.mora import MotionSettings
 from ..training.motion import train_motion
-from ..training.ranks import Ranks, join_ranks
+from ..training.ranks import Ranks
 from ..training.trainer import MOTION_TRAIN
 from .data_options import add_frame_rate, add_own_sizes, choose_multiple, select_frames
 from .model_options import add_model, check_weight_file, choose_encoder_file, open_backend
-from .options import add_json, add_option, log_notes, print_trained
+from .options import add_json, add_option, log_notes
 from .settings_options import add_settings, read_settings
+from .training_run import run_training
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -55,10 +56,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train a motion LoRA, and print the path of its file."""
-    with join_ranks() as ranks:
-        trained = train(args, ranks)
-        if ranks.is_first:
-            print_trained(args, trained)
+    run_training(args, train)
 
 
 def train(args: argparse.Namespace, ranks: Ranks) -> TrainedLora:

@@ -11,15 +11,16 @@ from ..storage.file_name import make_file_name
 from ..training.job import TrainedLora
 from ..training.memory_advice import tell_subject_memory
 from ..training.model_fit import check_fit
-from ..training.ranks import Ranks, join_ranks
+from ..training.ranks import Ranks
 from ..training.subject import find_missing_masks, train_subject
 from ..training.sura import SubjectSettings
 from ..training.trainer import SUBJECT_TRAIN
 from ..wan.spec import latent_frames
 from .data_options import add_frame_rate, add_own_sizes, choose_multiple, select_frames
 from .model_options import add_model, check_weight_file, choose_encoder_file, open_backend
-from .options import add_json, add_option, log_notes, print_trained
+from .options import add_json, add_option, log_notes
 from .settings_options import add_settings, read_settings
+from .training_run import run_training
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -51,10 +52,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train a subject LoRA, and print the path of its file."""
-    with join_ranks() as ranks:
-        trained = train(args, ranks)
-        if ranks.is_first:
-            print_trained(args, trained)
+    run_training(args, train)
 
 
 def train(args: argparse.Namespace, ranks: Ranks) -> TrainedLora:
