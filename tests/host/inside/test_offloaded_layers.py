@@ -1,13 +1,15 @@
 """Weights that ComfyUI leaves in RAM, moved block by block: how often, to the same bits, and put back."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
+import random_variants
 import torch
 from random_wan import DIM, TRAINED_FFN, dit_state, load_dit, pack, quantized
-from training_gradients import fingerprint, full_lora, gradients, injected, loss_of, question, sampled
+from training_gradients import SHAPE, fingerprint, full_lora, gradients, injected, loss_of, question, sampled
 
-BLOCKS, ROOMS = 4, 2
+BLOCKS, ROOMS, VACE_BLOCKS = 4, 2, 2
 PATCHED = "blocks.0.cross_attn.v.weight"
 FAILING_CAST = 20
 """Number of the cast that fails in a test, in the forward pass of a block."""
@@ -41,19 +43,25 @@ def in_ram(layers, monkeypatch):
     return leave
 
 
-def train(model, steps=1, before=lambda denoiser: None, after=lambda prediction: None):
-    """The gradients of the last of some steps."""
+def train(model, steps=1, before=lambda denoiser: None, after=lambda prediction: None, options=None):
+    """The gradients of the last of some steps; `options` are the extra values of a CONDITIONING."""
     noisy, sigma, context = question()
     with torch.inference_mode(), torch.inference_mode(False):  # as in a node
+        extra = make_extra_inputs(model, options or {}, context, noisy)
         with pack("nodes.host.denoiser").training_denoiser(model) as denoiser:
             for _ in range(steps):
                 before(denoiser)
-                lora = full_lora()
+                lora = full_lora(denoiser.spec)
                 with injected(denoiser.linears(), lora):
-                    prediction = denoiser.velocity(noisy, sigma, context, token_block=0)
+                    prediction = denoiser.velocity(noisy, sigma, context, token_block=0, extra=extra)
                     after(prediction)
                     found = gradients(loss_of(*prediction), lora)
     return found
+
+
+def make_extra_inputs(model, options, context, noisy):
+    made, _ = pack("nodes.host.extra_inputs").make_condition(model, options, context[0], noisy.shape[1:])
+    return pack("smra_core.wan.condition").stack_inputs([made.inputs])
 
 
 def patched(model):
@@ -83,12 +91,12 @@ def test_gradients_are_bit_equal_to_those_of_the_model_on_the_device(state, tmp_
             assert all(map(torch.equal, found[name], pair)), (index, name)
 
 
-def test_a_weight_is_moved_at_most_twice_a_step(state, tmp_path, in_ram, layers, monkeypatch):
-    """ComfyUI alone moves a linear up to three times: forward, recomputed and backward."""
+@pytest.fixture
+def moved(layers, monkeypatch):
+    """A counter of the times that each weight is moved, by name, and the function that begins a step."""
     import comfy.ops
 
     moved, names, cast, start = Counter(), {}, comfy.ops.cast_bias_weight, layers.Copies.start
-    model = load_dit(tmp_path, state)
 
     def count_cast(layer, *args, **options):
         if id(layer.weight) in names:  # not a copy that is there already
@@ -104,15 +112,35 @@ def test_a_weight_is_moved_at_most_twice_a_step(state, tmp_path, in_ram, layers,
         for name, parameter in denoiser.dit.named_parameters():
             names[id(parameter)] = names[parameter.data_ptr()] = name
 
-    in_ram()
     monkeypatch.setattr(comfy.ops, "cast_bias_weight", count_cast)
     monkeypatch.setattr(layers.Copies, "start", count_copy)
-    train(model, steps=2, before=begin_step)
-    assert max(moved.values()) == 2
+    return moved, begin_step
+
+
+def test_a_weight_is_moved_at_most_twice_a_step(state, tmp_path, in_ram, moved):
+    """ComfyUI alone moves a linear up to three times: forward, recomputed and backward."""
+    counts, begin_step = moved
+    in_ram()
+    train(load_dit(tmp_path, state), steps=2, before=begin_step)
+    assert max(counts.values()) == 2
     # The last two blocks stay when the direction turns, and the first two until the next step.
-    assert {moved[f"blocks.{block}.ffn.2.weight"] for block in range(BLOCKS)} == {1}
+    assert {counts[f"blocks.{block}.ffn.2.weight"] for block in range(BLOCKS)} == {1}
     assert 2 * (BLOCKS - ROOMS) == BLOCKS
-    assert {moved[f"blocks.1.{path}"] for path in ("self_attn.q.bias", "norm3.weight")} == {1}
+    assert {counts[f"blocks.1.{path}"] for path in ("self_attn.q.bias", "norm3.weight")} == {1}
+
+
+def test_vaces_own_blocks_are_moved_once_a_step(in_ram, moved):
+    """No gradient reaches them, as they see the video before the first LoRA, so that none runs again."""
+    vace, (counts, begin_step) = random_variants.BY_NAME["VACE"], moved
+    sizes = {"vace_layers": VACE_BLOCKS, "vace_in_dim": 96}
+    model = random_variants.load(replace(vace, blocks=BLOCKS, options=sizes))
+    in_ram()
+    video = torch.ones(1, 32, *SHAPE[2:])
+    train(model, 2, begin_step, options={"vace_frames": [video], "vace_strength": [0.8]})
+    own = [name for name, _ in model.model.diffusion_model.named_parameters() if "vace_blocks" in name]
+    assert {name.split(".")[1] for name in own} == {str(block) for block in range(VACE_BLOCKS)}
+    assert {counts[name] for name in own if name.endswith(".weight")} == {1}
+    assert max(counts.values()) == 2
 
 
 def test_a_layer_that_comfyui_moves_itself_is_left_to_it(state, tmp_path, in_ram):

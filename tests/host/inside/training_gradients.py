@@ -20,11 +20,11 @@ def spec():
     return pack("smra_core.wan.spec").WanSpec("tiny", BLOCKS, DIM, TRAINED_FFN, 2)
 
 
-def full_lora(seed=3):
-    """Adapters on every linear whose B is not zero, so that A, too, has a gradient."""
+def full_lora(of=None, seed=3):
+    """Adapters on every linear of a model whose B is not zero, so that A, too, has a gradient."""
     generator = torch.Generator().manual_seed(seed)
     lora = pack("smra_core.lora.adapter").init_lora(
-        spec(), pack("smra_core.lora.plan").ALL_LAYERS, 2, generator
+        of or spec(), pack("smra_core.lora.plan").ALL_LAYERS, 2, generator
     )
     for pair in lora.values():
         pair.b.data.normal_(std=0.1, generator=generator)
