@@ -12,7 +12,6 @@ from ..smra_core.data.motion_clip import FEWEST_FRAMES, MotionClip
 from ..smra_core.storage.file_name import make_file_name
 from ..smra_core.training.decode_choice import choose_decode
 from ..smra_core.training.decode_memory import DecodeChoice
-from ..smra_core.training.memory import DitMemory
 from ..smra_core.training.mora import DECODE_MODES, MotionSettings
 from ..smra_core.training.motion import train_motion
 from ..smra_core.training.trainer import MOTION_TRAIN, TrainSettings
@@ -217,9 +216,9 @@ def choose_node_decode(backend: ComfyBackend, given: MotionInputs) -> DecodeChoi
     """Return how the run decodes."""
     # By what the card has, not by what is free now: queued again after another workflow, it is the same run.
     free = measure_trainable_memory(backend.device)
-    # ComfyUI leaves in RAM what of the model does not fit.
-    weights = DitMemory(backend.model.model_size(), can_wait=True)
-    return choose_decode(given.settings, backend.spec, backend.device, given.tiny_decoder, free, weights)
+    return choose_decode(
+        given.settings, backend.spec, backend.device, given.tiny_decoder, free, backend.weights
+    )
 
 
 def show_motion_forecast(

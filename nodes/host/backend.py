@@ -14,6 +14,7 @@ from ...smra_core.decoding.wan_decoder import WanVideoDecoder
 from ...smra_core.lora.plan import SparsePlan
 from ...smra_core.storage.tensor_cache import TensorCache
 from ...smra_core.training.backend import encode_clips_once
+from ...smra_core.training.memory import DitMemory
 from ...smra_core.training.ranks import ALONE
 from ...smra_core.wan.condition import Condition
 from .denoiser import HostDenoiser, choose_training_dtype, read_spec, training_denoiser
@@ -47,6 +48,11 @@ class ComfyBackend:
         self.ranks = ALONE
         self.denoiser: HostDenoiser | None = None
         """Loaded DiT while a job trains, else None."""
+
+    @property
+    def weights(self) -> DitMemory:
+        """How the DiT's weights are kept (see Backend); ComfyUI leaves in RAM what does not fit."""
+        return DitMemory(self.model.model_size(), can_wait=True)
 
     @property
     def base_fingerprint(self) -> dict[str, str]:

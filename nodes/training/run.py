@@ -21,7 +21,7 @@ def show_forecast(node: type, backend: ComfyBackend, forecast: Forecast, notes: 
     seconds = forecast.estimate_seconds(measure_flops(backend.device, choose_training_dtype(backend.device)))
     for note in backend.notes:
         log.info("%s", note)
-    weights = backend.model.model_size()
+    weights = backend.weights.model_bytes
     lacks = forecast.describe_lack(weights, measure_trainable_memory(backend.device))
     lines = [forecast.describe(weights, seconds), *lacks, *backend.notes, *notes]
     show_text(node, "\n".join(lines))

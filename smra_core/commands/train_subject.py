@@ -75,7 +75,9 @@ def train(args: argparse.Namespace, ranks: Ranks) -> TrainedLora:
     )  # fmt: skip
     log_notes(subject.notes)
     frames = args.clip_frames if subject.clips else 1
-    tell_subject_memory(settings, train_settings.batch_size, backend.spec, backend.device, frames)
+    tell_subject_memory(
+        settings, train_settings.batch_size, backend.spec, backend.device, backend.weights, frames
+    )
     with ranks.let_first_prepare():
         images = find_missing_masks(subject.images, args.sam, backend)
     log_notes(describe_new_masks(subject.images, images))

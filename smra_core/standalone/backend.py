@@ -16,7 +16,7 @@ from ..storage.tensor_cache import TensorCache
 from ..training.backend import describe_precision, encode_clips_once
 from ..training.cost import count_sampling_bytes
 from ..training.kept_blocks import measure_spare_memory
-from ..training.memory import GIB
+from ..training.memory import GIB, DitMemory
 from ..training.ranks import ALONE, Ranks
 from ..wan.condition import Condition
 from ..wan.interfaces import Denoiser
@@ -26,7 +26,7 @@ from ..wan.spec import I2V_CHANNELS, WanSpec
 from .diffusers_wan import DiffusersDenoiser
 from .image_condition import make_image_conditions
 from .model_files import WanFiles
-from .waiting_blocks import Placement, choose_placement
+from .waiting_blocks import Placement, choose_placement, count_kept_bytes
 
 log = logging.getLogger("smrabooth")
 
@@ -61,6 +61,11 @@ class StandaloneBackend:
     def codec_dtype(self) -> torch.dtype:
         """Precision of the video VAE: float32 on a CPU, that of the DiT on other devices."""
         return torch.float32 if self.device.type == "cpu" else self.dtype
+
+    @property
+    def weights(self) -> DitMemory:
+        """See Backend; read from the file's header."""
+        return count_kept_bytes(self.spec, self.dtype.itemsize, self.files.share_of_8_bits)
 
     def encode_captions(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """See Backend; the text encoder is loaded only for captions that are not in the cache."""
@@ -130,7 +135,8 @@ class StandaloneBackend:
 
     def choose_placement(self, spare: float) -> Placement:
         """Return where the DiT's weights go if they may take so many bytes, and log what is not as usual."""
-        placement = choose_placement(self.spec, spare, self.dtype.itemsize, self.files.stored_bytes)
+        share = self.files.share_of_8_bits
+        placement = choose_placement(self.spec, spare, self.dtype.itemsize, share)
         if placement.keeps_form:
             log.info("The DiT's weights of 8 bits stay as they are in the file, because memory is short.")
         if placement.resident is not None:

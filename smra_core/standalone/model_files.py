@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..storage.content_hash import fingerprint_weights
-from ..storage.weight_file import INDEX, list_parts, read_shapes
+from ..storage.weight_file import INDEX, read_shapes
 from ..wan.interfaces import TextEncoder
 from ..wan.spec import LATENT_SPACES, LATENTS_21, LatentSpace, WanSpec, find_latents, is_linear_weight
 from .checkpoint_kind import check_channels
@@ -20,8 +20,6 @@ from .native_part import DIT, VAE
 from .umt5 import TOKENIZER_KEY, Umt5Text, check_umt5, find_tokenizer_folder, load_umt5
 from .waiting_blocks import Placement
 
-_HALF, _MOST_FP8 = 2, 1.5
-"""Bytes of a value in half precision, and the most in a file of fp8, whose other weights are wider."""
 _AUTHORS_TEXT = "models_t5_umt5-xxl-enc-bf16.pth"
 _TRANSFORMERS_WEIGHTS = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
@@ -126,14 +124,17 @@ class WanFiles:
             dit = DIT.load(self.transformer, dtype, is_linear_weight if placement.keeps_form else None)
         return DiffusersDenoiser(dit, checkpoint, device, placement.resident)
 
-    @property
-    def stored_bytes(self) -> int:
-        """Bytes that a value of the DiT's blocks takes in the form that can be kept: 1 for a file of fp8."""
+    @cached_property
+    def share_of_8_bits(self) -> float:
+        """Share of the values in the linears of the DiT's blocks that are of 8 bits and can stay so: 1 for a
+        file of fp8 or INT8. It is read from the file's header alone.
+        """
         if self.transformer.is_dir():
-            return _HALF
-        parts = list_parts(self.transformer) if self.transformer.name.endswith(INDEX) else [self.transformer]
-        values = sum(math.prod(shape) for shape in self.transformer_shapes.values())
-        return 1 if sum(part.stat().st_size for part in parts) < _MOST_FP8 * values else _HALF
+            return 0.0
+        value_bytes, sizes = DIT.read_value_bytes(self.transformer), self.transformer_shapes
+        counts = {name: math.prod(sizes[name]) for name in sizes if is_linear_weight(name)}
+        kept = sum(count for name, count in counts.items() if value_bytes[name] == 1)
+        return kept / sum(counts.values())
 
     def load_codec(self, dtype: torch.dtype, device: torch.device) -> DiffusersCodec:
         """Load the video VAE in `dtype`."""

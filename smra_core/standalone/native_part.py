@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..storage.weight_check import Value
-from ..storage.weight_file import read_shapes, read_weight_file
+from ..storage.weight_file import read_shapes, read_value_bytes, read_weight_file
 from ..wan.module_names import choose_vae_names, to_native_dit_name
 from .checkpoint_kind import build_dit_config, build_vae_config, find_prefix
 from .checkpoint_weights import Shapes, check_native, fill_native, rename_to_native
@@ -34,6 +34,10 @@ class NativePart:
     def read_shapes(self, path: Path) -> Shapes:
         """Read the shapes in a file by native name, without its prefix; ValueError when it is unreadable."""
         return self._rename(read_shapes(path), path.name)
+
+    def read_value_bytes(self, path: Path) -> dict[str, float]:
+        """Read how many bytes a value of each weight takes, by native name, as `read_shapes` does."""
+        return self._rename(read_value_bytes(path), path.name)
 
     def check_shapes(self, shapes: Shapes, source: str) -> None:
         """Raise ValueError unless a file with these shapes fills the model exactly (see check_native)."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..training.memory import count_block_bytes, count_other_bytes
+from ..training.memory import DitMemory, count_block_bytes, count_other_bytes
 from ..wan.block_stream import ROOMS, BlockStream, Copies, pack
 from ..wan.pinned_memory import PinnedPieces
 from ..wan.spec import WanSpec, parse_linear
@@ -26,21 +26,39 @@ class Placement:
     """Number of blocks that stay on the device; the others wait in host memory. None is all."""
 
 
-def choose_placement(spec: WanSpec, spare: float, value_bytes: int, stored_bytes: int) -> Placement:
+def choose_placement(spec: WanSpec, spare: float, value_bytes: int, share_of_8_bits: float) -> Placement:
     """Return the fastest placement for a DiT that may take `spare` bytes of the device.
 
-    A value takes `value_bytes` where it is computed with, and `stored_bytes` in the file.
+    A value takes `value_bytes` where it is computed with; `share_of_8_bits` of the blocks' are of 8 bits in
+    the file.
     """
     other = count_other_bytes(spec) * value_bytes / _HALF
     if other + spec.blocks * count_block_bytes(spec, value_bytes) <= spare:
         return Placement()
-    keeps_form = stored_bytes < value_bytes
+    keeps_form = share_of_8_bits > 0
     if keeps_form:  # the widest weight, which is restored by way of float32 if each row has a scale
         spare -= spec.dim * spec.ffn * (_FLOAT + value_bytes)
-    fitting = int((spare - other) // count_block_bytes(spec, min(stored_bytes, value_bytes)))
+    kept_bytes = _average_bytes(value_bytes, share_of_8_bits)
+    fitting = int((spare - other) // count_block_bytes(spec, kept_bytes))
     if fitting >= spec.blocks:
         return Placement(keeps_form)
     return Placement(keeps_form, max(0, fitting - ROOMS))
+
+
+def count_kept_bytes(spec: WanSpec, value_bytes: int, share_of_8_bits: float) -> DitMemory:
+    """Return the memory of a DiT whose blocks may wait, and whose values of 8 bits stay so where all of it
+    does not fit in `value_bytes` each (see `choose_placement`).
+    """
+    other = round(count_other_bytes(spec) * value_bytes / _HALF)
+    kept, restored = (
+        other + spec.blocks * count_block_bytes(spec, each)
+        for each in (_average_bytes(value_bytes, share_of_8_bits), value_bytes)
+    )
+    return DitMemory(kept, can_wait=True, restored_bytes=restored if share_of_8_bits else None)
+
+
+def _average_bytes(value_bytes: int, share_of_8_bits: float) -> float:
+    return share_of_8_bits + (1 - share_of_8_bits) * value_bytes
 
 
 class WaitingBlocks:

@@ -1,10 +1,11 @@
 """Reading and writing weight files safely: no code is executed, every key is checked."""
 
 import json
+import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,6 +27,8 @@ _MOST_NAMES = 20_000
 SAFETENSORS_ENDINGS = (".safetensors", ".sft")
 """Endings of safetensors files, in lower case. A file is recognized by its content; the ending decides only
 what a damaged file is called."""
+_BITS = re.compile(r"\d+")
+"""The number of bits in safetensors' name of a dtype, such as BF16 or F8_E4M3."""
 _STRANGERS = (
     (b"version https://git-lfs", "a Git LFS pointer, not the weights. Run `git lfs pull`, or download"),
     (b"<", "a web page, not weights. Sign in where the file is published and download"),
@@ -116,22 +119,47 @@ def read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
 
     Raises ValueError as `read_weight_file` does.
     """
-    path = Path(path)
+    return _read_header(Path(path), lambda stored: tuple(stored.get_shape()), collect_shapes)
+
+
+def read_value_bytes(path: str | Path) -> dict[str, float]:
+    """Read how many bytes a value of each weight takes in a file; of safetensors only the header is read.
+
+    Raises ValueError as `read_weight_file` does.
+    """
+    return _read_header(
+        Path(path),
+        lambda stored: _read_bits(stored.get_dtype()) / 8,
+        lambda tensors: {name: float(tensor.itemsize) for name, tensor in tensors.items()},
+    )
+
+
+def _read_header(
+    path: Path, read: Callable[[Any], Value], collect: Callable[[dict[str, Tensor]], dict[str, Value]]
+) -> dict[str, Value]:
+    """Return what `read` takes from each entry of a header, or `collect` from the tensors of a file without
+    one.
+    """
     if path.name.endswith(INDEX):
-        return _join_parts([read_shapes(part) for part in list_parts(path)], path)
+        return _join_parts([_read_header(part, read, collect) for part in list_parts(path)], path)
     if not path.is_file() or not is_safetensors(path):
-        return collect_shapes(read_weight_file(path).tensors)
+        return collect(read_weight_file(path).tensors)
     try:
         # As numpy: torch would reserve memory for the whole file, 28 GB for the 14B, to read the header only.
         with safe_open(path, framework="np") as file:
             names = file.keys()
             _refuse_too_many(len(names), path)
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+            found = {name: read(file.get_slice(name)) for name in names}
     except SafetensorError as error:
         raise _build_read_error(path, error) from error
-    if not shapes:
+    if not found:
         raise ValueError(f"{path} holds no tensors. Download the file again, or choose another.")
-    return _without_module_prefix(shapes)
+    return _without_module_prefix(found)
+
+
+def _read_bits(dtype: str) -> int:
+    found = _BITS.search(dtype)
+    return int(found[0]) if found else 8  # BOOL
 
 
 def list_parts(index: Path) -> list[Path]:

@@ -14,6 +14,7 @@ from ..storage.tensor_cache import TensorCache
 from ..wan.condition import Condition
 from ..wan.interfaces import Denoiser
 from ..wan.spec import WanSpec
+from .memory import DitMemory
 from .ranks import Ranks
 
 
@@ -48,6 +49,11 @@ class Backend(Protocol):
     @property
     def spec(self) -> WanSpec:
         """Sizes of the DiT."""
+        ...
+
+    @property
+    def weights(self) -> DitMemory:
+        """How the DiT's weights are kept, as far as it is known before the DiT is loaded."""
         ...
 
     @property

@@ -64,6 +64,9 @@ def choose_decode(
         for choice in choices
     ]
     choice, account = _choose_first_that_fits(told, memory)
+    restored = estimate_motion_memory(spec, settings, choice, weights.restore())
+    if restored.fits(memory):
+        account = restored
     log.info(
         "decode: %s%s, about %.1f GiB (%.1f of them activations) of %.1f GiB",
         choice.decode, " with recompute" if choice.recompute else "",

@@ -120,12 +120,20 @@ class DitMemory:
 
     inputs_wait: bool = False
     """Whether the inputs of recomputed blocks wait in host memory, all but that of the block at work."""
+    restored_bytes: int | None = None
+    """Bytes of the DiT where its weights of 8 bits are restored when it is loaded, as is done where all of
+    it fits then; None where they stay as they are in any case, or there are none.
+    """
 
     def list_ways(self) -> list["DitMemory"]:
         """Return this way and, if blocks can wait, the one with all of their weights in host memory, and the
         one with their inputs there, too.
         """
         return [self, replace(self, resident=0), self.take_least()] if self.can_wait else [self]
+
+    def restore(self) -> "DitMemory":
+        """Return the way with all weights restored, and on the device."""
+        return DitMemory(self.restored_bytes or self.model_bytes)
 
     def take_least(self) -> "DitMemory":
         """Return the way that takes the least of the device."""

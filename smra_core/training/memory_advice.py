@@ -14,7 +14,6 @@ from .memory import (
     DitMemory,
     MemoryAccount,
     choose_resident_blocks,
-    count_model_bytes,
     estimate_motion_memory,
     estimate_subject_memory,
 )
@@ -117,16 +116,21 @@ def list_subject_changes(
 
 
 def tell_subject_memory(
-    settings: SubjectSettings, batch_size: int, spec: WanSpec, device: torch.device, frames: int = 1
+    settings: SubjectSettings,
+    batch_size: int,
+    spec: WanSpec,
+    device: torch.device,
+    model: DitMemory,
+    frames: int = 1,
 ) -> None:
     """Log what a subject run takes on a card, and warn where it may not fit; nothing on other devices.
 
-    Raises ValueError where it surely does not fit.
+    `model` says how the DiT's weights are kept; they wait in host memory where they do not fit. Raises
+    ValueError where it surely does not fit.
     """
     if device.type != "cuda":
         return
     _, memory = torch.cuda.mem_get_info(device)
-    model = DitMemory(count_model_bytes(spec))
 
     def count(dit: DitMemory) -> MemoryAccount:
         return estimate_subject_memory(spec, settings, dit, batch_size, frames=frames)
@@ -134,7 +138,9 @@ def tell_subject_memory(
     resident = choose_resident_blocks(spec, lambda number: count(replace(model, resident=number)), memory)
     account, waiting = count(replace(model, resident=resident)), spec.blocks - resident
     where = f" {waiting} of {spec.blocks} blocks wait in host memory." if waiting else ""
-    least = model.take_least()
+    least, restored = model.take_least(), count(model.restore())
+    if restored.fits(memory):
+        account = restored
     if not account.fits(memory):
         account, where = count(least), f" All {spec.blocks} blocks and their inputs wait in host memory."
     log.info("Training takes about %s. The device has %.1f GiB.%s", account.describe(), memory / GIB, where)

@@ -53,7 +53,9 @@ def train_motion(
     check_fit(settings, backend.spec)
     settings = fit_noise_range(settings, backend.spec)
     name = mark_expert(name, settings.noise_range.expert)
-    choice = choice or choose_decode(settings, backend.spec, backend.device, tiny_decoder)
+    choice = choice or choose_decode(
+        settings, backend.spec, backend.device, tiny_decoder, weights=backend.weights
+    )
     choice = backend.ranks.share(choice)  # because the GPUs may have different memory to spare
     # The run's folder is named after the mode that was chosen, so that `auto` resumes the same run.
     settings = replace(settings, decode=choice.decode)

@@ -15,9 +15,16 @@ from smra_core.standalone.backend import StandaloneBackend
 from smra_core.standalone.diffusers_wan import DiffusersDenoiser
 from smra_core.standalone.generate import Variant, generate
 from smra_core.standalone.model_files import WanFiles
-from smra_core.standalone.waiting_blocks import Placement, choose_placement
+from smra_core.standalone.waiting_blocks import Placement, choose_placement, count_kept_bytes
 from smra_core.storage.tensor_cache import TensorCache
-from smra_core.training.memory import GIB, count_block_bytes, count_other_bytes
+from smra_core.training.memory import (
+    GIB,
+    count_block_bytes,
+    count_model_bytes,
+    count_other_bytes,
+    estimate_subject_memory,
+)
+from smra_core.training.memory_advice import tell_subject_memory
 from smra_core.training.sura import SubjectObjective, SubjectSample, SubjectSettings
 from smra_core.training.trainer import TrainSettings, train_lora
 from smra_core.wan.block_stream import Copies
@@ -127,7 +134,7 @@ def test_fp8_takes_a_byte_a_value_and_a_waiting_block_none(files):
     denoiser = files("fp8").load_denoiser(torch.float32, CPU, True, Placement(True, 3))
     blocks = [{p.dtype for n, p in block.named_parameters() if p.ndim == 2} for block in denoiser.dit.blocks]
     assert blocks.count(set()) == 2 and blocks.count({torch.float8_e4m3fn}) == 3
-    assert [files(kind).stored_bytes for kind in ("plain", "fp8", "int8")] == [2, 1, 1]
+    assert [files(kind).share_of_8_bits for kind in ("plain", "fp8", "int8")] == [0, 1, 1]
 
 
 def test_each_waiting_block_is_copied_once_forward_and_once_back_in_a_step(files, monkeypatch):
@@ -175,22 +182,53 @@ def test_an_error_in_the_middle_leaves_a_model_that_goes_on(files):
 
 
 @pytest.mark.parametrize(
-    "free, stored, expected",
+    "free, share, expected",
     [
         (40, 1, Placement()),
         (20, 1, Placement(keeps_form=True)),
-        (20, 2, Placement(resident=27)),
+        (20, 0, Placement(resident=27)),
+        (20, 0.5, Placement(True, 37)),
         (6, 1, Placement(True, 13)),
         (0.5, 1, Placement(True, 0)),
-        (-3, 2, Placement(False, 0)),
+        (-3, 0, Placement(False, 0)),
     ],
 )
-def test_the_fastest_placement_that_fits_is_chosen(free, stored, expected):
-    placement = choose_placement(WAN_14B, free * GIB, 2, stored)
+def test_the_fastest_placement_that_fits_is_chosen(free, share, expected):
+    placement = choose_placement(WAN_14B, free * GIB, 2, share)
     assert placement == expected
     if placement.resident:
         rooms = placement.resident + 2
-        assert rooms * count_block_bytes(WAN_14B, stored) + count_other_bytes(WAN_14B) <= free * GIB
+        assert rooms * count_block_bytes(WAN_14B, 2 - share) + count_other_bytes(WAN_14B) <= free * GIB
+
+
+def test_a_file_of_8_bits_is_told_as_it_is_kept(files, tmp_path):
+    """By its header alone, in half precision: each linear of a block takes a byte a value."""
+    for kind in ("plain", "fp8", "int8"):
+        backend = StandaloneBackend(files(kind), tmp_path, TensorCache(tmp_path), CPU, torch.bfloat16)
+        told, whole = backend.weights, count_model_bytes(backend.spec)
+        if kind == "plain":
+            assert (told.model_bytes, told.restored_bytes) == (whole, None)
+            continue
+        blocks = BLOCKS * count_block_bytes(backend.spec)
+        assert told.can_wait and told.restored_bytes == whole
+        assert told.model_bytes == pytest.approx(whole - blocks / 2, abs=BLOCKS)
+
+
+def test_a_run_is_refused_by_the_weights_as_they_are_kept(files, tmp_path, monkeypatch):
+    """A fake card that holds the account of 8 bits, and not that of 16."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, memory))
+    settings, card = SubjectSettings(width=64, height=64), torch.device("cuda")
+    backends = [
+        StandaloneBackend(files(kind), tmp_path, TensorCache(tmp_path), card, torch.bfloat16)
+        for kind in ("fp8", "plain")
+    ]
+    large = [count_kept_bytes(WAN_14B, 2, each.files.share_of_8_bits) for each in backends]
+    least = [estimate_subject_memory(WAN_14B, settings, each.take_least()).total for each in large]
+    memory = least[0] + 1
+    assert memory * 1.1 < least[1]
+    tell_subject_memory(settings, 1, WAN_14B, card, large[0])
+    with pytest.raises(ValueError, match="does not fit"):
+        tell_subject_memory(settings, 1, WAN_14B, card, large[1])
 
 
 def test_a_backend_lets_blocks_wait_that_do_not_fit(files, tmp_path):

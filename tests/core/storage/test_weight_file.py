@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from smra_core.storage.weight_file import (
     SAFETENSORS_ENDINGS,
     read_shapes,
+    read_value_bytes,
     read_weight_file,
     write_weight_file,
 )
@@ -33,6 +34,14 @@ def test_the_content_decides_how_a_file_is_read(tmp_path, ending, save):
         return
     assert torch.equal(read_weight_file(path).tensors["a"], WEIGHTS["a"])
     assert read_shapes(path) == {"a": (2, 3)}
+
+
+@pytest.mark.parametrize("save, ending", [(save_file, ".safetensors"), (torch.save, ".pt")])
+def test_the_bytes_of_a_value_are_read_without_its_values(tmp_path, save, ending):
+    sizes = {torch.float8_e4m3fn: 1, torch.float8_e5m2: 1, torch.int8: 1, torch.bool: 1, torch.uint8: 1,
+             torch.bfloat16: 2, torch.float16: 2, torch.float32: 4, torch.int64: 8}  # fmt: skip
+    save({str(dtype): torch.zeros(2, dtype=dtype) for dtype in sizes}, tmp_path / f"x{ending}")
+    assert read_value_bytes(tmp_path / f"x{ending}") == {str(dtype): size for dtype, size in sizes.items()}
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pt"])

@@ -96,11 +96,11 @@ def test_smaller_frames_are_as_large_as_the_flow_net_needs():
 
 
 def test_a_subject_run_is_told_on_a_card_and_what_fits_if_it_does_not(monkeypatch, caplog):
-    def tell(gib, device="cuda"):
+    def tell(gib, device="cuda", weights=ALL):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, gib * GIB))
         caplog.clear()
         with caplog.at_level(logging.INFO, "smrabooth"):
-            tell_subject_memory(SubjectSettings(), 8, WAN_1_3B, torch.device(device))
+            tell_subject_memory(SubjectSettings(), 8, WAN_1_3B, torch.device(device), weights)
         return caplog.text
 
     assert tell(24, "cpu") == ""
@@ -108,6 +108,9 @@ def test_a_subject_run_is_told_on_a_card_and_what_fits_if_it_does_not(monkeypatc
     assert "has 5.0 GiB. 22 of 30 blocks wait in host memory." in tell(5) and "may run out" not in caplog.text
     assert "All 30 blocks and their inputs wait in host memory." in tell(3.5)
     assert "and 3.3 GiB of host memory. The device has 3.5 GiB" in caplog.text
+    stored = DitMemory(ALL.model_bytes // 2, can_wait=True, restored_bytes=ALL.model_bytes)
+    assert "(weights 2.6" in tell(24, weights=stored)  # restored when loaded, as all of it fits
+    assert "(weights 1.3" in tell(5.5, weights=stored)
     assert "may run out" not in caplog.text
     assert "may run out of memory" in tell(2.5) and "What fits: batch_size 1 (" in caplog.text
     with pytest.raises(ValueError, match="does not fit: it needs 2"):

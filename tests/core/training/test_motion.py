@@ -30,6 +30,7 @@ class Files:
         self.make_denoiser, self.loaded = make_denoiser, []
         self.spec = make_denoiser().spec
         self.transformer_fingerprint, self.vae_fingerprint, self.text_fingerprint = "toy", "tiny", "words"
+        self.share_of_8_bits = 0.0
 
     def load_denoiser(self, dtype, device, checkpoint=False, placement=None):
         self.loaded.append("transformer")
