@@ -26,8 +26,8 @@ class ShowReport(io.ComfyNode):
             category="SMRABooth",
             description=(
                 "Shows where an HTML report in ComfyUI's output folder is, and the address that gives it "
-                "out. ComfyUI runs no foreign page inside of its own, so that the browser downloads the "
-                "report; open the downloaded file."
+                "out. ComfyUI shows no page of others inside its own: the browser downloads the report. Open "
+                "the downloaded file."
             ),
             inputs=[
                 io.String.Input(

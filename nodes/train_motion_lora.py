@@ -45,8 +45,8 @@ from .training.settings_widgets import Widget, make_widgets, update_settings
 
 DEFAULTS, TRAIN_DEFAULTS = MotionSettings(), MOTION_TRAIN
 MEMORY_ADVICE = (
-    "Choose decode 'tiny' and the tiny decoder's file in SMRA Loss Options, or decode 'windowed' with window "
-    "3 or less there; or lower frame_count, then width and height, or batch_size in SMRA Training Options."
+    "Choose decode 'exact-low-memory', or 'tiny' with its file in SMRA Loss Options; or lower frame_count, "
+    "then width and height, or batch_size in SMRA Training Options."
 )
 LISTS = ("frames", "positive", "exclude", "captions")
 """Inputs that are lists where there are several clips."""
