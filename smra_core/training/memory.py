@@ -119,7 +119,9 @@ class DitMemory:
     """Whether blocks may wait in host memory where they do not all fit."""
 
     inputs_wait: bool = False
-    """Whether the inputs of recomputed blocks wait in host memory, all but that of the block at work."""
+    """Whether the inputs of recomputed blocks wait in host memory, all but those of the block at work and of
+    the next.
+    """
     restored_bytes: int | None = None
     """Bytes of the DiT where its weights of 8 bits are restored when it is loaded, as is done where all of
     it fits then; None where they stay as they are in any case, or there are none.
@@ -188,7 +190,7 @@ def estimate_motion_memory(
 
 def _count_waiting_bytes(spec: WanSpec, dit: DitMemory, tokens: int, batch: int, value_bytes: int) -> int:
     """Return the bytes of the blocks' inputs that wait in host memory."""
-    waiting = spec.blocks - 1 if dit.inputs_wait else 0
+    waiting = max(0, spec.blocks - ROOMS) if dit.inputs_wait else 0
     return waiting * count_input_bytes(spec, tokens, batch, value_bytes)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 ROOMS = 2
-"""Blocks that have room on the device: the one that works, and the next."""
+"""Blocks whose weights, or inputs, have room on the device: the one that works, and the next."""
 _ALIGNMENT = 256
 """Bytes at whose multiples weights begin, as in torch's own allocator on CUDA."""
 

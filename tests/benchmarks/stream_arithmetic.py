@@ -28,7 +28,7 @@ def describe(spec: WanSpec, size: str, card: int, share: float) -> str | None:
     tokens = spec.latents.count_tokens(getattr(settings, "frames", 1), settings.width, settings.height)
     inputs, way = 0, next((way for way in ways if way.account_of(0).fits(card * GIB)), None)
     if way is None:
-        inputs = (spec.blocks - 1) * count_input_bytes(spec, tokens)
+        inputs = spec.blocks * count_input_bytes(spec, tokens)
         way = next((way for way in ways if way.least.fits(card * GIB)), None)
     if way is None:
         return None

@@ -83,3 +83,65 @@ class Recorder(Copies):
 
     def finish(self, copy):
         self.events.append("finish")
+
+
+class LateCopies(Copies):
+    """Spoils the place that a copy goes to when it starts, and copies when it is waited for."""
+
+    def __init__(self, events):
+        super().__init__(CPU)
+        self.events, self.pending = events, 0
+
+    def start(self, sources, targets):
+        values = [source.clone() for source in sources]
+        for target in targets:
+            target.fill_(torch.nan)
+        self.events.append(f"copy {values[0].flatten()[0].item():g}")
+        self.pending += 1
+        return values, targets
+
+    def finish(self, copy):
+        self.pending -= 1
+        super().start(*copy)
+
+
+def run_three(host, events, leaf):
+    """Three blocks in a row, whose inputs begin with 1, 2 and 4."""
+
+    def double(x):
+        events.append(f"run {x.flatten()[0].item():g}")
+        return x.square() * 2 / x.detach()  # 2 x, whose gradient needs x
+
+    x = leaf * 1
+    for _ in range(3):
+        x = host.run_checkpointed(double, x)
+    return x
+
+
+def test_in_the_backward_pass_the_next_input_is_copied_beside_the_work_of_a_block(host, monkeypatch):
+    events = []
+    monkeypatch.setattr(host, "_copies", LateCopies(events))
+    leaf = torch.ones(3, requires_grad=True)
+    y = run_three(host, events, leaf)
+    events.clear()
+    y.sum().backward()
+    assert events == ["copy 4", "copy 2", "run 4", "copy 1", "run 2", "run 1"]
+    assert y.tolist() == [8, 8, 8] and leaf.grad.tolist() == [64, 64, 64]
+    assert host._copies.pending == 0
+
+
+def test_a_copy_that_nobody_took_ends_before_its_place_is_used_again(host, monkeypatch):
+    events = []
+    monkeypatch.setattr(host, "_copies", LateCopies(events))
+    leaf = torch.ones(3, requires_grad=True)
+    y = run_three(host, events, leaf)
+    y.grad_fn.register_hook(lambda *_: 1 / 0)  # after the last block, which has started the next copy
+    with pytest.raises(ZeroDivisionError):
+        y.sum().backward()
+    assert host._copies.pending == 1
+    del y
+    gc.collect()
+    assert host._copies.pending == 0
+    again = torch.ones(3, requires_grad=True)
+    run_three(host, events, again).sum().backward()
+    assert again.grad.tolist() == [64, 64, 64]
