@@ -9,11 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..held_out_files import REFERENCES
-from ..world.measure import find_sprite, measure
+from ..world.measure import correlate, crop_around, find_sprite, measure
 from ..world.scenes import AMPLITUDE, BACKGROUNDS, COLORS, Scene, render, trace
 
-CROP = 24
-"""Pixels along a side of the crop in which two sprites are compared."""
 STILL = 0.2
 """Share of the reference's movement below which a clip counts as still."""
 
@@ -75,25 +73,6 @@ def measure_likeness(frames: Tensor, subject: str) -> float:
         for frame, mask in zip(frames, masks, strict=True)
     ]
     return sum(scores) / len(frames)
-
-
-def crop_around(frame: Tensor, mask_px: Tensor) -> Tensor:
-    """Crop the sprite of a frame `3 H W` to `3 CROP CROP`: a box of 2.4 mean radii around its centroid."""
-    size = frame.shape[-1]
-    area = mask_px.sum()
-    place = torch.arange(size, dtype=torch.float32) + 0.5
-    center = torch.stack([(mask_px.sum(0) * place).sum(), (mask_px.sum(1) * place).sum()]) / area
-    half = 1.2 * (area / torch.pi).sqrt()
-    steps = (torch.arange(CROP) + 0.5) / CROP * 2 - 1
-    y, x = torch.meshgrid(center[1] + half * steps, center[0] + half * steps, indexing="ij")
-    grid = torch.stack([x, y], -1)[None] / size * 2 - 1
-    cut = torch.where(mask_px > 0, frame, torch.tensor(0.5))
-    return F.grid_sample(cut[None], grid, align_corners=False, padding_mode="border")[0]
-
-
-def correlate(a: Tensor, b: Tensor) -> float:
-    """Correlate two pictures around mid gray: 1 if they are equal up to contrast, 0 if they are unrelated."""
-    return F.cosine_similarity((a - 0.5).flatten(), (b - 0.5).flatten(), dim=0).item()
 
 
 def measure_leak(frames: Tensor, motion: str, subject: str) -> float:

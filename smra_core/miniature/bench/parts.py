@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from ..world.figure import PARTS, measure_figure, paint_figure
-from ..world.measure import find_sprite
+from ..world.measure import correlate, crop_around, find_sprite
 from ..world.scenes import BACKGROUNDS, FIGURES, Scene
 from ..world.sprite import paint
-from .metrics import correlate, crop_around
 
 
 def measure_parts(frames: Tensor, subject: str) -> float:

@@ -8,6 +8,7 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .scenes import AMPLITUDE, BACKGROUNDS, COLORS, HELD_OUT_MOTIONS, MOTION_WORDS, grow, trace
@@ -19,6 +20,8 @@ LEAST_AREA = 25
 """Number of pixels below which a sprite counts as not seen."""
 AMPLITUDES = (0.45, 1.5)
 """Smallest and largest amplitude of a motion, in multiples of the world's."""
+CROP = 24
+"""Pixels along a side of the crop in which two sprites are compared."""
 
 
 class Reading(NamedTuple):
@@ -58,6 +61,25 @@ def measure(frames: Tensor) -> Reading:
 def find_sprite(frames: Tensor) -> Tensor:
     """Return masks `F H W` of 0 and 1 of the sprite in frames `F 3 H W` in [0, 1]."""
     return _differs(frames, _measure_border(frames)).float()
+
+
+def crop_around(frame: Tensor, mask_px: Tensor) -> Tensor:
+    """Crop the sprite of a frame `3 H W` to `3 CROP CROP`: a box of 2.4 mean radii around its centroid."""
+    size = frame.shape[-1]
+    area = mask_px.sum()
+    place = torch.arange(size, dtype=torch.float32) + 0.5
+    center = torch.stack([(mask_px.sum(0) * place).sum(), (mask_px.sum(1) * place).sum()]) / area
+    half = 1.2 * (area / torch.pi).sqrt()
+    steps = (torch.arange(CROP) + 0.5) / CROP * 2 - 1
+    y, x = torch.meshgrid(center[1] + half * steps, center[0] + half * steps, indexing="ij")
+    grid = torch.stack([x, y], -1)[None] / size * 2 - 1
+    cut = torch.where(mask_px > 0, frame, torch.tensor(0.5))
+    return F.grid_sample(cut[None], grid, align_corners=False, padding_mode="border")[0]
+
+
+def correlate(a: Tensor, b: Tensor) -> float:
+    """Correlate two pictures around mid gray: 1 if they are equal up to contrast, 0 if they are unrelated."""
+    return F.cosine_similarity((a - 0.5).flatten(), (b - 0.5).flatten(), dim=0).item()
 
 
 def _differs(frames: Tensor, behind: Tensor) -> Tensor:

@@ -3,15 +3,17 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from .figure import measure_figure, paint_figure
+from .figure import measure_figure, measure_leg_flow, paint_figure
 from .sprite import (
     FRAMES,
     SHAPES,
     SIZE,
+    InnerFlow,
     Outline,
     Painted,
     Texture,
@@ -49,6 +51,10 @@ MOTION_WORDS = {
 }
 HELD_OUT_MOTIONS = ("zigzag", "hook")
 """Motions that no stage of pre-training has seen. They are shown in reference clips only."""
+WALKING = "walking"
+"""Motion of figures, held out as well: to the right, with legs that swing against the body."""
+STRIDES = 2.0
+"""Number of times that walking legs swing to and fro in a clip."""
 ORANGE, WHITE, PINK, INDIGO = (
     torch.tensor(rgb)
     for rgb in ((0.98, 0.55, 0.08), (0.95, 0.95, 0.95), (0.98, 0.60, 0.75), (0.30, 0.12, 0.55))
@@ -101,19 +107,30 @@ def render(scene: Scene, frames: int = FRAMES) -> Painted:
     progress = torch.linspace(0, 1, frames) if frames > 1 else torch.full((1,), 0.5)
     centers = torch.tensor(scene.center) + AMPLITUDE * trace(scene.motion, progress)
     radii = scene.radius * grow(scene.motion, progress)
-    shape, texture = _choose_looks(scene)
-    return paint(shape, centers, radii, texture, torch.tensor(BACKGROUNDS[scene.background]))
+    shape, texture, inner_flow = _choose_looks(scene, progress)
+    background = torch.tensor(BACKGROUNDS[scene.background])
+    return paint(shape, centers, radii, texture, background, inner_flow=inner_flow)
 
 
-def _choose_looks(scene: Scene) -> tuple[str | Outline, Texture]:
-    """Return shape and texture of a scene."""
+def _choose_looks(scene: Scene, u: Tensor) -> tuple[str | Outline, Texture, InnerFlow | None]:
+    """Return shape and texture of a scene, and how its parts move against its center, for progress u `F`."""
     if scene.subject in FIGURES:
-        return measure_figure, paint_figure(FIGURES[scene.subject])
+        swing = compute_swing(scene.motion, u).view(-1, 1, 1)
+        return (
+            partial(measure_figure, swing=swing),
+            paint_figure(FIGURES[scene.subject], swing),
+            partial(measure_leg_flow, swing=swing),
+        )
     if scene.subject is not None:
-        return HELD_OUT_SUBJECTS[scene.subject]
+        return *HELD_OUT_SUBJECTS[scene.subject], None
     color = torch.tensor(COLORS[scene.color])
     texture = paint_plain(color) if scene.texture == "plain" else paint_stripes(color, color * 0.4 + 0.6)
-    return scene.shape, texture
+    return scene.shape, texture, None
+
+
+def compute_swing(motion: str, u: Tensor) -> Tensor:
+    """Return the swing `F` of a figure's legs, in [-1, 1], for progress u `F` in [0, 1]."""
+    return torch.sin(2 * math.pi * STRIDES * u) if motion == WALKING else torch.zeros_like(u)
 
 
 def trace(motion: str, u: Tensor) -> Tensor:
@@ -123,6 +140,7 @@ def trace(motion: str, u: Tensor) -> Tensor:
     tracks = {
         "left": (-line, zero),
         "right": (line, zero),
+        WALKING: (line, zero),
         "up": (zero, -line),
         "down": (zero, line),
         "circling": (torch.sin(turn), -torch.cos(turn)),
