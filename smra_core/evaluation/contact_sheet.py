@@ -80,6 +80,16 @@ def draw_sheet(rows: Sequence[SheetRow], columns: Sequence[str], caption: str) -
     return page
 
 
+def stack_sheets(sheets: Sequence[Image.Image]) -> Image.Image:
+    """Put sheets one below the other, aligned on the left, with one margin between them."""
+    heights = [sheet.height for sheet in sheets]
+    starts = [MARGIN * -index + sum(heights[:index]) for index in range(len(sheets))]
+    page = Image.new("RGB", (max(sheet.width for sheet in sheets), starts[-1] + heights[-1]), PAPER)
+    for sheet, y in zip(sheets, starts, strict=True):
+        page.paste(sheet, (0, y))
+    return page
+
+
 def to_sheet_picture(frame: Tensor) -> Image.Image:
     """Return a frame `3 H W` in [0, 1] at its size on a sheet. Enlarged pixels stay sharp squares."""
     image = Image.fromarray(to_uint8(frame).permute(1, 2, 0).contiguous().cpu().numpy())
@@ -165,7 +175,14 @@ def _write(draw: ImageDraw.ImageDraw, x: int, y: int, lines: Sequence[_Line]) ->
 def write_contact_sheet(
     rows: Sequence[tuple[str, Tensor]], path: str | Path, frames: Sequence[int] | int = 6, caption: str = ""
 ) -> None:
-    """Write a PNG of clips, one in each row, with the same frames of all clips as columns.
+    """Write a PNG of what draw_contact_sheet draws."""
+    save_png(draw_contact_sheet(rows, frames, caption), path)
+
+
+def draw_contact_sheet(
+    rows: Sequence[tuple[str, Tensor]], frames: Sequence[int] | int = 6, caption: str = ""
+) -> Image.Image:
+    """Draw clips, one in each row, with the same frames of all clips as columns.
 
     A row is (label, clip `F 3 H W` in [0, 1]); a line break in the label starts its note. `frames` are the
     indices of the frames to show, or their number; so many are spread evenly from the first to the last frame
@@ -178,4 +195,4 @@ def write_contact_sheet(
     sheet_rows = [
         SheetRow(label, [to_sheet_picture(clip[index]) for index in indices]) for label, clip in rows
     ]
-    save_png(draw_sheet(sheet_rows, [f"frame {index}" for index in indices], caption), path)
+    return draw_sheet(sheet_rows, [f"frame {index}" for index in indices], caption)

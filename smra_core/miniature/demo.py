@@ -12,13 +12,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from ..data.motion_clip import MotionClip, read_motion_clip
 from ..data.subject_set import SubjectImage, SubjectSet, read_subject_set
 from ..data.video import write_video
-from ..evaluation.contact_sheet import write_contact_sheet
+from ..evaluation.contact_sheet import (
+    SheetRow,
+    choose_indices,
+    draw_contact_sheet,
+    draw_sheet,
+    save_png,
+    stack_sheets,
+    to_sheet_picture,
+)
 from ..evaluation.flow_colors import write_flow_sheet
 from ..evaluation.loss_plot import draw_losses
 from ..evaluation.report_page import Picture, Video, write_report
@@ -280,7 +289,7 @@ def _draw_pictures(
 ) -> None:
     """Draw the contact sheet, the optical flow and the losses: the files that PICTURES names.
 
-    The first video of each variant is shown, below the reference motion.
+    The first video of each variant is shown, below the subject's pictures and the reference motion.
     """
     sheet, flow, losses = (out / picture.file for picture in PICTURES)
     reference = materials.motion.frames
@@ -288,11 +297,19 @@ def _draw_pictures(
     rows = [("reference motion\n" + materials.motion.caption, reference)]
     rows += [(f"{variant.name}\n{variant.description}", video) for variant, video in firsts]
     shown = [index for index in SHEET_FRAMES if index < len(reference)]
-    write_contact_sheet(rows, sheet, shown, materials.prompts[0])
+    subject = draw_subject(materials.subject.images, len(shown), materials.prompts[0])
+    save_png(stack_sheets([subject, draw_contact_sheet(rows, shown)]), sheet)
     flow_rows = [("reference", reference, scorer.flow(reference))]
     flow_rows += [(variant.name, video, scorer.flow(video)) for variant, video in firsts]
     write_flow_sheet(flow_rows, flow, caption="Optical flow of the first video of each variant")
     draw_losses({"subject LoRA": loras.subject.losses, "motion LoRA": loras.motion.losses}, losses)
+
+
+def draw_subject(images: Sequence[SubjectImage], most: int, caption: str) -> Image.Image:
+    """Draw at most so many pictures of the subject as a sheet of one row."""
+    chosen = [images[index] for index in choose_indices(len(images), most)]
+    row = SheetRow("subject\n" + chosen[0].caption, [to_sheet_picture(image.pixels) for image in chosen])
+    return draw_sheet([row], [f"picture {number}" for number in range(1, len(chosen) + 1)], caption)
 
 
 def _write_introduction(materials: Materials) -> list[str]:

@@ -1,4 +1,4 @@
-"""Reading of walking figures: where the legs are in each frame, and how the swing compares with the painter's.
+"""Reading of walking figures: where the legs are in each frame, and how their swing fits the painter's.
 
 Each frame is compared with figures painted with their legs in many places; no network takes part.
 """

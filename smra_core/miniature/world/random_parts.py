@@ -28,7 +28,7 @@ def draw_parts_clip(generator: torch.Generator, frames: int = FRAMES) -> Tensor:
 
 
 def _draw_swing(choices: RandomChoices, u: Tensor) -> Tensor:
-    """Draw offsets `F 2` of a part against the others, in units of the radius; half of the parts keep still."""
+    """Draw offsets `F 2` of a part against the others, in units of the radius; half of the parts stay."""
     if choices.decide(0.5):
         return torch.zeros(len(u), 2)
     angle, turns = choices.pick(0, 2 * math.pi), choices.pick(0.5, 2.5)

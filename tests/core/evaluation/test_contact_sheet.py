@@ -9,11 +9,13 @@ from smra_core.evaluation.contact_sheet import (
     LARGEST_SIDE,
     MARGIN,
     MOST_LINES,
+    PAPER,
     SMALLEST_SIDE,
     SheetRow,
     _wrap_text,
     choose_indices,
     draw_sheet,
+    stack_sheets,
     to_sheet_picture,
     write_contact_sheet,
 )
@@ -73,3 +75,24 @@ def test_a_sheet_shows_the_chosen_frames_of_every_clip(tmp_path):
 def test_a_contact_sheet_without_rows_is_refused(tmp_path):
     with pytest.raises(ValueError, match="at least one row"):
         write_contact_sheet([], tmp_path / "sheet.png")
+
+
+def test_stacked_sheets_stand_one_below_the_other_with_one_margin_between():
+    colors = (10, 20, 30), (40, 50, 60)
+    sheets = []
+    for color, side in zip(colors, (300, 200), strict=True):
+        sheet = Image.new("RGB", (side, side), PAPER)
+        sheet.paste(color, (MARGIN, MARGIN, side - MARGIN, side - MARGIN))
+        sheets.append(sheet)
+    page = stack_sheets(sheets)
+    assert page.size == (300, 500 - MARGIN)
+    for y, color in (
+        (MARGIN, colors[0]),
+        (300 - MARGIN - 1, colors[0]),
+        (300 - MARGIN, PAPER),
+        (299, PAPER),
+        (300, colors[1]),
+        (page.height - MARGIN - 1, colors[1]),
+        (page.height - MARGIN, PAPER),
+    ):
+        assert page.getpixel((MARGIN, y)) == color, y

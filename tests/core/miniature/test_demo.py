@@ -1,11 +1,14 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from smra_core.data.subject_set import SubjectImage
 from smra_core.data.video import read_video, write_video
+from smra_core.evaluation.contact_sheet import LABEL_WIDTH, MARGIN
 from smra_core.miniature import demo
 from smra_core.miniature.demo import combine_captions, run_demo
 
@@ -17,6 +20,17 @@ from smra_core.miniature.demo import combine_captions, run_demo
 ])  # fmt: skip
 def test_two_captions_make_one_prompt(subject, motion, prompt):
     assert combine_captions(subject, motion) == prompt
+
+
+def test_the_contact_sheet_begins_with_the_pictures_of_the_subject():
+    def make_picture(shade):
+        pixels = torch.full((3, 64, 64), shade / 255)
+        return SubjectImage(f"{shade}.png", Path(), pixels, None, "a picture of sks dog")
+
+    sheet = demo.draw_subject([make_picture(shade) for shade in (10, 90, 170)], 2, "a sks dog vvt walking")
+    places = (MARGIN + LABEL_WIDTH + 9, sheet.width - MARGIN - 9)
+    shades = [sheet.getpixel((x, sheet.height - MARGIN - 9)) for x in places]
+    assert shades == [(10,) * 3, (170,) * 3]  # the first and the last, as there is room for two
 
 
 FRAMES = 5
