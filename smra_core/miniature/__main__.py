@@ -142,9 +142,17 @@ def run_patches(args: argparse.Namespace) -> None:
 
 
 def run_gates(args: argparse.Namespace) -> None:
-    from .recipe.gates import NEEDED_DIT, NEEDED_VAE, check_dit, check_encoders, check_vae, draw_samples
+    from .recipe.gates import (
+        NEEDED_DIT,
+        NEEDED_VAE,
+        check_dit,
+        check_encoders,
+        check_gait,
+        check_vae,
+        draw_samples,
+    )
 
-    print("VAE reconstructions", check_vae(args.clips).render_table(NEEDED_VAE), sep="\n")
+    print("VAE reconstructions", check_vae(args.clips).render_table(NEEDED_VAE), check_gait(), sep="\n")
     print("DiT samples", check_dit(args.clips).render_table(NEEDED_DIT), sep="\n")
     print("encoders", check_encoders(), sep="\n")
     if args.sheet:

@@ -23,8 +23,19 @@ from ...wan.sampler import SamplingSettings, initial_noise, sample
 from ...wan.spec import LATENTS_21
 from ..model_files import MINIATURE_FILES
 from ..weight_paths import DINOV2_FILE, SEA_RAFT_FILE
+from ..world.gait import read_gait
 from ..world.measure import measure
-from ..world.scenes import HELD_OUT_MOTIONS, MOTION_WORDS, Scene, draw_scene, render
+from ..world.scenes import (
+    BACKGROUNDS,
+    FIGURES,
+    HELD_OUT_MOTIONS,
+    MOTION_WORDS,
+    WALKING,
+    Scene,
+    draw_scene,
+    render,
+    vary,
+)
 from ..world.sprite import FRAMES, SIZE
 from .stage import cast_where_fast
 from .train_flow import EndPointErrors, collect_pairs, measure_end_point_errors
@@ -33,6 +44,7 @@ from .train_patches import measure_matching
 CPU = torch.device("cpu")
 ATTRIBUTES = ("color", "background", "motion", "shape")
 NEEDED_VAE = {"motion": 0.95}
+NEEDED_GAIT = 0.90
 NEEDED_DIT = {"color": 0.95, "motion": 0.80, "shape": 0.70}
 SETTINGS = SamplingSettings(steps=20, shift=3.0, guidance=3.0, width=SIZE, height=SIZE, frames=FRAMES)
 
@@ -92,6 +104,32 @@ def check_vae(count: int = 140) -> Tally:
             back = codec.decode(codec.encode(as_video(render(scene).frames)))
         tally.add(scene, as_frames(back[0].float()))
     return tally
+
+
+class GaitCheck(NamedTuple):
+    """How many walking figures are read as the painter's after the VAE's reconstruction."""
+
+    right: int
+    clips: int
+
+    def __str__(self) -> str:
+        verdict = "ok" if self.right >= NEEDED_GAIT * self.clips else "MISSED"
+        return f"legs        {self.right} of {self.clips}  needs {NEEDED_GAIT:.2f}  {verdict}"
+
+
+def check_gait(count: int = 40) -> GaitCheck:
+    """Reconstruct clips of walking figures with the VAE, and read how their legs swing."""
+    codec, generator = MINIATURE_FILES.load_codec(torch.float32, CPU), torch.Generator().manual_seed(78)
+    figures, backgrounds = tuple(FIGURES), tuple(BACKGROUNDS)
+    right = 0
+    for index in tqdm(range(count), desc="gait gate", unit="clip"):
+        figure = figures[index % len(figures)]
+        background = backgrounds[index // len(figures) % len(backgrounds)]
+        scene = vary(Scene(subject=figure, motion=WALKING, background=background), generator)
+        with cast_where_fast():
+            back = codec.decode(codec.encode(as_video(render(scene).frames)))
+        right += read_gait(as_frames(back[0].float()), figure).is_right
+    return GaitCheck(right, count)
 
 
 def check_dit(count: int = 136, batch: int = 8) -> Tally:
