@@ -107,7 +107,7 @@ def check_vae(count: int = 140) -> Tally:
 
 
 class GaitCheck(NamedTuple):
-    """How many walking figures are read as the painter's after the VAE's reconstruction."""
+    """Number of walking figures whose legs are read right after the VAE's reconstruction."""
 
     right: int
     clips: int
