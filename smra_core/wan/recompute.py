@@ -24,6 +24,13 @@ _ATTENTION = {
 """Operators of torch's attention kernels."""
 
 
+def _is_kept(func: Callable, args: tuple) -> bool:
+    """Whether an operator attends from tokens to as many: self-attention, not that to the text, whose output
+    is as large and takes far fewer operations.
+    """
+    return func in _ATTENTION and args[0].shape[-2] == args[1].shape[-2]
+
+
 class KeptBlocks(NamedTuple):
     """Numbers of a DiT's blocks that keep activations for the backward pass; the others keep their input.
 
@@ -35,7 +42,7 @@ class KeptBlocks(NamedTuple):
     ones first and frees what they keep, before it needs memory for the others.
     """
     attention: int = 0
-    """Number of blocks before those that keep the outputs of attention and recompute the rest."""
+    """Number of blocks before those that keep the output of self-attention and recompute the rest."""
     staying: int | None = None
     """Number of blocks before those whose input stays on the device. It waits in host memory for all that are
     before them; None is for no block.
@@ -82,7 +89,7 @@ def _set_run(run: str) -> Iterator[None]:
 
 
 class _KeepAttention(TorchDispatchMode):
-    """Keeps what attention returns. (Torch's selective checkpoint would refuse `FrozenForward`'s placeholder,
+    """Keeps what self-attention returns. (Torch's selective checkpoint would refuse `FrozenForward`'s placeholder,
     since it asks for the same operators in both passes.)
     """
 
@@ -92,13 +99,13 @@ class _KeepAttention(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        if func in _ATTENTION:
+        if _is_kept(func, args):
             self.kept.append(_detach_all(result))
         return result
 
 
 class _ReuseAttention(TorchDispatchMode):
-    """Returns what was kept, in the same order, in place of computing attention again."""
+    """Returns what was kept, in the same order, in place of computing self-attention again."""
 
     def __init__(self, kept: list[tuple]):
         super().__init__()
@@ -109,7 +116,7 @@ class _ReuseAttention(TorchDispatchMode):
         return super().__enter__()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        return _detach_all(next(self.next)) if func in _ATTENTION else func(*args, **(kwargs or {}))
+        return _detach_all(next(self.next)) if _is_kept(func, args) else func(*args, **(kwargs or {}))
 
 
 def _detach_all(values: tuple) -> tuple:
@@ -124,7 +131,7 @@ def _keep_attention() -> tuple[TorchDispatchMode, TorchDispatchMode]:
 
 def run_checkpointed(function: Callable, *args, keeps_attention: bool = False, **kwargs) -> Any:
     """Return `function(*args, **kwargs)`, keeping only its inputs for the backward pass and, if
-    `keeps_attention`, the outputs of attention, which take the most operations for their size.
+    `keeps_attention`, the output of self-attention, which takes the most operations for its size.
 
     An exception that rises in the function leaves nothing behind. Torch's own non-reentrant checkpoint is
     left in the middle of a generator then, and its hooks on saved tensors stay installed as long as anything

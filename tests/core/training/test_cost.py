@@ -20,7 +20,7 @@ from smra_core.training.mora import MotionSettings
 from smra_core.wan.block_stream import Copies
 from smra_core.wan.recompute import KeptBlocks
 from smra_core.wan.spec import WAN_1_3B, WAN_5B, WAN_14B, WanSpec
-from tests.benchmarks.meters import CachedShapes, Count, LiveBytes, replaced_attention
+from tests.benchmarks.meters import CachedShapes, LiveBytes, flash_attention
 from tests.benchmarks.motion_step import Step
 
 BLOCKS = 3
@@ -43,7 +43,7 @@ def test_activations_are_those_counted_on_meta_tensors(spec, size, plan, waiting
     shape = (1, *spec.latents.latent_shape(*size))
     target = step.draw(*shape)
     run = step.make_step(plan, 32, lambda noisy, velocity, tokens: (velocity - target).square(), shape)
-    with replaced_attention(Count()), CachedShapes(), LiveBytes() as live:
+    with flash_attention(), CachedShapes(), LiveBytes() as live:
         run()
     tokens = spec.latents.count_tokens(*size)
     told = count_activation_bytes(replace(spec, blocks=BLOCKS), tokens) - waiting * count_input_bytes(
@@ -61,7 +61,7 @@ def test_an_evaluation_takes_what_was_counted_on_meta_tensors(spec, monkeypatch)
     for pair in lora.values():
         pair.to("meta", torch.bfloat16)
     inputs = noisy, step.make_sigma(), step.draw(1, 512, 4096, dtype=torch.bfloat16)
-    with replaced_attention(Count()), CachedShapes(), LiveBytes() as live, torch.no_grad():
+    with flash_attention(), CachedShapes(), LiveBytes() as live, torch.no_grad():
         with injected(denoiser.linears(), Injection(lora)):
             denoiser.velocity(*inputs)
     assert count_sampling_bytes(spec, 9360) == pytest.approx(live.peak, rel=0.05)
