@@ -25,6 +25,7 @@ from .layer_changes import compute_change
 from .reach_check import ReachCheck
 from .run_caches import forget_cached_values
 from .run_switch import RunSwitch
+from .switched_factors import Strength, SwitchedFactors
 
 log = logging.getLogger("smrabooth")
 PREFIX = "diffusion_model."
@@ -97,20 +98,6 @@ def _read_levels(options: dict) -> list[float]:
     return [] if levels is None or len(levels) < 2 else levels.tolist()
 
 
-class _Strength:
-    """Strength of one LoRA in the evaluation that is running."""
-
-    def __init__(self, device: torch.device):
-        self.tensor = torch.zeros((), device=device)
-        """Read by compiled graphs, which a new number would compile again."""
-        self.value = 0.0
-
-    def set(self, value: float) -> None:
-        """Set the strength for an evaluation."""
-        self.tensor.fill_(value)
-        self.value = value
-
-
 class _Addition:
     """What the LoRAs of a loader add to the output of one layer."""
 
@@ -120,21 +107,15 @@ class _Addition:
         """Low-rank pairs, each with the place of its LoRA's strength."""
         self.changes: list[tuple[dict[str, Tensor], int]] = []
         """Changes of `weight` and `bias`, each with the place of its strength."""
-        self.factors: list[tuple[Tensor, Tensor, _Strength]] = []
-        self.loaded: list[tuple[Tensor | None, Tensor | None, _Strength]] = []
+        self.factors: SwitchedFactors | None = None
+        self.loaded: list[tuple[Tensor | None, Tensor | None, Strength]] = []
         """The changes of weight and bias on the device."""
         self.reached = False
 
-    def load(self, strengths: list[_Strength], device: torch.device, dtype: torch.dtype) -> None:
+    def load(self, strengths: list[Strength], device: torch.device, dtype: torch.dtype) -> None:
         """Copy the factors to a device; `strengths` holds one for each LoRA of the loader."""
-        self.factors = [
-            (
-                pair.a.detach().to(device, dtype, copy=True),
-                (pair.b.detach() * pair.scale).to(device, dtype, copy=True),
-                strengths[index],
-            )
-            for pair, index in self.pairs
-        ]
+        pairs = [(pair, strengths[index]) for pair, index in self.pairs]
+        self.factors = SwitchedFactors.load(pairs, device, dtype) if pairs else None
         self.loaded = [
             (
                 *(None if change is None else change.to(device, dtype, copy=True) for change in parts),
@@ -145,7 +126,7 @@ class _Addition:
 
     def release(self) -> None:
         """Free the copies on the device."""
-        self.factors, self.loaded = [], []
+        self.factors, self.loaded = None, []
 
     def __call__(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return the output of the layer with the LoRAs; `x` is its input and `y` its output without them.
@@ -158,15 +139,12 @@ class _Addition:
         for weight, bias, strength in self.loaded:
             if compiling or strength.value != 0:
                 y = y + (compute_change(layer, x, weight, bias) * strength.tensor).to(y.dtype)
+        if self.factors is None:
+            return y
         rows, out = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
-        for down, up, strength in self.factors:
-            if not compiling and strength.value == 0:
-                continue
-            hidden = (F.linear(rows, down.to(rows.dtype)) * strength.tensor).to(out.dtype)
-            up = up.to(out.dtype).mT
-            # In place, as a second output of ffn.0 is hundreds of megabytes; a compiler plans that itself.
-            out = torch.addmm(out, hidden, up) if compiling else out.addmm_(hidden, up)
-        return out.reshape(y.shape)
+        # In place, as a second output of ffn.0 is hundreds of megabytes.
+        add = self.factors.add_compiled if compiling else self.factors.add_to
+        return add(out, rows).reshape(y.shape)
 
 
 class _ModelState:
@@ -190,7 +168,7 @@ class _ModelState:
         for index, (parameters, _) in enumerate(changes, start=len(loras)):
             for layer, parts in _sort_by_layer(parameters).items():
                 self._get_addition(layer).changes.append((parts, index))
-        self.strengths: list[_Strength] = []
+        self.strengths: list[Strength] = []
         self.loaded_for: tuple | None = None
         """Device and dtype that the factors are loaded for, or None."""
         self.forwards: dict[str, tuple[tuple, Callable]] = {}
@@ -209,7 +187,7 @@ class _ModelState:
         # A tensor made in inference mode could not be filled outside of it, nor the other way round.
         with torch.inference_mode(False), torch.no_grad():
             if not self.strengths or self.strengths[0].tensor.device != device:
-                self.strengths = [_Strength(device) for _ in self.schedules]
+                self.strengths = [Strength(device) for _ in self.schedules]
             for addition in self.additions.values():
                 addition.load(self.strengths, device, dtype)
         self.loaded_for = (device, dtype)

@@ -14,8 +14,9 @@ from .memory import GIB
 log = logging.getLogger("smrabooth")
 
 _WHOLE = 50
-"""Tensors of tokens x dim, those of the text among the tokens, that a block keeps if nothing is recomputed: at most 49 in half precision (some are
-float32) and 37 in float32, counted on blocks of the 1.3B's width with a LoRA of rank 32 on all linears.
+"""Tensors of tokens x dim, those of the text among the tokens, that a block keeps if nothing is recomputed:
+at most 49 in half precision (some are float32) and 37 in float32, counted on blocks of the 1.3B's width with
+a LoRA of rank 32 on all linears.
 """
 _ATTENTION = 1.05
 """Tensors of tokens x dim that a block keeps with the output of self-attention and its normalizers."""

@@ -89,8 +89,8 @@ def _set_run(run: str) -> Iterator[None]:
 
 
 class _KeepAttention(TorchDispatchMode):
-    """Keeps what self-attention returns. (Torch's selective checkpoint would refuse `FrozenForward`'s placeholder,
-    since it asks for the same operators in both passes.)
+    """Keeps what self-attention returns. (Torch's selective checkpoint would refuse `FrozenForward`'s
+    placeholder, since it asks for the same operators in both passes.)
     """
 
     def __init__(self, kept: list[tuple]):
