@@ -167,9 +167,10 @@ def run_planted_command(args: argparse.Namespace) -> None:
 
 def run_bench_command(args: argparse.Namespace) -> None:
     from .bench.run import FULL, QUICK, run_bench
-    from .bench.table import read_clips, render_table
+    from .bench.table import read_clips, render_differences, render_table
 
-    print(render_table(read_clips(run_bench(args.out, QUICK if args.quick else FULL))))
+    clips = read_clips(run_bench(args.out, QUICK if args.quick else FULL))
+    print(render_table(clips), render_differences(clips), sep="\n\n")
 
 
 def run_trial(args: argparse.Namespace) -> None:

@@ -13,6 +13,9 @@ from .variants import VARIANTS
 
 DRAWS = 2000
 """Number of bootstrap samples."""
+REFERENCE = "SMRABooth (T_point 15)"
+COMPARED = ("likeness", "x", "y", "recognized", "leak")
+"""Metrics whose differences are printed."""
 
 
 class Interval(NamedTuple):
@@ -24,6 +27,13 @@ class Interval(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.mean:.2f} ({self.low:.2f}..{self.high:.2f})"
+
+
+class Comparison(NamedTuple):
+    """A paired difference, and the number of cases that it is over."""
+
+    difference: Interval
+    cases: int
 
 
 def read_clips(path: Path) -> list[dict]:
@@ -45,6 +55,40 @@ def render_table(clips: list[dict]) -> str:
     lines += ["", f"{seeds} seed(s), {cases} case(s) of subject, motion and seed; intervals are 95 %, by"]
     lines += ["drawing whole cases with replacement, as clips of one training are not independent.", ""]
     return "\n".join(lines + [f"- `{name}`: {text}" for name, text in METRIC_HELP.items()])
+
+
+def render_differences(clips: list[dict], reference: str = REFERENCE) -> str:
+    """Render a Markdown table of each variant's differences to the reference, paired clip by clip over the
+    cases that both have.
+    """
+    present = {clip["variant"] for clip in clips}
+    names = [v.name for v in VARIANTS if v.name in present and v.name != reference]
+    if reference not in present or not names:
+        return f"No differences: they need {reference!r} and another variant."
+    lines = [
+        f"| variant, less {reference} | cases | {' | '.join(COMPARED)} |",
+        "|---" * (len(COMPARED) + 2) + "|",
+    ]
+    for name in names:
+        cells = [compare_variants(clips, name, reference, column) for column in COMPARED]
+        lines.append(f"| {name} | {cells[0].cases} | {' | '.join(str(cell.difference) for cell in cells)} |")
+    return "\n".join(lines)
+
+
+def compare_variants(clips: list[dict], name: str, other: str, column: str) -> Comparison:
+    """Return the mean difference of two variants, paired by case and clip, with its interval over cases."""
+    first, second = (
+        {
+            ((c["subject"], c["motion"], c["seed"]), c["clip"]): c[column]
+            for c in clips
+            if c["variant"] == each
+        }
+        for each in (name, other)
+    )
+    groups = defaultdict(list)
+    for case, clip in first.keys() & second.keys():
+        groups[case].append(first[case, clip] - second[case, clip])
+    return Comparison(estimate_means([float(np.mean(groups[case])) for case in sorted(groups)]), len(groups))
 
 
 def estimate_mean(clips: list[dict], column: str) -> Interval:

@@ -6,7 +6,7 @@ from smra_core.lora.schedule import SUBJECT_STRENGTHS, TPoint
 from smra_core.miniature.bench.metrics import METRIC_HELP
 from smra_core.miniature.bench.planted import describe_ranking, run_planted
 from smra_core.miniature.bench.run import BenchSize, Case, list_cases, read_finished
-from smra_core.miniature.bench.table import estimate_mean, render_table
+from smra_core.miniature.bench.table import estimate_mean, render_differences, render_table
 from smra_core.miniature.bench.variants import VARIANTS, at_step
 
 
@@ -43,6 +43,15 @@ def test_the_table_has_a_row_for_each_variant_and_explains_its_columns():
     text = render_table([clip("SMRABooth (T_point 15)"), clip("without MoRA")])
     assert text.count("\n| ") == 2 and "0.50 (0.50..0.50)" in text
     assert all(f"- `{name}`" in text for name in METRIC_HELP)
+
+
+def test_variants_are_compared_case_by_case_where_both_are_measured():
+    ours, other = "SMRABooth (T_point 15)", "without MoRA"
+    clips = [clip(ours, seed, seed / 10) for seed in range(3)]
+    clips += [clip(other, seed, seed / 10 + 0.2) for seed in range(2)]
+    row = render_differences(clips).splitlines()[-1]
+    assert row.startswith(f"| {other} | 2 | 0.20 (0.20..0.20) |")  # however far the cases are apart
+    assert render_differences(clips[:3]).startswith("No differences")
 
 
 def test_the_variants_are_the_papers_and_change_one_thing_each():
