@@ -91,7 +91,7 @@ class LoadSubjectClips(io.ComfyNode):
             clips=Selection(frame_count, 0, 1, fps, latents.fps),
             own_multiple=latents.token_pixels if own_sizes else None,
         )  # fmt: skip
-        show_notes(cls, f"{len(found.clips)} clips and {len(found.images)} pictures", found.notes)
+        show_notes(cls, f"clips: {len(found.clips)}, pictures: {len(found.images)}", found.notes)
         items = [*found.images, *found.clips]
         return io.NodeOutput(
             [as_image(item.frames) for item in items],

@@ -29,8 +29,8 @@ class RunSwitch:
         return self._switch.find_boundary(levels)
 
     def record(self, sigma: float, x0: Tensor, options: dict) -> None:
-        """Take the videos `B C f h w` that were predicted; only those of the prompt count, as the negative
-        prompt shows another one.
+        """Take the videos `B C f h w` that were predicted; those for the negative prompt do not count, as
+        they move otherwise.
         """
         kinds = options.get("cond_or_uncond") or [_POSITIVE]
         parts = [part for part, kind in zip(x0.chunk(len(kinds)), kinds, strict=False) if kind == _POSITIVE]

@@ -50,10 +50,9 @@ def make_subject_samples(
     notes: list[str] = []
     left = iter(captions)
     for number, batch in enumerate(batches):
-        mask = masks[number] if masks else None
-        shape = (
-            size if own_multiple is None else keep_shape((batch.shape[2], batch.shape[1]), size, own_multiple)
-        )
+        mask, shape = masks[number] if masks else None, size
+        if own_multiple is not None:
+            shape = keep_shape((batch.shape[2], batch.shape[1]), size, own_multiple)
         words = list(islice(left, _count_in_batch(batch, as_clip)))
         if as_clip and len(batch) > 1:
             name = "clip" if len(batches) == 1 else f"clip {len(samples) + 1}"
@@ -102,17 +101,25 @@ def make_pictures(
         for number, picture in enumerate(images.movedim(-1, 1), 1)
         if may_be_mask(picture)
     ]
-    found: list[Tensor | None] = [None] * len(images)
-    if masks is not None:
-        found, mask_notes = crop_masks(masks, images, size)
-        notes += mask_notes
-    if alpha is not None and None in found:
-        # An opaque picture has no mask, as among files.
-        cut_outs = (alpha >= 0.5).float() * (alpha < 0.5).flatten(1).any(1)[:, None, None]
-        alpha_masks, mask_notes = crop_masks(cut_outs, images, size)
-        found = [own if own is not None else cut_out for own, cut_out in zip(found, alpha_masks, strict=True)]
-        notes += ["transparency serves as the mask of pictures without another", *mask_notes]
+    found, mask_notes = _find_masks(images, masks, alpha, size)
     return [
         SubjectImage(f"picture {number}", Path(f"picture {number}"), picture, mask, caption)
         for number, (picture, mask, caption) in enumerate(zip(pixels, found, captions, strict=True), first)
-    ], notes
+    ], [*notes, *mask_notes]
+
+
+def _find_masks(
+    images: Tensor, masks: Tensor | None, alpha: Tensor | None, size: Size
+) -> tuple[list[Tensor | None], list[str]]:
+    """Return each picture's mask, its opaque part where it has no other, or None; and notes on the crop."""
+    found: list[Tensor | None] = [None] * len(images)
+    notes: list[str] = []
+    if masks is not None:
+        found, notes = crop_masks(masks, images, size)
+    if alpha is None or None not in found:
+        return found, notes
+    # An opaque picture has no mask, as among files.
+    cut_outs = (alpha >= 0.5).float() * (alpha < 0.5).flatten(1).any(1)[:, None, None]
+    opaque, more = crop_masks(cut_outs, images, size)
+    found = [own if own is not None else cut_out for own, cut_out in zip(found, opaque, strict=True)]
+    return found, [*notes, "transparency serves as the mask of pictures without another", *more]

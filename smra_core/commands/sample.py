@@ -28,7 +28,7 @@ from ..standalone.output_file import VIDEO_ENDINGS, check_output_file, write_or_
 from ..wan.flow_matching import sampling_sigmas
 from ..wan.noise_range import WHOLE
 from ..wan.sampler import SamplingSettings
-from ..wan.spec import LATENTS_21, LatentSpace, latent_frames
+from ..wan.spec import LATENTS_21, LatentSpace, WanSpec, latent_frames
 from .model_options import add_model, open_backend
 from .options import add_json, add_option, print_result, wrap_parser
 from .settings_options import add_settings, read_settings
@@ -90,12 +90,26 @@ def run(args: argparse.Namespace) -> None:
     size = settings.frames * settings.width * settings.height * 3 // 2
     check_output_file(args.video, VIDEO_ENDINGS, size)
     backend = open_backend(args)
+    loras = _load_loras(args, backend.spec)
+    variant = Variant("video", "", tuple(loras), args.t_point)
+    sigmas = sampling_sigmas(settings.steps, settings.shift).tolist()
+    _log_schedule(loras, args.t_point, sigmas)
+    with tqdm(total=settings.steps, desc="sampling", unit="step") as bar:
+        videos = generate(backend, [args.prompt], [variant], settings, args.negative, lambda *_: bar.update())
+    fps = choose_fps(args.fps, settings, backend.spec.latents)
+    written = write_or_rescue(args.video, lambda path: write_video(path, videos["video"][0], fps))
+    if isinstance(args.t_point, SettledSwitch):
+        _report_switch(written, args.t_point, sigmas)
+    print_result(args, written, fps=fps, frames=settings.frames, seed=settings.seed)
+
+
+def _load_loras(args: argparse.Namespace, spec: WanSpec) -> list[ScheduledLora]:
+    """Load the LoRAs that the options name, each in its own layers and with its own strengths."""
     subject_strengths = args.subject_strength or STRENGTH_PRESETS[args.preset]
     chosen = [
         ("subject", args.subject, args.subject_plan, subject_strengths),
         ("motion", args.motion, args.motion_plan, args.motion_strength),
     ]
-    spec = backend.spec
     loras = []
     for purpose, path, plan, strengths in chosen:
         if path is not None:
@@ -104,16 +118,7 @@ def run(args: argparse.Namespace) -> None:
             loras.append(ScheduledLora(restrict(loaded.lora, plan, path.name), strengths, trained_at))
             if gain := describe_gain(purpose, trained_at, f"--noise-range {EVERYWHERE}"):
                 log.info("%s: %s", path.name, gain)
-    variant = Variant("video", "", tuple(loras), args.t_point)
-    sigmas = sampling_sigmas(settings.steps, settings.shift).tolist()
-    _log_schedule(loras, args.t_point, sigmas)
-    with tqdm(total=settings.steps, desc="sampling", unit="step") as bar:
-        videos = generate(backend, [args.prompt], [variant], settings, args.negative, lambda *_: bar.update())
-    fps = choose_fps(args.fps, settings, spec.latents)
-    written = write_or_rescue(args.video, lambda path: write_video(path, videos["video"][0], fps))
-    if isinstance(args.t_point, SettledSwitch):
-        _report_switch(written, args.t_point, sigmas)
-    print_result(args, written, fps=fps, frames=settings.frames, seed=settings.seed)
+    return loras
 
 
 def choose_fps(given: int | None, settings: SamplingSettings, latents: LatentSpace) -> float:

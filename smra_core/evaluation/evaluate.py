@@ -187,21 +187,28 @@ def _measure_motion(
         known = (fidelity if tracker else []) if sea_raft is None else results
         return results | dict.fromkeys(known, "needs the clip of the motion")
     clips = _fit_lengths(video, motion, notes)
+    tracks = []
     if sea_raft is not None:
         flows = [measure_flow(sea_raft, clip) for clip in clips]
         results["Motion Amount"] = measure_motion_amount(*flows)
+        tracks = [_follow_flow(sea_raft, *part) for part in zip(clips, flows, strict=True) if not tracker]
     if tracker is not None:
         notes.append(f"motion fidelity is measured with the points of {tracker.name}")
         grid = spread_points(GRID, *video.shape[-2:])
         tracks = [Tracks(*tracker.follow(clip, grid)) for clip in clips]
-    elif sea_raft is not None:
-        backward = [measure_flow(sea_raft, clip.flip(0)).flip(0) for clip in clips]
-        tracks = [chain_tracks(flow, GRID, back) for flow, back in zip(flows, backward, strict=True)]
-    else:
-        return results
-    both = (*tracks[0], *tracks[1])
+    return results | (_compare_tracks(fidelity, *tracks) if tracks else {})
+
+
+def _follow_flow(sea_raft: SeaRaft, clip: Tensor, flow: Tensor) -> Tracks:
+    """Return points that are followed along the flow of a clip; its flow backward tells which are lost."""
+    return chain_tracks(flow, GRID, measure_flow(sea_raft, clip.flip(0)).flip(0))
+
+
+def _compare_tracks(names: Sequence[str], video: Tracks, motion: Tracks) -> dict[str, float]:
+    """Return motion fidelity and that of each axis, under these names."""
+    both = (*video, *motion)
     values = measure_motion_fidelity(*both), *measure_motion_fidelity_axes(*both)
-    return results | dict(zip(fidelity, values, strict=True))
+    return dict(zip(names, values, strict=True))
 
 
 def _fit_lengths(video: Tensor, motion: Tensor, notes: list[str]) -> tuple[Tensor, Tensor]:
