@@ -32,11 +32,12 @@ class LoraPair(nn.Module):
         return self.b.shape[0], self.a.shape[1]
 
     def add_to(self, y: Tensor, x: Tensor, strength: float) -> Tensor:
-        """Return the linear's output `... out` for its input `... in`, with the LoRA added at a strength."""
-        image, factor = F.linear(x, self.a.to(x.dtype)), strength * self.scale
-        if factor != 1:  # here, as the rank-r image is far smaller than the output
-            image = image * factor
-        rows = torch.addmm(y.flatten(0, -2), image.flatten(0, -2), self.b.to(x.dtype).T)
+        """Return the linear's output `... out` for its input `... in`, with the LoRA added at a strength: in
+        place where no gradient is taken.
+        """
+        image, b = F.linear(x, self.a.to(x.dtype)), self.b.to(x.dtype)
+        add = torch.addmm if torch.is_grad_enabled() else Tensor.addmm_
+        rows = add(y.flatten(0, -2), image.flatten(0, -2), b.T, alpha=strength * self.scale)
         return rows.view(*y.shape)
 
     def delta(self) -> Tensor:

@@ -57,6 +57,14 @@ def test_two_loras_add_up_on_the_linear_that_both_touch():
     torch.testing.assert_close(both, plain + x @ delta.T, rtol=0, atol=1e-6)
 
 
+def test_an_output_is_changed_in_place_only_where_no_gradient_is_taken():
+    pair = LoraPair(torch.ones(2, 3), torch.ones(4, 2), scale=0.5)
+    x, y = torch.ones(5, 3), torch.zeros(5, 4)
+    assert torch.equal(pair.add_to(y, x, 2.0), torch.full((5, 4), 6.0)) and not y.any()
+    with torch.no_grad():
+        assert pair.add_to(y, x, 2.0).data_ptr() == y.data_ptr() and torch.equal(y, torch.full((5, 4), 6.0))
+
+
 def test_strength_zero_keeps_the_bases_bits():
     linears, lora = tiny_linears(), random_lora(SPEC, SUBJECT, scale=0.5)
     x = torch.randn(4, SPEC.dim)
