@@ -5,6 +5,9 @@ import json
 import pytest
 import torch
 
+from smra_core.lora.adapter import init_lora
+from smra_core.training.trainer import TrainSettings, train_lora
+from tests.benchmarks.gpu import short_memory
 from tests.benchmarks.gpu.__main__ import run_parts
 from tests.benchmarks.gpu.meter import Row, measured, run_case
 from tests.benchmarks.gpu.released_way import decode_tiled, list_tiles
@@ -15,7 +18,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(
-    "part, cases", [("motion", 9), ("subject", 4), ("sampling", 5), ("large", 5), ("preparation", 3)]
+    "part, cases",
+    [("motion", 9), ("subject", 4), ("short-memory", 20), ("sampling", 5), ("large", 5), ("preparation", 3)],
 )
 def test_every_case_of_a_part_is_timed(part, cases, tmp_path):
     rows, left_out = run_parts([part], TINY, CPU, 2, lambda: True)
@@ -27,6 +31,32 @@ def test_every_case_of_a_part_is_timed(part, cases, tmp_path):
     write_report(tmp_path / "a" / "gpu.json", describe_machine(CPU, "abc"), rows, {"tests": "not run"})
     read = json.loads((tmp_path / "a" / "gpu.json").read_text())
     assert read["machine"]["commit"] == "abc" and len(read["rows"]) == cases
+
+
+def test_steps_give_the_same_lora_bit_for_bit_however_weights_and_inputs_wait(monkeypatch):
+    """For each form of the weights; chunks add up in an order of their own."""
+    trained = {}
+
+    def keep_lora(row, denoiser, objective, samples, settings, steps):
+        lora = init_lora(denoiser.spec, settings.plan, settings.rank, torch.Generator().manual_seed(0))
+        train = TrainSettings(steps=steps, accumulate=1, learning_rate=1e-2)
+        train_lora(denoiser, lora, objective, samples, train)
+        trained[row.case] = torch.cat([pair.b.detach().flatten() for pair in lora.values()])
+
+    monkeypatch.setattr(short_memory, "train_measured", keep_lora)
+    for row, work in short_memory.list_short_memory_cases(TINY, CPU, 2):
+        if row.part.startswith("step"):
+            torch.manual_seed(0)
+            work(row)
+    assert len(trained) == len(short_memory.ARMS)
+    exact = {name: value for name, value in trained.items() if not name.startswith(("fp8", "INT8"))}
+    whole = exact.pop("feed-forward nets in one piece")
+    first = exact["16 bit, all blocks on the card"]
+    assert all(torch.equal(value, first) for value in exact.values())
+    assert torch.allclose(whole, first, atol=1e-3) and first.abs().max() > 1e-3
+    for form in ("fp8", "INT8"):
+        same = [value for name, value in trained.items() if name.startswith(form)]
+        assert len(same) == 2 and torch.equal(*same) and not torch.equal(same[0], first)
 
 
 def test_what_there_is_no_time_for_is_named():

@@ -6,12 +6,14 @@ from toy_models import random_lora
 
 from smra_core.lora.plan import SUBJECT
 from smra_core.lora.schedule import ScheduledLora, Strengths, TPoint, scheduled
+from smra_core.standalone.diffusers_wan import DiffusersDenoiser
 from smra_core.wan.spec import TEXT_DIM, WanSpec
-from tests.benchmarks.gpu.models import make_denoiser
+from tests.benchmarks.gpu.models import make_denoiser, make_dit
 from tests.benchmarks.gpu.node_swap import SwappedDenoiser
 
 LEVELS, T_POINT = (1.0, 0.7, 0.4, 0.0), TPoint(0.7)
 SPEC = WanSpec("tiny", blocks=2, dim=32, ffn=48, heads=2)
+WAITING = WanSpec("tiny", blocks=3, dim=32, ffn=48, heads=2)
 CLOSE = 2e-4
 
 
@@ -60,6 +62,21 @@ def test_the_nodes_swap_has_its_effect_on_a_compiled_model_and_compiles_nothing_
     assert (evaluate(swapped, cuda) - reference).abs().max() < CLOSE
     assert counters["stats"]["unique_graphs"] == known > 0
     assert (evaluate(denoiser, cuda) - base).abs().max() < CLOSE
+
+
+def test_a_compiled_model_whose_blocks_wait_gives_what_it_gives_uncompiled(device):
+    """The copies go on beside what is compiled. Without a card the compiler only records."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    dit = make_dit(WAITING, torch.float32, device)
+    torch.nn.init.normal_(dit.proj_out.weight, std=0.05)
+    denoiser = DiffusersDenoiser(dit, device=device, resident=0)
+    expected = evaluate(denoiser, device)
+    for block in dit.blocks:
+        block.compile(backend="inductor" if device.type == "cuda" else "eager")
+    assert (evaluate(denoiser, device) - expected).abs().max() < CLOSE
+    denoiser.close()
+    torch._dynamo.reset()
 
 
 def test_the_cores_schedule_has_its_effect_on_a_compiled_model(cuda, denoiser):

@@ -5,8 +5,16 @@ import gc
 import pytest
 import torch
 
+from tests.benchmarks.gpu.meter import run_case
+from tests.benchmarks.gpu.short_memory import list_short_memory_cases
+from tests.benchmarks.gpu.sizes import PAPER
+
 MIB = 2**20
 STEPS = 3
+TOLD = ("half of the blocks wait", "all blocks and inputs wait", "fp8, all blocks wait",
+        "INT8, all blocks on the card")  # fmt: skip
+NEAR = 0.15
+"""Relative difference of memory told and taken."""
 
 
 def count_held():
@@ -34,6 +42,27 @@ def test_a_canceled_run_leaves_nothing_on_the_card(cuda, make_backend, train_a_m
     with pytest.raises(KeyboardInterrupt):
         train_a_motion(make_backend(cuda, name="canceled"), STEPS, cancel)
     assert count_held() == before
+
+
+def test_a_step_takes_what_is_told_of_it_wherever_weights_and_inputs_wait(cuda):
+    """A few blocks of the 14B's width at the paper's size, 16 bit, fp8 and INT8."""
+    for row, work in list_short_memory_cases(PAPER._replace(few_blocks=4), cuda, 2):
+        if row.case in TOLD and row.part.startswith("step"):
+            run_case(row, cuda, work)
+            taken = row.peak + row.outside
+            assert sum(row.told.values()) == pytest.approx(taken, rel=NEAR), row.case
+            assert row.kept == 0, row.case
+
+
+def test_inputs_that_wait_are_not_on_the_card(cuda):
+    """All inputs but those of two blocks, each 9360 tokens x 5120 x 2 bytes."""
+    cases = list(list_short_memory_cases(PAPER._replace(few_blocks=6), cuda, 2))
+    peaks = {}
+    for row, work in cases:
+        if row.case in ("all blocks wait", "all blocks and inputs wait") and row.part.startswith("step"):
+            peaks[row.case] = run_case(row, cuda, work).peak
+    saved = peaks["all blocks wait"] - peaks["all blocks and inputs wait"]
+    assert saved == pytest.approx((6 - 2) * 9360 * 5120 * 2, rel=NEAR)
 
 
 @pytest.fixture

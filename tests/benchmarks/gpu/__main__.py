@@ -58,10 +58,12 @@ def run_tests(device: torch.device) -> str:
 def list_cases(part: str, sizes, device: torch.device, steps: int) -> Iterator[tuple]:
     from tests.benchmarks.gpu.preparation import list_preparation_cases
     from tests.benchmarks.gpu.sampling import list_sampling_cases
+    from tests.benchmarks.gpu.short_memory import list_short_memory_cases
     from tests.benchmarks.gpu.training_steps import list_large_cases, list_motion_cases, list_subject_cases
 
     return {
         "motion": lambda: list_motion_cases(sizes, device, steps),
+        "short-memory": lambda: list_short_memory_cases(sizes, device, steps),
         "subject": lambda: list_subject_cases(sizes, device, steps + 6),
         "sampling": lambda: list_sampling_cases(sizes, device),
         "large": lambda: list_large_cases(sizes, device, 3),
@@ -69,7 +71,7 @@ def list_cases(part: str, sizes, device: torch.device, steps: int) -> Iterator[t
     }[part]()
 
 
-PARTS = (TESTS, "motion", "subject", "sampling", "large", "preparation")
+PARTS = (TESTS, "motion", "subject", "short-memory", "sampling", "large", "preparation")
 
 
 def run_parts(

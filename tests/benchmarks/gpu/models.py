@@ -30,12 +30,15 @@ def made_on(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
 
 def make_denoiser(spec, dtype: torch.dtype, device: torch.device, checkpoint: bool = True):
     """Make a frozen DiT; with `checkpoint`, blocks are recomputed in the backward pass as in training."""
+    return DiffusersDenoiser(make_dit(spec, dtype, device), checkpoint)
+
+
+def make_dit(spec, dtype: torch.dtype, device: torch.device) -> WanTransformer3DModel:
     with made_on(device, dtype):
-        dit = WanTransformer3DModel(
+        return WanTransformer3DModel(
             num_layers=spec.blocks, ffn_dim=spec.ffn, num_attention_heads=spec.heads,
             attention_head_dim=spec.dim // spec.heads,
         ).to(dtype)  # fmt: skip
-    return DiffusersDenoiser(dit, checkpoint)
 
 
 def make_vae(sizes: Sizes, device: torch.device) -> AutoencoderKLWan:

@@ -1,49 +1,17 @@
 """The loader node's way to add LoRAs while sampling, on a DiT outside of ComfyUI.
 
-The pack's nodes are a package that only ComfyUI can import as a whole, but the swap needs nothing of ComfyUI
-but the name of a function that fuses INT8 linears, which is answered here by an empty module.
+The swap needs nothing of ComfyUI but the name of a function that fuses INT8 linears, which is answered here
+by an empty module.
 """
 
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from importlib import import_module
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from collections.abc import Sequence
+from types import SimpleNamespace
 
 import torch
 from torch import nn
 
 from smra_core.wan.interfaces import Denoiser, Prediction
-
-ROOT = Path(__file__).parents[3]
-PACKAGE = "pack_without_comfyui"
-
-
-def import_swap() -> type:
-    """Return the class CallTimeSwap."""
-    for name, folder in ((PACKAGE, ROOT), (f"{PACKAGE}.nodes", ROOT / "nodes")):
-        if name not in sys.modules:
-            package = sys.modules[name] = ModuleType(name)
-            package.__path__ = [str(folder)]
-    return import_module(f"{PACKAGE}.nodes.patching.call_time_swap").CallTimeSwap
-
-
-@contextmanager
-def empty_comfyui() -> Iterator[None]:
-    """Answer `import comfy.ops` by an empty module."""
-    names = ("comfy", "comfy.ops")
-    before = {name: sys.modules.get(name) for name in names}
-    sys.modules["comfy"], sys.modules["comfy.ops"] = ModuleType("comfy"), ModuleType("comfy.ops")
-    sys.modules["comfy"].ops = sys.modules["comfy.ops"]
-    try:
-        yield
-    finally:
-        for name, module in before.items():
-            if module is None:
-                del sys.modules[name]
-            else:
-                sys.modules[name] = module
+from tests.benchmarks.gpu.pack_without_comfyui import empty_comfyui, import_file
 
 
 class NativeView(nn.Module):
@@ -71,7 +39,8 @@ class SwappedDenoiser:
 
     def __init__(self, denoiser: Denoiser, loras: Sequence, t_point, sigmas: torch.Tensor, dtype):
         self.denoiser, self.spec, self.sigmas = denoiser, denoiser.spec, sigmas
-        self.swap = import_swap()(loras, lambda model: t_point)
+        swap = import_file("nodes.patching.call_time_swap").CallTimeSwap
+        self.swap = swap(loras, lambda model: t_point)
         self.view = NativeView(denoiser, dtype)
 
     def linears(self) -> dict[str, nn.Module]:

@@ -9,6 +9,7 @@ from smra_core.encoders.dinov2_files import DinoV2Config
 from smra_core.encoders.sea_raft_config import SEA_RAFT_M, SEA_RAFT_MINIATURE, SeaRaftConfig
 from smra_core.training.mora import MotionSettings
 from smra_core.training.sura import SubjectSettings
+from smra_core.wan.feed_forward import CHUNK_TOKENS
 from smra_core.wan.sampler import SamplingSettings
 from smra_core.wan.spec import TEXT_TOKENS, WAN_1_3B, WAN_14B, WanSpec
 
@@ -42,6 +43,10 @@ class Sizes(NamedTuple):
     """DINOv2's sizes by name; the first one's features are what a subject is aligned with."""
     text: int
     """Tokens of a text context."""
+    few_blocks: int
+    """Blocks of the large model where steps are compared that keep weights in different ways."""
+    chunk_tokens: int
+    """Most tokens of a chunk of a feed-forward net."""
 
 
 PAPER = Sizes(
@@ -60,6 +65,8 @@ PAPER = Sizes(
         "B": DinoV2Config(768, depth=12, heads=12, hidden=3072, gated=False, grid=37, registers=0),
     },
     text=TEXT_TOKENS,
+    few_blocks=8,
+    chunk_tokens=CHUNK_TOKENS,
 )
 TINY = Sizes(
     WanSpec("tiny", blocks=2, dim=32, ffn=48, heads=2),
@@ -74,4 +81,6 @@ TINY = Sizes(
     tiny_widths=(8, 8, 8, 8),
     dinov2={"S": DinoV2Config(64, depth=1, heads=1, hidden=64, gated=False, grid=4, registers=0)},
     text=8,
+    few_blocks=2,
+    chunk_tokens=4,
 )
