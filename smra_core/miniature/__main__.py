@@ -27,7 +27,6 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
     for name, text, run in (
         ("vae", "Train the video VAE and write its weights.", run_vae),
-        ("decoder", "Train the video VAE's decoder once more, and write its weights.", run_decoder),
         ("dit", "Train the DiT on the VAE's latents and write its weights.", run_dit),
         ("flow", "Train the tiny SEA-RAFT and write its weights.", run_flow),
         ("patches", "Train the tiny DINOv2 and write its weights.", run_patches),
@@ -106,14 +105,6 @@ def run_vae(args: argparse.Namespace) -> None:
     from .recipe.train_vae import train_vae
 
     train_vae(args.build, args.processes, args.seed)
-    print(export_vae(args.build, args.weights))
-
-
-def run_decoder(args: argparse.Namespace) -> None:
-    from .recipe.export import export_vae
-    from .recipe.train_decoder import train_decoder
-
-    train_decoder(args.build, args.seed)
     print(export_vae(args.build, args.weights))
 
 

@@ -12,20 +12,19 @@ from ...encoders.sea_raft import save_sea_raft
 from ...storage.atomic_write import write_atomically
 from ...wan.module_names import to_native_dit_state, to_native_vae_state
 from ..weight_paths import WEIGHTS
-from .train_decoder import load_trained_decoder
 from .train_dit import load_trained_dit
 from .train_flow import load_trained_flow
 from .train_patches import CONFIG, load_trained_dinov2
+from .train_vae import load_trained_vae
 
 TITLE = {"format": "pt", "modelspec.title": "SMRABooth miniature"}
 
 
 def export_vae(build: Path, weights: Path | None = None) -> Path:
-    """Write the VAE of a build folder, with WAN's latent statistics and the decoder as far as that is
-    trained, in float16; return its path.
-    """
-    state = to_native_vae_state(load_trained_decoder(build).state_dict())
-    return _write(state, _make_path(weights, "wan_miniature_vae"))
+    """Write the VAE of a build folder, with WAN's latent statistics, in float16; return its path."""
+    return _write(
+        to_native_vae_state(load_trained_vae(build).state_dict()), _make_path(weights, "wan_miniature_vae")
+    )
 
 
 def export_dit(build: Path, weights: Path | None = None) -> Path:

@@ -74,7 +74,7 @@ def _run_worker(rank: int, build: Path, seed: int) -> None:
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         if rank == 0 and (step + 1) % stage.report_every == 0:
-            stage.report(step + 1, train_psnr=convert_to_psnr(error), psnr=measure_psnr(vae, held))
+            stage.report(step + 1, train_psnr=convert_to_psnr(error), psnr=_measure_psnr(vae, held))
         if rank == 0:
             stage.save(step + 1, {"vae": vae, "optimizer": optimizer})
     dist.barrier()
@@ -125,7 +125,7 @@ def _compute_losses(
 
 
 @torch.no_grad()
-def measure_psnr(vae: AutoencoderKLWan, frames: Tensor) -> float:
+def _measure_psnr(vae: AutoencoderKLWan, frames: Tensor) -> float:
     """Return the mean PSNR in decibels of reconstructed clips `B F 3 H W` in [0, 1]."""
     pixels = frames.transpose(1, 2) * 2 - 1
     with cast_where_fast():

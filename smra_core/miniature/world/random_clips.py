@@ -23,8 +23,10 @@ def draw_clip(generator: torch.Generator, frames: int = FRAMES, largest: float =
     u = torch.linspace(0, 1, frames)
     swell = choices.pick(-0.5, 0.5) if choices.decide(0.4) else 0.0
     radii = choices.pick(7, largest) * (1 + swell * (2 * u - 1))
-    background = draw_background(choices)
-    return paint(choices.pick_name(SHAPES), draw_track(choices, u), radii, draw_texture(choices), background)
+    background = _draw_background(choices)
+    return paint(
+        choices.pick_name(SHAPES), _draw_track(choices, u), radii, _draw_texture(choices), background
+    )
 
 
 def draw_views(generator: torch.Generator, count: int) -> list[Painted]:
@@ -32,18 +34,17 @@ def draw_views(generator: torch.Generator, count: int) -> list[Painted]:
     another background.
     """
     choices = RandomChoices(generator)
-    shape, texture = choices.pick_name(SHAPES), draw_texture(choices)
+    shape, texture = choices.pick_name(SHAPES), _draw_texture(choices)
 
     def paint_view() -> Painted:
         center = torch.tensor([[choices.pick(20, 44), choices.pick(20, 44)]])
         radius = torch.tensor([choices.pick(9, 16)])
-        return paint(shape, center, radius, texture, draw_background(choices))
+        return paint(shape, center, radius, texture, _draw_background(choices))
 
     return [paint_view() for _ in range(count)]
 
 
-def draw_background(choices: "RandomChoices") -> Tensor:
-    """Draw the color `3` of a background: one of the world's, or any dark one."""
+def _draw_background(choices: "RandomChoices") -> Tensor:
     return choices.pick_rgb(BACKGROUNDS) if choices.decide(0.6) else 0.6 * choices.draw_rgb()
 
 
@@ -78,8 +79,7 @@ class RandomChoices:
         return self.pick_rgb(COLORS) if self.decide(0.5) else self.draw_rgb()
 
 
-def draw_texture(choices: RandomChoices) -> Texture:
-    """Draw a pattern of two colors, in three of ten cases with a spot of a third color on it."""
+def _draw_texture(choices: RandomChoices) -> Texture:
     first, second, third = choices.pick_color(), choices.pick_color(), choices.pick_color()
     pattern = _draw_pattern(choices)
     spot = (choices.pick(-0.4, 0.4), choices.pick(-0.4, 0.4)) if choices.decide(0.3) else None
@@ -110,7 +110,7 @@ def _draw_pattern(choices: RandomChoices) -> Callable[[Tensor, Tensor], Tensor]:
     return patterns[choices.pick_name(patterns)]
 
 
-def draw_track(choices: RandomChoices, u: Tensor) -> Tensor:
+def _draw_track(choices: RandomChoices, u: Tensor) -> Tensor:
     """Draw centers `F 2` in pixels on a smooth, broken or straight track, for progress u `F` in [0, 1]."""
     middle = torch.tensor([choices.pick(20, 44), choices.pick(20, 44)])
     kind = choices.pick(0, 1)

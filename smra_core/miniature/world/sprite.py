@@ -61,35 +61,21 @@ def paint(
     size: int = SIZE,
     inner_flow: InnerFlow | None = None,
 ) -> Painted:
-    """Paint a sprite at centers `F 2` with radii `F`, in pixels, on a background (RGB in [0, 1]).
+    """Paint a sprite at centers `F 2` with radii `F`, in pixels.
 
+    The background (RGB in [0, 1]) is a little lighter at the bottom.
     `inner_flow` says how its parts move against its center, if they do.
     """
+    alpha = cover_pixels(shape, centers, radii, size)
+    light = 1 + 0.25 * ((torch.arange(size) + 0.5) / size - 0.5)
+    behind = background * light.view(size, 1, 1)
     x, y = _convert_to_local(centers, radii, size)
-    picture, alpha = paint_over(paint_background(background, size), shape, centers, radii, texture)
+    picture = alpha[..., None] * texture(x, y) + (1 - alpha[..., None]) * behind
     mask = (alpha > 0.5).float()
     flow = _compute_flow(x, y, centers, radii)
     if inner_flow is not None:
         flow[:, 0] += radii[:-1, None, None] * inner_flow(x, y)
     return Painted(picture.permute(0, 3, 1, 2).clamp(0, 1), mask, flow * mask[:-1, None])
-
-
-def paint_background(background: Tensor, size: int = SIZE) -> Tensor:
-    """Return a background `H 1 3` of one color, which is a little lighter at the bottom."""
-    light = 1 + 0.25 * ((torch.arange(size) + 0.5) / size - 0.5)
-    return background * light.view(size, 1, 1)
-
-
-def paint_over(
-    behind: Tensor, shape: str | Outline, centers: Tensor, radii: Tensor, texture: Texture
-) -> tuple[Tensor, Tensor]:
-    """Paint a sprite over pictures that broadcast to `F H W 3`; return the new ones, and the share `F H W` of
-    each pixel that the sprite covers.
-    """
-    size = len(behind) if behind.ndim == 3 else behind.shape[1]
-    alpha = cover_pixels(shape, centers, radii, size)
-    paint = texture(*_convert_to_local(centers, radii, size))
-    return alpha[..., None] * paint + (1 - alpha[..., None]) * behind, alpha
 
 
 def _convert_to_local(centers: Tensor, radii: Tensor, size: int) -> tuple[Tensor, Tensor]:

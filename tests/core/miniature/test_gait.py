@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from smra_core.miniature.world.figure import PARTS, find_nearest, measure_parts
 from smra_core.miniature.world.gait import read_gait
 from smra_core.miniature.world.measure import measure
-from smra_core.miniature.world.random_parts import draw_parts_clip
 from smra_core.miniature.world.scenes import (
     FIGURES,
     MOTION_WORDS,
@@ -68,9 +67,3 @@ def test_the_left_leg_is_in_front_where_the_legs_cross():
     distances = measure_parts(x, y, torch.ones(1))[:, 0]
     assert (distances[2:] < 0).all()
     assert list(PARTS)[int(nearest.argmax())] == "left leg"
-
-
-def test_random_parts_move_against_each_other_and_depend_on_the_seed_alone():
-    first, again, other = (draw_parts_clip(torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
-    assert first.shape == (FRAMES, 3, SIZE, SIZE) and first.min() >= 0 and first.max() <= 1
-    assert torch.equal(first, again) and not torch.equal(first, other)
