@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..smra_core.data.motion_clip import FEWEST_FRAMES
 from ..smra_core.data.motion_set import read_motion_set
 from ..smra_core.data.video import Selection
-from ..smra_core.training.mora import MotionSettings
+from ..smra_core.training.motion_settings import MotionSettings
 from ..smra_core.wan.spec import latent_frames
 from .data.file_states import describe_files
 from .data.inputs import (

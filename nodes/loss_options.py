@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..smra_core.training.gradient_share import SHARE
-from ..smra_core.training.mora import MotionSettings
+from ..smra_core.training.motion_settings import MotionSettings
 from ..smra_core.training.sura import SubjectSettings
 from .host.model_folders import TINY_DECODER
 from .host.wire_types import LossOptions, LossOptionsType

@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..smra_core.training.learning_rate import LR_SCHEDULES
 from ..smra_core.training.optimizer import OPTIMIZERS
 from ..smra_core.training.sura import SubjectSettings
-from ..smra_core.training.trainer import TrainSettings
+from ..smra_core.training.train_settings import TrainSettings
 from .host.wire_types import OptimizerOptions, OptimizerOptionsType
 from .training.settings_widgets import Widget, collect_values, make_widgets
 

@@ -12,9 +12,9 @@ from ..smra_core.data.motion_clip import FEWEST_FRAMES, MotionClip
 from ..smra_core.storage.file_name import make_file_name
 from ..smra_core.training.decode_choice import choose_decode
 from ..smra_core.training.decode_memory import DecodeChoice
-from ..smra_core.training.mora import DECODE_MODES, MotionSettings
 from ..smra_core.training.motion import train_motion
-from ..smra_core.training.trainer import MOTION_TRAIN, TrainSettings
+from ..smra_core.training.motion_settings import DECODE_MODES, MotionSettings
+from ..smra_core.training.train_settings import MOTION_TRAIN, TrainSettings
 from .host.backend import ComfyBackend
 from .host.conditioning import match_captions, match_options
 from .host.denoiser import choose_training_dtype

@@ -13,7 +13,7 @@ from ..smra_core.storage.file_name import make_file_name
 from ..smra_core.training.model_fit import check_fit
 from ..smra_core.training.subject import find_missing_masks, train_subject
 from ..smra_core.training.sura import SubjectSettings
-from ..smra_core.training.trainer import SUBJECT_TRAIN, TrainSettings
+from ..smra_core.training.train_settings import SUBJECT_TRAIN, TrainSettings
 from .host.backend import ComfyBackend
 from .host.conditioning import match_captions, match_options
 from .host.denoiser import choose_training_dtype

@@ -12,7 +12,7 @@ from ..smra_core.lora.plan import (
     SUBJECT_WITHOUT_FFN_0,
     SparsePlan,
 )
-from ..smra_core.training.trainer import TrainSettings
+from ..smra_core.training.train_settings import TrainSettings
 from ..smra_core.wan.noise_range import WHOLE, NoiseRange
 from .host.wire_types import (
     NoiseRangeType,

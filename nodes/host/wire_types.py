@@ -10,9 +10,9 @@ from comfy_api.latest import io
 from ...smra_core.lora.applied_range import AS_TRAINED
 from ...smra_core.lora.plan import SparsePlan
 from ...smra_core.lora.schedule import Strengths
-from ...smra_core.training.mora import MotionSettings
+from ...smra_core.training.motion_settings import MotionSettings
 from ...smra_core.training.sura import SubjectSettings
-from ...smra_core.training.trainer import TrainSettings
+from ...smra_core.training.train_settings import TrainSettings
 from ...smra_core.wan.noise_range import WHOLE, NoiseRange
 
 # These three carry the path of a weight file: a finished run must not load a network, and none stays in

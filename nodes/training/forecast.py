@@ -21,9 +21,9 @@ from ...smra_core.training.memory import (
     estimate_subject_memory,
 )
 from ...smra_core.training.memory_advice import check_memory, list_motion_changes, list_subject_changes
-from ...smra_core.training.mora import MotionSettings
+from ...smra_core.training.motion_settings import MotionSettings
 from ...smra_core.training.sura import SubjectSettings
-from ...smra_core.training.trainer import TrainSettings
+from ...smra_core.training.train_settings import TrainSettings
 from ...smra_core.wan.spec import WanSpec
 from .progress import format_duration
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ...smra_core.training.trainer import TrainSettings
+from ...smra_core.training.train_settings import TrainSettings
 from ..host.wire_types import LossOptionsType, TrainingOptionsType
 from .settings_widgets import Widget, make_widgets
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...smra_core.training.trainer import StepInfo
+from ...smra_core.training.step_info import StepInfo
 from ...smra_core.wan.condition import ExtraInputs, move_inputs, stack_inputs
 from ...smra_core.wan.interfaces import Denoiser, Prediction
 from ...smra_core.wan.sampler import sample

@@ -18,7 +18,7 @@ from ..miniature.model_files import MINIATURE
 from ..miniature.weight_paths import DINOV2_FILE, SEA_RAFT_FILE
 from ..standalone.output_file import check_output_folder
 from ..training.ranks import Ranks
-from ..training.trainer import MOTION_TRAIN, SUBJECT_TRAIN
+from ..training.train_settings import MOTION_TRAIN, SUBJECT_TRAIN
 from . import evaluate, sample, train_motion, train_subject
 from .options import add_json, add_option
 from .settings_options import read_settings

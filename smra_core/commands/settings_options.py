@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from ..lora.plan import SparsePlan
 from ..miniature import small_settings
 from ..miniature.model_files import MINIATURE
-from ..training.mora import MotionSettings
+from ..training.motion_settings import MotionSettings
 from ..training.sura import SubjectSettings
 from ..wan.noise_range import NoiseRange
 from ..wan.sampler import SamplingSettings

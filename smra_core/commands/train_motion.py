@@ -9,10 +9,10 @@ from ..standalone.progress_bar import TrainingBar
 from ..storage.file_name import make_file_name
 from ..training.job import TrainedLora
 from ..training.model_fit import check_fit
-from ..training.mora import MotionSettings
 from ..training.motion import train_motion
+from ..training.motion_settings import MotionSettings
 from ..training.ranks import Ranks
-from ..training.trainer import MOTION_TRAIN
+from ..training.train_settings import MOTION_TRAIN
 from .data_options import add_frame_rate, add_own_sizes, choose_multiple, select_frames
 from .model_options import add_model, check_weight_file, choose_encoder_file, open_backend
 from .options import add_json, add_option, log_notes

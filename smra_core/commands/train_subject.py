@@ -14,7 +14,7 @@ from ..training.model_fit import check_fit
 from ..training.ranks import Ranks
 from ..training.subject import find_missing_masks, train_subject
 from ..training.sura import SubjectSettings
-from ..training.trainer import SUBJECT_TRAIN
+from ..training.train_settings import SUBJECT_TRAIN
 from ..wan.spec import latent_frames
 from .data_options import add_frame_rate, add_own_sizes, choose_multiple, select_frames
 from .model_options import add_model, check_weight_file, choose_encoder_file, open_backend

@@ -13,7 +13,7 @@ from ..data.motion_clip import read_motion_clip
 from ..decoding.wan_decoder import WanVideoDecoder
 from ..decoding.window_error import WindowError, measure_window_errors, render_errors
 from ..miniature.weight_paths import SEA_RAFT_FILE
-from ..training.mora import MotionSettings
+from ..training.motion_settings import MotionSettings
 from ..training.window_gradient import WindowGradient, measure_clip_gradients, render_gradients
 from ..wan.settings import NOT_NEGATIVE
 from .model_options import add_model, check_weight_file, open_backend

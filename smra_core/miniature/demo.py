@@ -43,8 +43,8 @@ from ..standalone.progress_bar import TrainingBar
 from ..storage.atomic_write import write_atomically
 from ..storage.tensor_cache import TensorCache
 from ..training.job import TrainedLora
-from ..training.mora import MotionSettings
 from ..training.motion import train_motion
+from ..training.motion_settings import MotionSettings
 from ..training.subject import train_subject
 from ..training.sura import SubjectSettings
 from ..wan.sampler import SamplingSettings

@@ -1,8 +1,8 @@
 """Settings for training and sampling with the miniature, in the demo and in the bench."""
 
-from ..training.mora import MotionSettings
+from ..training.motion_settings import MotionSettings
 from ..training.sura import SubjectSettings
-from ..training.trainer import TrainSettings
+from ..training.train_settings import TrainSettings
 from ..wan.sampler import SamplingSettings
 from .world.sprite import FRAMES, SIZE
 

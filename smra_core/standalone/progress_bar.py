@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
-from ..training.trainer import StepInfo
+from ..training.step_info import StepInfo
 
 
 class TrainingBar:

@@ -6,7 +6,7 @@ from ..decoding.windows import split_into_windows
 from ..wan.feed_forward import CHUNK_TOKENS
 from ..wan.spec import TEMPORAL_STRIDE, TEXT_TOKENS, LatentSpace, WanSpec, latent_frames, pixel_frames
 from .decoder_sizes import DECODERS, MEASURED_PIXELS
-from .mora import MotionSettings
+from .motion_settings import MotionSettings
 
 _BLOCK_TENSORS, _FFN_TENSORS, _TEXT_TENSORS = 27.5, 2.2, 5.0
 """Activations of one recomputed DiT block in units of (tokens x dim) values, more of them per unit of

@@ -10,7 +10,7 @@ from ..wan.spec import WanSpec
 from .decode_memory import DecodeChoice, estimate, list_modes
 from .memory import GIB, DitMemory, MemoryAccount, count_model_bytes, estimate_motion_memory
 from .memory_advice import check_memory, list_motion_changes
-from .mora import MotionSettings
+from .motion_settings import MotionSettings
 
 log = logging.getLogger("smrabooth")
 

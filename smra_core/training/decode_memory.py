@@ -13,7 +13,8 @@ from ..encoders.sea_raft_config import SEA_RAFT_M
 from ..wan.spec import TEMPORAL_STRIDE, LatentSpace, WanSpec, latent_frames, pixel_frames
 from .cost import count_block_tensors, count_input_bytes
 from .decoder_sizes import DECODERS, TINY_STAGES, DecoderSizes
-from .mora import LATENTS_AT_ONCE, MotionSettings
+from .mora import LATENTS_AT_ONCE
+from .motion_settings import MotionSettings
 
 _HALF, _FLOAT = 2, 4
 """Bytes of a value in half precision, and in float32."""

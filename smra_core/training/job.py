@@ -26,14 +26,17 @@ from .cost import count_activation_bytes, count_optimizer_bytes
 from .followed_run import FollowedRun
 from .kept_blocks import choose_kept_blocks, log_choice, measure_host_memory, measure_spare_memory
 from .learning_rate import COSINE
-from .mora import MotionSample, MotionSettings
+from .mora import MotionSample
+from .motion_settings import MotionSettings
 from .objective import Objective
 from .preservation import PRESERVE
 from .ranks import Ranks
 from .run_folder import LOSSES, RunFolder
 from .state import TrainState
+from .step_info import StepInfo
 from .sura import SubjectSample, SubjectSettings
-from .trainer import StepInfo, TrainSettings, train_lora
+from .train_settings import TrainSettings
+from .trainer import train_lora
 
 log = logging.getLogger("smrabooth")
 

@@ -18,7 +18,7 @@ from .cost import (
 )
 from .decode_memory import DecodeChoice
 from .decoder_sizes import DECODERS
-from .mora import MotionSettings
+from .motion_settings import MotionSettings
 from .sura import SubjectSettings
 
 GIB = 2**30

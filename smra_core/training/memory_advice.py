@@ -17,7 +17,7 @@ from .memory import (
     estimate_motion_memory,
     estimate_subject_memory,
 )
-from .mora import MotionSettings
+from .motion_settings import MotionSettings
 from .sura import SubjectSettings
 
 log = logging.getLogger("smrabooth")

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from ..lora.plan import SparsePlan
 from ..wan.spec import WanSpec
-from .mora import MotionSettings
+from .motion_settings import MotionSettings
 from .sura import SubjectSettings
 
 Settings = TypeVar("Settings", SubjectSettings, MotionSettings)

@@ -22,9 +22,11 @@ from .held_out import leave_one_out
 from .job import TrainedLora, TrainingJob, check_precision, run_job
 from .mask_grid import pool_to_latents, pool_to_pairs
 from .model_fit import check_fit, fit_noise_range
-from .mora import MotionObjective, MotionSample, MotionSettings
+from .mora import MotionObjective, MotionSample
+from .motion_settings import MotionSettings
 from .optimizer import check_optimizer
-from .trainer import StepInfo, TrainSettings
+from .step_info import StepInfo
+from .train_settings import TrainSettings
 
 log = logging.getLogger("smrabooth")
 

@@ -23,8 +23,9 @@ from .job import TrainedLora, TrainingJob, check_precision, run_job
 from .mask_grid import pool_to_latents
 from .model_fit import check_fit, fit_noise_range
 from .optimizer import check_optimizer
+from .step_info import StepInfo
 from .sura import SubjectObjective, SubjectSample, SubjectSettings
-from .trainer import StepInfo, TrainSettings
+from .train_settings import TrainSettings
 
 log = logging.getLogger("smrabooth")
 

@@ -1,195 +1,27 @@
 """The training loop, one for all objectives."""
 
-import itertools
-import logging
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import fmean
-from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
 
 from ..lora.adapter import Injection, Lora, injected
 from ..wan.flow_matching import sample_training_sigma
 from ..wan.interfaces import Denoiser
-from ..wan.settings import COUNT, NOT_NEGATIVE, POSITIVE, SEED, Limits, check_limits, declare_setting
 from .batches import Sample, choose_batch, collate, move_to_device
 from .gradient_share import backpropagate
 from .held_out import measure_held_out
-from .learning_rate import CONSTANT, COSINE, LR_SCHEDULES, learning_rate_factor
-from .noise_bands import NoiseBands
+from .learning_rate import learning_rate_factor
 from .objective import Objective
-from .optimizer import ADAMW, LEAST_PRODIGY_RATE, OPTIMIZERS, PRODIGY
 from .preservation import BaseModel
 from .random_stream import make_generator
 from .ranks import ALONE, Ranks
 from .run_folder import RunFolder
 from .state import TrainState
-
-log = logging.getLogger("smrabooth")
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """Settings of the training loop."""
-
-    steps: int = declare_setting(
-        1000,
-        "Training steps. More fit the data more closely, in the end too closely; raising it later extends "
-        "the run.",
-        COUNT,
-    )
-    batch_size: int = declare_setting(
-        1,
-        "Samples that go through the model at once. More give steadier steps and need more memory.",
-        COUNT,
-    )
-    accumulate: int = declare_setting(
-        2,
-        "Batches that one step averages over. More give steadier steps and need more time.",
-        COUNT,
-    )
-    learning_rate: float = declare_setting(
-        1e-4,
-        "Size of a step. Higher learns faster, and too high breaks the model; the paper's is 1e-4.",
-        POSITIVE,
-    )
-    weight_decay: float = declare_setting(
-        0.01,
-        "AdamW's weight decay. Higher values keep the LoRA weaker and forget details.",
-        NOT_NEGATIVE,
-    )
-    grad_clip: float = declare_setting(
-        1.0, "Gradient norm above which a step is scaled down. 0 turns clipping off.", NOT_NEGATIVE
-    )
-    seed: int = declare_setting(0, "Random seed. Changing it starts a new run.", SEED)
-    save_every: int = declare_setting(
-        50,
-        "Steps between two saved states. Raising it writes less often; a hard kill then loses more steps.",
-        COUNT,
-    )
-    save_minutes: float = declare_setting(
-        5.0,
-        "Minutes after which the state is saved in any case. Raising it risks more work on slow cards.",
-        Limits(most=math.inf, above=0),
-    )
-    optimizer: str = declare_setting(
-        ADAMW,
-        "Optimizer: 'adamw'; 'adamw-8bit', which keeps its state in a quarter of the memory and needs the "
-        "package bitsandbytes; or 'prodigy', which finds the learning rate itself, wants learning_rate 1 "
-        "and needs the package prodigyopt.",
-        newer=True,
-    )
-    lr_schedule: str = declare_setting(
-        CONSTANT,
-        "Learning rate over the run: 'constant', or 'cosine', which falls to 0 at the last step and "
-        "settles details. With 'cosine' another number of steps is another run.",
-        newer=True,
-    )
-    warmup_steps: int = declare_setting(
-        0,
-        "Steps in which the learning rate rises to its full size. More protect the start of a run from "
-        "too large steps.",
-        NOT_NEGATIVE,
-        newer=True,
-    )
-    ema_decay: float = declare_setting(
-        0.0,
-        "Share of the past that the moving average (EMA) of the LoRA keeps in a step; the average is what "
-        "is saved. Higher averages over more steps, 0.99 over about 100, and 0 turns it off.",
-        Limits(least=0, most=0.99999),
-        newer=True,
-    )
-    keep_every: int = declare_setting(
-        0,
-        "Steps between two LoRA files that are kept on the way, to compare how far a run should go. Fewer "
-        "keep more files; 0 keeps the last one alone.",
-        NOT_NEGATIVE,
-        newer=True,
-    )
-    held_out_every: int = declare_setting(
-        0,
-        "Steps between two measurements of the loss on the last item, which is then left out of training: "
-        "it rises when the LoRA learns the others by heart. Fewer take more time; 0 trains on all.",
-        NOT_NEGATIVE,
-        newer=True,
-    )
-
-    def __post_init__(self):
-        check_limits(self)
-        for name, known in (("optimizer", OPTIMIZERS), ("lr_schedule", LR_SCHEDULES)):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"{name} {getattr(self, name)!r} is not known; give one of {', '.join(known)}."
-                )
-        if self.optimizer == PRODIGY and self.learning_rate < LEAST_PRODIGY_RATE:
-            raise ValueError(
-                f"optimizer 'prodigy' finds the learning rate itself and multiplies it by learning_rate, "
-                f"which is {self.learning_rate}. Set learning_rate to 1."
-            )
-        if self.lr_schedule == COSINE and self.warmup_steps >= self.steps:
-            raise ValueError(
-                f"warmup_steps is {self.warmup_steps} of {self.steps} steps, which leaves none for the "
-                "cosine. Give fewer, or lr_schedule 'constant'."
-            )
-
-
-SUBJECT_TRAIN = TrainSettings()
-MOTION_TRAIN = TrainSettings(steps=400)
-"""Defaults for a subject and for a motion, whose data is a single clip: 400 steps that average over 2 are 800
-samples of it. The paper gives no number; the authors' release takes 400 samples of each picture, and 500 of
-a clip.
-"""
-
-
-class StepInfo(NamedTuple):
-    """Report of a finished step."""
-
-    step: int
-    """Number of the step, from 1."""
-    steps: int
-    """Number of steps of the whole run."""
-    losses: dict[str, float]
-    """Losses by name, unweighted, averaged over the step's samples."""
-    total: float
-    """Weighted sum of the losses."""
-    grad_norm: float
-    """Norm of the gradient before clipping."""
-    seconds: float
-    """Time that the step took."""
-    by_noise: dict[str, float | None]
-    """Each loss by band of noise (see NoiseBands); None for a band that none of the step's samples is in."""
-    held_out: dict[str, float] = {}
-    """Losses of the item that is left out, before the step; empty in steps in which they are not measured."""
-    kept: Path | None = None
-    """LoRA file that was kept after the step, or None."""
-
-
-class MicroBatch(NamedTuple):
-    """What is known of a micro-batch after its backward pass."""
-
-    names: list[str]
-    """Names of its samples."""
-    sigma: Tensor
-    """Noise levels `B` of the samples, on the CPU."""
-    losses: dict[str, Tensor]
-    """Losses by name, `B` each, detached and still on the device."""
-
-
-Losses = dict[str, list[float]]
-"""Losses of a step by name, one number for each sample of all its micro-batches."""
-
-
-class NonFiniteLoss(ValueError):
-    """Error for a loss or gradient that is infinite or not a number; its step was not applied."""
-
-
-class NoGradient(ValueError):
-    """Error for adapters without a gradient, which would never be trained."""
+from .step_checks import check_adapters, check_losses, clip_gradient, measure_gradient
+from .step_info import MicroBatch, StepInfo, fetch_losses, gather_batches, make_step_info
+from .train_settings import TrainSettings
 
 
 def train_lora(
@@ -235,15 +67,15 @@ def train_lora(
                 state.optimizer.zero_grad(set_to_none=True)
                 batches = _accumulate(denoiser, lora, objective, samples, settings, step, ranks)
                 ranks.sum_gradients(state.parameters.values())
-                losses, grad_norm = _fetch_losses(batches, measure_gradient(state.parameters))
-                _check_finite(objective, [name for batch in batches for name in batch.names], losses, step)
-                _clip_gradient(state, grad_norm, settings, step)
+                losses, grad_norm = fetch_losses(batches, measure_gradient(state.parameters))
+                check_losses(objective, [name for batch in batches for name in batch.names], losses, step)
+                clip_gradient(state, grad_norm, settings, step)
                 if step == 1:
-                    _check_gradients(lora)
+                    check_adapters(lora)
                 is_updating = True
                 state.update(_find_rate_factor(settings, step))
                 state.step, is_updating = step, False
-                info = _make_step_info(
+                info = make_step_info(
                     settings, objective, batches, losses, grad_norm, step, time.monotonic() - started
                 )._replace(held_out=measured)
                 if keep is not None and settings.keep_every and step % settings.keep_every == 0:
@@ -296,8 +128,6 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(text in words for text in _OUT_OF_MEMORY)
 
 
-_CLIP_EPSILON = 1e-6
-"""What torch's clip_grad_norm_ adds to the norm that it divides by."""
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 """Words in torch's errors on a CPU (of Linux and of Windows) and on Apple's GPUs."""
 
@@ -333,96 +163,3 @@ def _accumulate(
         names = [sample.name for sample in batch_samples]
         batches.append(MicroBatch(names, sigma, {name: value.detach() for name, value in losses.items()}))
     return gather_batches(batches, ranks)
-
-
-def gather_batches(batches: list[MicroBatch], ranks: Ranks) -> list[MicroBatch]:
-    """Return the micro-batches of all ranks, on the CPU unless there is one rank alone."""
-    if ranks.count == 1:
-        return batches
-    own = [
-        batch._replace(losses={name: loss.cpu() for name, loss in batch.losses.items()}) for batch in batches
-    ]
-    return [batch for each in ranks.gather(own) for batch in each]
-
-
-@torch.no_grad()
-def measure_gradient(parameters: Mapping[str, nn.Parameter]) -> Tensor:
-    """Return the norm of all gradients together; it stays on the device."""
-    grads = _list_gradients(parameters)
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))) if grads else torch.zeros(())
-
-
-def _list_gradients(parameters: Mapping[str, nn.Parameter]) -> list[Tensor]:
-    return [parameter.grad for parameter in parameters.values() if parameter.grad is not None]
-
-
-def _fetch_losses(batches: Sequence[MicroBatch], norm: Tensor) -> tuple[Losses, float]:
-    """Return the losses of a step's samples, and the norm, in one transfer.
-
-    It is the only time in a step that the CPU waits for the device.
-    """
-    by_name = {name: [batch.losses[name] for batch in batches] for name in batches[0].losses}
-    parts = [part.to(norm) for values in by_name.values() for part in values]
-    numbers = iter(torch.cat([norm[None], *parts]).tolist())
-    norm_number = next(numbers)
-    return {
-        name: list(itertools.islice(numbers, sum(map(len, values)))) for name, values in by_name.items()
-    }, norm_number
-
-
-def _check_finite(objective: Objective, names: Sequence[str], losses: Losses, step: int) -> None:
-    """Raise NonFiniteLoss if a sample's total loss is not finite; `names` are the samples'."""
-    for index, sample in enumerate(names):
-        sample_losses = {name: values[index] for name, values in losses.items()}
-        total = sum(objective.weights[name] * value for name, value in sample_losses.items())
-        if not math.isfinite(total):
-            shown = {name: round(value, 4) for name, value in sample_losses.items()}
-            raise NonFiniteLoss(
-                f"The loss of {sample} is {total} in step {step} ({shown}); the steps before are kept. Look "
-                "at that file, or lower the learning rate."
-            )
-
-
-def _clip_gradient(state: TrainState, norm: float, settings: TrainSettings, step: int) -> None:
-    """Scale the gradient of this norm down to `grad_clip`; NonFiniteLoss if the norm is not finite."""
-    if not math.isfinite(norm):
-        bad = [
-            name
-            for name, parameter in state.parameters.items()
-            if parameter.grad is not None and not parameter.grad.isfinite().all()
-        ]
-        raise NonFiniteLoss(
-            f"The gradient is {norm} in step {step}, first in {bad[0] if bad else 'the sum of all'}; the "
-            "steps before are kept. Lower the learning rate, or train in float32 or bfloat16."
-        )
-    if settings.grad_clip and norm > settings.grad_clip:
-        torch._foreach_mul_(_list_gradients(state.parameters), settings.grad_clip / (norm + _CLIP_EPSILON))
-
-
-def _check_gradients(lora: Lora) -> None:
-    """Raise NoGradient if an adapter has no gradient after the first step."""
-    # B starts at zero, so that only B has a gradient in the first step.
-    dead = [name for name, pair in lora.items() if pair.b.grad is None or not pair.b.grad.any()]
-    if dead:
-        raise NoGradient(
-            f"{len(dead)} of {len(lora)} adapters have no gradient after step 1, first {dead[0]}: a patch of "
-            "the model, or its loader, takes those linears out of the autograd graph. Load the model without "
-            "patches, or by another loader."
-        )
-
-
-def _make_step_info(
-    settings: TrainSettings,
-    objective: Objective,
-    batches: Sequence[MicroBatch],
-    losses: Losses,
-    grad_norm: float,
-    step: int,
-    seconds: float,
-) -> StepInfo:
-    """Average the losses of a step's micro-batches into its report."""
-    sigmas = torch.cat([batch.sigma for batch in batches]).tolist()
-    means = {name: fmean(values) for name, values in losses.items()}
-    total = sum(objective.weights[name] * value for name, value in means.items())
-    by_noise = NoiseBands(objective.noise_range, objective.shift).average(sigmas, losses)
-    return StepInfo(step, settings.steps, means, total, grad_norm, seconds, by_noise)

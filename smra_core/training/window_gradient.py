@@ -23,8 +23,9 @@ from ..wan.flow_matching import add_noise, x0_from_velocity
 from ..wan.interfaces import Denoiser
 from .backend import Backend
 from .batches import collate, move_to_device
-from .mora import LATENTS_AT_ONCE, MotionSample, MotionSettings, flow_alignment_loss
+from .mora import LATENTS_AT_ONCE, MotionSample, flow_alignment_loss
 from .motion import prepare_motion
+from .motion_settings import MotionSettings
 from .random_stream import make_generator
 
 CONTEXTS = range(1, 5)

@@ -21,9 +21,9 @@ from smra_core.miniature.weight_paths import DINOV2_FILE, SEA_RAFT_FILE
 from smra_core.miniature.world.scenes import HELD_OUT_MOTIONS, HELD_OUT_SUBJECTS
 from smra_core.training.batches import collate
 from smra_core.training.motion import load_objective, prepare_motion
+from smra_core.training.objective import Objective
 from smra_core.training.subject import prepare_subject
 from smra_core.training.sura import SubjectObjective
-from smra_core.training.trainer import Objective
 
 LEVELS = 10
 OFF_START = 0.003

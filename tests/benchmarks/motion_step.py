@@ -30,13 +30,8 @@ from smra_core.lora.adapter import Injection, init_lora, injected
 from smra_core.lora.plan import SUBJECT
 from smra_core.standalone.diffusers_wan import DiffusersDenoiser
 from smra_core.training.decode_memory import estimate
-from smra_core.training.mora import (
-    DECODE_MODES,
-    LATENTS_AT_ONCE,
-    MotionSettings,
-    flow_alignment_loss,
-    temporal_loss,
-)
+from smra_core.training.mora import LATENTS_AT_ONCE, flow_alignment_loss, temporal_loss
+from smra_core.training.motion_settings import DECODE_MODES, MotionSettings
 from smra_core.training.sura import SubjectSettings, make_projector, region_loss, sura_loss
 from smra_core.wan.flow_matching import x0_from_velocity
 from smra_core.wan.latents import denormalize

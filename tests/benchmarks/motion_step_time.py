@@ -29,7 +29,7 @@ import torch
 
 from smra_core.decoding.fast_conv3d import with_fast_layers
 from smra_core.encoders.sea_raft_config import SEA_RAFT_M, SeaRaftConfig
-from smra_core.training.mora import MotionSettings
+from smra_core.training.motion_settings import MotionSettings
 from smra_core.training.sura import SubjectSettings
 from smra_core.wan.spec import WAN_1_3B, latent_frames
 from tests.benchmarks.motion_step import BF16, CASES, FEW_BLOCKS, SUBJECT_CASES, Step

@@ -7,9 +7,9 @@ from smra_core.commands.model_options import open_backend
 from smra_core.commands.settings_options import read_settings
 from smra_core.lora.plan import MOTION, SUBJECT
 from smra_core.lora.schedule import Strengths, TPoint
-from smra_core.training.mora import MotionSettings
+from smra_core.training.motion_settings import MotionSettings
 from smra_core.training.sura import SubjectSettings
-from smra_core.training.trainer import MOTION_TRAIN, SUBJECT_TRAIN
+from smra_core.training.train_settings import MOTION_TRAIN, SUBJECT_TRAIN
 from smra_core.wan.noise_range import NoiseRange
 from smra_core.wan.sampler import SamplingSettings
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from smra_core.lora.adapter import init_lora
-from smra_core.training.trainer import TrainSettings, train_lora
+from smra_core.training.train_settings import TrainSettings
+from smra_core.training.trainer import train_lora
 from tests.benchmarks.gpu import short_memory
 from tests.benchmarks.gpu.__main__ import run_parts
 from tests.benchmarks.gpu.meter import Row, measured, run_case

@@ -8,10 +8,10 @@ import torch
 from smra_core.lora.adapter import Injection, init_lora, injected
 from smra_core.miniature.small_settings import MOTION, SUBJECT
 from smra_core.miniature.weight_paths import DINOV2_FILE, SEA_RAFT_FILE
+from smra_core.training.batches import collate, move_to_device
 from smra_core.training.motion import load_objective, prepare_motion
 from smra_core.training.subject import prepare_subject
 from smra_core.training.sura import SubjectObjective
-from smra_core.training.trainer import collate, move_to_device
 
 DECODES = ["windowed", "exact", "exact-low-memory"]
 FRAMES = 9

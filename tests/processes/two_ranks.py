@@ -25,7 +25,8 @@ from smra_core.training.followed_run import FollowedRun
 from smra_core.training.ranks import ALONE, RankLost, join_ranks
 from smra_core.training.run_folder import RunFolder
 from smra_core.training.sura import SubjectObjective, SubjectSample, SubjectSettings
-from smra_core.training.trainer import TrainSettings, train_lora
+from smra_core.training.train_settings import TrainSettings
+from smra_core.training.trainer import train_lora
 
 STEPS, PROCESSES, STOP = 3, 2, 2
 GRID, DIM, TEXT, FEATURES = 4, 8, 6, 5

@@ -18,14 +18,14 @@ from ...lora.schedule import MOTION_STRENGTHS, ScheduledLora, Strengths, TPoint,
 from ...standalone.backend import StandaloneBackend
 from ...training.batches import choose_batch, collate
 from ...training.gradient_share import backpropagate
-from ...training.mora import MotionSettings
 from ...training.motion import load_objective, prepare_motion
+from ...training.motion_settings import MotionSettings
 from ...training.objective import Objective
 from ...training.random_stream import make_generator
 from ...training.state import TrainState
 from ...training.subject import prepare_subject
 from ...training.sura import SubjectObjective, SubjectSettings
-from ...training.trainer import TrainSettings
+from ...training.train_settings import TrainSettings
 from ...wan.flow_matching import sample_training_sigma
 from ...wan.interfaces import Denoiser
 from ..small_settings import MOTION_TRAINING, SUBJECT_TRAINING

@@ -23,8 +23,8 @@ from ...standalone.generate import Variant, generate
 from ...standalone.progress_bar import TrainingBar
 from ...storage.tensor_cache import TensorCache
 from ...training.job import TrainedLora
-from ...training.mora import MotionSettings
 from ...training.motion import train_motion
+from ...training.motion_settings import MotionSettings
 from ...training.subject import train_subject
 from ...training.sura import SubjectSettings
 from ..held_out_files import write_motion, write_subject

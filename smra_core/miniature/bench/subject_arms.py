@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from ...lora.adapter import Lora, init_lora
+from ...training.step_info import StepInfo
 from ...training.subject import prepare_subject
 from ...training.sura import SubjectObjective, SubjectSample, SubjectSettings
-from ...training.trainer import StepInfo, train_lora
+from ...training.trainer import train_lora
 from ...wan.noise_range import WHOLE, NoiseRange
 from ..small_settings import SUBJECT, SUBJECT_TRAINING
 from ..weight_paths import DINOV2_FILE

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from ...lora.plan import ALL_LAYERS, MOTION_WITHOUT_FFN_0, SUBJECT_WITHOUT_FFN_0
 from ...lora.schedule import SUBJECT_STRENGTHS, Strengths, TPoint
-from ...training.mora import MotionSettings
+from ...training.motion_settings import MotionSettings
 from ...training.sura import SubjectSettings
 from ..small_settings import MOTION, SUBJECT
 from ..small_settings import SAMPLING as DEMO_SAMPLING

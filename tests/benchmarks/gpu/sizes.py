@@ -7,7 +7,7 @@ import torch
 
 from smra_core.encoders.dinov2_files import DinoV2Config
 from smra_core.encoders.sea_raft_config import SEA_RAFT_M, SEA_RAFT_MINIATURE, SeaRaftConfig
-from smra_core.training.mora import MotionSettings
+from smra_core.training.motion_settings import MotionSettings
 from smra_core.training.sura import SubjectSettings
 from smra_core.wan.feed_forward import CHUNK_TOKENS
 from smra_core.wan.sampler import SamplingSettings

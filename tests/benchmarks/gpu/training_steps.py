@@ -9,7 +9,8 @@ from smra_core.decoding.windows import warm_windows
 from smra_core.lora.adapter import init_lora
 from smra_core.training.mora import MotionObjective
 from smra_core.training.sura import SubjectObjective
-from smra_core.training.trainer import TrainSettings, train_lora
+from smra_core.training.train_settings import TrainSettings
+from smra_core.training.trainer import train_lora
 from tests.benchmarks.gpu.meter import Row, measured
 from tests.benchmarks.gpu.models import (
     make_decoder,

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from smra_core.lora.plan import ALL_LAYERS
-from smra_core.training.mora import MotionSettings
+from smra_core.training.motion_settings import MotionSettings
 from smra_core.wan.recompute import KeptBlocks
 from smra_core.wan.spec import WAN_1_3B
 

@@ -12,9 +12,9 @@ from smra_core.standalone.generate import generate
 from smra_core.standalone.image_condition import make_image_conditions
 from smra_core.standalone.model_files import find_wan_files
 from smra_core.storage.tensor_cache import TensorCache
-from smra_core.training.mora import MotionSettings
 from smra_core.training.motion import prepare_motion, train_motion
-from smra_core.training.trainer import TrainSettings
+from smra_core.training.motion_settings import MotionSettings
+from smra_core.training.train_settings import TrainSettings
 from smra_core.wan.condition import IMAGE_CHANNELS, stack_inputs
 from smra_core.wan.sampler import SamplingSettings
 from smra_core.wan.spec import LATENTS_21

@@ -26,7 +26,8 @@ from smra_core.training.memory import (
 )
 from smra_core.training.memory_advice import tell_subject_memory
 from smra_core.training.sura import SubjectObjective, SubjectSample, SubjectSettings
-from smra_core.training.trainer import TrainSettings, train_lora
+from smra_core.training.train_settings import TrainSettings
+from smra_core.training.trainer import train_lora
 from smra_core.wan.block_stream import Copies
 from smra_core.wan.module_names import to_native_dit_state, to_native_vae_state
 from smra_core.wan.sampler import SamplingSettings

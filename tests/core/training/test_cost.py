@@ -16,7 +16,7 @@ from smra_core.training.cost import (
     count_sampling_bytes,
     count_step_flops,
 )
-from smra_core.training.mora import MotionSettings
+from smra_core.training.motion_settings import MotionSettings
 from smra_core.wan.block_stream import Copies
 from smra_core.wan.recompute import KeptBlocks
 from smra_core.wan.spec import WAN_1_3B, WAN_5B, WAN_14B, WanSpec

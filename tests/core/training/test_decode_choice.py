@@ -7,7 +7,7 @@ import torch
 from smra_core.training.decode_choice import choose_decode, choose_memory_advice
 from smra_core.training.decode_memory import estimate
 from smra_core.training.memory import DitMemory
-from smra_core.training.mora import MotionSettings
+from smra_core.training.motion_settings import MotionSettings
 from smra_core.wan.spec import WAN_1_3B, WAN_5B, WAN_14B
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")

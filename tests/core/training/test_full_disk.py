@@ -19,7 +19,7 @@ from smra_core.training.job import TrainingJob, run_job
 from smra_core.training.ranks import ALONE
 from smra_core.training.run_folder import PREVIOUS, STATE
 from smra_core.training.sura import SubjectObjective, SubjectSample, SubjectSettings
-from smra_core.training.trainer import TrainSettings
+from smra_core.training.train_settings import TrainSettings
 
 GRID, DIM, TEXT, FEATURES, STEPS = 4, 8, 6, 5, 3
 SETTINGS = SubjectSettings(projector_width=7, rank=2)

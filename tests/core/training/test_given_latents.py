@@ -7,9 +7,10 @@ import torch
 
 from smra_core.storage.content_hash import hash_content
 from smra_core.training.job import TrainingJob, run_fingerprint
-from smra_core.training.mora import MotionSample, MotionSettings
+from smra_core.training.mora import MotionSample
+from smra_core.training.motion_settings import MotionSettings
 from smra_core.training.temporal_loss import draw_anchors, temporal_loss
-from smra_core.training.trainer import TrainSettings
+from smra_core.training.train_settings import TrainSettings
 
 TENSORS = torch.zeros(16, 3, 2, 2), torch.zeros(3, 4), torch.zeros(8, 2, 4, 4)
 """Latents, context and optical flow of a sample."""

@@ -15,7 +15,7 @@ from smra_core.lora.plan import ALL_LAYERS
 from smra_core.standalone.diffusers_wan import DiffusersDenoiser
 from smra_core.training import kept_blocks
 from smra_core.training.kept_blocks import choose_kept_blocks, measure_host_memory, measure_spare_memory
-from smra_core.training.mora import MotionSettings
+from smra_core.training.motion_settings import MotionSettings
 from smra_core.wan import feed_forward
 from smra_core.wan.recompute import KeptBlocks
 from smra_core.wan.spec import WAN_1_3B

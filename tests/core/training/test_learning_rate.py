@@ -3,7 +3,7 @@
 import pytest
 
 from smra_core.training.learning_rate import COSINE, learning_rate_factor
-from smra_core.training.trainer import TrainSettings
+from smra_core.training.train_settings import TrainSettings
 
 
 def list_factors(steps, *options):

@@ -18,7 +18,7 @@ from smra_core.training.memory import (
     estimate_motion_memory,
     estimate_subject_memory,
 )
-from smra_core.training.mora import MotionSettings
+from smra_core.training.motion_settings import MotionSettings
 from smra_core.training.sura import SubjectSettings
 from smra_core.wan.spec import SPECS, WAN_1_3B, WAN_14B
 

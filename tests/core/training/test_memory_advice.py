@@ -20,7 +20,7 @@ from smra_core.training.memory_advice import (
     list_subject_changes,
     tell_subject_memory,
 )
-from smra_core.training.mora import MotionSettings
+from smra_core.training.motion_settings import MotionSettings
 from smra_core.training.sura import SubjectSettings
 from smra_core.wan.spec import WAN_1_3B, WAN_14B
 

@@ -6,13 +6,8 @@ from toy_models import random_lora, smooth_flow
 from smra_core.decoding.windows import DecodeWindow, take_whole_clip
 from smra_core.lora.adapter import Injection, injected
 from smra_core.training.gradient_share import backpropagate
-from smra_core.training.mora import (
-    MotionObjective,
-    MotionSample,
-    MotionSettings,
-    draw_first_frames,
-    flow_alignment_loss,
-)
+from smra_core.training.mora import MotionObjective, MotionSample, draw_first_frames, flow_alignment_loss
+from smra_core.training.motion_settings import MotionSettings
 from smra_core.training.preservation import BaseModel
 from smra_core.training.temporal_loss import compute_difference_loss, temporal_loss
 from smra_core.wan.condition import DENOISE_MASK, IMAGE_CHANNELS, NO_INPUTS

@@ -16,9 +16,9 @@ from smra_core.storage.content_hash import hash_content
 from smra_core.storage.tensor_cache import TensorCache
 from smra_core.training.clip_windows import ClipWindows
 from smra_core.training.job import _hash_sample
-from smra_core.training.mora import MotionSettings
 from smra_core.training.motion import load_objective, prepare_motion, train_motion
-from smra_core.training.trainer import TrainSettings
+from smra_core.training.motion_settings import MotionSettings
+from smra_core.training.train_settings import TrainSettings
 
 FRAMES, SIDE, TEXT = 5, SEA_RAFT_MINIATURE.least_side, 6
 

@@ -4,10 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from smra_core.training.mora import (
-    flow_alignment_loss,
-    flow_weight,
-)
+from smra_core.training.mora import flow_alignment_loss, flow_weight
 from smra_core.training.temporal_loss import debias, temporal_loss
 
 BATCH, PAIRS, HEIGHT, WIDTH = 2, 3, 4, 8

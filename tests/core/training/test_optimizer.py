@@ -14,7 +14,7 @@ from smra_core.training.optimizer import (
     make_optimizer,
     restore_state,
 )
-from smra_core.training.trainer import TrainSettings
+from smra_core.training.train_settings import TrainSettings
 
 SHAPE = (70, 64)
 """More than 4096 values, from which on AdamW of 8 bits packs its moments."""

@@ -9,11 +9,11 @@ from device_without_float64 import OnDeviceWithoutFloat64
 from smra_core.storage.content_hash import hash_content
 from smra_core.storage.tensor_cache import TensorCache
 from smra_core.training.backend import encode_clips_once
-from smra_core.training.mora import MotionSettings
 from smra_core.training.motion import train_motion
+from smra_core.training.motion_settings import MotionSettings
 from smra_core.training.subject import train_subject
 from smra_core.training.sura import SubjectSettings
-from smra_core.training.trainer import TrainSettings
+from smra_core.training.train_settings import TrainSettings
 from smra_core.wan.flow_matching import velocity_weight
 
 

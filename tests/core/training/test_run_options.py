@@ -15,7 +15,8 @@ from smra_core.training.moving_average import LoraAverage
 from smra_core.training.preservation import BaseModel, preservation_loss
 from smra_core.training.run_folder import LOSSES, RunFolder, read_losses
 from smra_core.training.sura import SubjectObjective, SubjectSample, SubjectSettings
-from smra_core.training.trainer import TrainSettings, train_lora
+from smra_core.training.train_settings import TrainSettings
+from smra_core.training.trainer import train_lora
 from smra_core.wan.condition import NO_INPUTS
 
 GRID, DIM, TEXT, FEATURES, RANK, STEPS = 4, 8, 6, 5, 2, 6

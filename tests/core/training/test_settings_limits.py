@@ -6,9 +6,9 @@ import pytest
 
 from smra_core.lora.plan import SparsePlan
 from smra_core.training.model_fit import check_fit
-from smra_core.training.mora import MotionSettings
+from smra_core.training.motion_settings import MotionSettings
 from smra_core.training.sura import SubjectSettings
-from smra_core.training.trainer import TrainSettings
+from smra_core.training.train_settings import TrainSettings
 from smra_core.wan.sampler import SamplingSettings
 from smra_core.wan.spec import WAN_1_3B, WAN_5B
 

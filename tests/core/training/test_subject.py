@@ -21,7 +21,7 @@ from smra_core.standalone.model_files import WanFiles, find_wan_files
 from smra_core.storage.tensor_cache import TensorCache
 from smra_core.training import subject as subject_training
 from smra_core.training.job import TrainingJob, run_fingerprint
-from smra_core.training.mora import MotionSettings
+from smra_core.training.motion_settings import MotionSettings
 from smra_core.training.run_folder import STATE, RunFolder
 from smra_core.training.subject import (
     extract_patch_features,
@@ -30,7 +30,7 @@ from smra_core.training.subject import (
     train_subject,
 )
 from smra_core.training.sura import SubjectSettings
-from smra_core.training.trainer import TrainSettings
+from smra_core.training.train_settings import TrainSettings
 from smra_core.wan.latents import as_frames, as_video
 from smra_core.wan.noise_range import NOISE_PRESETS, WHOLE, NoiseRange
 

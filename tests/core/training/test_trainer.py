@@ -11,13 +11,10 @@ from smra_core.lora.plan import ALL_LAYERS, SUBJECT
 from smra_core.training import optimizer, trainer
 from smra_core.training.batches import order_batch
 from smra_core.training.run_folder import RunFolder
+from smra_core.training.step_checks import NoGradient, NonFiniteLoss, clip_gradient, measure_gradient
 from smra_core.training.sura import SubjectObjective, SubjectSample, SubjectSettings
-from smra_core.training.trainer import (
-    NoGradient,
-    NonFiniteLoss,
-    TrainSettings,
-    train_lora,
-)
+from smra_core.training.train_settings import TrainSettings
+from smra_core.training.trainer import train_lora
 from smra_core.wan.noise_range import WHOLE
 
 GRID, DIM, TEXT, FEATURES, RANK = 4, 8, 6, 5, 2
@@ -264,10 +261,10 @@ def test_clipping_scales_as_torchs_own_does(toy_denoiser):
     parameter = nn.Parameter(torch.zeros(3))
     for clip in (0.5, 5.0, 50.0):
         parameter.grad = torch.tensor([3.0, 4.0, 12.0])
-        norm = trainer.measure_gradient({"x": parameter})
+        norm = measure_gradient({"x": parameter})
         assert norm.item() == 13
         run = SimpleNamespace(parameters={"x": parameter})
-        trainer._clip_gradient(run, norm.item(), TrainSettings(grad_clip=clip), 1)
+        clip_gradient(run, norm.item(), TrainSettings(grad_clip=clip), 1)
         found, parameter.grad = parameter.grad, torch.tensor([3.0, 4.0, 12.0])
         torch.nn.utils.clip_grad_norm_([parameter], clip)
         torch.testing.assert_close(found, parameter.grad, rtol=1e-6, atol=0)

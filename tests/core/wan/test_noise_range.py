@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from smra_core.training.mora import CLEAN_BELOW, MotionSettings, flow_weight
+from smra_core.training.mora import flow_weight
+from smra_core.training.motion_settings import CLEAN_BELOW, MotionSettings
 from smra_core.wan.flow_matching import (
     sample_training_sigma,
     shift_sigma,
