@@ -186,8 +186,8 @@ def check_encoders(clips: int = 40, sprites: int = 100) -> EncoderMetrics:
     return EncoderMetrics(measure_end_point_errors(net, pairs), measure_matching(dinov2, sprites), sprites)
 
 
-def draw_samples(path: Path, count: int = 12) -> Path:
-    """Sample clips and write them with their prompts as a contact sheet; return its path."""
+def draw_samples(path: Path, count: int = len(MOTION_WORDS)) -> Path:
+    """Sample a clip of each motion and write them with their prompts as a contact sheet; return its path."""
     prompts = [scene.prompt for scene in draw_scenes(count, tuple(MOTION_WORDS), seed=5)]
     rows = list(zip(prompts, sample_clips(prompts), strict=True))
     write_contact_sheet(rows, path, list(range(0, FRAMES, 2)), "Sampled from the miniature's prompts")
