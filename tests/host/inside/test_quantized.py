@@ -79,9 +79,12 @@ def test_two_loaders_in_a_row_both_reach_the_down_projection(state, kind):
     first, second = (random_wan.lora_tensors(("ffn.0", "ffn.2"), seed=s, size=2.0) for s in (5, 6))
     packed = packed_model(state, kind)
     one = apply_loras(packed, [scheduled(first, SUBJECT), scheduled(second, Strengths(1.0, 0.5))], SCHEDULE)
-    chained = apply_loras(packed, [scheduled(first, SUBJECT)], SCHEDULE).model
-    chained = apply_loras(chained, [scheduled(second, Strengths(1.0, 0.5))], SCHEDULE).model
-    assert difference(sample(chained), sample(one.model)) < 2e-3 * sample(packed).abs().max()
+    single = apply_loras(packed, [scheduled(first, SUBJECT)], SCHEDULE).model
+    chained = apply_loras(single, [scheduled(second, Strengths(1.0, 0.5))], SCHEDULE).model
+    # Of ten steps, those after the first round other values to 8 bits: factors that differ by a millionth end
+    # as far apart as the two orders of adding do.
+    both, joined, without = (sample(each, steps=1) for each in (chained, one.model, single))
+    assert difference(both, joined) < 2e-3 * joined.abs().max() < 0.1 * difference(both, without)
     assert leftovers(packed) == []
 
 
