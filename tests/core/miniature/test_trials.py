@@ -8,6 +8,8 @@ import torch
 from smra_core.data.motion_clip import MotionClip
 from smra_core.lora.adapter import init_lora
 from smra_core.lora.schedule import Strengths
+from smra_core.miniature.__main__ import IDEAS, main
+from smra_core.miniature.bench import color_jitter, flow_confidence, role_videos
 from smra_core.miniature.bench.arm_run import ArmRun
 from smra_core.miniature.bench.arms import AVERAGED
 from smra_core.miniature.bench.color_jitter import make_colored_copies, render_pairs
@@ -127,3 +129,11 @@ def test_pairs_are_compared_pair_by_pair():
     assert "| leak, 2 pairs | 1.00 (0.50..1.50) | 0.70 (0.20..1.20) | -0.30 (-0.30..-0.30) |" in render_pairs(
         lines
     )
+
+
+@pytest.mark.parametrize("idea", IDEAS)
+def test_every_idea_is_tried_by_its_command(monkeypatch, capsys, tmp_path, idea):
+    for module, name in ((color_jitter, "jitter"), (flow_confidence, "confidence"), (role_videos, "roles")):
+        monkeypatch.setattr(module, f"run_{name}", lambda folder, *seeds, name=name: f"{name} in {folder}")
+    main(["try", idea, "--out", str(tmp_path)])
+    assert capsys.readouterr().out == f"{idea} in {tmp_path}\n"
