@@ -56,11 +56,18 @@ def test_an_interval_by_hand():
         estimate_ratio([1.0])
 
 
+def test_an_interval_is_that_of_the_mean_and_narrows_with_more_seeds():
+    few, many = (estimate_ratio([0.0, 1.0] * count) for count in (2, 50))
+    # The mean of 100 throws of a coin has a standard deviation of 0.05.
+    assert many.high - many.low == pytest.approx(4 * 0.05, abs=0.04) and few.low == 0 and few.high == 1
+
+
 def test_the_share_of_the_way_by_hand():
     base, clip = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
     assert measure_share(base, base, clip) == 0 and measure_share(clip, base, clip) == 1
     assert measure_share(torch.tensor([0.8, 0.6]), base, clip) == pytest.approx(0.6)
     assert measure_share(None, base, clip).isnan()
+    assert measure_share(clip, clip, clip) == 0  # the base has no way to go
 
 
 def test_the_clips_own_look_is_a_full_leak_and_the_bases_is_none(meter):
@@ -86,6 +93,12 @@ def test_a_leaking_video_ranks_worse_than_one_that_takes_the_motion_alone(meter)
     assert leaky.overall.mean == pytest.approx((leaky.actor.mean + leaky.background.mean) / 2)
 
 
+def test_the_verdict_is_on_the_larger_of_the_two_leaks():
+    clean, leaking = Interval(0.0, 0.0, 0.05), Interval(0.6, 0.5, 0.7)
+    assert "background goes 60 %" in Leak(clean, leaking, leaking).describe()
+    assert "actor goes 60 %" in Leak(leaking, clean, leaking).describe()
+
+
 def test_a_video_that_stands_still_is_found_and_one_that_moves_is_not(sea_raft):
     bases = paint(PROMPTED)
     assert measure_stillness(sea_raft, bases, bases).motion.mean == pytest.approx(1)
@@ -101,5 +114,7 @@ def test_a_base_that_stands_still_leaves_nothing_to_compare():
 
 def test_too_few_seeds_give_no_verdict():
     wide = Interval(0.5, 0.0, 1.0)
+    barely = Interval(0.05, 0.0, 0.2)
+    assert "cannot tell" in Leak(barely, None, barely).describe()
     assert "cannot tell" in Leak(wide, None, wide).describe() and "cannot tell" in Stillness(wide).describe()
     assert "does not still" in Stillness(Interval(0.9, 0.8, 1.0)).describe()

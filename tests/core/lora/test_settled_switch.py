@@ -82,6 +82,13 @@ def test_the_same_level_again_keeps_its_strength_and_measures_nothing():
     assert len(switch.rates) == 1 and switch.find_boundary(LEVELS) < 0.8
 
 
+def test_of_several_evaluations_at_a_level_the_first_counts():
+    switch = SettledSwitch()
+    for sigma, motion in ((1.0, 1.0), (1.0, 9.0), (0.8, 2.0)):
+        switch.record(sigma, make_video(motion))
+    assert [rate for _, rate in switch.rates] == pytest.approx([(2 - 1) / 2 / 0.2])
+
+
 def test_a_picture_is_refused():
     with pytest.raises(ValueError, match="5 frames"):
         SettledSwitch().record(1.0, torch.zeros(1, 16, 1, 4, 4))
