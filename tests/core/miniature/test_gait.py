@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from smra_core.miniature.recipe.gates import GaitCheck, check_gait
 from smra_core.miniature.world.figure import PARTS, find_nearest, measure_parts
 from smra_core.miniature.world.gait import read_gait
 from smra_core.miniature.world.measure import measure
@@ -67,3 +68,11 @@ def test_the_left_leg_is_in_front_where_the_legs_cross():
     distances = measure_parts(x, y, torch.ones(1))[:, 0]
     assert (distances[2:] < 0).all()
     assert list(PARTS)[int(nearest.argmax())] == "left leg"
+
+
+def test_the_vae_keeps_the_gait_of_a_figure():
+    assert check_gait(1) == GaitCheck(right=1, clips=1)
+
+
+def test_the_gate_is_missed_below_nine_of_ten():
+    assert str(GaitCheck(35, 40)).endswith("MISSED") and str(GaitCheck(36, 40)).endswith("ok")
