@@ -51,6 +51,7 @@ _MORE_WORDS = replace(REGION, name="R + words 0.3", words=0.3, seeds=2)
 _CLIPS = replace(REGION, name="R + clips 1", clips=1.0, seeds=2)
 _SHARED_CLIPS = replace(SHARED, name="R + S share 0.3 + clips 1", clips=1.0, seeds=2)
 _KEPT = replace(SHARED.settings, preserve_weight=1.0)
+_PRESERVED = SubjectArm("R + preservation 1", replace(WITHOUT, preserve_weight=1.0))
 _SHARED_KEPT = SubjectArm("R + S share 0.3 + preservation 1", _KEPT)
 _REST = SubjectArm("R on o,ffn.0,ffn.2", replace(WITHOUT, plan=SparsePlan.parse("o,ffn.0,ffn.2")))
 _ACCUMULATED = [replace(REGION, name=f"R accumulate {n}", accumulate=n, seeds=2) for n in (2, 4)]
@@ -73,10 +74,10 @@ SUBJECT_ARMS = [
     _DECODED,
     replace(_DECODED, name="S alone, decoded", settings=SUBJECT, region=0.0),
     replace(_BELOW_0875, name="R below 0.875 on below", applied=_BELOW_0875.settings.noise_range),
-    SubjectArm("R + preservation 1", replace(WITHOUT, preserve_weight=1.0)),
+    _PRESERVED,
     *[_train_on_figures(replace(arm, seeds=4), 1) for arm in (REGION, SHARED)],
     _train_on_figures(replace(PAPER, seeds=2), 1),
-    *[_train_on_figures(arm, 1) for arm in (_SHARED_KEPT, _SHARED_CLIPS)],
+    *[_train_on_figures(arm, 1) for arm in (_PRESERVED, _SHARED_KEPT, _SHARED_CLIPS)],
     *[_train_on_one(replace(arm, seeds=2)) for arm in (REGION, SHARED)],
     *map(_train_on_figures, (_BELOW_06, _REST, _DECODED)),
     SubjectArm("R unweighted", replace(WITHOUT, weighted_velocity=False)),
