@@ -199,7 +199,9 @@ def parse_inputs(
 def parse_settings(widgets: dict, training: TrainingOptions, losses: LossOptions) -> MotionSettings:
     """Return the settings of the motion loss. Raises ValueError as the dataclass does."""
     _, motion_plan = training.plans
-    settings = replace(losses.motion, plan=motion_plan, **training.loss_settings)
+    settings = replace(
+        losses.motion, plan=motion_plan, color_copies=training.color_copies, **training.loss_settings
+    )
     return update_settings(settings, (RANK, *ROWS), widgets)
 
 

@@ -12,6 +12,7 @@ from ..smra_core.lora.plan import (
     SUBJECT_WITHOUT_FFN_0,
     SparsePlan,
 )
+from ..smra_core.training.motion_settings import MotionSettings
 from ..smra_core.training.train_settings import TrainSettings
 from ..smra_core.wan.noise_range import WHOLE, NoiseRange
 from .host.wire_types import (
@@ -23,7 +24,7 @@ from .host.wire_types import (
 )
 from .training.settings_widgets import Widget, collect_values, make_widgets
 
-DEFAULTS = TrainSettings()
+DEFAULTS, MOTION_DEFAULTS = TrainSettings(), MotionSettings()
 ROWS = (
     Widget("learning_rate", dict(min=1e-7, max=10.0, step=1e-6, round=False)),
     Widget("batch_size", dict(min=1, max=64)),
@@ -34,6 +35,9 @@ ROWS = (
     Widget("seed", dict(min=0, max=2**63 - 1), id="training_seed"),
     Widget("save_every", dict(min=1, max=10_000)),
     Widget("save_minutes", dict(min=0.1, max=1440.0, step=0.5)),
+)
+MOTION_ROWS = (
+    Widget("color_copies", dict(min=0, max=8), note="Used by SMRA Train Motion LoRA only.", optional=True),
 )
 LAYERS = {
     "paper": (SUBJECT, MOTION),
@@ -96,6 +100,7 @@ class TrainingOptionsNode(io.ComfyNode):
                     tooltip="Optimizer, moving average, kept LoRAs and base preservation, from SMRA "
                     "Optimizer Options. Not connected, the defaults of that node hold.",
                 ),
+                *make_widgets(MOTION_DEFAULTS, MOTION_ROWS),
             ],
             outputs=[
                 TrainingOptionsType.Output(
@@ -112,6 +117,7 @@ class TrainingOptionsNode(io.ComfyNode):
         own_sizes: bool = False,
         custom_layers: str = str(ALL_LAYERS),
         optimizer_options: OptimizerOptions | None = None,
+        color_copies: int = MOTION_DEFAULTS.color_copies,
         **values,
     ) -> io.NodeOutput:
         options = optimizer_options or OptimizerOptions()
@@ -119,4 +125,6 @@ class TrainingOptionsNode(io.ComfyNode):
         steps = max(DEFAULTS.steps, options.train.get("warmup_steps", 0) + 1)
         train = replace(DEFAULTS, steps=steps, **options.train, **collect_values(ROWS, values))
         plans = (SparsePlan.parse(custom_layers.strip()),) * 2 if layers == CUSTOM else LAYERS[layers]
-        return io.NodeOutput(TrainingOptions(train, plans, noise_range, own_sizes, options.preserve_weight))
+        return io.NodeOutput(
+            TrainingOptions(train, plans, noise_range, own_sizes, options.preserve_weight, color_copies)
+        )

@@ -101,8 +101,20 @@ class ComfyBackend:
         check_training_step(self.model, plan, self._contexts[caption], shape, inputs, token_block)
 
     def make_conditions(self, clips: Sequence[Tensor]) -> list[Condition]:
-        """Return what `read_conditions` has read (see Backend)."""
-        return self.conditions
+        """Return what `read_conditions` has read (see Backend).
+
+        There are more clips than it read for where there are copies in other colors. Raises ValueError then
+        if the model takes images, because the graph has none in these colors.
+        """
+        if len(clips) == len(self.conditions):
+            return self.conditions
+        if any(condition.inputs for condition in self.conditions):
+            raise ValueError(
+                "color_copies needs an image in the colors of each copy, and this model takes the image or "
+                "video of 'positive', which has the clip's. Set color_copies to 0 in SMRA Training Options. "
+                "On the command line, train-motion makes the images of an image-to-video model itself."
+            )
+        return [Condition()] * len(clips)
 
     def load_decoder(self, recompute: bool = False) -> WanVideoDecoder:
         """Copy the VAE's decoder for gradients through it (see Backend)."""

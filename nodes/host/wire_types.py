@@ -69,6 +69,8 @@ class TrainingOptions:
     """Whether each clip and picture keeps its own shape, in place of being cropped to one size."""
     preserve_weight: float = SubjectSettings().preserve_weight
     """Weight of base preservation in both losses."""
+    color_copies: int = MotionSettings().color_copies
+    """Copies of each clip of a motion in other colors."""
 
     @property
     def loss_settings(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ...smra_core.data.color_copies import describe_copies
 from ...smra_core.training.cost import (
     count_alignment_flops,
     count_forward_flops,
@@ -146,7 +147,8 @@ def estimate_motion_run(
     if settings.preserve_weight:
         # As for clips without masks, for which the model is evaluated with and without the LoRA once more.
         preservation = count_step_flops(spec, tokens) + count_forward_flops(spec, tokens)
-    clips = f"{count} clips of up to " if count > 1 else ""
+    copies = settings.color_copies * (count - bool(train.held_out_every))
+    clips = f"{describe_copies(count, copies)} of up to " if count + copies > 1 else ""
     how = f", decoded {choice.decode}" if settings.mora_weight else ""
     how += _describe_noise(settings, spec)
     return Forecast(

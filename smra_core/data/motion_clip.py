@@ -40,6 +40,8 @@ class MotionClip(NamedTuple):
     """Notes on what was cropped, trimmed, left out or assumed; each begins with the file's name."""
     exclude_px: Tensor | None = None
     """Mask `F 1 H W`, 1 where the clip does not count and 0 elsewhere; None where all of it counts."""
+    is_color_copy: bool = False
+    """Whether it is the clip before it in other colors (see color_copies), and moves as that one does."""
 
 
 def read_motion_clip(

@@ -3,11 +3,13 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import accumulate, compress
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..data.color_copies import add_color_copies, describe_copies
 from ..data.motion_clip import MotionClip
 from ..decoding.tiny_decoder import TinyDecoder, load_tiny_decoder, with_matching_scaling
 from ..encoders.sea_raft import SeaRaft, load_sea_raft
@@ -61,7 +63,7 @@ def train_motion(
     choice = backend.ranks.share(choice)  # because the GPUs may have different memory to spare
     # The run's folder is named after the mode that was chosen, so that `auto` resumes the same run.
     settings = replace(settings, decode=choice.decode)
-    leave_one_out(clips, train.held_out_every)  # first, because a single clip raises an error
+    clips = _add_copies(clips, settings, train)
     with backend.ranks.let_first_prepare():
         prepared = prepare_motion(backend, clips, flow_file, choice.tiny_file)
     samples, held_out = leave_one_out(prepared, train.held_out_every)
@@ -73,6 +75,20 @@ def train_motion(
         decode_bytes=choice.bytes,
     )  # fmt: skip
     return run_job(backend, job, on_step)
+
+
+def _add_copies(
+    clips: Sequence[MotionClip], settings: MotionSettings, train: TrainSettings
+) -> Sequence[MotionClip]:
+    """Add the copies in other colors of all clips but the one that is held out, which stays the last.
+
+    Raises ValueError when one is to be held out and there is no other.
+    """
+    learned, held_out = leave_one_out(clips, train.held_out_every)
+    if not settings.color_copies:
+        return clips
+    log.info("Training on %s.", describe_copies(len(learned), settings.color_copies * len(learned)))
+    return [*add_color_copies(learned, settings.color_copies, train.seed), *held_out]
 
 
 def _check_flow_file(sea_raft: Path | None, settings: MotionSettings) -> Path | None:
@@ -103,7 +119,7 @@ def prepare_motion(
 
     Without a flow net the reference flows are empty. With a tiny decoder they are those of the clips as this
     decoder renders them, so that the decoder's errors are on both sides of the comparison. ValueError if a
-    mask excludes all of its clip.
+    mask excludes all of its clip. A copy in other colors has the flow of the clip before it.
     """
     _check_masks(clips)
     conditions = backend.make_conditions([clip.frames for clip in clips])  # early, as it may refuse
@@ -111,10 +127,12 @@ def prepare_motion(
     latents = backend.encode_clips([clip.frames for clip in clips])
     flows = [torch.zeros(len(clip.frames) - 1, 2, 0, 0) for clip in clips]
     if sea_raft is not None:
-        frames = [clip.frames for clip in clips]
+        are_measured = [not clip.is_color_copy for clip in clips]
+        frames = [clip.frames for clip in compress(clips, are_measured)]
         if tiny_file is not None:
-            frames = _render_tiny(backend, latents, tiny_file)
-        flows = compute_reference_flows(backend, frames, sea_raft)
+            frames = _render_tiny(backend, list(compress(latents, are_measured)), tiny_file)
+        measured = compute_reference_flows(backend, frames, sea_raft)
+        flows = [measured[number - 1] for number in accumulate(are_measured)]
     return [
         _add_mask(
             MotionSample(clip.name, z, contexts[clip.caption], flow, condition.inputs, condition.given), clip

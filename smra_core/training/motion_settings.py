@@ -105,6 +105,14 @@ class MotionSettings:
         "learns to repeat them.",
         newer=True,
     )
+    color_copies: int = declare_setting(
+        0,
+        "Copies of each clip in other colors, the same in all of a copy's frames, that are trained on "
+        "beside it and seen as often. More are meant to keep more of the clip's looks out of the LoRA; 0 "
+        "trains on the clips alone.",
+        Limits(0, 8),
+        newer=True,
+    )
     preserve_weight: float = declare_setting(0.0, PRESERVE_HELP, NOT_NEGATIVE, newer=True)
     decode: str = declare_setting(
         "auto",

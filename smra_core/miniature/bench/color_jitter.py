@@ -10,9 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from ...data.color_copies import change_colors
 from ...data.motion_clip import MotionClip
 from ...encoders.dinov2 import load_dinov2
 from ...encoders.sea_raft import load_sea_raft
@@ -30,8 +29,6 @@ from .table import estimate_means
 
 JITTER_FILE = "jitter.jsonl"
 COPIES = 8
-STRENGTH = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.3, "hue": 0.5}
-"""Ranges in which kornia turns the colors of a copy; a hue of 0.5 is any."""
 
 
 def run_jitter(folder: Path, pairs: int) -> str:
@@ -65,19 +62,11 @@ def measure_pair(bench: Bench, seed: int) -> dict[str, float]:
 
 
 def make_colored_copies(clip: MotionClip, copies: int, seed: int) -> list[MotionClip]:
-    """Return copies of a clip in other colors; all frames of one copy have the same."""
-    from kornia.augmentation import ColorJitter
-
-    torch.manual_seed(seed)
-    jitter = ColorJitter(**STRENGTH, same_on_batch=True, p=1.0)
+    """Return copies of a clip in other colors, as clips of their own."""
+    (colored,) = change_colors([clip.frames], copies, seed)
     return [
-        clip._replace(name=f"{clip.name}-{number}", frames=_change_colors(jitter, clip.frames))
-        for number in range(copies)
+        clip._replace(name=f"{clip.name}-{number}", frames=frames) for number, frames in enumerate(colored)
     ]
-
-
-def _change_colors(jitter: torch.nn.Module, frames: Tensor) -> Tensor:
-    return jitter(frames).clamp(0, 1).contiguous()
 
 
 def render_pairs(lines: Sequence[dict[str, float]]) -> str:

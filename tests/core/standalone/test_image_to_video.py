@@ -4,6 +4,7 @@ import pytest
 import torch
 from random_models import Sizes, write_random_wan
 
+from smra_core.data.color_copies import add_color_copies
 from smra_core.data.motion_clip import MotionClip
 from smra_core.lora.adapter import Injection, init_lora, injected
 from smra_core.lora.plan import MOTION
@@ -124,6 +125,14 @@ def test_another_first_frame_is_another_condition_and_text_to_video_has_none(bac
     first, other = prepare_motion(backend, [clip(0.0), clip(0.2)], None)
     assert not torch.equal(first.extra[IMAGE_CHANNELS], other.extra[IMAGE_CHANNELS])
     assert first.given.tolist() == [True, False]
+
+
+def test_a_copy_in_other_colors_has_its_own_first_frame(backend):
+    clips = add_color_copies([clip()], 1, seed=0)
+    first, copy = prepare_motion(backend, clips, None)
+    (expected,) = backend.make_conditions([clips[1].frames])
+    assert torch.equal(copy.extra[IMAGE_CHANNELS], expected.inputs[IMAGE_CHANNELS])
+    assert not torch.equal(copy.extra[IMAGE_CHANNELS], first.extra[IMAGE_CHANNELS])
 
 
 def test_videos_from_text_alone_are_refused(backend):

@@ -1,3 +1,5 @@
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -5,6 +7,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from safetensors.torch import load_file, save_file
 
+from smra_core.data.color_copies import add_color_copies
 from smra_core.data.motion_clip import MotionClip
 from smra_core.decoding.tiny_decoder import TinyDecoder
 from smra_core.encoders.sea_raft import SeaRaft, load_sea_raft, save_sea_raft
@@ -14,11 +17,13 @@ from smra_core.standalone.backend import StandaloneBackend
 from smra_core.standalone.diffusers_wan import DiffusersCodec
 from smra_core.storage.content_hash import hash_content
 from smra_core.storage.tensor_cache import TensorCache
+from smra_core.training.batches import choose_batch
 from smra_core.training.clip_windows import ClipWindows
 from smra_core.training.job import _hash_sample
 from smra_core.training.motion import load_objective, prepare_motion, train_motion
 from smra_core.training.motion_settings import MotionSettings
 from smra_core.training.train_settings import TrainSettings
+from smra_core.wan.settings import collect_identity
 
 FRAMES, SIDE, TEXT = 5, SEA_RAFT_MINIATURE.least_side, 6
 
@@ -119,6 +124,9 @@ def test_with_a_tiny_decoder_the_reference_is_the_clip_as_it_shows_it(
     larger = clip._replace(frames=clip.frames.repeat(1, 1, 2, 2))
     (sample,) = prepare_motion(backend, [larger], sea_raft, tmp_path / "tiny.safetensors")
     assert sample.reference_flow.shape == (FRAMES - 1, 2, SIDE, SIDE)
+    colored = add_color_copies([larger], 1, seed=0)
+    _, copy = prepare_motion(backend, colored, sea_raft, tmp_path / "tiny.safetensors")
+    assert torch.equal(copy.reference_flow, sample.reference_flow)
     settings = MotionSettings(rank=2, decode="tiny")
     steps = []
     train_motion(
@@ -250,3 +258,73 @@ def test_states_that_do_not_fit_are_computed_again_and_are_the_same(backend, cli
             assert kept.latents == again.latents
             assert all(map(torch.equal, kept.state or (), again.state or ()))
     assert tight.get("unknown") is None
+
+
+def count_measured(monkeypatch):
+    """Count the clips whose flow is measured."""
+    counted, measure = [], SeaRaft.compute_pair_flows
+    monkeypatch.setattr(
+        SeaRaft, "compute_pair_flows", lambda self, frames: counted.append(1) or measure(self, frames)
+    )
+    return counted
+
+
+def test_copies_in_other_colors_have_the_flow_and_mask_of_their_clip_and_latents_of_their_own(
+    backend, clip, sea_raft, monkeypatch
+):
+    originals, counted = [half_excluded(clip), several(clip)[1]], count_measured(monkeypatch)
+    samples = prepare_motion(backend, add_color_copies(originals, 2, seed=0), sea_raft)
+    assert len(samples) == 6 and len(counted) == 2
+    for original, first, second in (samples[:3], samples[3:]):
+        for copy in (first, second):
+            assert torch.equal(copy.reference_flow, original.reference_flow)
+            assert copy.context is original.context
+            assert not torch.equal(copy.latents, original.latents)
+        assert not torch.equal(first.latents, second.latents)
+    assert not torch.equal(samples[0].reference_flow, samples[3].reference_flow)
+    assert torch.equal(samples[1].mask_latent, samples[0].mask_latent)
+    assert torch.equal(samples[1].flow_weight_px, samples[0].flow_weight_px)
+    assert samples[4].mask_latent is None
+    misses = backend.cache.misses
+    prepare_motion(backend, add_color_copies(originals, 2, seed=0), sea_raft)
+    assert backend.cache.misses == misses
+    drawn = Counter(choose_batch(samples, 1, 0, number)[0].name for number in range(12))
+    assert set(drawn.values()) == {2} and len(drawn) == 6
+
+
+def test_copies_in_other_colors_are_said_trained_on_and_resumed_bit_for_bit(backend, clip, caplog):
+    caplog.set_level("INFO", "smrabooth")
+    settings = MotionSettings(rank=2, mora_weight=0.0, color_copies=3)
+
+    def cancel(info):
+        if info.step == 2:
+            raise KeyboardInterrupt
+
+    whole = train_motion(backend, [clip], None, settings, short(steps=4), "whole")
+    assert "Training on 1 clip and 3 copies in other colors." in caplog.text
+    with pytest.raises(KeyboardInterrupt):
+        train_motion(backend, [clip], None, settings, short(steps=4), "cut", on_step=cancel)
+    resumed = train_motion(backend, [clip], None, settings, short(steps=4), "cut")
+    weights, others = load_file(whole.path), load_file(resumed.path)
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    alone = train_motion(backend, [clip], None, replace(settings, color_copies=0), short(steps=4), "whole")
+    assert alone.path != whole.path and load_lora(whole.path).metadata.captions == ("a camera pans",)
+
+
+def test_without_copies_a_run_is_called_as_before_there_were_any():
+    names = collect_identity(MotionSettings()).keys()
+    assert "color_copies" not in names
+    assert collect_identity(MotionSettings(color_copies=2)).keys() - names == {"color_copies"}
+
+
+def test_the_clip_that_is_held_out_has_no_copies(backend, clip, monkeypatch):
+    jobs = []
+    monkeypatch.setattr("smra_core.training.motion.run_job", lambda backend, job, on_step: jobs.append(job))
+    settings, train = MotionSettings(rank=2, mora_weight=0.0, color_copies=2), short(held_out_every=1)
+    train_motion(backend, several(clip), None, settings, train)
+    assert [sample.name for sample in jobs[0].held_out] == ["wide"]
+    assert [sample.name for sample in jobs[0].samples] == [
+        "pan", "pan (colors 1)", "pan (colors 2)", "back", "back (colors 1)", "back (colors 2)",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="there is only one"):
+        train_motion(backend, [clip], None, settings, train)

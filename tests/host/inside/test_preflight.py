@@ -212,6 +212,9 @@ def test_a_node_gives_its_values_and_its_options_to_the_core(core):
     settings = module.parse_settings(values | dict(decode="exact", frame_count=17), training, losses)
     assert (settings.decode, settings.window, settings.context, settings.frames) == ("exact", 5, 1, 17)
     assert settings.plan == pack("smra_core.lora.plan").ALL_LAYERS and settings.shift == 3.0
+    assert settings.color_copies == 0
+    colored = execute_with_defaults("SMRATrainingOptions", color_copies=3)
+    assert module.parse_settings(values, colored, wire.LossOptions()).color_copies == 3
     assert (losses.subject.align_block, losses.subject.shift, training.train.seed) == (2, 3.0, 3)
     with pytest.raises(ValueError, match="Use 64x64"):
         module.parse_settings(values | dict(width=70, height=64), *unwired)

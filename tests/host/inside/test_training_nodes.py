@@ -87,6 +87,27 @@ def test_several_clips_are_one_motion_and_one_clip_in_a_list_is_the_same_run(nod
         nodes["SMRATrainMotionLoRA"].execute(model=[graph.model] * 2, frames=[graph.frames])
 
 
+def test_a_motion_is_trained_beside_copies_in_other_colors(nodes, graph, monkeypatch):
+    told = []
+    monkeypatch.setattr(pack("nodes.training.run"), "show_text", lambda node, text: told.append(text))
+    given = dict(name="colored", color_copies=2, accumulate=3, steps=1)
+    lora, loss_map, steps, file = train_motion(nodes, graph, **given)
+    assert steps == 1 and lora and all(value > 0 for value in loss_map["mora"])
+    assert "1 clip and 2 copies in other colors of up to 5 frames of 64x64" in told[0]
+    assert train_motion(nodes, graph, **given | dict(color_copies=0))[3] != file
+
+
+def test_copies_in_other_colors_of_a_model_that_is_given_images_are_refused():
+    backend, condition = pack("nodes.host.backend").ComfyBackend, pack("smra_core.wan.condition").Condition
+    made = backend.__new__(backend)
+    made.conditions, clips = [condition()], [torch.zeros(5, 3, 64, 64)] * 3
+    assert made.make_conditions(clips) == [condition()] * 3
+    made.conditions = [condition({"c_concat": torch.zeros(20, 2, 8, 8)})]
+    assert made.make_conditions(clips[:1]) is made.conditions
+    with pytest.raises(ValueError, match="color_copies needs an image in the colors of each copy.*to 0"):
+        made.make_conditions(clips)
+
+
 def test_a_subject_is_trained_as_a_clip(nodes, graph):
     images = graph.frames[:5]
     masks = graph.masks[:1].repeat(5, 1, 1)
