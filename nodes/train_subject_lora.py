@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..smra_core.data.subject_set import describe_new_masks
 from ..smra_core.storage.file_name import make_file_name
+from ..smra_core.training.gradient_share import SHARE
 from ..smra_core.training.model_fit import check_fit
 from ..smra_core.training.subject import find_missing_masks, train_subject
 from ..smra_core.training.sura import SubjectSettings
@@ -49,6 +50,8 @@ MEMORY_ADVICE = (
 LISTS = ("images", "positive", "masks", "captions")
 """Inputs that are lists where there are several batches of pictures, or several clips."""
 ROWS = (*SIZE, Widget("sura_weight", dict(min=0.0, max=10.0, step=0.01)))
+NEWER_ROWS = (Widget("sura_share", dict(min=SHARE.least, max=SHARE.most, step=0.05), optional=True),)
+"""Widgets after all others, so that the values of saved workflows keep their places."""
 
 
 class TrainSubjectLoRA(io.ComfyNode):
@@ -102,6 +105,7 @@ class TrainSubjectLoRA(io.ComfyNode):
                     "(a picture, where it holds one image). Off, each image is a sample of its own. A clip "
                     "shows how the subject looks while it moves, and needs more memory.",
                 ),
+                *make_widgets(DEFAULTS, NEWER_ROWS),
             ],
             outputs=make_outputs(),
             hidden=[io.Hidden.unique_id],
@@ -191,7 +195,7 @@ def parse_inputs(
     training, losses = training_options or TrainingOptions(), loss_options or LossOptions()
     subject_plan, _ = training.plans
     settings = replace(losses.subject, plan=subject_plan, **training.loss_settings)
-    settings = update_settings(settings, (RANK, *ROWS), widgets)
+    settings = update_settings(settings, (RANK, *ROWS, *NEWER_ROWS), widgets)
     train = update_settings(training.train, [STEPS], widgets)
     name = make_file_name(widgets["name"])
     prompts = [prompt for conditioning in positive for prompt in conditioning]

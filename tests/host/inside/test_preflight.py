@@ -127,7 +127,7 @@ OPTIONS = {
     "SMRATrainingOptions", "SMRALossOptions", "SMRAStrengthOptions", "SMRALoaderOptions",
     "SMRAOptimizerOptions", "SMRANoiseRange",
 }  # fmt: skip
-ON_THE_COMMAND_LINE = {"sura_share", "windows_per_step"}
+ON_THE_COMMAND_LINE = {"windows_per_step"}
 """Settings without a widget, as nothing that was measured speaks for another value than the default."""
 MOST_WIDGETS, MOST_OPTIONS, MOST_OF_THE_GRID = 9, 13, 14
 """Widgets of a node, of one that holds options alone and is rarely open, and of GRID."""
@@ -178,6 +178,7 @@ def test_every_node_fits_a_screen():
     assert set(mapping) >= OPTIONS
     assert list(widgets_of("SMRATrainSubjectLoRA")) == [
         "name", "steps", "rank", "width", "height", "sura_weight", "preview_every", "as_clip",
+        "sura_share",
     ]  # fmt: skip
     assert list(widgets_of("SMRATrainMotionLoRA")) == [
         "name", "steps", "rank", "width", "height", "frame_count", "mora_weight", "decode", "preview_every",
@@ -220,6 +221,21 @@ def test_a_node_gives_its_values_and_its_options_to_the_core(core):
         module.parse_settings(values | dict(width=70, height=64), *unwired)
     with pytest.raises(ValueError, match="WAN needs 4n"):
         module.parse_settings(values | dict(frame_count=6), *unwired)
+
+
+def test_the_subject_node_gives_its_share_and_base_preservation_to_the_core(core):
+    module = pack("nodes.train_subject_lora")
+    values = {name: item.default for name, item in widgets_of("SMRATrainSubjectLoRA").items()}
+    given = dict(
+        model=None, vae=None, images=[torch.zeros(1, 64, 64, 3)], positive=[[[torch.ones(1, 2, 4096), {}]]]
+    )
+    assert module.parse_inputs(**given, **values).settings == core.Subject()
+    del values["sura_share"]  # a prompt that was saved before the widget
+    assert module.parse_inputs(**given, **values).settings == core.Subject()
+    optimizer = execute_with_defaults("SMRAOptimizerOptions", preserve_weight=1.0)
+    training = execute_with_defaults("SMRATrainingOptions", optimizer_options=optimizer)
+    settings = module.parse_inputs(**given, **values, sura_share=0.3, training_options=training).settings
+    assert (settings.sura_share, settings.preserve_weight, settings.sura_weight) == (0.3, 1.0, 0.05)
 
 
 def dit(kind, **sizes):
