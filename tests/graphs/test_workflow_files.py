@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from saved_graphs import flatten, list_nodes, list_subgraphs
 
+from smra_core.data.frame_rate import WAN_FPS
 from smra_core.miniature.held_out_files import MOTION, REFERENCES
 
 ROOT = Path(__file__).parents[2]
@@ -149,6 +150,19 @@ def test_every_node_but_the_notes_lies_in_a_group(graph):
             x, y = node["pos"]
             inside = [g for g in part["groups"] if within(x, y, *node["size"], *g["bounding"])]
             assert node["type"] == "MarkdownNote" or inside, node["type"]
+
+
+RATE_PLACES = {"SaveWEBM": 2, "SMRASaveGridCell": 2, "SMRACompareGrid": 12}
+"""Nodes that write videos, and the place of the frame rate among their widgets' values."""
+MINIATURE_RATE = 8.0
+"""Frames per second of the miniature's videos, slow enough for an eye to follow 17 frames."""
+
+
+def test_videos_play_at_the_rate_that_clips_are_read_at(graph):
+    nodes = list_nodes(graph)
+    rates = {n["widgets_values"][RATE_PLACES[n["type"]]] for n in nodes if n["type"] in RATE_PLACES}
+    miniature = any(n["type"] == "SMRALoadMiniature" for n in nodes)
+    assert rates <= {MINIATURE_RATE if miniature else WAN_FPS}
 
 
 INPUTS, OUTPUTS = -10, -20
