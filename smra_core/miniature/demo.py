@@ -308,8 +308,15 @@ def _draw_pictures(
 def draw_subject(images: Sequence[SubjectImage], most: int, caption: str) -> Image.Image:
     """Draw at most so many pictures of the subject as a sheet of one row."""
     chosen = [images[index] for index in choose_indices(len(images), most)]
-    row = SheetRow("subject\n" + chosen[0].caption, [to_sheet_picture(image.pixels) for image in chosen])
+    row = SheetRow(describe_subject(images), [to_sheet_picture(image.pixels) for image in chosen])
     return draw_sheet([row], [f"picture {number}" for number in range(1, len(chosen) + 1)], caption)
+
+
+def describe_subject(images: Sequence[SubjectImage]) -> str:
+    """Return the label of the subject's row: the caption of its pictures, or the first of several."""
+    captions = list(dict.fromkeys(image.caption for image in images))
+    more = f", and {len(captions) - 1} more" if len(captions) > 1 else ""
+    return f"subject\n{captions[0]}{more}"
 
 
 def _write_introduction(materials: Materials) -> list[str]:

@@ -33,6 +33,14 @@ def test_the_contact_sheet_begins_with_the_pictures_of_the_subject():
     assert shades == [(10,) * 3, (170,) * 3]  # the first and the last, as there is room for two
 
 
+def test_the_subject_is_labeled_by_its_captions():
+    images = [
+        SubjectImage(f"{n}.png", Path(), torch.zeros(3, 8, 8), None, f"sks dog {n}") for n in (1, 1, 2, 3)
+    ]
+    assert demo.describe_subject(images[:2]) == "subject\nsks dog 1"
+    assert demo.describe_subject(images) == "subject\nsks dog 1, and 2 more"
+
+
 FRAMES = 5
 
 
