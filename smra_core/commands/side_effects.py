@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -22,6 +23,7 @@ from ..miniature.model_files import MINIATURE
 from ..miniature.weight_paths import DINOV2_FILE, SEA_RAFT_FILE
 from ..standalone.backend import StandaloneBackend
 from ..standalone.generate import Variant, generate
+from ..storage.on_demand import on_device
 from ..wan.sampler import SamplingSettings
 from .model_options import add_model, choose_encoder_file, open_backend
 from .options import add_json, add_option, log_notes
@@ -73,13 +75,15 @@ def run(args: argparse.Namespace) -> None:
     prompts = args.prompts or choose_prompts(args)
     files = {name: path for name in ("motion", "subject") if (path := getattr(args, name)) is not None}
     variants = [Variant("base", ""), *(load_alone(backend, name, path) for name, path in files.items())]
-    sea_raft = load_sea_raft(sea_raft_file).to(backend.device)
-    meter = None
+    sea_raft, meter = load_sea_raft(sea_raft_file), None
     if args.motion is not None:
         size = settings.width, settings.height
         clip = read_clip_file(args.clip, size, Selection(settings.frames, fps=backend.spec.latents.fps))
-        meter = LeakMeter(load_dinov2(dinov2_file, backend.device), sea_raft, clip.frames)
-    results = measure(sample_seeds(backend, prompts, variants, settings, args.seeds), meter, sea_raft)
+        dinov2 = load_dinov2(dinov2_file, backend.device)
+        with on_device(backend.device, dinov2, sea_raft):
+            meter = LeakMeter(dinov2, sea_raft, clip.frames)
+    seeds = sample_seeds(backend, prompts, variants, settings, args.seeds)
+    results = measure(seeds, meter, sea_raft, backend.device)
     print(_to_json(results) if args.json else "\n".join(verdict for _, verdict in results.values()))
 
 
@@ -101,19 +105,22 @@ def load_alone(backend: StandaloneBackend, name: str, path: Path) -> Variant:
 
 
 def measure(
-    seeds: Iterable[dict[str, Tensor]], meter: LeakMeter | None, sea_raft: SeaRaft
+    seeds: Iterable[dict[str, Tensor]], meter: LeakMeter | None, sea_raft: SeaRaft, device: torch.device
 ) -> dict[str, tuple]:
     """Return leak and stillness with their verdicts, of the videos by the variant's name of each seed.
 
-    Each seed is measured as it comes, so that the videos of one are in memory.
+    Each seed is measured as it comes, so that the videos of one are in memory. The nets are on the device
+    only then: while a seed is sampled, the DiT needs it.
     """
+    nets = [sea_raft] if meter is None else [sea_raft, meter.dinov2]
     leaks, speeds, base_speeds = [], [], []
     for videos in seeds:
-        if meter is not None:
-            leaks.append(meter.measure_seed(videos["motion"], videos["base"]))
-        if "subject" in videos:
-            speeds.append(measure_speed(sea_raft, videos["subject"]))
-            base_speeds.append(measure_speed(sea_raft, videos["base"]))
+        with on_device(device, *nets):
+            if meter is not None:
+                leaks.append(meter.measure_seed(videos["motion"], videos["base"]))
+            if "subject" in videos:
+                speeds.append(measure_speed(sea_raft, videos["subject"]))
+                base_speeds.append(measure_speed(sea_raft, videos["base"]))
     results: dict[str, tuple] = {}
     if leaks:
         leak = combine_seeds(leaks)

@@ -1,4 +1,4 @@
-"""Context manager for a model that is loaded on first use and freed at the end."""
+"""Context managers for models that take memory only while they are used."""
 
 import gc
 from collections.abc import Callable, Iterator
@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
+from torch import nn
 
 Model = TypeVar("Model")
 
@@ -29,6 +30,18 @@ def loaded_on_first_use(load: Callable[[], Model]) -> Iterator[Callable[[], Mode
         if loaded:
             loaded.clear()
             free_memory()
+
+
+@contextmanager
+def on_device(device: torch.device, *nets: nn.Module) -> Iterator[None]:
+    """Move nets to the device for the length of the block, and to host memory at its end."""
+    try:
+        for net in nets:
+            net.to(device)
+        yield
+    finally:
+        for net in nets:
+            net.to("cpu")
 
 
 def free_memory() -> None:
