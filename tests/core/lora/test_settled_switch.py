@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+from PIL import ImageColor
 from toy_models import ToyDenoiser, make_contexts
 
-from smra_core.evaluation.schedule_plot import SWITCH_COLOR
+from smra_core.evaluation.line_plot import Axes
+from smra_core.evaluation.schedule_plot import MOTION_COLOR, SIGMA_COLOR, SIZE, SWITCH_COLOR
 from smra_core.evaluation.switch_plot import draw_switch
 from smra_core.lora.adapter import LoraPair, init_lora
 from smra_core.lora.plan import SUBJECT
@@ -123,9 +125,30 @@ def test_a_run_with_a_switch_is_that_of_the_fixed_t_point_at_its_step(sampler):
     assert not torch.equal(made, run(TPoint(1.0)))
 
 
-def test_the_picture_shows_the_switch():
-    from PIL import ImageColor
+def draw_colors(switch):
+    """Draw a switch; return a function of (step, rate) for the colors within a pixel of that point.
 
-    picture = draw_switch(observe(1.0, 2.0, 2.1), LEVELS)
-    colors = {color for _, color in picture.getcolors(1 << 20)}
-    assert ImageColor.getrgb(SWITCH_COLOR) in colors
+    The axis of the rate ends at four times the settled rate.
+    """
+    picture, axes = draw_switch(switch, LEVELS), Axes(SIZE, (0, 5), (0, 4 * switch.settled))
+
+    def find_colors(step, rate):
+        x, y = map(round, axes.find_pixel((step, rate)))
+        return {color for _, color in picture.crop((x - 1, y - 1, x + 2, y + 2)).getcolors()}
+
+    return find_colors
+
+
+def test_the_picture_has_the_rates_the_settled_rate_and_the_switch_at_their_places():
+    # As above: rates 2.5, 0.5 and 2.5 at steps 1 to 3, settled at 1, and late strengths from step 3 on.
+    find_colors = draw_colors(observe(1.0, 2.0, 2.0 / 0.9, 2.0 / 0.9 * 2))
+    for point in ((1, 2.5), (2, 0.5), (3, 2.5), (1.5, 1.5)):
+        assert ImageColor.getrgb(MOTION_COLOR) in find_colors(*point)
+    assert ImageColor.getrgb(SWITCH_COLOR) in find_colors(3, 3.5)
+    for step in (0.5, 4.5):
+        assert ImageColor.getrgb(SIGMA_COLOR) in find_colors(step, 1)
+
+
+def test_a_rate_above_the_pictures_axis_lies_at_its_upper_end():
+    # From 1 to 9 in a step of 0.2 is a rate of 4.4, above the axis' end at 4.
+    assert ImageColor.getrgb(MOTION_COLOR) in draw_colors(observe(1.0, 9.0))(1, 4)
