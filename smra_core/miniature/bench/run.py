@@ -144,7 +144,7 @@ def train_pair(bench: Bench, variant: BenchVariant, case: Case) -> tuple[Schedul
         )
     spec, loras = bench.backend.spec, []
     if variant.subject is not None:
-        trained = train_case_subject(bench, variant.subject, case)
+        trained = train_case_subject(bench, variant.subject, case, variant.pictures)
         loras.append(ScheduledLora(load_lora(trained.path, spec).lora, variant.strengths))
     if variant.motion is not None:
         trained = train_case_motion(bench, variant.motion, case)
@@ -152,9 +152,11 @@ def train_pair(bench: Bench, variant: BenchVariant, case: Case) -> tuple[Schedul
     return tuple(loras)
 
 
-def train_case_subject(bench: Bench, settings: SubjectSettings, case: Case) -> TrainedLora:
+def train_case_subject(
+    bench: Bench, settings: SubjectSettings, case: Case, pictures: int | None = None
+) -> TrainedLora:
     training = replace(SUBJECT_TRAINING, seed=case.seed)
-    images = bench.write_images(case.subject)
+    images = bench.write_images(case.subject)[:pictures]
     with TrainingBar(f"{case.subject} subject") as report:
         return train_subject(bench.backend, images, DINOV2_FILE, settings, training, case.subject, report)
 

@@ -78,7 +78,7 @@ SUBJECT_ARMS = [
     *[_train_on_figures(replace(arm, seeds=4), 1) for arm in (REGION, SHARED)],
     _train_on_figures(replace(PAPER, seeds=2), 1),
     *[_train_on_figures(arm, 1) for arm in (_PRESERVED, _SHARED_KEPT, _SHARED_CLIPS)],
-    *[_train_on_one(replace(arm, seeds=2)) for arm in (REGION, SHARED)],
+    *[_train_on_one(replace(arm, seeds=4)) for arm in (REGION, SHARED, _PRESERVED, _SHARED_KEPT)],
     *map(_train_on_figures, (_BELOW_06, _REST, _DECODED)),
     SubjectArm("R unweighted", replace(WITHOUT, weighted_velocity=False)),
     SubjectArm("R s3u", replace(WITHOUT, shift=3.0, weighted_velocity=False)),

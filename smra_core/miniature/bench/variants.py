@@ -28,6 +28,8 @@ class BenchVariant:
     t_point: TPoint = TPoint()
     joint: bool = False
     """Whether both LoRAs are trained together (see joint_training)."""
+    pictures: int | None = None
+    """Number of the subject's pictures that are known; None is all."""
 
 
 def at_step(step: int) -> TPoint:
@@ -35,6 +37,7 @@ def at_step(step: int) -> TPoint:
     return TPoint.from_step(step, T_POINT_STEPS)
 
 
+_ALIGNED_AND_KEPT = replace(SUBJECT, sura_share=0.3, preserve_weight=1.0)
 _PLAIN_SUBJECT = replace(SUBJECT, plan=ALL_LAYERS, sura_weight=0.0)
 _PLAIN_MOTION = replace(MOTION, plan=ALL_LAYERS, mora_weight=0.0)
 VARIANTS = (
@@ -54,4 +57,6 @@ VARIANTS = (
     BenchVariant("T_point 0", t_point=at_step(0)),
     BenchVariant("T_point 30", t_point=at_step(30)),
     BenchVariant("T_point 50", t_point=at_step(50)),
+    BenchVariant("one picture", pictures=1),
+    BenchVariant("one picture, SuRA at a share of 0.3, base preserved", _ALIGNED_AND_KEPT, pictures=1),
 )

@@ -3,9 +3,10 @@ import json
 import pytest
 
 from smra_core.lora.schedule import SUBJECT_STRENGTHS, TPoint
+from smra_core.miniature.bench import run
 from smra_core.miniature.bench.metrics import METRIC_HELP
 from smra_core.miniature.bench.planted import describe_ranking, run_planted
-from smra_core.miniature.bench.run import BenchSize, Case, list_cases, read_finished
+from smra_core.miniature.bench.run import BenchSize, Case, list_cases, open_bench, read_finished
 from smra_core.miniature.bench.table import estimate_mean, render_differences, render_table
 from smra_core.miniature.bench.variants import VARIANTS, at_step
 
@@ -76,3 +77,14 @@ def test_the_summary_of_planted_loras_counts_the_pairs_that_rank_as_planted(tmp_
 
 def test_a_clips_line_says_its_case_and_its_metrics():
     assert not set(METRIC_HELP) & {"variant", "clip", *Case._fields}
+
+
+def test_a_variant_of_one_picture_trains_on_the_first_picture_alone(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(run, "train_subject", lambda backend, images, *rest: given.append(images))
+    bench, case = open_bench(tmp_path), Case("ball", "zigzag", 0)
+    for variant in VARIANTS:
+        if variant.pictures or variant.name.startswith("SMRABooth"):
+            run.train_case_subject(bench, variant.subject, case, variant.pictures)
+    assert [len(images) for images in given] == [3, 1, 1]
+    assert {images[0].name for images in given} == {given[0][0].name}
