@@ -17,7 +17,7 @@ import torch
 from ...data.motion_clip import MotionClip, read_motion_clip
 from ...data.subject_set import SubjectImage, read_subject_set
 from ...lora.reader import load_lora
-from ...lora.schedule import MOTION_STRENGTHS, ScheduledLora
+from ...lora.schedule import ScheduledLora
 from ...standalone.backend import StandaloneBackend
 from ...standalone.generate import Variant, generate
 from ...standalone.progress_bar import TrainingBar
@@ -148,7 +148,7 @@ def train_pair(bench: Bench, variant: BenchVariant, case: Case) -> tuple[Schedul
         loras.append(ScheduledLora(load_lora(trained.path, spec).lora, variant.strengths))
     if variant.motion is not None:
         trained = train_case_motion(bench, variant.motion, case)
-        loras.append(ScheduledLora(load_lora(trained.path, spec).lora, MOTION_STRENGTHS))
+        loras.append(ScheduledLora(load_lora(trained.path, spec).lora, variant.motion_strengths))
     return tuple(loras)
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from ...lora.plan import ALL_LAYERS, MOTION_WITHOUT_FFN_0, SUBJECT_WITHOUT_FFN_0
-from ...lora.schedule import SUBJECT_STRENGTHS, Strengths, TPoint
+from ...lora.schedule import MOTION_STRENGTHS, SUBJECT_STRENGTHS, Strengths, TPoint
 from ...training.motion_settings import MotionSettings
 from ...training.sura import SubjectSettings
 from ..small_settings import MOTION, SUBJECT
@@ -25,6 +25,7 @@ class BenchVariant:
     subject: SubjectSettings | None = SUBJECT
     motion: MotionSettings | None = MOTION
     strengths: Strengths = SUBJECT_STRENGTHS
+    motion_strengths: Strengths = MOTION_STRENGTHS
     t_point: TPoint = TPoint()
     joint: bool = False
     """Whether both LoRAs are trained together (see joint_training)."""
@@ -57,6 +58,10 @@ VARIANTS = (
     BenchVariant("T_point 0", t_point=at_step(0)),
     BenchVariant("T_point 30", t_point=at_step(30)),
     BenchVariant("T_point 50", t_point=at_step(50)),
+    *[
+        BenchVariant(f"motion at {late} after T_point", motion_strengths=Strengths(1.0, late))
+        for late in (0.5, 0.25)
+    ],
     BenchVariant("one picture", pictures=1),
     BenchVariant("one picture, SuRA at a share of 0.3, base preserved", _ALIGNED_AND_KEPT, pictures=1),
 )
