@@ -65,6 +65,10 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--quick", action="store_true", help="Measure one case with one seed: a direction, no evidence."
     )
+    bench.add_argument(
+        "--paper-metrics", action="store_true",
+        help="Score the main variants by the paper's metrics instead, with the LoRAs of the folder.",
+    )  # fmt: skip
     bench.set_defaults(run=run_bench_command)
     text = "Check the meters of leak and stillness on LoRAs that were planted to leak and to still."
     planted = commands.add_parser("planted", help=text, description=text)
@@ -157,10 +161,15 @@ def run_planted_command(args: argparse.Namespace) -> None:
 
 
 def run_bench_command(args: argparse.Namespace) -> None:
+    from .bench.paper_metrics import run_paper_metrics
     from .bench.run import FULL, QUICK, run_bench
     from .bench.table import read_clips, render_differences, render_table
 
-    clips = read_clips(run_bench(args.out, QUICK if args.quick else FULL))
+    size = QUICK if args.quick else FULL
+    if args.paper_metrics:
+        print(run_paper_metrics(args.out, size))
+        return
+    clips = read_clips(run_bench(args.out, size))
     print(render_table(clips), render_differences(clips), sep="\n\n")
 
 

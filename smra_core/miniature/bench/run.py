@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from ...data.motion_clip import MotionClip, read_motion_clip
 from ...data.subject_set import SubjectImage, read_subject_set
@@ -119,13 +120,7 @@ def read_finished(path: Path) -> set[tuple[str, Case]]:
 
 def measure_case(bench: Bench, variant: BenchVariant, case: Case, count: int) -> Iterator[dict]:
     """Train the variant's LoRAs, sample `count` clips and measure them; yield a dictionary for each clip."""
-    loras = train_pair(bench, variant, case)
-    backgrounds = [PROMPT_BACKGROUNDS[i % len(PROMPT_BACKGROUNDS)] for i in range(count)]
-    prompts = [make_prompt(case.subject, background) for background in backgrounds]
-    settings = replace(SAMPLING, seed=10_000 * (case.seed + 1))
-    sampled = Variant(variant.name, "", loras, variant.t_point)
-    videos = generate(bench.backend, prompts, [sampled], settings)[variant.name]
-    for number, (video, background) in enumerate(zip(videos, backgrounds, strict=True)):
+    for number, (video, background) in enumerate(sample_case(bench, variant, case, count)):
         metrics = measure_clip(video, case.subject, case.motion, background)
         yield {
             "variant": variant.name,
@@ -133,6 +128,19 @@ def measure_case(bench: Bench, variant: BenchVariant, case: Case, count: int) ->
             "clip": number,
             **{name: round(value, 4) for name, value in metrics.items()},
         }
+
+
+def sample_case(bench: Bench, variant: BenchVariant, case: Case, count: int) -> list[tuple[Tensor, str]]:
+    """Train the variant's LoRAs and sample `count` clips `F 3 H W` in [0, 1], each with the background that
+    its prompt names.
+    """
+    loras = train_pair(bench, variant, case)
+    backgrounds = [PROMPT_BACKGROUNDS[i % len(PROMPT_BACKGROUNDS)] for i in range(count)]
+    prompts = [make_prompt(case.subject, background) for background in backgrounds]
+    settings = replace(SAMPLING, seed=10_000 * (case.seed + 1))
+    sampled = Variant(variant.name, "", loras, variant.t_point)
+    videos = generate(bench.backend, prompts, [sampled], settings)[variant.name]
+    return list(zip(videos, backgrounds, strict=True))
 
 
 def train_pair(bench: Bench, variant: BenchVariant, case: Case) -> tuple[ScheduledLora, ...]:

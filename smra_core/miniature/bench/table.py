@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,13 +43,7 @@ def read_clips(path: Path) -> list[dict]:
 
 def render_table(clips: list[dict]) -> str:
     """Render a Markdown table with a row for each variant, and the explanation of its columns."""
-    by_variant = defaultdict(list)
-    for clip in clips:
-        by_variant[clip["variant"]].append(clip)
-    lines = ["| variant | n | " + " | ".join(METRIC_HELP) + " |", "|---" * (len(METRIC_HELP) + 2) + "|"]
-    for name in (variant.name for variant in VARIANTS if variant.name in by_variant):
-        cells = [str(estimate_mean(by_variant[name], column)) for column in METRIC_HELP]
-        lines.append(f"| {name} | {len(by_variant[name])} | " + " | ".join(cells) + " |")
+    lines = [render_means(clips, METRIC_HELP)]
     seeds = len({clip["seed"] for clip in clips})
     cases = len({(clip["subject"], clip["motion"], clip["seed"]) for clip in clips})
     lines += ["", f"{seeds} seed(s), {cases} case(s) of subject, motion and seed; intervals are 95 %, by"]
@@ -57,7 +51,21 @@ def render_table(clips: list[dict]) -> str:
     return "\n".join(lines + [f"- `{name}`: {text}" for name, text in METRIC_HELP.items()])
 
 
-def render_differences(clips: list[dict], reference: str = REFERENCE) -> str:
+def render_means(clips: list[dict], columns: Iterable[str]) -> str:
+    """Render a Markdown table of the means of columns, with their intervals and a row for each variant."""
+    by_variant, columns = defaultdict(list), tuple(columns)
+    for clip in clips:
+        by_variant[clip["variant"]].append(clip)
+    lines = ["| variant | n | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
+    for name in (variant.name for variant in VARIANTS if variant.name in by_variant):
+        cells = [str(estimate_mean(by_variant[name], column)) for column in columns]
+        lines.append(f"| {name} | {len(by_variant[name])} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def render_differences(
+    clips: list[dict], reference: str = REFERENCE, columns: Sequence[str] = COMPARED
+) -> str:
     """Render a Markdown table of each variant's differences to the reference, paired clip by clip over the
     cases that both have.
     """
@@ -66,11 +74,11 @@ def render_differences(clips: list[dict], reference: str = REFERENCE) -> str:
     if reference not in present or not names:
         return f"No differences: they need {reference!r} and another variant."
     lines = [
-        f"| variant, less {reference} | cases | {' | '.join(COMPARED)} |",
-        "|---" * (len(COMPARED) + 2) + "|",
+        f"| variant, less {reference} | cases | {' | '.join(columns)} |",
+        "|---" * (len(columns) + 2) + "|",
     ]
     for name in names:
-        cells = [compare_variants(clips, name, reference, column) for column in COMPARED]
+        cells = [compare_variants(clips, name, reference, column) for column in columns]
         lines.append(f"| {name} | {cells[0].cases} | {' | '.join(str(cell.difference) for cell in cells)} |")
     return "\n".join(lines)
 

@@ -1,9 +1,11 @@
 import json
 
 import pytest
+import torch
 
+from smra_core.evaluation.metrics import METRIC_HELP as SCORES
 from smra_core.lora.schedule import SUBJECT_STRENGTHS, TPoint
-from smra_core.miniature.bench import run
+from smra_core.miniature.bench import paper_metrics, run
 from smra_core.miniature.bench.metrics import METRIC_HELP
 from smra_core.miniature.bench.planted import describe_ranking, run_planted
 from smra_core.miniature.bench.run import BenchSize, Case, list_cases, open_bench, read_finished
@@ -88,3 +90,48 @@ def test_a_variant_of_one_picture_trains_on_the_first_picture_alone(tmp_path, mo
             run.train_case_subject(bench, variant.subject, case, variant.pictures)
     assert [len(images) for images in given] == [3, 1, 1]
     assert {images[0].name for images in given} == {given[0][0].name}
+
+
+class StubScorer:
+    """Scores a video by the mean of its pixels."""
+
+    def __init__(self, *files):
+        pass
+
+    def set_references(self, images, clip):
+        assert len(images) == 3 and clip.shape == (17, 3, 64, 64)
+
+    def score(self, videos):
+        assert videos.shape == (1, 17, 3, 64, 64)
+        return dict.fromkeys(SCORES, videos.mean().item())
+
+
+def test_the_papers_metrics_stand_beside_the_classical_ones_of_the_same_clips(tmp_path, monkeypatch):
+    shades, sampled = iter(range(1, 100)), []
+
+    def sample(bench, variant, case, count):
+        sampled.append(variant.name)
+        return [(torch.full((17, 3, 64, 64), next(shades) / 100), "navy") for _ in range(count)]
+
+    monkeypatch.setattr(paper_metrics, "sample_case", sample)
+    monkeypatch.setattr(paper_metrics, "VideoScorer", StubScorer)
+    monkeypatch.setattr(
+        paper_metrics,
+        "measure_clip",
+        lambda clip, *rest: dict(likeness=1 - clip.mean().item(), x=0.2, y=clip.mean().item()),
+    )
+    size = BenchSize(("ball",), ("zigzag",), seeds=1, clips=2)
+    told = paper_metrics.run_paper_metrics(tmp_path, size)
+    assert sampled == list(paper_metrics.SCORED)
+    assert (
+        told == paper_metrics.run_paper_metrics(tmp_path, size) and len(sampled) == 5
+    )  # nothing is done twice
+    rows = told.split("\n\n")[0].splitlines()
+    assert rows[0] == "| variant | n | DINO-I | fidelity | consistency | likeness | track |"
+    # The clips of SMRABooth are the fifth and the sixth: pixels of 0.05 and 0.06.
+    assert (
+        rows[4].startswith("| SMRABooth (T_point 15) | 2 | 0.06 (")
+        and "| 0.94 (" in rows[4]
+        and "| 0.13 (" in rows[4]
+    )
+    assert told.endswith("over 10 clips: DINO-I and likeness -1.00, fidelity and track 1.00.")
