@@ -51,6 +51,10 @@ VARIANTS = (
     BenchVariant(
         "MoRA at 300 times the paper's weight", motion=replace(MOTION, mora_weight=300.0, mora_share=0.0)
     ),
+    BenchVariant(
+        "without MoRA, base preserved for the motion",
+        motion=replace(MOTION, mora_weight=0.0, preserve_weight=1.0),
+    ),
     BenchVariant("trained jointly, without MoRA", motion=replace(MOTION, mora_weight=0.0), joint=True),
     BenchVariant("all-layer injection", replace(SUBJECT, plan=ALL_LAYERS), replace(MOTION, plan=ALL_LAYERS)),
     BenchVariant("subject without FFN.0", replace(SUBJECT, plan=SUBJECT_WITHOUT_FFN_0)),
