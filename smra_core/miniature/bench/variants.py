@@ -67,5 +67,6 @@ VARIANTS = (
         for late in (0.5, 0.25)
     ],
     BenchVariant("one picture", pictures=1),
+    BenchVariant("one picture, base preserved", replace(SUBJECT, preserve_weight=1.0), pictures=1),
     BenchVariant("one picture, SuRA at a share of 0.3, base preserved", _ALIGNED_AND_KEPT, pictures=1),
 )
