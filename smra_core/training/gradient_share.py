@@ -4,12 +4,15 @@ With a constant weight, the flow loss is a hundredth of the step at low noise an
 the alignment with DINOv2 nearly nothing anywhere. A share holds at every noise level, on every model.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..wan.settings import Limits
+
+log = logging.getLogger("smrabooth")
 
 SHARE = Limits(0, 0.95)
 """Limits of a share of the gradient: with 1, nothing would be left of the other losses."""
@@ -44,6 +47,17 @@ def backpropagate(
         scale = find_scale(gradient[: len(lora)], base[: len(lora)], shares[name])
         _add(lora, gradient[: len(lora)], factor * scale)
         _add(others, gradient[len(lora) :], factor)
+
+
+def warn_of_unused_shares(weights: Mapping[str, float], shares: Mapping[str, float]) -> None:
+    """Warn of each loss that has a share and the weight 0, which turns it off."""
+    for name, share in shares.items():
+        if share and not weights[name]:
+            log.warning(
+                "%s_share %g has no effect, because %s_weight 0 turns that loss off. Set %s_weight above 0; "
+                "with a share, its size does not matter to the LoRA.",
+                name, share, name, name,
+            )  # fmt: skip
 
 
 def find_scale(aligned: Sequence[Tensor | None], base: Sequence[Tensor | None], share: float) -> Tensor:

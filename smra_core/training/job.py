@@ -24,6 +24,7 @@ from ..wan.spec import token_grid
 from .backend import Backend
 from .cost import count_activation_bytes, count_optimizer_bytes
 from .followed_run import FollowedRun
+from .gradient_share import warn_of_unused_shares
 from .kept_blocks import choose_kept_blocks, log_choice, measure_host_memory, measure_spare_memory
 from .learning_rate import COSINE
 from .mora import MotionSample
@@ -168,6 +169,7 @@ def _train(
     for pair in lora.values():
         pair.to(backend.device)
     objective = job.load_objective()
+    warn_of_unused_shares(objective.weights, objective.shares)
 
     def keep(state: TrainState) -> Path:
         kept = run.path / f"{make_file_name(job.name)}_{state.step}.safetensors"

@@ -48,7 +48,7 @@ def measure_pair(bench: Bench, seed: int) -> dict[str, float]:
     clip = bench.write_clip(motion)
     meter = LeakMeter(load_dinov2(DINOV2_FILE), load_sea_raft(SEA_RAFT_FILE), clip.frames)
     training = replace(MOTION_TRAINING, steps=LONG_STEPS, seed=seed)
-    settings = replace(MOTION, plan=ALL_LAYERS, mora_weight=0.0)
+    settings = replace(MOTION, plan=ALL_LAYERS, mora_weight=0.0, mora_share=0.0)
     measured = {}
     for name, clips in (("clip", [clip]), ("copies", make_colored_copies(clip, COPIES, seed))):
         with TrainingBar(f"{motion} {name}") as report:

@@ -85,7 +85,8 @@ def measure_leaks(bench: Bench, seed: int) -> dict[str, float]:
     """Return the leaks of a clean and of a leaky motion LoRA that are trained from one seed."""
     clip = bench.write_clip(HELD_OUT_MOTIONS[seed % len(HELD_OUT_MOTIONS)])
     meter = LeakMeter(load_dinov2(DINOV2_FILE), load_sea_raft(SEA_RAFT_FILE), clip.frames)
-    settings = replace(MOTION, mora_weight=0.0)  # MoRA holds no look, and decoding takes most of the time
+    # MoRA holds no look, and decoding takes most of the time.
+    settings = replace(MOTION, mora_weight=0.0, mora_share=0.0)
     leaks = {}
     for name, steps, chosen in (
         ("clean", CLEAN_STEPS, settings),

@@ -68,7 +68,7 @@ def measure_roles(bench: Bench, name: str) -> dict[str, dict[str, list[float]]]:
         effect = Effect("likeness", tuple(list_subject_scenes(name)[:CLIPS]))
     else:
         trained = train_case_motion(
-            bench, replace(MOTION, plan=ALL_LAYERS, mora_weight=0.0), Case("", name, 0)
+            bench, replace(MOTION, plan=ALL_LAYERS, mora_weight=0.0, mora_share=0.0), Case("", name, 0)
         )
         effect = Effect("error", tuple(list_motion_scenes(name, CLIPS)))
     lora = load_lora(trained.path, bench.backend.spec).lora

@@ -40,22 +40,23 @@ def at_step(step: int) -> TPoint:
 
 _ALIGNED_AND_KEPT = replace(SUBJECT, sura_share=0.3, preserve_weight=1.0)
 _PLAIN_SUBJECT = replace(SUBJECT, plan=ALL_LAYERS, sura_weight=0.0)
-_PLAIN_MOTION = replace(MOTION, plan=ALL_LAYERS, mora_weight=0.0)
+_WITHOUT_MORA = replace(MOTION, mora_weight=0.0, mora_share=0.0)
+_PLAIN_MOTION = replace(_WITHOUT_MORA, plan=ALL_LAYERS)
 VARIANTS = (
     BenchVariant("base, no LoRA", None, None),
     BenchVariant("plain LoRAs", _PLAIN_SUBJECT, _PLAIN_MOTION, Strengths.from_value(SUBJECT_STRENGTHS.late)),
     BenchVariant("SMRABooth (T_point 15)"),
     BenchVariant("without SuRA", replace(SUBJECT, sura_weight=0.0)),
     BenchVariant("SuRA at 100 times its weight", replace(SUBJECT, sura_weight=100 * SUBJECT.sura_weight)),
-    BenchVariant("without MoRA", motion=replace(MOTION, mora_weight=0.0)),
+    BenchVariant("without MoRA", motion=_WITHOUT_MORA),
     BenchVariant(
         "MoRA at 300 times the paper's weight", motion=replace(MOTION, mora_weight=300.0, mora_share=0.0)
     ),
     BenchVariant(
         "without MoRA, base preserved for the motion",
-        motion=replace(MOTION, mora_weight=0.0, preserve_weight=1.0),
+        motion=replace(_WITHOUT_MORA, preserve_weight=1.0),
     ),
-    BenchVariant("trained jointly, without MoRA", motion=replace(MOTION, mora_weight=0.0), joint=True),
+    BenchVariant("trained jointly, without MoRA", motion=_WITHOUT_MORA, joint=True),
     BenchVariant("all-layer injection", replace(SUBJECT, plan=ALL_LAYERS), replace(MOTION, plan=ALL_LAYERS)),
     BenchVariant("subject without FFN.0", replace(SUBJECT, plan=SUBJECT_WITHOUT_FFN_0)),
     BenchVariant("motion without FFN.0", motion=replace(MOTION, plan=MOTION_WITHOUT_FFN_0)),

@@ -88,7 +88,7 @@ def test_a_variant_of_one_picture_trains_on_the_first_picture_alone(tmp_path, mo
     for variant in VARIANTS:
         if variant.pictures or variant.name.startswith("SMRABooth"):
             run.train_case_subject(bench, variant.subject, case, variant.pictures)
-    assert [len(images) for images in given] == [3, 1, 1]
+    assert [len(images) for images in given] == [3, 1, 1, 1]
     assert {images[0].name for images in given} == {given[0][0].name}
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from smra_core.training.gradient_share import backpropagate, find_scale
+from smra_core.training.gradient_share import backpropagate, find_scale, warn_of_unused_shares
 
 SHARE = 0.3
 
@@ -74,3 +74,13 @@ def test_without_a_share_the_weights_hold(lora):
 def test_a_gradient_that_vanishes_stays_zero():
     assert find_scale([torch.zeros(2)], [torch.ones(2)], SHARE) == 0.0
     assert find_scale([None], [torch.ones(2)], SHARE) == 0.0
+
+
+def test_only_a_share_of_a_loss_that_is_off_is_warned_of(caplog):
+    warn_of_unused_shares({"region": 1.0, "sura": 0.05, "mora": 0.0}, {"sura": 0.3, "mora": 0.0})
+    assert not caplog.records
+    warn_of_unused_shares({"mora": 0.0}, {"mora": 0.3})
+    assert caplog.messages == [
+        "mora_share 0.3 has no effect, because mora_weight 0 turns that loss off. Set mora_weight above 0; "
+        "with a share, its size does not matter to the LoRA."
+    ]

@@ -284,6 +284,11 @@ def test_without_sura_no_encoder_is_read(backend, loaded):
     assert "dinov2" not in kinds(loaded) and set(infos[0].losses) == {"region"}
 
 
+def test_a_share_of_sura_without_its_weight_is_told_to_have_no_effect(backend, caplog):
+    train(backend, None, 1, settings=replace(SETTINGS, sura_weight=0.0, sura_share=0.3))
+    assert "sura_share 0.3 has no effect, because sura_weight 0 turns that loss off" in caplog.text
+
+
 def test_missing_encoder_and_missing_mask_are_refused_before_anything_is_encoded(backend, dinov2, loaded):
     with pytest.raises(ValueError, match="SuRA at sura_weight 0.05 needs DINOv2"):
         train(backend, None)
