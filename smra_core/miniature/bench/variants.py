@@ -38,7 +38,8 @@ def at_step(step: int) -> TPoint:
     return TPoint.from_step(step, T_POINT_STEPS)
 
 
-_ALIGNED_AND_KEPT = replace(SUBJECT, sura_share=0.3, preserve_weight=1.0)
+_KEPT = replace(SUBJECT, preserve_weight=1.0)
+_ALIGNED_AND_KEPT = replace(_KEPT, sura_share=0.3)
 _PLAIN_SUBJECT = replace(SUBJECT, plan=ALL_LAYERS, sura_weight=0.0)
 _WITHOUT_MORA = replace(MOTION, mora_weight=0.0, mora_share=0.0)
 _PLAIN_MOTION = replace(_WITHOUT_MORA, plan=ALL_LAYERS)
@@ -53,7 +54,7 @@ VARIANTS = (
         "MoRA at 300 times the paper's weight", motion=replace(MOTION, mora_weight=300.0, mora_share=0.0)
     ),
     BenchVariant(
-        "without MoRA, base preserved for the motion",
+        "base preserved for the motion, without MoRA",
         motion=replace(_WITHOUT_MORA, preserve_weight=1.0),
     ),
     BenchVariant("trained jointly, without MoRA", motion=_WITHOUT_MORA, joint=True),
@@ -67,7 +68,8 @@ VARIANTS = (
         BenchVariant(f"motion at {late} after T_point", motion_strengths=Strengths(1.0, late))
         for late in (0.5, 0.25)
     ],
+    BenchVariant("base preserved for the subject", _KEPT),
     BenchVariant("one picture", pictures=1),
-    BenchVariant("one picture, base preserved", replace(SUBJECT, preserve_weight=1.0), pictures=1),
+    BenchVariant("one picture, base preserved", _KEPT, pictures=1),
     BenchVariant("one picture, SuRA at a share of 0.3, base preserved", _ALIGNED_AND_KEPT, pictures=1),
 )
