@@ -114,9 +114,14 @@ def measure_by_velocity(bench: Bench, lora: Lora, effect: Effect) -> dict[str, l
 
 
 def correlate_ranks(first: Sequence[float], second: Sequence[float]) -> float:
-    """Return Spearman's rank correlation of two rows of numbers, none of which repeats."""
-    ranks = [np.argsort(np.argsort(row)) for row in (first, second)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    """Return Spearman's rank correlation, in [-1, 1], of two rows of numbers; equal ones share a rank."""
+    return float(np.corrcoef(rank_values(first), rank_values(second))[0, 1])
+
+
+def rank_values(values: Sequence[float]) -> np.ndarray:
+    """Return the rank of each value, from 1; equal ones have the mean of their ranks."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[places]
 
 
 def render_roles(lines: Sequence[dict]) -> str:

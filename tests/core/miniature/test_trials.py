@@ -16,7 +16,7 @@ from smra_core.miniature.bench.color_jitter import make_colored_copies, render_p
 from smra_core.miniature.bench.flow_confidence import check_consistency
 from smra_core.miniature.bench.joint_training import JointSide, order_steps, train_jointly
 from smra_core.miniature.bench.motion_arms import StackedMotion
-from smra_core.miniature.bench.role_videos import correlate_ranks, render_roles
+from smra_core.miniature.bench.role_videos import correlate_ranks, rank_values, render_roles
 from smra_core.miniature.model_files import MINIATURE_FILES
 from smra_core.miniature.small_settings import MOTION, MOTION_TRAINING
 from smra_core.training.mora import MotionObjective, MotionSample
@@ -110,6 +110,12 @@ def test_pixels_are_trusted_where_the_flow_back_leads_back():
 
 def test_rank_correlations_are_those_by_hand():
     assert correlate_ranks([1, 2, 3], [10, 30, 20]) == pytest.approx(0.5)  # 1 - 6 * 2 / (3 * 8)
+    assert rank_values([5, 1, 5, 9]).tolist() == [
+        2.5,
+        1,
+        2.5,
+        4,
+    ]  # equal values share the mean of their ranks
     shares = {"q": [0.1, 0.2], "v": [0.5, 0.4], "o": [0.2, 0.3]}
     text = render_roles([{"lora": "ball", "videos": shares, "velocity": shares}])
     assert "| ball | videos, alone | 10% | 50% | 20% | 1.00 |" in text and text.count("\n") == 5
